@@ -1,0 +1,27 @@
+"""Features of a whole set of images from the frozen network."""
+
+from typing import Iterable, Tuple
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def extract(network: nn.Module, batches: Iterable[Tuple[Tensor, Tensor]], size: int, dim: int) -> Tensor:
+    """Unit features of every image, in the order of their indices.
+
+    Args:
+        batches: pairs of images (B, 3, S, S) and row numbers (B,), each row once.
+        size: how many rows there are.
+        dim: D.
+
+    Returns:
+        (size, D) float32 on the network's device. The network is left in the mode it was in.
+    """
+    was_training = network.training
+    network.eval()
+    features = torch.empty(size, dim, device=next(network.parameters()).device)
+    for images, indices in batches:
+        features[indices] = network(images).float()
+    network.train(was_training)
+    return features

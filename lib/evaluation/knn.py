@@ -1,0 +1,76 @@
+"""The weighted k-nearest-neighbour vote (Wu et al. 2018), and its special case of one neighbour."""
+
+from dataclasses import dataclass
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from lib.nearest import nearest
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Shares of 1. `top5` is None where there are fewer than five classes."""
+
+    top1: float
+    top5: Optional[float]
+
+    def __str__(self) -> str:
+        text = f"top-1 {100 * self.top1:.2f} %"
+        return text if self.top5 is None else f"{text}, top-5 {100 * self.top5:.2f} %"
+
+
+def class_votes(similarities: Tensor, neighbour_labels: Tensor, classes: int, sigma: float) -> Tensor:
+    """s_c = sum over the K neighbours of class c of exp(cos / sigma), up to a factor common to all classes.
+
+    Args:
+        similarities: (Q, K) cosines.
+        neighbour_labels: (Q, K) int64 in [0, C).
+        classes: C.
+        sigma: temperature of the vote, > 0.
+
+    Returns:
+        (Q, C) float64 votes; the nearest neighbour's own vote is 1.
+    """
+    similarities = similarities.double()
+    # dividing by the largest weight changes no ranking and keeps exp() in range for any sigma
+    weights = torch.exp((similarities - similarities.max(dim=1, keepdim=True).values) / sigma)
+    votes = weights.new_zeros(len(weights), classes)
+    return votes.scatter_add_(1, neighbour_labels, weights)
+
+
+def rank_of_truth(votes: Tensor, labels: Tensor) -> Tensor:
+    """How many classes come before the true one, (Q,) int64; 0 is a correct top-1 answer.
+
+    A class of equal vote and lower index comes first. A class without any vote is never found: its rank is C.
+    """
+    true_vote = votes.gather(1, labels[:, None])  # (Q, 1)
+    index = torch.arange(votes.shape[1], device=votes.device)
+    ahead = (votes > true_vote) | ((votes == true_vote) & (index < labels[:, None]))
+    return ahead.sum(dim=1).masked_fill(true_vote[:, 0] == 0, votes.shape[1])
+
+
+def weighted_knn(
+    queries: Tensor,
+    labels: Tensor,
+    database: Tensor,
+    database_labels: Tensor,
+    classes: int,
+    k: int,
+    sigma: float,
+) -> Accuracy:
+    """Accuracy of the vote of the k nearest rows of the database.
+
+    Args:
+        queries: (Q, D) unit features with labels (Q,).
+        database: (N, D) unit features with database_labels (N,).
+        classes: C.
+        k: neighbours that vote; all N where there are fewer.
+        sigma: temperature of the vote.
+    """
+    similarities, indices = nearest(queries, database, min(k, len(database)))
+    votes = class_votes(similarities, database_labels[indices], classes, sigma)
+    rank = rank_of_truth(votes, labels)
+    top5 = (rank < 5).double().mean().item() if classes >= 5 else None
+    return Accuracy((rank == 0).double().mean().item(), top5)

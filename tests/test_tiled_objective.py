@@ -1,0 +1,77 @@
+"""The tiled loss against the plain one: value, gradient, memory."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lib.method.objective import ABSENT, and_loss
+from lib.method.tiled_objective import tiled_and_loss
+from tests.test_objective import unit_rows
+
+
+def random_members(batch, size, k, seed):
+    generator = torch.Generator().manual_seed(seed)
+    members = torch.stack([torch.randperm(size, generator=generator)[: 1 + k] for _ in range(batch)])
+    instances = torch.rand(batch, generator=generator) < 0.5
+    members[instances, 1:] = ABSENT
+    return members
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(2, 70),
+    b=st.integers(1, 9),
+    k=st.integers(0, 6),
+    tau=st.sampled_from([0.01, 0.07, 0.1, 1.0]),
+    tile=st.sampled_from([1, 7, 64, 2**20]),
+    seed=st.integers(0, 2**31),
+)
+def test_value_and_gradient_equal_the_plain_loss(n, b, k, tau, tile, seed):
+    memory, members = unit_rows(n, 6, seed), random_members(b, n, min(k, n - 1), seed)
+    plain, tiled = (unit_rows(b, 6, seed + 1).requires_grad_() for _ in range(2))
+    expected = and_loss(plain.double(), memory.double(), members, tau)
+    loss = tiled_and_loss(tiled, memory, members, tau, tile)
+    (3 * expected).backward()
+    (3 * loss).backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5 / tau)
+    torch.testing.assert_close(tiled.grad, plain.grad, atol=2e-5 / tau, rtol=1e-3)
+
+
+def test_underflow_of_a_naive_softmax():
+    memory = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
+    features = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    loss = tiled_and_loss(features, memory, torch.tensor([[0]]), 1e-3, 1)
+    loss.backward()
+    assert loss.item() == pytest.approx(2000.0)
+    assert features.grad[0].tolist() == pytest.approx([2000.0, 0.0])
+
+
+def test_the_gradient_is_right_by_finite_differences():
+    memory = unit_rows(20, 4, 0).double()
+    features = unit_rows(3, 4, 1).double().requires_grad_()
+    members = random_members(3, 20, 2, 2)
+    assert torch.autograd.gradcheck(lambda x: tiled_and_loss(x, memory, members, 0.5, 21), (features,))
+
+
+def test_no_gradient_is_computed_where_none_is_asked_for():
+    loss = tiled_and_loss(unit_rows(2, 4, 0), unit_rows(9, 4, 1), torch.tensor([[0], [1]]), 0.1)
+    assert not loss.requires_grad
+
+
+def test_nothing_of_size_b_times_n_is_allocated(tmp_path):
+    """Peak of torch's allocations at N = 200,000, B = 64: the plain form needs three of 51 MB."""
+    from torch.profiler import ProfilerActivity, profile
+
+    memory, features = torch.zeros(200_000, 8), unit_rows(64, 8, 0).requires_grad_()
+    members = torch.arange(64)[:, None]
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        tiled_and_loss(features, memory, members, 0.1).backward()
+    largest = max(_allocation(event) for event in recorded.events())
+    assert 0 < largest <= 4 * 2**18 + 2**16  # one tile of 2**18 floats
+
+
+def _allocation(event):
+    size = getattr(event, "self_cpu_memory_usage", None)
+    return size if size is not None else event.cpu_memory_usage
