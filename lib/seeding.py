@@ -1,0 +1,20 @@
+"""Random numbers as a function of the seed and of where in the run they are drawn.
+
+Nothing depends on how many numbers were drawn before: a resumed run needs only to know where it is.
+"""
+
+import hashlib
+from typing import Union
+
+import torch
+
+
+def derive(seed: int, *place: Union[int, str]) -> int:
+    """A 63-bit seed for one place of a run, e.g. derive(seed, "order", round, epoch)."""
+    text = "/".join(map(str, (seed, *place)))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def generator(seed: int, *place: Union[int, str]) -> torch.Generator:
+    """A CPU generator for one place of a run."""
+    return torch.Generator().manual_seed(derive(seed, *place))
