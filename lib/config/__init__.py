@@ -1,0 +1,14 @@
+"""Options: one table, and four places their values come from.
+
+Defaults, the options kept in a checkpoint, YAML files and the command line are merged by `collect`, later
+ones over earlier ones. Nothing here imports PyTorch, so `--help` and mistakes answer at once.
+"""
+
+from lib.config.catalogue import OPTIONS
+from lib.config.merge import collect
+from lib.config.option import Option
+from lib.config.render import markdown, table
+from lib.config.settings import Options, Settings
+from lib.config.yaml_file import to_yaml
+
+__all__ = ["OPTIONS", "Option", "Options", "Settings", "collect", "markdown", "table", "to_yaml"]

@@ -1,0 +1,294 @@
+"""Every option there is. One added here is known to YAML files, the command line, help and README."""
+
+from dataclasses import replace
+
+from lib.config.option import ANY_LENGTH, BOOL, CHOICE, FLOAT, INT, PATH, TEXT, Bounds, Form, Option
+
+
+def _at_least(low: float) -> Bounds:
+    return Bounds(low=low)
+
+
+def _group(name: str, *options: Option) -> tuple[Option, ...]:
+    return tuple(replace(option, group=name) for option in options)
+
+
+_POSITIVE = Bounds(low=0, low_open=True)
+_SHARE = Bounds(low=0, high=1)
+_SHARE_ABOVE_0 = Bounds(low=0, high=1, low_open=True)
+_SHARE_BELOW_1 = Bounds(low=0, high=1, high_open=True)
+
+_DATASETS = ("digits", "cifar10", "cifar100", "svhn", "imagefolder")
+_NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "alexnet")
+_FOLDER_NAME = Form(r"(?!\.{1,2}$)[^/\\\x00-\x1f]+", "a plain folder name")
+_GPUS = Form(r"auto|cpu|[0-9]+(,[0-9]+)*", "auto, cpu, or indices of GPUs such as 0 or 0,1")
+
+_GENERAL = _group(
+    "general",
+    Option(
+        "cfgs",
+        PATH,
+        (),
+        "YAML files of options; later files win over earlier ones",
+        length=ANY_LENGTH,
+        kept=False,
+    ),
+    Option("print_args", BOOL, False, "print the merged options and where each came from, then stop", kept=False),
+    Option("debug_errors", BOOL, False, "show the traceback of an error", kept=False),
+)
+
+_DATA = _group(
+    "data",
+    Option("dataset", CHOICE, "cifar10", "what to learn from", choices=_DATASETS),
+    Option("data_root", PATH, None, "folder of the data set; null: data/DATASET", nullable=True),
+    Option("download", BOOL, False, "fetch the data set if it is not there"),
+    Option("batch_size", INT, 128, "images in a batch", "images", bounds=_at_least(1)),
+    Option("workers_num", INT, 2, "processes that load images", "processes", bounds=_at_least(0)),
+    Option(
+        "resize",
+        INT,
+        None,
+        "test images: the shorter side is scaled to this before the centre crop; null: to the size",
+        "pixels",
+        bounds=_at_least(4),
+        nullable=True,
+    ),
+    Option("size", INT, 32, "side of the square that the network sees", "pixels", bounds=_at_least(4)),
+    Option(
+        "scale",
+        FLOAT,
+        (0.2, 1.0),
+        "share of the image's area that a random crop covers, from and to",
+        bounds=_SHARE_ABOVE_0,
+        length=2,
+    ),
+    Option(
+        "ratio",
+        FLOAT,
+        (3 / 4, 4 / 3),
+        "width over height of a random crop, from and to; fractions such as 3/4 are read",
+        bounds=_POSITIVE,
+        length=2,
+    ),
+    Option(
+        "colorjitter",
+        FLOAT,
+        (0.4, 0.4, 0.4, 0.4),
+        "strength of the random change of brightness, contrast, saturation and hue; hue at most 0.5",
+        bounds=_at_least(0),
+        length=4,
+    ),
+    Option("random_grayscale", FLOAT, 0.2, "how often a training image turns grey", "probability", bounds=_SHARE),
+    Option("random_horizontal_flip", BOOL, False, "mirror half of the training images"),
+    Option(
+        "means",
+        FLOAT,
+        None,
+        "mean of each channel, taken off; null: the data set's own",
+        "intensity, 0 to 1",
+        nullable=True,
+        length=3,
+    ),
+    Option(
+        "stds",
+        FLOAT,
+        None,
+        "standard deviation of each channel, divided by; null: the data set's own",
+        "intensity, 0 to 1",
+        bounds=_POSITIVE,
+        nullable=True,
+        length=3,
+    ),
+    Option(
+        "limit_train",
+        INT,
+        None,
+        "use only so many training images, a random subset fixed by the seed; null: all",
+        "images",
+        bounds=_at_least(1),
+        nullable=True,
+    ),
+    Option(
+        "limit_test",
+        INT,
+        None,
+        "use only so many test images, a random subset fixed by the seed; null: all",
+        "images",
+        bounds=_at_least(1),
+        nullable=True,
+    ),
+    Option(
+        "augment_on",
+        CHOICE,
+        "auto",
+        "augment whole batches on the device, or each image in the loader processes; auto: on the device if"
+        " the data set fits",
+        choices=("auto", "device", "workers"),
+    ),
+)
+
+_NETWORK = _group(
+    "network",
+    Option("network", CHOICE, "resnet18", "the network that turns an image into a feature", choices=_NETWORKS),
+    Option("low_dim", INT, 128, "length of a feature (D)", bounds=_at_least(1)),
+    Option(
+        "stem",
+        CHOICE,
+        "auto",
+        "first layers for small images or for large ones; auto: small below a size of 64 pixels",
+        choices=("auto", "small", "large"),
+    ),
+)
+
+_METHOD = _group(
+    "method",
+    Option(
+        "ANs_select_rate",
+        FLOAT,
+        0.25,
+        "share of the images that become anchors; each round adds another such share",
+        bounds=_SHARE_ABOVE_0,
+    ),
+    Option("ANs_size", INT, 1, "neighbours of an anchor, itself not counted (k)", "images", bounds=_at_least(1)),
+    Option(
+        "npc_temperature",
+        FLOAT,
+        0.1,
+        "temperature of the softmax over the memory bank (tau)",
+        bounds=_POSITIVE,
+    ),
+    Option(
+        "npc_momentum",
+        FLOAT,
+        0.5,
+        "share of its old value that a row of the memory bank keeps when it is updated (eta)",
+        bounds=_SHARE_BELOW_1,
+    ),
+    Option("max_round", INT, 5, "rounds, round 0 without anchors included", "rounds", bounds=_at_least(1)),
+    Option("max_epoch", INT, 200, "epochs in a round", "epochs", bounds=_at_least(1)),
+    Option("iter_size", INT, 1, "batches whose gradients make one optimiser step", "batches", bounds=_at_least(1)),
+)
+
+_OPTIMISATION = _group(
+    "optimisation",
+    Option("optimizer", CHOICE, "sgd", "the optimiser", choices=("sgd", "adam", "rmsprop")),
+    Option("base_lr", FLOAT, 0.03, "learning rate at the start of every round", bounds=_POSITIVE),
+    Option("momentum", FLOAT, 0.9, "sgd, rmsprop: momentum", bounds=_SHARE_BELOW_1),
+    Option("nesterov", BOOL, True, "sgd: Nesterov momentum"),
+    Option("dampening", FLOAT, 0.0, "sgd: dampening of the momentum", bounds=_SHARE),
+    Option("weight_decay", FLOAT, 5e-4, "weight decay, of all parameters", bounds=_at_least(0)),
+    Option(
+        "lr_policy",
+        CHOICE,
+        "step",
+        "how the learning rate falls within a round. step: base_lr * lr_decay_rate ** ((epoch -"
+        " lr_decay_offset) // lr_decay_step) from epoch lr_decay_offset on, base_lr before. multistep: times"
+        " lr_decay_rate at each epoch of lr_schedule. Epochs count from 0 in each round",
+        choices=("step", "multistep", "fixed"),
+    ),
+    Option("lr_decay_offset", INT, 80, "step: epoch from which the steps count", "epochs", bounds=_at_least(0)),
+    Option("lr_decay_step", INT, 40, "step: epochs from one decay to the next", "epochs", bounds=_at_least(1)),
+    Option(
+        "lr_decay_rate",
+        FLOAT,
+        0.1,
+        "step, multistep: factor of one decay",
+        bounds=_SHARE_ABOVE_0,
+    ),
+    Option(
+        "lr_schedule",
+        INT,
+        (),
+        "multistep: epochs of the decays, increasing",
+        "epochs",
+        bounds=_at_least(1),
+        length=ANY_LENGTH,
+    ),
+)
+
+_EVALUATION = _group(
+    "evaluation",
+    Option(
+        "protocol",
+        CHOICE,
+        "knn",
+        "knn: the nearest training images vote on the class of a test image; nn: the nearest one decides",
+        choices=("knn", "nn"),
+    ),
+    Option("knn_k", INT, 200, "knn: nearest training images that vote (K)", "images", bounds=_at_least(1)),
+    Option("knn_sigma", FLOAT, 0.1, "knn: temperature of the votes (sigma)", bounds=_POSITIVE),
+    Option(
+        "eval_freq",
+        INT,
+        1,
+        "epochs between evaluations while training; the last epoch of a round is always evaluated",
+        "epochs",
+        bounds=_at_least(1),
+    ),
+    Option("test_only", BOOL, False, "evaluate the checkpoint of --resume and stop", kept=False),
+)
+
+_SESSION = _group(
+    "session",
+    Option(
+        "session",
+        TEXT,
+        None,
+        "name of the run's folder; null: the time it started",
+        nullable=True,
+        form=_FOLDER_NAME,
+        kept=False,
+    ),
+    Option("sess_dir", PATH, "sessions", "folder that holds the sessions"),
+    Option("seed", INT, 0, "seed of everything random", bounds=Bounds(low=0, high=2**32, high_open=True)),
+    Option(
+        "resume",
+        PATH,
+        None,
+        "go on from a checkpoint file, from a session folder, or from the `last` session",
+        nullable=True,
+        kept=False,
+    ),
+    Option(
+        "restart",
+        BOOL,
+        False,
+        "with --resume: go on in a new session and leave the old one as it is",
+        kept=False,
+    ),
+    Option("debug", BOOL, False, "write nothing: no session folder, no checkpoints, no logs"),
+    Option("brief", BOOL, False, "show only the results of rounds on the terminal"),
+    Option(
+        "display_freq",
+        INT,
+        20,
+        "steps between lines of progress where there is no terminal, and between TensorBoard points",
+        "steps",
+        bounds=_at_least(1),
+    ),
+    Option("log_file", BOOL, True, "write log.txt into the session folder"),
+    Option("log_tfb", BOOL, True, "write TensorBoard files into the session folder"),
+)
+
+_DEVICES = _group(
+    "devices",
+    Option(
+        "gpus",
+        TEXT,
+        "auto",
+        "where to compute; auto: the first GPU if there is one, else the CPU",
+        form=_GPUS,
+    ),
+)
+
+OPTIONS: tuple[Option, ...] = (
+    *_GENERAL,
+    *_DATA,
+    *_NETWORK,
+    *_METHOD,
+    *_OPTIMISATION,
+    *_EVALUATION,
+    *_SESSION,
+    *_DEVICES,
+)
+"""In the order of help, README and config.yaml; options of one group stand together."""

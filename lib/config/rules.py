@@ -1,0 +1,41 @@
+"""What options demand of each other."""
+
+from lib.config.settings import Options
+from lib.errors import UserError
+
+_MAX_HUE = 0.5  # half of the colour circle; further would come back on the other side
+
+
+def check_together(options: Options) -> None:
+    """Check the options that only make sense together.
+
+    Raises:
+        UserError: naming the options that contradict each other.
+    """
+    for name in ("scale", "ratio"):
+        low, high = getattr(options, name)
+        if low > high:
+            raise UserError(f"--{name} {low} {high}: the first number must not be above the second")
+    if options.colorjitter[3] > _MAX_HUE:
+        hue = options.colorjitter[3]
+        raise UserError(f"--colorjitter: the fourth number, hue, is {hue}; at most {_MAX_HUE} is possible")
+    if options.resize is not None and options.resize < options.size:
+        raise UserError(f"--resize {options.resize} is below --size {options.size}; raise it, or leave it null")
+    if options.lr_policy == "multistep":
+        _check_schedule(options)
+    if options.optimizer == "sgd" and options.nesterov:
+        if options.momentum == 0:
+            raise UserError("--nesterov needs a --momentum above 0; add --no-nesterov")
+        if options.dampening != 0:
+            raise UserError(f"--nesterov needs --dampening 0, not {options.dampening}; or add --no-nesterov")
+    for name, wanted in (("restart", options.restart), ("test_only", options.test_only)):
+        if wanted and options.resume is None:
+            raise UserError(f"--{name.replace('_', '-')} needs --resume with the checkpoint to use")
+
+
+def _check_schedule(options: Options) -> None:
+    epochs = options.lr_schedule
+    if not epochs:
+        raise UserError("--lr-policy multistep needs --lr-schedule with the epochs of the decays, e.g. 120 160")
+    if any(later <= earlier for earlier, later in zip(epochs, epochs[1:])):
+        raise UserError(f"--lr-schedule {' '.join(map(str, epochs))}: the epochs must increase")

@@ -1,0 +1,144 @@
+"""From what was written to the value that is meant, checked against the option."""
+
+import math
+import os
+import re
+from typing import Any, Union
+
+from lib.config.option import BOOL, CHOICE, FLOAT, INT, PATH, Option
+
+Raw = Union[None, str, list[str]]
+"""A value as YAML or the command line holds it. Text in both, so that both read `5e-4` and `3/4` alike."""
+
+_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_NULL = ("null", "none")
+_SHOWN = 60  # characters of a wrong value that an error repeats
+
+
+def from_text(option: Option, raw: Raw) -> Any:
+    """The value of an option written as text.
+
+    Lists may be written as a list of texts, or as one: `0.2 1`, `0.2, 1`, `(0.2, 1.)`, `[0.2, 1]`.
+
+    Raises:
+        ValueError: it is not a value of this option; the message says what is expected.
+    """
+    try:
+        return _scanned(option, raw)
+    except (ValueError, OverflowError):
+        raise _mismatch(option, raw) from None
+
+
+def from_value(option: Option, value: Any) -> Any:
+    """The value of an option that is a Python value already, e.g. out of a checkpoint: lists become tuples.
+
+    Raises:
+        ValueError: it is not a value of this option; the message says what is expected.
+    """
+    try:
+        return _checked(option, value)
+    except (ValueError, OverflowError):
+        raise _mismatch(option, value) from None
+
+
+def _mismatch(option: Option, got: Any) -> ValueError:
+    if got is None:
+        shown = "null"
+    elif got in ("", []):
+        shown = "nothing"
+    elif isinstance(got, (list, tuple)):
+        shown = ", ".join(repr(item) for item in got)
+    else:
+        shown = repr(got)
+    if len(shown) > _SHOWN:
+        shown = shown[:_SHOWN] + "..."
+    return ValueError(f"expected {option.expected}, got {shown}")
+
+
+def _scanned(option: Option, raw: Raw) -> Any:
+    if raw is None or (option.nullable and isinstance(raw, str) and raw.strip().lower() in _NULL):
+        return _checked(option, None)
+    if option.length is None:
+        if not isinstance(raw, str):
+            raise ValueError
+        return _checked(option, _scalar(option.kind, raw))
+    items = _split(option.kind, raw) if isinstance(raw, str) else raw
+    return _checked(option, [_scalar(option.kind, item) for item in items])
+
+
+def _split(kind: str, text: str) -> list[str]:
+    if kind == PATH:
+        return [text]  # spaces and commas may be part of it
+    text = text.strip()
+    if (text[:1], text[-1:]) in (("(", ")"), ("[", "]")):
+        text = text[1:-1].strip()
+    if text.endswith(","):
+        text = text[:-1].rstrip()  # as Python writes a tuple of one
+    return re.split(r"\s*,\s*|\s+", text) if text else []
+
+
+def _scalar(kind: str, text: str) -> Any:
+    if kind == BOOL:
+        word = text.strip().lower()
+        if word not in _WORDS:
+            raise ValueError
+        return _WORDS[word]
+    if kind == INT:
+        if not re.fullmatch(r"\s*[+-]?[0-9]+\s*", text):
+            raise ValueError
+        return int(text)
+    if kind == FLOAT:
+        above, slash, below = text.partition("/")
+        if not slash:
+            return float(text)
+        if float(below) == 0:
+            raise ValueError
+        return float(above) / float(below)
+    return text
+
+
+def _checked(option: Option, value: Any) -> Any:
+    if value is None:
+        if not option.nullable:
+            raise ValueError
+        return None
+    if option.length is None:
+        return _checked_one(option, value)
+    if not isinstance(value, (list, tuple)) or (option.length and len(value) != option.length):
+        raise ValueError
+    return tuple(_checked_one(option, item) for item in value)
+
+
+def _checked_one(option: Option, value: Any) -> Any:
+    if option.kind == BOOL:
+        if not isinstance(value, bool):
+            raise ValueError
+        return value
+    if option.kind in (INT, FLOAT):
+        return _checked_number(option, value)
+    if not isinstance(value, str):
+        raise ValueError
+    if option.kind == CHOICE:
+        value = value.lower()
+        if value not in option.choices:
+            raise ValueError
+    elif option.kind == PATH:
+        if not value or "\0" in value:
+            raise ValueError
+        value = os.path.expanduser(value)  # a shell leaves the ~ of --data-root=~/data, and YAML any
+    elif option.form is not None and not re.fullmatch(option.form.pattern, value):
+        raise ValueError
+    return value
+
+
+def _checked_number(option: Option, value: Any) -> Any:
+    # bool is a subclass of int, but `batch_size: true` is a mistake
+    if isinstance(value, bool) or not isinstance(value, int if option.kind == INT else (int, float)):
+        raise ValueError
+    if option.kind == FLOAT:
+        value = float(value)
+        if not math.isfinite(value):
+            raise ValueError
+    if option.bounds is not None and value not in option.bounds:
+        raise ValueError
+    return value
