@@ -7,7 +7,6 @@ same augmentation whatever device the images are on.
 
 import math
 from dataclasses import dataclass
-from typing import Tuple
 
 import torch
 from torch import Generator, Tensor
@@ -20,9 +19,9 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 class Recipe:
     """What may be drawn: the options of those names, and `flip`, the probability of mirroring."""
 
-    scale: Tuple[float, float]
-    ratio: Tuple[float, float]
-    colorjitter: Tuple[float, float, float, float]
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+    colorjitter: tuple[float, float, float, float]
     random_grayscale: float
     flip: float
 
@@ -81,7 +80,7 @@ def draw_boxes(count: int, height: int, width: int, recipe: Recipe, generator: G
     return boxes
 
 
-def _central_box(height: int, width: int, ratio: Tuple[float, float]) -> Tuple[int, int, int, int]:
+def _central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
     """The largest central crop whose aspect ratio is allowed: what is taken when no random one fitted."""
     w, h = width, height
     if width / height < ratio[0]:
@@ -113,5 +112,5 @@ def draw_factors(count: int, recipe: Recipe, generator: Generator) -> Tensor:
     return torch.stack([_uniform((count,), limits, generator) for limits in ranges], dim=1)
 
 
-def _uniform(shape: Tuple[int, ...], limits: Tuple[float, float], generator: Generator) -> Tensor:
+def _uniform(shape: tuple[int, ...], limits: tuple[float, float], generator: Generator) -> Tensor:
     return torch.rand(shape, generator=generator) * (limits[1] - limits[0]) + limits[0]

@@ -1,6 +1,7 @@
 """Batches from images that live on the device as one uint8 tensor."""
 
-from typing import Iterator, Optional, Sequence, Tuple
+from collections.abc import Iterator, Sequence
+from typing import Optional
 
 import numpy as np
 import torch
@@ -30,8 +31,8 @@ class DeviceLoader:
         pixels: np.ndarray,
         size: int,
         resize: int,
-        means: Tuple[float, ...],
-        stds: Tuple[float, ...],
+        means: tuple[float, ...],
+        stds: tuple[float, ...],
         recipe: Optional[Recipe],
         seed: int,
         device: torch.device,
@@ -42,7 +43,7 @@ class DeviceLoader:
         self._means = torch.tensor(means, device=device)[None, :, None, None]
         self._stds = torch.tensor(stds, device=device)[None, :, None, None]
 
-    def batches(self, order: Sequence[Tensor], salt: Tuple[int, ...]) -> Iterator[Tuple[Tensor, Tensor]]:
+    def batches(self, order: Sequence[Tensor], salt: tuple[int, ...]) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, 3, S, S) float32, normalised, and row numbers (B,), for every batch of `order`.
 
         Args:

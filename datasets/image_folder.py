@@ -1,0 +1,135 @@
+"""Images in folders: DIR/train and DIR/test, with a folder for each class or with none."""
+
+import os
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+
+from datasets.image_set import ImageSet
+from datasets.split import Split
+from lib.errors import UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+"""Files with these endings, in either case, are images; all others are passed over."""
+
+IMAGENET_MEANS, IMAGENET_STDS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def imagefolder(root: Path, download: bool) -> Split:
+    """The images below `root`, as `read_folders` finds them; there is nothing to download.
+
+    Raises:
+        UserError: as `read_folders`.
+    """
+    train, test = read_folders(root, "imagefolder")
+    return Split("imagefolder", train, test, IMAGENET_MEANS, IMAGENET_STDS)
+
+
+def read_folders(root: Path, dataset: str) -> tuple[ImageSet, Optional[ImageSet]]:
+    """The images in `root`/train, and in `root`/test, or else `root`/val, if there is one.
+
+    Each folder in train that holds images, at any depth, is a class; classes and images are in order of their
+    paths. Without such folders the images are those directly in train, and have no labels. Names that begin with
+    a dot are passed over, and links are followed.
+
+    Args:
+        dataset: named in messages.
+
+    Raises:
+        UserError: there is no train folder or no image in it or in test, images lie both beside class folders
+            and in them, or a class of the test images is not one of train.
+    """
+    folder = root / "train"
+    if not folder.is_dir():
+        raise UserError(
+            f"--dataset {dataset}: there is no folder {folder}; point --data-root at the folder that holds train/ "
+            f"and test/, or link it: ln -s /path/to/it {root}"
+        )
+    train = _image_set(folder, dataset, None)
+    for name in ("test", "val"):
+        if (root / name).is_dir():
+            return train, _image_set(root / name, dataset, train.classes)
+    return train, None
+
+
+def _image_set(folder: Path, dataset: str, known: Optional[tuple[str, ...]]) -> ImageSet:
+    """The images of one folder; `known` are the classes allowed, if that is settled."""
+    try:
+        loose, classes = _scan(folder)
+    except OSError as error:
+        raise UserError(f"--dataset {dataset}: {error.filename} cannot be read: {error.strerror}") from error
+    if not loose and not classes:
+        raise UserError(
+            f"--dataset {dataset}: {folder} holds no images (files ending in {', '.join(SUFFIXES)}); put a folder "
+            "of images for each class there, or images without labels"
+        )
+    if loose and classes:
+        raise UserError(
+            f"--dataset {dataset}: {folder} holds class folders ({', '.join(sorted(classes)[:3])}, ...) and images "
+            f"beside them ({os.path.basename(loose[0])}, ...); move those images into a class folder or away"
+        )
+    if not classes:
+        return ImageSet(tuple(loose), None, known or ())
+    names = tuple(sorted(classes)) if known is None else known
+    strange = sorted(set(classes) - set(names))
+    if strange:
+        raise UserError(
+            f"--dataset {dataset}: {folder / strange[0]} is a class that the training images do not have; "
+            "remove it or add it to train"
+        )
+    return _labelled(classes, names)
+
+
+def _labelled(classes: dict[str, list[str]], names: tuple[str, ...]) -> ImageSet:
+    paths = tuple(path for name in names for path in classes.get(name, ()))
+    counts = [len(classes.get(name, ())) for name in names]
+    return ImageSet(paths, np.repeat(np.arange(len(names), dtype=np.int64), counts), names)
+
+
+def _scan(folder: Path) -> tuple[list[str], dict[str, list[str]]]:
+    """The images directly in a folder, and those below each of its folders that has any."""
+    files, folders = _entries(str(folder))
+    classes = {}
+    for path in folders:
+        images = _images_below(path, above=str(folder))
+        if images:
+            classes[os.path.basename(path)] = images
+    return [path for path in files if _is_image(path)], classes
+
+
+def _images_below(folder: str, above: str) -> list[str]:
+    """The images at any depth, sorted. A folder that links lead to again, `above` included, is read once."""
+    seen = {os.path.realpath(above)}
+    found: list[str] = []
+    pending = [folder]
+    while pending:
+        here = pending.pop()
+        real = os.path.realpath(here)
+        if real in seen:
+            continue
+        seen.add(real)
+        files, folders = _entries(here)
+        found.extend(filter(_is_image, files))
+        pending.extend(reversed(folders))
+    return sorted(found)
+
+
+def _entries(folder: str) -> tuple[list[str], list[str]]:
+    """The sorted paths of the files and of the folders in a folder, without the hidden ones."""
+    with os.scandir(folder) as scan:
+        entries = [entry for entry in scan if not entry.name.startswith(".")]
+    files: list[str] = []
+    folders: list[str] = []
+    for entry in sorted(entries, key=lambda entry: entry.path):
+        (folders if _is_folder(entry) else files).append(entry.path)
+    return files, folders
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    # a link to itself makes entry.is_dir() raise; os.path.isdir answers no
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def _is_image(path: str) -> bool:
+    return path.lower().endswith(SUFFIXES)

@@ -1,0 +1,73 @@
+"""Images, in memory or as files, with labels if there are any."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Optional, Union
+
+import numpy as np
+from PIL import Image
+
+from datasets.image_file import read_rgb
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """N images.
+
+    Attributes:
+        source: the pixels, (N, H, W, 3) uint8, or the paths of N files.
+        labels: (N,) int64, indices into `classes`, or None.
+        classes: the names of the classes; empty without labels.
+    """
+
+    source: Union[np.ndarray, Sequence[str]]
+    labels: Optional[np.ndarray] = None
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        pixels = self.pixels
+        if pixels is not None and (pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3):
+            raise ValueError(f"pixels must be (N, H, W, 3) uint8, not {pixels.shape} {pixels.dtype}")
+        if self.labels is not None and (self.labels.dtype != np.int64 or self.labels.shape != (len(self),)):
+            raise ValueError(f"labels must be ({len(self)},) int64, not {self.labels.shape} {self.labels.dtype}")
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def pixels(self) -> Optional[np.ndarray]:
+        """(N, H, W, 3) uint8 when the images are in memory, otherwise None."""
+        return self.source if isinstance(self.source, np.ndarray) else None
+
+    def read(self, index: int) -> Image.Image:
+        """One image, in mode RGB.
+
+        Raises:
+            UserError: its file cannot be read.
+        """
+        if self.pixels is not None:
+            return Image.fromarray(self.pixels[index])
+        return read_rgb(self.source[index])
+
+    def subset(self, indices: Sequence[int]) -> "ImageSet":
+        """The images of these indices, in their order; the classes stay."""
+        rows = np.asarray(indices, dtype=np.int64)
+        source = self.pixels[rows] if self.pixels is not None else tuple(self.source[row] for row in rows)
+        labels = None if self.labels is None else self.labels[rows]
+        return ImageSet(source, labels, self.classes)
+
+
+def limit(image_set: ImageSet, count: int, seed: int) -> ImageSet:
+    """A random subset of `count` images, in order of index; all of them if there are no more than that.
+
+    The choice depends on the seed and the number of images alone, and a smaller count chooses from what a larger
+    one chooses.
+
+    Args:
+        seed: at least 0.
+    """
+    if count >= len(image_set):
+        return image_set
+    # RandomState: numpy promises the same stream in all its versions
+    random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
+    return image_set.subset(np.sort(random.permutation(len(image_set))[:count]))

@@ -1,0 +1,164 @@
+"""Batches of images that are read and transformed on the CPU, by worker processes or in this one."""
+
+import random
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Callable, Optional, Union
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from datasets.image_set import ImageSet
+from lib.errors import UserError
+from lib.seeding import derive
+
+Salt = tuple[int, ...]
+_Key = tuple[int, Salt]  # row number and salt: workers that live on must hear of a new epoch somehow
+
+
+class WorkerLoader:
+    """Serves transformed images in a given order.
+
+    What a random transform does to an image depends on the seed, the salt and the image's row number alone: not on
+    the number of workers, the batches, or the order. Workers stay for the next epoch if one ends in order, and go
+    when the consumer stops early or an image cannot be read.
+
+    Args:
+        image_set: the images.
+        transform: from a PIL image in mode RGB to a float32 tensor (3, S, S), drawing at most from the default
+            generators of torch and `random`.
+        batch_size: images in a batch.
+        workers_num: worker processes; with 0 the work is done in this process.
+        seed: of the random transforms.
+        device: where batches are delivered.
+    """
+
+    def __init__(
+        self,
+        image_set: ImageSet,
+        transform: Callable[[Image.Image], Tensor],
+        batch_size: int,
+        workers_num: int,
+        seed: int,
+        device: torch.device,
+    ):
+        self._images = _TransformedImages(image_set, transform, seed)
+        self._batch_size, self._workers_num, self._device = batch_size, workers_num, torch.device(device)
+        self._idle: Optional[DataLoader] = None  # with its workers, if it has any
+
+    def batches(
+        self, order: Union[Sequence[int], Tensor, Sequence[Tensor]], salt: Salt
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (B, 3, S, S) float32 and their row numbers (B,) int64, both on the device.
+
+        Args:
+            order: row numbers, cut into batches of `batch_size`, of which the last may be smaller; or the batches
+                themselves, as 1-D tensors.
+            salt: where in the run this is, e.g. (round, epoch).
+
+        Raises:
+            UserError: an image cannot be read.
+        """
+        # taken while in use, so that a second call at the same time gets a loader of its own
+        loader, self._idle = self._idle or self._new_loader(), None
+        loader.batch_sampler.plan(_as_batches(order, self._batch_size), salt)
+        for batch in loader:
+            if isinstance(batch, UserError):
+                del loader  # the workers go at once, not when the traceback does
+                raise batch
+            images, indices = batch
+            yield images.to(self._device, non_blocking=True), indices.to(self._device, non_blocking=True)
+        self._idle = loader
+
+    def close(self) -> None:
+        """Let idle workers go; a later call of `batches` starts new ones."""
+        self._idle = None
+
+    def _new_loader(self) -> DataLoader:
+        return DataLoader(
+            self._images,
+            batch_sampler=_Plan(),
+            num_workers=self._workers_num,
+            persistent_workers=self._workers_num > 0,
+            collate_fn=_collate,
+            pin_memory=self._device.type == "cuda",
+            worker_init_fn=_ignore_interrupt,
+            generator=torch.Generator(),  # without one it would draw from the default generator
+        )
+
+
+class _Plan:
+    """The batches of keys that a loader goes through next. Loaders, and their workers, live longer than a plan."""
+
+    def __init__(self) -> None:
+        self._batches: Sequence[Tensor] = ()
+        self._salt: Salt = ()
+
+    def plan(self, batches: Sequence[Tensor], salt: Salt) -> None:
+        self._batches, self._salt = batches, tuple(salt)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[_Key]]:
+        for rows in self._batches:
+            yield [(row, self._salt) for row in rows.tolist()]
+
+
+class _TransformedImages:
+    """The images by key. One that cannot be read gives its UserError as a value: torch would bury an exception
+    raised in a worker in a traceback of several lines."""
+
+    def __init__(self, image_set: ImageSet, transform: Callable[[Image.Image], Tensor], seed: int):
+        self._image_set, self._transform, self._seed = image_set, transform, seed
+
+    def __len__(self) -> int:
+        return len(self._image_set)
+
+    def __getitem__(self, key: _Key) -> Union[tuple[Tensor, int], UserError]:
+        row, salt = key
+        try:
+            image = self._image_set.read(row)
+        except UserError as error:
+            return UserError(str(error))
+        with _seeded(derive(self._seed, "image", *salt, row)):
+            return self._transform(image), row
+
+
+def _collate(samples: list) -> Union[tuple[Tensor, Tensor], UserError]:
+    for sample in samples:
+        if isinstance(sample, UserError):
+            return sample
+    images, rows = zip(*samples)
+    return torch.stack(images), torch.tensor(rows, dtype=torch.int64)
+
+
+def _as_batches(order: Union[Sequence[int], Tensor, Sequence[Tensor]], batch_size: int) -> Sequence[Tensor]:
+    if not isinstance(order, Tensor) and len(order) > 0 and isinstance(order[0], Tensor):
+        return order
+    rows = torch.as_tensor(order, dtype=torch.int64)
+    return rows.split(batch_size) if len(rows) else ()
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Both default generators from `seed`, and afterwards as they were.
+
+    torch.manual_seed would reach the GPU's generators too, which dropout draws from.
+    """
+    torch_state, python_state = torch.default_generator.get_state(), random.getstate()
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(torch_state)
+        random.setstate(python_state)
+
+
+def _ignore_interrupt(worker: int) -> None:
+    # Ctrl-C reaches all processes of a terminal; this one's parent ends it, without a traceback of its own
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,36 @@
+"""The data sets by name. A new one is a function from (root, download) to a Split, and a line in SOURCES."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Optional
+
+from datasets.digits import digits
+from datasets.image_folder import imagefolder
+from datasets.split import Split
+from datasets.torchvision_sets import cifar10, cifar100, svhn
+from lib.errors import UserError
+
+SOURCES: dict[str, Callable[[Path, bool], Split]] = {
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "svhn": svhn,
+    "digits": digits,
+    "imagefolder": imagefolder,
+}
+
+
+def load(name: str, root: Optional[str], download: bool) -> Split:
+    """A data set.
+
+    Args:
+        name: one of `SOURCES`, in either case.
+        root: its folder; `data/<name>` in the working directory if None.
+        download: whether what is missing may be fetched, where the data set can be.
+
+    Raises:
+        UserError: there is no such data set, or it is missing, damaged or empty.
+    """
+    source = SOURCES.get(name.lower())
+    if source is None:
+        raise UserError(f"--dataset {name}: no such data set; known are: {', '.join(SOURCES)}")
+    return source(Path("data", name.lower()) if root is None else Path(root).expanduser(), download)

@@ -1,0 +1,63 @@
+"""From a PIL image to the float32 tensor (3, S, S) that the network sees.
+
+Resizing is done by PIL, bilinear, which always smooths before it reduces. torchvision's `antialias` is about
+tensors only, so every release of it gives the same pixels here.
+"""
+
+from typing import Optional
+
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
+
+_BILINEAR = InterpolationMode.BILINEAR
+
+
+def train_transform(
+    size: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    colorjitter: tuple[float, float, float, float],
+    random_grayscale: float,
+    random_horizontal_flip: bool,
+    means: tuple[float, ...],
+    stds: tuple[float, ...],
+) -> transforms.Compose:
+    """The random augmentation of training images, in the order of the authors' code.
+
+    The crop comes first, so that the colour steps, each of which rounds to 256 levels, have fewer pixels to do.
+    The grey step comes after the colour steps: a grey image must not be coloured again.
+
+    Args:
+        size: side of the result, in pixels.
+        scale: smallest and largest share of the area to crop.
+        ratio: smallest and largest width over height of the crop; log-uniform between them.
+        colorjitter: strength of brightness, contrast, saturation and hue; their order is random.
+        random_grayscale: probability of grey.
+        random_horizontal_flip: whether half of the images are mirrored.
+        means, stds: per channel, for images in [0, 1].
+    """
+    flip = [transforms.RandomHorizontalFlip()] if random_horizontal_flip else []
+    return transforms.Compose(
+        [
+            transforms.RandomResizedCrop(size, tuple(scale), tuple(ratio), interpolation=_BILINEAR),
+            *flip,
+            transforms.ColorJitter(*colorjitter),
+            transforms.RandomGrayscale(random_grayscale),
+            transforms.ToTensor(),
+            transforms.Normalize(means, stds),
+        ]
+    )
+
+
+def test_transform(
+    size: int, resize: Optional[int], means: tuple[float, ...], stds: tuple[float, ...]
+) -> transforms.Compose:
+    """Test images: the shorter side scaled to `resize`, or to `size` if that is None, and the central square."""
+    return transforms.Compose(
+        [
+            transforms.Resize(resize or size, interpolation=_BILINEAR),
+            transforms.CenterCrop(size),
+            transforms.ToTensor(),
+            transforms.Normalize(means, stds),
+        ]
+    )

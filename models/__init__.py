@@ -1,0 +1,55 @@
+"""The networks: an image in, a feature of unit length out."""
+
+from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from lib.errors import UserError
+from models.alexnet import AlexNet
+from models.resnet import ResNet
+
+__all__ = ["AlexNet", "ResNet", "build"]
+
+_RESNETS = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+    "resnet152": (Bottleneck, (3, 8, 36, 3)),
+}
+_NAMES = (*_RESNETS, "alexnet")
+_STEMS = ("auto", "small", "large")
+_LARGE_FROM = 64  # pixels; below this the stride of a large stem leaves too little to look at
+
+
+def build(name: str, low_dim: int, stem: str, size: int) -> nn.Module:
+    """A network with random weights.
+
+    Args:
+        name: resnet18, resnet34, resnet50, resnet101, resnet152 or alexnet, in either case.
+        low_dim: length D of the feature.
+        stem: `small` keeps the resolution of small images, `large` reduces that of large ones at once, and
+            `auto` is small for images of less than 64 pixels.
+        size: side of the images, in pixels.
+
+    Returns:
+        A module from images (B, 3, size, size) to features (B, low_dim), float32, of unit length. Its
+        `stages` names the stages in order; `stage_outputs(images)` maps each name to the activations after it.
+
+    Raises:
+        UserError: there is no such network or stem, or they do not suit the size.
+    """
+    network = name.lower()
+    if network not in _NAMES:
+        raise UserError(f"--network {name}: no such network; known are: {', '.join(_NAMES)}")
+    if stem not in _STEMS:
+        raise UserError(f"--stem {stem}: no such stem; known are: {', '.join(_STEMS)}")
+    small_stem = stem == "small" or (stem == "auto" and size < _LARGE_FROM)
+    if network in _RESNETS:
+        block, layers = _RESNETS[network]
+        return ResNet(block, layers, low_dim, small_stem)
+    if not small_stem and size < AlexNet.SMALLEST_LARGE:
+        raise UserError(
+            f"--stem {stem}: the large stem of alexnet needs images of at least {AlexNet.SMALLEST_LARGE} pixels "
+            f"and --size is {size}; use --stem small"
+        )
+    return AlexNet(low_dim, small_stem)
