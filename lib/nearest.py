@@ -1,6 +1,6 @@
 """Exact nearest neighbours by inner product, with a fixed order among equals."""
 
-from typing import Optional, Tuple
+from typing import Optional
 
 import faiss
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def nearest(queries: Tensor, database: Tensor, k: int, own: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
+def nearest(queries: Tensor, database: Tensor, k: int, own: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
     """The k rows of `database` with the highest inner product with each query.
 
     Rows of equal similarity are taken in the order of their index, so that the answer is a function of the data.
@@ -41,7 +41,7 @@ def _as_array(rows: Tensor) -> np.ndarray:
 
 def _ordered(
     index: "faiss.IndexFlatIP", queries: np.ndarray, k: int, own: Optional[np.ndarray]
-) -> Tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Search wide enough to see past any tie at the k-th place, then order by (similarity, index)."""
     out_sims = np.empty((len(queries), k), dtype=np.float32)
     out_indices = np.empty((len(queries), k), dtype=np.int64)

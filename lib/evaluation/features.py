@@ -1,13 +1,13 @@
 """Features of a whole set of images from the frozen network."""
 
-from typing import Iterable, Tuple
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 
 @torch.no_grad()
-def extract(network: nn.Module, batches: Iterable[Tuple[Tensor, Tensor]], size: int, dim: int) -> Tensor:
+def extract(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], size: int, dim: int) -> Tensor:
     """Unit features of every image, in the order of their indices.
 
     Args:

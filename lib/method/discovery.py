@@ -2,14 +2,14 @@
 
 import math
 from fractions import Fraction
-from typing import Callable, Optional, Tuple
+from typing import Callable, Optional
 
 import torch
 from torch import Tensor
 
 from lib.method.neighbourhoods import Neighbourhoods
 
-Search = Callable[[Tensor, Tensor, int, Optional[Tensor]], Tuple[Tensor, Tensor]]
+Search = Callable[[Tensor, Tensor, int, Optional[Tensor]], tuple[Tensor, Tensor]]
 """(queries (Q, D), database (N, D), K, own row of each query (Q,) or None) -> similarities, indices (Q, K)."""
 
 

@@ -1,6 +1,6 @@
 """What discovery found: the anchors of a round and their neighbours, and the set of every image."""
 
-from typing import Dict, Optional
+from typing import Optional
 
 import torch
 from torch import Tensor
@@ -67,7 +67,7 @@ class Neighbourhoods:
         neighbours = self.neighbours[row.clamp(min=0)]  # (B, K)
         return torch.cat([own, neighbours.masked_fill((row == ABSENT)[:, None], ABSENT)], dim=1)
 
-    def state_dict(self) -> Dict[str, object]:
+    def state_dict(self) -> dict[str, object]:
         """What a checkpoint stores under `ANs_discovery`; the keys are those of the authors' release."""
         return {
             "anchor_indexes": self.anchor_indexes.cpu(),
@@ -79,7 +79,7 @@ class Neighbourhoods:
         }
 
     @classmethod
-    def from_state_dict(cls, state: Dict[str, object], device: torch.device) -> "Neighbourhoods":
+    def from_state_dict(cls, state: dict[str, object], device: torch.device) -> "Neighbourhoods":
         """The inverse of `state_dict`; sizes are taken from the state itself."""
         tensors = {name: value.to(device) for name, value in state.items() if isinstance(value, Tensor)}
         return cls(**tensors, consistency=state["consistency"])

@@ -11,7 +11,7 @@ and its gradient is the difference of two weighted means of bank rows, one over 
 Both sums over n are gathered in one pass over the bank, so the backward pass has nothing left to compute.
 """
 
-from typing import Any, Tuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,12 +59,12 @@ class _TiledLoss(torch.autograd.Function):
         return (log_sum - set_log_sum).mean()
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> Tuple:
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple:
         (gradient,) = ctx.saved_tensors
         return gradient * grad_loss, None, None, None, None
 
 
-def _over_all_rows(scaled: Tensor, memory: Tensor, tile_rows: int, with_mean: bool) -> Tuple[Tensor, Tensor]:
+def _over_all_rows(scaled: Tensor, memory: Tensor, tile_rows: int, with_mean: bool) -> tuple[Tensor, Tensor]:
     """lse_n(z_in) (B,) and sum_n p_in m_n (B, D), in one pass; the running maximum keeps exp() in range."""
     batch = len(scaled)
     maximum = scaled.new_full((batch, 1), float("-inf"))
@@ -82,7 +82,7 @@ def _over_all_rows(scaled: Tensor, memory: Tensor, tile_rows: int, with_mean: bo
     return (maximum + total.log())[:, 0], mean_row.div_(total)
 
 
-def _over_the_set(scaled: Tensor, memory: Tensor, members: Tensor) -> Tuple[Tensor, Tensor]:
+def _over_the_set(scaled: Tensor, memory: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
     """lse over the set (B,) and the mean row of the set under q (B, D)."""
     absent = members == ABSENT
     rows = memory[members.masked_fill(absent, 0)]  # (B, S, D), the one gather

@@ -1,0 +1,36 @@
+# make demo    train on scikit-learn's digits, minutes on a CPU, nothing to download but packages
+# make test    the test suite
+# make check   ruff
+#
+# Each sets up .venv first. PYTHON=python3.12 picks another interpreter; PIP_INSTALL_FLAGS is passed to pip,
+# e.g. PIP_INSTALL_FLAGS="--index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple"
+# for PyTorch without CUDA.
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_INSTALL_FLAGS ?=
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test check clean
+
+demo: $(VENV)/.ready
+	$(RUN) main.py --cfgs configs/base.yaml configs/digits.yaml
+
+test: $(VENV)/.ready-dev
+	$(RUN) -m pytest
+
+check: $(VENV)/.ready-dev
+	$(RUN) -m ruff check .
+
+# A marker is written only after pip succeeded, so an interrupted set-up is taken up again.
+$(VENV)/.ready: requirements.txt
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_INSTALL_FLAGS) -r requirements.txt
+	touch $@
+
+$(VENV)/.ready-dev: requirements-dev.txt $(VENV)/.ready
+	$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_INSTALL_FLAGS) -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV)

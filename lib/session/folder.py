@@ -1,0 +1,109 @@
+"""The session folder and the names inside it."""
+
+import re
+import time
+from pathlib import Path
+from typing import Optional
+
+from lib.errors import RunError, UserError
+
+CHECKPOINT_NAME = re.compile(r"(\d{4,})-(\d{5,})\.ckpt")
+
+
+class SessionFolder:
+    """`<sess_dir>/<name>/` with checkpoint/, tfboard/, log.txt, config.yaml and metrics.jsonl."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.checkpoints = path / "checkpoint"
+        self.tensorboard = path / "tfboard"
+        self.log = path / "log.txt"
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @classmethod
+    def create(cls, sess_dir: str, name: Optional[str]) -> "SessionFolder":
+        """A new folder; without a name, one named after the time that no other run has.
+
+        Raises:
+            UserError: the name is taken, or the folder cannot be made.
+        """
+        base = Path(sess_dir)
+        try:
+            base.mkdir(parents=True, exist_ok=True)
+            path = cls._create_named(base, name) if name else cls._create_stamped(base)
+            session = cls(path)
+            session.checkpoints.mkdir()
+        except OSError as error:
+            raise UserError(f"the session folder cannot be made: {error}; choose another --sess-dir") from None
+        return session
+
+    @staticmethod
+    def _create_named(base: Path, name: str) -> Path:
+        path = base / name
+        try:
+            path.mkdir()
+        except FileExistsError:
+            raise UserError(
+                f"session {path} exists; go on in it with --resume {path}, or choose another --session"
+            ) from None
+        return path
+
+    @staticmethod
+    def _create_stamped(base: Path) -> Path:
+        """mkdir decides who has a name: of two runs started in one second, one gets a suffix."""
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        for attempt in range(1, 1000):
+            path = base / (stamp if attempt == 1 else f"{stamp}-{attempt}")
+            try:
+                path.mkdir()
+                return path
+            except FileExistsError:
+                continue
+        raise RunError(f"no free session name for {stamp} in {base}")
+
+    def checkpoint_file(self, round_number: int, anchors: int, best: bool = False) -> Path:
+        """`RRRR-AAAAA.ckpt` (round and number of anchors), the last epoch; or the best epoch of the round."""
+        return self.checkpoints / f"{round_number:04d}-{anchors:05d}{'-best' if best else ''}.ckpt"
+
+
+def newest_checkpoint(session: Path) -> Path:
+    """The checkpoint of the latest round in a session folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    found: list[tuple[int, Path]] = []
+    for path in (session / "checkpoint").glob("*.ckpt"):
+        match = CHECKPOINT_NAME.fullmatch(path.name)
+        if match:
+            found.append((int(match.group(1)), path))
+    if not found:
+        raise UserError(f"--resume: there is no checkpoint in {session / 'checkpoint'}")
+    return max(found)[1]
+
+
+def find_checkpoint(resume: str, sess_dir: str) -> Path:
+    """The file that `--resume` means: a checkpoint, a session folder, or `last` (the newest session that has one).
+
+    Raises:
+        UserError: nothing is there.
+    """
+    if resume == "last":
+        sessions = sorted(
+            {file.parent.parent for file in Path(sess_dir).glob("*/checkpoint/*.ckpt")},
+            key=lambda path: max(file.stat().st_mtime_ns for file in (path / "checkpoint").glob("*.ckpt")),
+        )
+        if not sessions:
+            raise UserError(f"--resume last: no session in {sess_dir} has a checkpoint")
+        return newest_checkpoint(sessions[-1])
+    path = Path(resume)
+    if path.is_dir():
+        return newest_checkpoint(path)
+    if not path.is_file():
+        raise UserError(f"--resume {resume}: there is no such file or session folder")
+    return path

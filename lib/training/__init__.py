@@ -1,0 +1,1 @@
+"""Training: optimiser, learning rate, one epoch, and the rounds of the curriculum."""

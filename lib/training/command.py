@@ -1,0 +1,143 @@
+"""What `main.py` does once the options are known: train, go on, or evaluate."""
+
+import logging
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+
+import datasets
+from datasets.pipeline import Pipeline
+from lib import devices
+from lib.config import Settings, to_yaml
+from lib.errors import UserError
+from lib.evaluation.evaluator import Evaluator
+from lib.session import provenance
+from lib.session.folder import SessionFolder
+from lib.session.journal import LOGGER, Metrics, close_log, open_log
+from lib.training.runner import RESULT, Runner, first_round_problem
+from lib.training.state import TrainingState
+
+log = logging.getLogger(LOGGER)
+
+
+def execute(settings: Settings, saved: Optional[dict[str, Any]], source: Optional[Path]) -> None:
+    """Run the command.
+
+    Args:
+        settings: the merged options.
+        saved: the checkpoint to go on from, or None to start.
+        source: the file it came from.
+    """
+    options = settings.options
+    device = devices.choose(options.gpus)
+    pipeline = Pipeline(datasets.load(options.dataset, options.data_root, options.download), options, device)
+    state = TrainingState.fresh(options, pipeline, device)
+    evaluator = Evaluator(pipeline, options.low_dim, options.protocol, options.knn_k, options.knn_sigma)
+    if options.test_only:
+        _test(settings, state, evaluator, saved, source)
+        return
+    problem = first_round_problem(options, len(pipeline.train))
+    if problem is not None:
+        raise UserError(problem)
+    if saved is not None:
+        state.restore(saved, str(source), options.optimizer, device)
+    session = _open_session(settings, saved, source)
+    open_log(session.log if session is not None and options.log_file else None, options.brief)
+    try:
+        _introduce(settings, pipeline, device, session, saved, source)
+        labels = None if pipeline.train.labels is None else torch.from_numpy(pipeline.train.labels)
+        Runner(options, options.as_dict(), state, pipeline, evaluator, session, labels).run()
+        _conclude(state, evaluator, session)
+    finally:
+        close_log()
+
+
+def _test(
+    settings: Settings,
+    state: TrainingState,
+    evaluator: Evaluator,
+    saved: dict[str, Any],
+    source: Path,
+) -> None:
+    """`--test-only`: features of training and test images recomputed, one line of result, nothing written."""
+    state.restore_network(saved, str(source))
+    if not evaluator.possible:
+        raise UserError(f"--test-only: {settings.options.dataset} has no labelled test images to judge by")
+    accuracy = evaluator.recomputed(state.network)
+    print(
+        f"{source}: round {saved['round']}, epoch {saved['epoch']}: "
+        f"{settings.options.protocol} {accuracy} (training features recomputed)"
+    )
+
+
+def _open_session(
+    settings: Settings, saved: Optional[dict[str, Any]], source: Optional[Path]
+) -> Optional[SessionFolder]:
+    """The session of the checkpoint when going on, a new one otherwise, none with --debug."""
+    options = settings.options
+    if options.debug:
+        return None
+    if saved is not None and not options.restart:
+        session = SessionFolder(source.resolve().parents[1])
+        if source.parent.name != "checkpoint" or not session.config.exists():
+            raise UserError(
+                f"--resume {source}: the file is not in a session's checkpoint folder, so there is no session to go on"
+                " in; add --restart to start a new one from it"
+            )
+        Metrics(session.metrics).rewind(saved["round"], saved["epoch"])
+        return session
+    session = SessionFolder.create(options.sess_dir, options.session)
+    session.config.write_text(to_yaml(settings), encoding="utf-8")
+    return session
+
+
+def _introduce(
+    settings: Settings,
+    pipeline: Pipeline,
+    device: torch.device,
+    session: Optional[SessionFolder],
+    saved: Optional[dict[str, Any]],
+    source: Optional[Path],
+) -> None:
+    options = settings.options
+    log.info("command   %s", provenance.command_line())
+    log.info("code      %s", provenance.git_revision())
+    log.info("versions  %s", ", ".join(f"{name} {version}" for name, version in provenance.versions().items()))
+    log.info("device    %s", devices.describe(device))
+    test = "no" if pipeline.test is None else f"{len(pipeline.test):,}"
+    place = "on the device, by the batch" if pipeline.on_device else f"in {options.workers_num} loader processes"
+    log.info(
+        "data      %s: %s training, %s test images; augmented %s",
+        pipeline.name,
+        f"{len(pipeline.train):,}",
+        test,
+        place,
+    )
+    log.info("network   %s, %d features", options.network, options.low_dim)
+    changed = {name: value for name, value in options.as_dict().items() if settings.sources[name] != "default"}
+    log.info("options   %s", ", ".join(f"{name}={value}" for name, value in changed.items()) or "all defaults")
+    log.info("session   %s", "none (--debug)" if session is None else session.path)
+    if session is not None and options.log_tfb:
+        log.info("watch     tensorboard --logdir %s", session.tensorboard)
+    if saved is not None:
+        log.info("resumed   %s: round %d, %d epochs completed", source, saved["round"], saved["epoch"])
+        for name, value in options.as_dict().items():
+            before = saved["options"].get(name, value)
+            if before != value:
+                log.warning(
+                    "option %s is now %s (%s); the checkpoint had %s",
+                    name,
+                    value,
+                    settings.sources[name],
+                    before,
+                )
+
+
+def _conclude(state: TrainingState, evaluator: Evaluator, session: Optional[SessionFolder]) -> None:
+    log.info("%s", state.history.table(), extra=RESULT)
+    accuracy = evaluator.recomputed(state.network)
+    if accuracy is not None:
+        log.info("last network, training features recomputed: %s", accuracy, extra=RESULT)
+    if session is not None:
+        log.info("checkpoints, log, metrics and TensorBoard files: %s", session.path, extra=RESULT)

@@ -1,0 +1,55 @@
+"""The optimiser and the learning-rate policy, both PyTorch's own."""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from typing import Callable
+
+from torch import optim
+from torch.nn import Parameter
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def build_optimizer(options, parameters: Iterable[Parameter]) -> optim.Optimizer:
+    """SGD, Adam or RMSprop from `--optimizer` and the options that apply to it."""
+    shared = {"lr": options.base_lr, "weight_decay": options.weight_decay}
+    if options.optimizer == "adam":
+        return optim.Adam(parameters, **shared)
+    if options.optimizer == "rmsprop":
+        return optim.RMSprop(parameters, momentum=options.momentum, **shared)
+    return optim.SGD(
+        parameters,
+        momentum=options.momentum,
+        dampening=options.dampening,
+        nesterov=options.nesterov,
+        **shared,
+    )
+
+
+def step_policy(offset: int, step: int, rate: float) -> Callable[[int], float]:
+    """rate ** ((epoch - offset) // step) from the offset on, 1 before; epochs count from 0 in each round."""
+    return lambda epoch: rate ** ((epoch - offset) // step) if epoch >= offset else 1.0
+
+
+def multistep_policy(schedule: Sequence[int], rate: float) -> Callable[[int], float]:
+    """rate ** (how many epochs of the schedule have come)."""
+    return lambda epoch: rate ** bisect_right(schedule, epoch)
+
+
+def lr_factor(options) -> Callable[[int], float]:
+    """What `--base-lr` is multiplied by in an epoch of a round, for `--lr-policy`."""
+    if options.lr_policy == "step":
+        return step_policy(options.lr_decay_offset, options.lr_decay_step, options.lr_decay_rate)
+    if options.lr_policy == "multistep":
+        return multistep_policy(options.lr_schedule, options.lr_decay_rate)
+    return lambda epoch: 1.0
+
+
+def start_schedule(options, optimizer: optim.Optimizer, epoch: int) -> LambdaLR:
+    """A schedule that stands at `epoch` of a round (counted from 0).
+
+    It starts anew in every round; momentum and the other state of the optimiser are left as they are. The rate
+    is a function of the epoch alone, so a resumed round needs no more than its number.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] = options.base_lr
+    return LambdaLR(optimizer, lr_factor(options), last_epoch=epoch - 1)

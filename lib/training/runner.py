@@ -1,0 +1,196 @@
+"""The curriculum: round 0 learns instances, every later round starts by discovering anchors anew."""
+
+import logging
+import math
+import time
+from typing import Any, Optional
+
+from torch import Tensor
+
+from datasets.pipeline import Pipeline
+from lib.evaluation.evaluator import Evaluator
+from lib.evaluation.knn import Accuracy
+from lib.method.discovery import anchor_count, discover
+from lib.method.neighbourhoods import Neighbourhoods
+from lib.nearest import nearest
+from lib.session import checkpoint
+from lib.session.board import Board
+from lib.session.folder import SessionFolder
+from lib.session.journal import LOGGER, Metrics
+from lib.session.progress import Progress
+from lib.training.epoch import train_epoch
+from lib.training.optimisation import start_schedule
+from lib.training.state import TrainingState
+
+log = logging.getLogger(LOGGER)
+RESULT = {"result": True}  # marks the lines that --brief shows
+
+
+class Runner:
+    """Drives a state through the rounds that are left.
+
+    Args:
+        options: the merged options.
+        kept_options: the same as plain data, for checkpoints.
+        state: where the run stands.
+        pipeline: the images.
+        session: where to write, or None to write nothing.
+        labels: (N,) training labels, for the reported consistency only; or None.
+    """
+
+    def __init__(
+        self,
+        options,
+        kept_options: dict[str, Any],
+        state: TrainingState,
+        pipeline: Pipeline,
+        evaluator: Evaluator,
+        session: Optional[SessionFolder],
+        labels: Optional[Tensor],
+    ):
+        self.options, self.kept_options = options, kept_options
+        self.state, self.pipeline, self.evaluator = state, pipeline, evaluator
+        self.session, self.labels = session, labels
+        self.device = state.bank.memory.device
+        self.metrics = None if session is None else Metrics(session.metrics)
+        folder = session.tensorboard if session is not None and options.log_tfb else None
+        self.board = Board(folder, options.max_epoch)
+        images = len(pipeline.train)
+        done = (state.round * options.max_epoch + state.epoch) * images
+        self.progress = Progress(options.max_round * options.max_epoch * images, done, quiet=options.brief)
+
+    def run(self) -> None:
+        """Train to the end of the last round. A round that is complete in the state is not repeated."""
+        try:
+            for round_number in range(self.state.round, self.options.max_round):
+                if round_number > self.state.round or self.state.epoch == 0:
+                    self._start_round(round_number)
+                self._finish_round()
+        finally:
+            self.progress.close()
+            self.board.close()
+
+    def _start_round(self, round_number: int) -> None:
+        """Choose anchors and neighbours from the bank as the round before left it."""
+        options, state = self.options, self.state
+        if round_number == 0:
+            found = Neighbourhoods.none(len(self.pipeline.train), options.ANs_size, self.device)
+        else:
+            started = time.perf_counter()
+            found = discover(
+                state.bank.memory,
+                round_number,
+                options.ANs_select_rate,
+                options.ANs_size,
+                options.npc_temperature,
+                nearest,
+                self.labels,
+            )
+            log.info("round %d: %s, found in %.1f s", round_number, _describe(found), time.perf_counter() - started)
+        state.neighbourhoods, state.round, state.epoch = found, round_number, 0
+        state.history.start_round(round_number, len(found.anchor_indexes), found.consistency)
+        self.board.discovery(round_number, found)
+
+    def _finish_round(self) -> None:
+        """Train the epochs of the round that are left. The learning rate starts anew in every round."""
+        options, state = self.options, self.state
+        if state.epoch >= options.max_epoch:
+            return
+        schedule = start_schedule(options, state.optimizer, state.epoch)
+        while state.epoch < options.max_epoch:
+            self._train_one_epoch()
+            schedule.step()
+        summary = state.history.current
+        log.info(
+            "round %d done: %d anchors, %s%s, %.0f s",
+            summary.round,
+            summary.anchors,
+            "" if summary.consistency is None else f"consistency {100 * summary.consistency:.2f} %, ",
+            "no accuracy (no labels)"
+            if summary.knn_last is None
+            else f"kNN {100 * summary.knn_last:.2f} % last, {100 * summary.knn_best:.2f} % best",
+            summary.seconds,
+            extra=RESULT,
+        )
+
+    def _train_one_epoch(self) -> None:
+        options, state = self.options, self.state
+        started = time.perf_counter()
+        order = self.pipeline.epoch_order(state.round, state.epoch)
+        self.progress.label(f"round {state.round}/{options.max_round - 1} epoch {state.epoch + 1}/{options.max_epoch}")
+        rate = state.optimizer.param_groups[0]["lr"]
+        result = train_epoch(
+            state.network,
+            state.bank,
+            state.neighbourhoods,
+            state.optimizer,
+            self.pipeline.train_batches(order, state.round, state.epoch),
+            tuple(len(batch) for batch in order),
+            options.npc_temperature,
+            options.iter_size,
+            options.display_freq,
+            self.progress.advance,
+        )
+        state.epoch += 1
+        accuracy = self._evaluate()
+        top1 = None if accuracy is None else accuracy.top1
+        seconds = time.perf_counter() - started
+        is_best = state.history.current.add_epoch(state.epoch, top1, seconds)
+        record = {
+            "round": state.round,
+            "epoch": state.epoch,
+            "anchors": state.history.current.anchors,
+            "consistency": state.history.current.consistency,
+            "loss": result.loss,
+            "lr": rate,
+            "knn_top1": top1,
+            "knn_top5": None if accuracy is None else accuracy.top5,
+            "images_per_second": result.images / result.seconds,
+            "seconds": seconds,
+        }
+        self._write(record, top1, is_best)
+        log.info(
+            "round %d epoch %d/%d  loss %.4f  lr %.4g  %s%.0f images/s  %.1f s",
+            state.round,
+            state.epoch,
+            options.max_epoch,
+            result.loss,
+            rate,
+            "" if top1 is None else f"kNN {100 * top1:.2f} %  ",
+            record["images_per_second"],
+            seconds,
+        )
+
+    def _evaluate(self) -> Optional[Accuracy]:
+        due = self.state.epoch % self.options.eval_freq == 0 or self.state.epoch == self.options.max_epoch
+        return self.evaluator.with_bank(self.state.network, self.state.bank.memory) if due else None
+
+    def _write(self, record: dict[str, Any], top1: Optional[float], is_best: bool) -> None:
+        """Metrics and TensorBoard, then the checkpoint: a resume from it finds the lines of its own epoch written."""
+        if self.session is None:
+            return
+        self.metrics.append(record)
+        self.board.epoch(record, self.state.history.best_top1)
+        state = self.state.checkpoint(self.kept_options, self.pipeline, self.session.name, top1)
+        here = (self.state.round, self.state.history.current.anchors)
+        checkpoint.save(state, self.session.checkpoint_file(*here))
+        if is_best:
+            checkpoint.save(state, self.session.checkpoint_file(*here, best=True))
+
+
+def first_round_problem(options, images: int) -> Optional[str]:
+    """Why the curriculum cannot run on this many images, or None."""
+    if options.max_round > 1 and options.ANs_size >= images:
+        return f"--ANs-size {options.ANs_size}: an anchor has only {images - 1} other images to choose from"
+    if options.max_round > 1 and anchor_count(images, options.ANs_select_rate, 1) == 0:
+        return f"--ANs-select-rate {options.ANs_select_rate}: no anchor among {images} images in round 1"
+    return None
+
+
+def _describe(found: Neighbourhoods) -> str:
+    entropy = found.entropy[found.anchor_indexes]
+    text = f"{len(entropy)} anchors of {len(found.entropy)} images, "
+    text += f"entropy up to {entropy.max().item():.3f} (log N is {math.log(len(found.entropy)):.3f})"
+    if found.consistency is not None:
+        text += f", consistency {100 * found.consistency:.2f} %"
+    return text

@@ -1,0 +1,142 @@
+"""Everything a run carries from step to step, and its way into a checkpoint and back."""
+
+from typing import Any, Optional
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+import models
+from datasets.pipeline import Pipeline
+from lib.errors import UserError
+from lib.method.memory_bank import MemoryBank
+from lib.method.neighbourhoods import Neighbourhoods
+from lib.seeding import derive, generator
+from lib.session.checkpoint import FORMAT
+from lib.training.history import History
+from lib.training.optimisation import build_optimizer
+
+
+class TrainingState:
+    """Network, optimiser, bank, neighbourhoods, and where the run is.
+
+    `round` and `epoch` say what has been completed: `epoch` epochs of round `round`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: Optimizer,
+        bank: MemoryBank,
+        neighbourhoods: Neighbourhoods,
+    ):
+        self.network = network
+        self.optimizer = optimizer
+        self.bank = bank
+        self.neighbourhoods = neighbourhoods
+        self.round = 0
+        self.epoch = 0
+        self.history = History()
+
+    @classmethod
+    def fresh(cls, options, pipeline: Pipeline, device: torch.device) -> "TrainingState":
+        """The state before the first epoch, a function of the seed."""
+        torch.manual_seed(derive(options.seed, "network"))
+        network = models.build(options.network, options.low_dim, options.stem, options.size).to(device)
+        size = len(pipeline.train)
+        bank = MemoryBank(size, options.low_dim, options.npc_momentum, generator(options.seed, "memory bank")).to(
+            device
+        )
+        optimizer = build_optimizer(options, network.parameters())
+        return cls(network, optimizer, bank, Neighbourhoods.none(size, options.ANs_size, device))
+
+    def checkpoint(
+        self, options: dict[str, Any], pipeline: Pipeline, session: str, accuracy: Optional[float]
+    ) -> dict[str, Any]:
+        """The dict that is written to disk; see `lib.session.checkpoint` for its layout."""
+        return {
+            "net": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "npc": self.bank.state_dict(),
+            "ANs_discovery": self.neighbourhoods.state_dict(),
+            "acc": accuracy,
+            "epoch": self.epoch,
+            "round": self.round,
+            "session": session,
+            "format": FORMAT,
+            "options": options,
+            "random": _random_state(options["seed"]),
+            "history": self.history.state(),
+            "dataset": {
+                "name": pipeline.name,
+                "size": len(pipeline.train),
+                "means": list(pipeline.means),
+                "stds": list(pipeline.stds),
+            },
+        }
+
+    def restore(self, saved: dict[str, Any], source: str, optimizer_name: str, device: torch.device) -> None:
+        """Take over a checkpoint. Options are not taken from it here: those of the run stand.
+
+        Args:
+            saved: what `checkpoint.load` returned.
+            source: its name, for messages.
+            optimizer_name: the run's `--optimizer`.
+
+        Raises:
+            UserError: it belongs to another network, feature length, optimiser or number of images.
+        """
+        self.restore_network(saved, source)
+        memory = saved["npc"]["memory"]
+        if memory.shape != self.bank.memory.shape:
+            raise UserError(
+                f"checkpoint {source}: its memory bank is {_shape(memory)}, this run's {_shape(self.bank.memory)}"
+                " (training images x feature length); use the data set, --limit-train and --low-dim it was made with"
+            )
+        self.bank.load_state_dict({"memory": memory})
+        if saved["options"].get("optimizer", optimizer_name) != optimizer_name:
+            raise UserError(
+                f"checkpoint {source} was made with --optimizer {saved['options']['optimizer']}, "
+                f"not {optimizer_name}: its state does not fit"
+            )
+        configured = [
+            {name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups
+        ]
+        self.optimizer.load_state_dict(saved["optimizer"])
+        for group, settings in zip(self.optimizer.param_groups, configured):
+            group.update(settings)  # momentum buffers come from the file, weight decay and the like from the options
+        self.neighbourhoods = Neighbourhoods.from_state_dict(saved["ANs_discovery"], device)
+        self.round, self.epoch = saved["round"], saved["epoch"]
+        self.history = History.from_state(saved.get("history", []))
+        _set_random_state(saved.get("random", {}))
+
+    def restore_network(self, saved: dict[str, Any], source: str) -> None:
+        """Take over the network alone.
+
+        Raises:
+            UserError: it is another network.
+        """
+        try:
+            self.network.load_state_dict(saved["net"])
+        except RuntimeError as error:
+            first = str(error).splitlines()[1:2] or [str(error)]
+            raise UserError(
+                f"checkpoint {source} holds another network than --network, --low-dim, --stem and --size describe: "
+                + first[0].strip()
+            ) from None
+
+
+def _shape(rows: torch.Tensor) -> str:
+    return " x ".join(map(str, rows.shape))
+
+
+def _random_state(seed: int) -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"seed": seed, "torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    if "torch" in state:
+        torch.set_rng_state(state["torch"])
+    if state.get("cuda") and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
