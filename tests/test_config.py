@@ -750,3 +750,10 @@ def test_alexnet_goes_on_top_of_a_data_set():
 def test_digits_need_no_download():
     options = shipped("base", "digits")
     assert (options.dataset, options.download) == ("digits", False)
+
+
+def test_the_readme_has_the_current_options():
+    from lib.config.__main__ import README, with_options
+
+    text = README.read_text(encoding="utf-8")
+    assert with_options(text) == text, "run python3 -m lib.config"

@@ -262,7 +262,7 @@ _SESSION = _group(
         "display_freq",
         INT,
         20,
-        "steps between lines of progress where there is no terminal, and between TensorBoard points",
+        "steps between looks at the loss, each of which waits for the device; sets how often progress is shown",
         "steps",
         bounds=_at_least(1),
     ),

@@ -35,7 +35,7 @@ class Progress:
         """Where the run is, e.g. "round 1/4 epoch 3/200"."""
         self._label = text
         if self._bar is not None:
-            self._bar.set_description_str(text, refresh=False)
+            self._bar.set_description_str(text)
 
     def advance(self, images: int, loss: Optional[float] = None) -> None:
         self._done += images

@@ -106,7 +106,8 @@ def _introduce(
     log.info("versions  %s", ", ".join(f"{name} {version}" for name, version in provenance.versions().items()))
     log.info("device    %s", devices.describe(device))
     test = "no" if pipeline.test is None else f"{len(pipeline.test):,}"
-    place = "on the device, by the batch" if pipeline.on_device else f"in {options.workers_num} loader processes"
+    loaders = f"in {options.workers_num} loader processes" if options.workers_num else "in this process"
+    place = "on the device, by the batch" if pipeline.on_device else loaders
     log.info(
         "data      %s: %s training, %s test images; augmented %s",
         pipeline.name,

@@ -38,7 +38,7 @@ def train_epoch(
     temperature: float,
     iter_size: int = 1,
     report_every: int = 20,
-    report: Callable[[int, float], None] = lambda step, loss: None,
+    report: Callable[[int, float], None] = lambda images, loss: None,
 ) -> EpochResult:
     """Train on every batch once.
 
@@ -46,13 +46,15 @@ def train_epoch(
         batch_sizes: how many images each batch holds.
         iter_size: batches whose gradients make one optimiser step. A group's gradient is the mean over
             its images, whatever the sizes of its batches; a last, smaller group makes a step of its own.
-        report_every: steps between calls of `report(step, loss)`. Only then the device is waited for.
+        report_every: steps between calls of `report(images since the last call, loss of the batch)`, and one at
+            the end. Only then the device is waited for.
 
     Raises:
         RunError: the loss is not finite.
     """
     network.train()
     started = time.perf_counter()
+    unreported = 0
     loss_sum = torch.zeros((), dtype=torch.float64, device=bank.memory.device)
     optimizer.zero_grad(set_to_none=True)
     for step, (images, indices) in enumerate(batches):
@@ -69,8 +71,10 @@ def train_epoch(
             optimizer.zero_grad(set_to_none=True)
 
         loss_sum += loss.detach().double() * len(indices)
-        if (step + 1) % report_every == 0:
-            report(step + 1, _finite(loss.item(), step))
+        unreported += len(indices)
+        if (step + 1) % report_every == 0 or step + 1 == len(batch_sizes):
+            report(unreported, _finite(loss.item(), step))
+            unreported = 0
     mean_loss = _finite(loss_sum.item() / sum(batch_sizes), len(batch_sizes) - 1)
     return EpochResult(mean_loss, sum(batch_sizes), time.perf_counter() - started)
 
