@@ -1,4 +1,4 @@
-"""Exact nearest neighbours by inner product, with a fixed order among equals."""
+"""Exact nearest neighbours by inner product, with a fixed order among equals: by faiss, or by PyTorch."""
 
 from typing import Optional
 
@@ -7,8 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+CPU_TILE_ELEMENTS, GPU_TILE_ELEMENTS = 2**24, 2**27
+"""Similarities that the PyTorch search holds at a time."""
 
-def nearest(queries: Tensor, database: Tensor, k: int, own: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
+
+def nearest(
+    queries: Tensor, database: Tensor, k: int, own: Optional[Tensor] = None, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
     """The k rows of `database` with the highest inner product with each query.
 
     Rows of equal similarity are taken in the order of their index, so that the answer is a function of the data.
@@ -18,6 +23,7 @@ def nearest(queries: Tensor, database: Tensor, k: int, own: Optional[Tensor] = N
         database: (N, D) float32.
         k: how many, from 1 to N (N - 1 if `own` is given).
         own: (Q,) int64, the query's own row in the database, to be left out of its answer; or None.
+        backend: `faiss` (flat index, on the CPU), `torch` (on the device of the rows), or `auto`: faiss on a CPU.
 
     Returns:
         similarities (Q, k) float32, highest first, and indices (Q, k) int64, on the device of `queries`.
@@ -28,11 +34,39 @@ def nearest(queries: Tensor, database: Tensor, k: int, own: Optional[Tensor] = N
     available = len(database) - (own is not None)
     if not 1 <= k <= available:
         raise ValueError(f"k = {k} neighbours asked for where there are {available}")
+    if backend == "torch" or (backend == "auto" and queries.is_cuda):
+        return _by_torch(queries, database, k, own)
     index = faiss.IndexFlatIP(database.shape[1])
     index.add(_as_array(database))
     similarities, indices = _ordered(index, _as_array(queries), k, None if own is None else own.detach().cpu().numpy())
     device = queries.device
     return torch.from_numpy(similarities).to(device), torch.from_numpy(indices).to(device)
+
+
+def _by_torch(queries: Tensor, database: Tensor, k: int, own: Optional[Tensor]) -> tuple[Tensor, Tensor]:
+    tile_rows = max(1, (GPU_TILE_ELEMENTS if queries.is_cuda else CPU_TILE_ELEMENTS) // len(database))
+    found = []
+    for start in range(0, len(queries), tile_rows):
+        sims = queries[start : start + tile_rows] @ database.t()  # (T, N)
+        if own is not None:
+            rows = torch.arange(len(sims), device=sims.device)
+            sims[rows, own[start : start + tile_rows]] = float("-inf")
+        found.append(_largest(sims, k))
+    similarities, indices = zip(*found)
+    return torch.cat(similarities), torch.cat(indices)
+
+
+def _largest(sims: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row, in order of (similarity, index). topk leaves the order of equals open."""
+    values, indices = sims.topk(min(k + 1, sims.shape[1]), dim=1)
+    tied = values[:, k - 1] == values[:, -1] if values.shape[1] > k else values[:, 0] != values[:, 0]
+    indices = indices[:, :k].sort(dim=1).values
+    values, order = sims.gather(1, indices).sort(dim=1, descending=True, stable=True)
+    indices = indices.gather(1, order)
+    for row in torch.nonzero(tied).flatten().tolist():  # a tie across the k-th place: topk may have kept the wrong ones
+        whole = sims[row].sort(descending=True, stable=True)
+        values[row], indices[row] = whole.values[:k], whole.indices[:k]
+    return values, indices
 
 
 def _as_array(rows: Tensor) -> np.ndarray:

@@ -86,23 +86,26 @@ def test_neighbours_match_brute_force_even_among_ties(n, dim, k, seed):
     memory = grid_rows(n, dim, seed)
     k = min(k, n - 1)
     anchors = torch.from_numpy(np.random.default_rng(seed).permutation(n)[: max(1, n // 2)])
-    found = nearest_neighbours(memory, anchors, k, nearest)
-    assert found.tolist() == [oracles.neighbours(memory.double().numpy(), a, k) for a in anchors.tolist()]
+    expected = [oracles.neighbours(memory.double().numpy(), a, k) for a in anchors.tolist()]
+    assert nearest_neighbours(memory, anchors, k, "faiss").tolist() == expected
+    assert nearest_neighbours(memory, anchors, k, "torch").tolist() == expected
 
 
-def test_search_without_own_row_returns_the_row_itself_first():
+@pytest.mark.parametrize("backend", ["faiss", "torch"])
+def test_search_without_own_row_returns_the_row_itself_first(backend):
     memory = unit_rows(30, 8, 3)
-    similarities, indices = nearest(memory, memory, 3)
+    similarities, indices = nearest(memory, memory, 3, None, backend)
     assert indices[:, 0].tolist() == list(range(30))
     assert similarities[:, 0].tolist() == pytest.approx([1.0] * 30, abs=1e-5)
     assert (similarities[:, 0] >= similarities[:, 1]).all()
 
 
-def test_all_duplicates_come_in_the_order_of_their_index():
+@pytest.mark.parametrize("backend", ["faiss", "torch"])
+def test_all_duplicates_come_in_the_order_of_their_index(backend):
     memory = torch.ones(40, 3)
-    _, indices = nearest(memory[:2], memory, 5)
+    _, indices = nearest(memory[:2], memory, 5, None, backend)
     assert indices.tolist() == [[0, 1, 2, 3, 4]] * 2
-    _, indices = nearest(memory[:2], memory, 5, torch.tensor([0, 1]))
+    _, indices = nearest(memory[:2], memory, 5, torch.tensor([0, 1]), backend)
     assert indices.tolist() == [[1, 2, 3, 4, 5], [0, 2, 3, 4, 5]]
 
 
@@ -119,9 +122,10 @@ def test_consistency_by_hand():
     assert consistency(torch.tensor([], dtype=torch.int64), torch.empty(0, 1, dtype=torch.int64), labels) is None
 
 
-def test_a_round_by_brute_force():
+@pytest.mark.parametrize("backend", ["auto", "faiss", "torch"])
+def test_a_round_by_brute_force(backend):
     memory, labels = unit_rows(37, 6, 5), torch.arange(37) % 3
-    found = discover(memory, 2, 0.25, 2, 0.1, nearest, labels)
+    found = discover(memory, 2, 0.25, 2, 0.1, backend, labels)
     exact = memory.double().numpy()
     anchors = oracles.anchors(oracles.entropies(exact, 0.1), 18)
     neighbours = [oracles.neighbours(exact, a, 2) for a in anchors]
@@ -133,15 +137,15 @@ def test_a_round_by_brute_force():
 
 def test_labels_decide_nothing():
     memory = unit_rows(37, 6, 5)
-    with_labels = discover(memory, 1, 0.25, 1, 0.1, nearest, torch.zeros(37, dtype=torch.int64))
-    without = discover(memory, 1, 0.25, 1, 0.1, nearest)
+    with_labels = discover(memory, 1, 0.25, 1, 0.1, "auto", torch.zeros(37, dtype=torch.int64))
+    without = discover(memory, 1, 0.25, 1, 0.1)
     assert without.consistency is None
     assert torch.equal(with_labels.anchor_indexes, without.anchor_indexes)
     assert torch.equal(with_labels.neighbours, without.neighbours)
 
 
 def test_the_state_goes_into_a_checkpoint_and_back():
-    found = discover(unit_rows(20, 4, 1), 1, 0.5, 3, 0.1, nearest, torch.arange(20) % 2)
+    found = discover(unit_rows(20, 4, 1), 1, 0.5, 3, 0.1, "auto", torch.arange(20) % 2)
     again = Neighbourhoods.from_state_dict(found.state_dict(), torch.device("cpu"))
     assert set(found.state_dict()) == {
         "anchor_indexes", "instance_indexes", "position", "neighbours", "entropy", "consistency",
@@ -154,5 +158,5 @@ def test_the_state_goes_into_a_checkpoint_and_back():
 def test_discovery_leaves_the_bank_alone():
     bank = MemoryBank(30, 4, 0.5)
     before = bank.memory.clone()
-    discover(bank.memory, 1, 0.5, 1, 0.1, nearest)
+    discover(bank.memory, 1, 0.5, 1, 0.1)
     assert torch.equal(bank.memory, before)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from datasets.pipeline import split_order
 from lib.config import Options
+from lib.embedder import Embedder
 from lib.errors import RunError
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
@@ -137,7 +138,9 @@ def run_epoch(sizes, iter_size, data, momentum=0.5, found=None, lr=0.1, unit_ban
     optimizer = torch.optim.SGD(network.parameters(), lr=lr)
     indices = torch.arange(sum(sizes)).split(list(sizes))
     found = found or Neighbourhoods.none(len(data), 1, CPU)
-    result = train_epoch(network, bank, found, optimizer, ((data[i], i) for i in indices), tuple(sizes), 0.5, iter_size)
+    result = train_epoch(
+        Embedder(network, CPU), bank, found, optimizer, ((data[i], i) for i in indices), tuple(sizes), 0.5, iter_size
+    )
     return network, bank, result
 
 
@@ -205,7 +208,7 @@ def test_progress_is_reported_at_its_steps():
     network, bank = Linear(), MemoryBank(10, 4, 0.5)
     batches = [(data[i : i + 1], torch.tensor([i])) for i in range(10)]
     train_epoch(
-        network, bank, Neighbourhoods.none(10, 1, CPU), torch.optim.SGD(network.parameters(), lr=0.1),
+        Embedder(network, CPU), bank, Neighbourhoods.none(10, 1, CPU), torch.optim.SGD(network.parameters(), lr=0.1),
         batches, (1,) * 10, 0.5, report_every=4, report=lambda images, loss: seen.append(images),
     )  # fmt: skip
     assert seen == [4, 4, 2]

@@ -279,6 +279,23 @@ _DEVICES = _group(
         "where to compute; auto: the first GPU if there is one, else the CPU",
         form=_GPUS,
     ),
+    Option(
+        "precision",
+        CHOICE,
+        "auto",
+        "what the network computes in; auto: bf16 where the hardware multiplies in it, else fp32. Features, loss, bank "
+        "and entropies are float32 in any case",
+        choices=("auto", "fp32", "bf16"),
+    ),
+    Option("tf32", BOOL, False, "CUDA: let float32 products of the network round to TF32"),
+    Option(
+        "knn_backend",
+        CHOICE,
+        "auto",
+        "what finds neighbours, exactly in either case; auto: the faster one for the device and the number of "
+        "neighbours",
+        choices=("auto", "faiss", "torch"),
+    ),
 )
 
 OPTIONS: tuple[Option, ...] = (

@@ -3,11 +3,13 @@
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from lib.embedder import Embedder
 
 
-@torch.no_grad()
-def extract(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], size: int, dim: int) -> Tensor:
+@torch.inference_mode()
+def extract(embedder: Embedder, batches: Iterable[tuple[Tensor, Tensor]], size: int, dim: int) -> Tensor:
     """Unit features of every image, in the order of their indices.
 
     Args:
@@ -16,12 +18,10 @@ def extract(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], size: 
         dim: D.
 
     Returns:
-        (size, D) float32 on the network's device. The network is left in the mode it was in.
+        (size, D) float32 on the network's device. The network is left in evaluation mode.
     """
-    was_training = network.training
-    network.eval()
-    features = torch.empty(size, dim, device=next(network.parameters()).device)
+    embedder.train(False)
+    features = torch.empty(size, dim, device=embedder.device)
     for images, indices in batches:
-        features[indices] = network(images).float()
-    network.train(was_training)
+        features[indices] = embedder(images)
     return features

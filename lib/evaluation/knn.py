@@ -59,6 +59,7 @@ def weighted_knn(
     classes: int,
     k: int,
     sigma: float,
+    backend: str = "auto",
 ) -> Accuracy:
     """Accuracy of the vote of the k nearest rows of the database.
 
@@ -68,8 +69,9 @@ def weighted_knn(
         classes: C.
         k: neighbours that vote; all N where there are fewer.
         sigma: temperature of the vote.
+        backend: of the search.
     """
-    similarities, indices = nearest(queries, database, min(k, len(database)))
+    similarities, indices = nearest(queries, database, min(k, len(database)), backend=backend)
     votes = class_votes(similarities, database_labels[indices], classes, sigma)
     rank = rank_of_truth(votes, labels)
     top5 = (rank < 5).double().mean().item() if classes >= 5 else None

@@ -2,15 +2,17 @@
 
 import math
 from fractions import Fraction
-from typing import Callable, Optional
+from typing import Optional
 
 import torch
 from torch import Tensor
 
 from lib.method.neighbourhoods import Neighbourhoods
+from lib.method.tiled_discovery import default_tile_rows, entropies_and_maxima, neighbours_from_maxima, suits
+from lib.nearest import nearest
 
-Search = Callable[[Tensor, Tensor, int, Optional[Tensor]], tuple[Tensor, Tensor]]
-"""(queries (Q, D), database (N, D), K, own row of each query (Q,) or None) -> similarities, indices (Q, K)."""
+FEW = 8
+"""Up to so many neighbours a row has them in few tiles, and one pass beats a search of its own."""
 
 
 def anchor_count(size: int, select_rate: float, round_number: int) -> int:
@@ -48,13 +50,13 @@ def select_anchors(entropy: Tensor, count: int) -> Tensor:
     return torch.sort(entropy, stable=True).indices[:count]
 
 
-def nearest_neighbours(memory: Tensor, anchors: Tensor, k: int, search: Search) -> Tensor:
+def nearest_neighbours(memory: Tensor, anchors: Tensor, k: int, backend: str = "auto") -> Tensor:
     """Equation 1: the K bank rows of highest cosine to each anchor, among all N, the anchor itself left out.
 
     Returns:
         (A, K) int64, nearest first; ties go to the lower index.
     """
-    _, indices = search(memory[anchors], memory, k, anchors)
+    _, indices = nearest(memory[anchors], memory, k, anchors, backend)
     return indices
 
 
@@ -75,7 +77,7 @@ def discover(
     select_rate: float,
     k: int,
     temperature: float,
-    search: Search,
+    backend: str = "auto",
     labels: Optional[Tensor] = None,
 ) -> Neighbourhoods:
     """Everything that is decided at the start of a round r >= 1, anew from the bank as it stands.
@@ -83,15 +85,24 @@ def discover(
     Args:
         memory: (N, D) bank rows, on any device.
         round_number: r.
-        select_rate, k, temperature: the options of those names (ANs_select_rate, ANs_size, npc_temperature).
-        search: exact nearest-neighbour search.
+        select_rate, k, temperature: the options ANs_select_rate, ANs_size and npc_temperature.
+        backend: `torch` takes entropies and neighbours from one pass, `faiss` searches in a pass of its own,
+            `auto` the one pass for up to `FEW` neighbours. The answer is the same.
         labels: (N,) int64, used for the reported consistency and nothing else.
 
     Returns:
         the round's neighbourhoods, on the device of `memory`.
     """
-    entropy = similarity_entropy(memory, temperature)
-    anchors = select_anchors(entropy, anchor_count(len(memory), select_rate, round_number))
-    neighbours = nearest_neighbours(memory, anchors, k, search)
+    count = anchor_count(len(memory), select_rate, round_number)
+    one_pass = backend == "torch" or (backend == "auto" and (k <= FEW or memory.is_cuda))
+    if one_pass and suits(memory, temperature):
+        tile_rows = default_tile_rows(memory)
+        entropy, maxima = entropies_and_maxima(memory, temperature, tile_rows)
+        anchors = select_anchors(entropy, count)
+        neighbours = neighbours_from_maxima(memory, anchors, k, maxima, tile_rows)
+    else:
+        entropy = similarity_entropy(memory, temperature)
+        anchors = select_anchors(entropy, count)
+        neighbours = nearest_neighbours(memory, anchors, k, backend)
     share = None if labels is None else consistency(anchors, neighbours, labels.to(anchors.device))
     return Neighbourhoods.of(anchors, neighbours, entropy, share)

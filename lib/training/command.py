@@ -8,7 +8,8 @@ import torch
 
 import datasets
 from datasets.pipeline import Pipeline
-from lib import devices
+from lib import devices, precision
+from lib.allocator import keep_freed_memory
 from lib.config import Settings, to_yaml
 from lib.errors import UserError
 from lib.evaluation.evaluator import Evaluator
@@ -31,9 +32,13 @@ def execute(settings: Settings, saved: Optional[dict[str, Any]], source: Optiona
     """
     options = settings.options
     device = devices.choose(options.gpus)
+    keep_freed_memory()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.tf32
     pipeline = Pipeline(datasets.load(options.dataset, options.data_root, options.download), options, device)
-    state = TrainingState.fresh(options, pipeline, device)
-    evaluator = Evaluator(pipeline, options.low_dim, options.protocol, options.knn_k, options.knn_sigma)
+    state = TrainingState.fresh(options, pipeline, device, precision.choose(options.precision, device))
+    evaluator = Evaluator(
+        pipeline, options.low_dim, options.protocol, options.knn_k, options.knn_sigma, options.knn_backend
+    )
     if options.test_only:
         _test(settings, state, evaluator, saved, source)
         return
@@ -45,7 +50,7 @@ def execute(settings: Settings, saved: Optional[dict[str, Any]], source: Optiona
     session = _open_session(settings, saved, source)
     open_log(session.log if session is not None and options.log_file else None, options.brief)
     try:
-        _introduce(settings, pipeline, device, session, saved, source)
+        _introduce(settings, state, pipeline, device, session, saved, source)
         labels = None if pipeline.train.labels is None else torch.from_numpy(pipeline.train.labels)
         Runner(options, options.as_dict(), state, pipeline, evaluator, session, labels).run()
         _conclude(state, evaluator, session)
@@ -64,7 +69,7 @@ def _test(
     state.restore_network(saved, str(source))
     if not evaluator.possible:
         raise UserError(f"--test-only: {settings.options.dataset} has no labelled test images to judge by")
-    accuracy = evaluator.recomputed(state.network)
+    accuracy = evaluator.recomputed(state.embedder)
     print(
         f"{source}: round {saved['round']}, epoch {saved['epoch']}: "
         f"{settings.options.protocol} {accuracy} (training features recomputed)"
@@ -94,6 +99,7 @@ def _open_session(
 
 def _introduce(
     settings: Settings,
+    state: TrainingState,
     pipeline: Pipeline,
     device: torch.device,
     session: Optional[SessionFolder],
@@ -104,7 +110,7 @@ def _introduce(
     log.info("command   %s", provenance.command_line())
     log.info("code      %s", provenance.git_revision())
     log.info("versions  %s", ", ".join(f"{name} {version}" for name, version in provenance.versions().items()))
-    log.info("device    %s", devices.describe(device))
+    log.info("device    %s; %s", devices.describe(device), precision.describe(state.embedder.dtype))
     test = "no" if pipeline.test is None else f"{len(pipeline.test):,}"
     loaders = f"in {options.workers_num} loader processes" if options.workers_num else "in this process"
     place = "on the device, by the batch" if pipeline.on_device else loaders
@@ -137,7 +143,7 @@ def _introduce(
 
 def _conclude(state: TrainingState, evaluator: Evaluator, session: Optional[SessionFolder]) -> None:
     log.info("%s", state.history.table(), extra=RESULT)
-    accuracy = evaluator.recomputed(state.network)
+    accuracy = evaluator.recomputed(state.embedder)
     if accuracy is not None:
         log.info("last network, training features recomputed: %s", accuracy, extra=RESULT)
     if session is not None:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
+from lib.embedder import Embedder
 from lib.errors import RunError
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
@@ -29,7 +30,7 @@ class EpochResult:
 
 
 def train_epoch(
-    network: nn.Module,
+    embedder: Embedder,
     bank: MemoryBank,
     neighbourhoods: Neighbourhoods,
     optimizer: Optimizer,
@@ -52,13 +53,13 @@ def train_epoch(
     Raises:
         RunError: the loss is not finite.
     """
-    network.train()
+    embedder.train()
     started = time.perf_counter()
     unreported = 0
     loss_sum = torch.zeros((), dtype=torch.float64, device=bank.memory.device)
     optimizer.zero_grad(set_to_none=True)
     for step, (images, indices) in enumerate(batches):
-        features = network(images)  # (B, D)
+        features = embedder(images)  # (B, D)
         loss = tiled_and_loss(features, bank.memory, neighbourhoods.members(indices), temperature)
 
         group = step // iter_size

@@ -12,7 +12,6 @@ from lib.evaluation.evaluator import Evaluator
 from lib.evaluation.knn import Accuracy
 from lib.method.discovery import anchor_count, discover
 from lib.method.neighbourhoods import Neighbourhoods
-from lib.nearest import nearest
 from lib.session import checkpoint
 from lib.session.board import Board
 from lib.session.folder import SessionFolder
@@ -83,7 +82,7 @@ class Runner:
                 options.ANs_select_rate,
                 options.ANs_size,
                 options.npc_temperature,
-                nearest,
+                options.knn_backend,
                 self.labels,
             )
             log.info("round %d: %s, found in %.1f s", round_number, _describe(found), time.perf_counter() - started)
@@ -120,7 +119,7 @@ class Runner:
         self.progress.label(f"round {state.round}/{options.max_round - 1} epoch {state.epoch + 1}/{options.max_epoch}")
         rate = state.optimizer.param_groups[0]["lr"]
         result = train_epoch(
-            state.network,
+            state.embedder,
             state.bank,
             state.neighbourhoods,
             state.optimizer,
@@ -163,7 +162,7 @@ class Runner:
 
     def _evaluate(self) -> Optional[Accuracy]:
         due = self.state.epoch % self.options.eval_freq == 0 or self.state.epoch == self.options.max_epoch
-        return self.evaluator.with_bank(self.state.network, self.state.bank.memory) if due else None
+        return self.evaluator.with_bank(self.state.embedder, self.state.bank.memory) if due else None
 
     def _write(self, record: dict[str, Any], top1: Optional[float], is_best: bool) -> None:
         """Metrics and TensorBoard, then the checkpoint: a resume from it finds the lines of its own epoch written."""

@@ -3,11 +3,11 @@
 from typing import Any, Optional
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
 import models
 from datasets.pipeline import Pipeline
+from lib.embedder import Embedder
 from lib.errors import UserError
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
@@ -25,12 +25,12 @@ class TrainingState:
 
     def __init__(
         self,
-        network: nn.Module,
+        embedder: Embedder,
         optimizer: Optimizer,
         bank: MemoryBank,
         neighbourhoods: Neighbourhoods,
     ):
-        self.network = network
+        self.embedder = embedder
         self.optimizer = optimizer
         self.bank = bank
         self.neighbourhoods = neighbourhoods
@@ -39,23 +39,24 @@ class TrainingState:
         self.history = History()
 
     @classmethod
-    def fresh(cls, options, pipeline: Pipeline, device: torch.device) -> "TrainingState":
-        """The state before the first epoch, a function of the seed."""
+    def fresh(cls, options, pipeline: Pipeline, device: torch.device, dtype: Optional[torch.dtype]) -> "TrainingState":
+        """The state before the first epoch, a function of the seed. `dtype` is that of autocast."""
         torch.manual_seed(derive(options.seed, "network"))
-        network = models.build(options.network, options.low_dim, options.stem, options.size).to(device)
+        network = models.build(options.network, options.low_dim, options.stem, options.size)
+        embedder = Embedder(network, device, dtype)
         size = len(pipeline.train)
         bank = MemoryBank(size, options.low_dim, options.npc_momentum, generator(options.seed, "memory bank")).to(
             device
         )
         optimizer = build_optimizer(options, network.parameters())
-        return cls(network, optimizer, bank, Neighbourhoods.none(size, options.ANs_size, device))
+        return cls(embedder, optimizer, bank, Neighbourhoods.none(size, options.ANs_size, device))
 
     def checkpoint(
         self, options: dict[str, Any], pipeline: Pipeline, session: str, accuracy: Optional[float]
     ) -> dict[str, Any]:
         """The dict that is written to disk; see `lib.session.checkpoint` for its layout."""
         return {
-            "net": self.network.state_dict(),
+            "net": self.embedder.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "npc": self.bank.state_dict(),
             "ANs_discovery": self.neighbourhoods.state_dict(),
@@ -117,7 +118,7 @@ class TrainingState:
             UserError: it is another network.
         """
         try:
-            self.network.load_state_dict(saved["net"])
+            self.embedder.network.load_state_dict(saved["net"])
         except RuntimeError as error:
             first = str(error).splitlines()[1:2] or [str(error)]
             raise UserError(

@@ -1,0 +1,120 @@
+"""Precision, memory format, devices and the allocator."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import models
+from lib import devices, precision
+from lib.embedder import Embedder
+from lib.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [({"avx2"}, None), ({"avx512f", "avx512_bf16"}, torch.bfloat16), ({"amx_bf16"}, torch.bfloat16), (set(), None)],
+)
+def test_auto_takes_bf16_where_the_cpu_multiplies_in_it(monkeypatch, flags, expected):
+    monkeypatch.setattr(precision, "_cpu_flags", lambda: flags)
+    monkeypatch.setattr(precision, "TORCH_RELEASE", (2, 4))
+    assert precision.choose("auto", CPU) == expected
+    assert precision.choose("fp32", CPU) is None
+    assert precision.choose("bf16", CPU) == torch.bfloat16
+
+
+def test_auto_is_fp32_on_a_cpu_before_torch_2(monkeypatch):
+    monkeypatch.setattr(precision, "_cpu_flags", lambda: {"avx512_bf16"})
+    monkeypatch.setattr(precision, "TORCH_RELEASE", (1, 10))
+    assert precision.choose("auto", CPU) is None
+
+
+def test_features_are_float32_and_unit_in_any_precision():
+    torch.manual_seed(0)
+    network = models.build("resnet18", 16, "small", 16)
+    images = torch.randn(4, 3, 16, 16)
+    plain, low = Embedder(network, CPU), Embedder(network, CPU, torch.bfloat16)
+    for embedder in (plain, low):
+        embedder.train(False)
+        with torch.no_grad():
+            features = embedder(images)
+        assert features.dtype == torch.float32
+        assert features.norm(dim=1).tolist() == pytest.approx([1.0] * 4, abs=1e-5)
+    with torch.no_grad():
+        cosine = (plain(images) * low(images)).sum(dim=1)
+    assert cosine.min() > 0.99  # rounded to 8 bits of mantissa, not another network
+    assert (plain(images) != low(images)).any()
+
+
+def test_the_memory_format_changes_no_result():
+    torch.manual_seed(0)
+    network = models.build("resnet18", 16, "small", 16).eval()
+    images = torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        before = network(images)
+        torch.testing.assert_close(Embedder(network, CPU)(images), before, atol=1e-5, rtol=1e-4)
+
+
+def test_the_cpu_can_always_be_chosen():
+    assert devices.choose("cpu") == CPU
+
+
+def test_a_missing_gpu_is_an_error_that_lists_what_there_is(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"Card {index}")
+    assert devices.choose("auto") == torch.device("cuda", 0)
+    assert devices.choose("1") == torch.device("cuda", 1)
+    with pytest.raises(UserError, match=r"--gpus 2: .*here there are: cpu, 0 \(Card 0\), 1 \(Card 1\)"):
+        devices.choose("2")
+    with pytest.raises(UserError, match="one device"):
+        devices.choose("0,1")
+
+
+FAULTS = """
+import resource, sys, torch
+from lib.allocator import keep_freed_memory
+if sys.argv[1] == "keep" and not keep_freed_memory():
+    print(-1); sys.exit()
+def work():
+    for _ in range(20):
+        torch.ones(16_000_000)  # beyond what malloc keeps by itself
+work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_kept_memory_is_not_faulted_in_again():
+    def faults(way):
+        return int(subprocess.run([sys.executable, "-c", FAULTS, way], capture_output=True, text=True).stdout)
+
+    kept = faults("keep")
+    if kept == -1:
+        pytest.skip("another C library than glibc")
+    assert kept < 100 < faults("give back")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_tiny_run_on_cuda(tmp_path):
+    import main
+
+    arguments = ["--cfgs", "configs/base.yaml", "configs/digits.yaml", "--limit-train", "50", "--limit-test", "30"]
+    arguments += [
+        "--batch-size",
+        "32",
+        "--max-round",
+        "2",
+        "--max-epoch",
+        "1",
+        "--sess-dir",
+        str(tmp_path),
+        "--gpus",
+        "0",
+    ]
+    assert main.main(arguments) == 0
