@@ -1,6 +1,7 @@
 # make demo    train on scikit-learn's digits, minutes on a CPU, nothing to download but packages
 # make test    the test suite
 # make check   ruff
+# make bench   speed against a plain version and against the machine's limit (benchmarks/)
 #
 # Each sets up .venv first. PYTHON=python3.12 picks another interpreter; PIP_INSTALL_FLAGS is passed to pip,
 # e.g. PIP_INSTALL_FLAGS="--index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple"
@@ -11,7 +12,7 @@ VENV ?= .venv
 PIP_INSTALL_FLAGS ?=
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test check clean
+.PHONY: demo test check bench clean
 
 demo: $(VENV)/.ready
 	$(RUN) main.py --cfgs configs/base.yaml configs/digits.yaml
@@ -22,9 +23,12 @@ test: $(VENV)/.ready-dev
 check: $(VENV)/.ready-dev
 	$(RUN) -m ruff check .
 
+bench: $(VENV)/.ready
+	$(RUN) -m benchmarks
+
 # A marker is written only after pip succeeded, so an interrupted set-up is taken up again.
 $(VENV)/.ready: requirements.txt
-	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_INSTALL_FLAGS) -r requirements.txt
 	touch $@
 

@@ -22,15 +22,19 @@ def main(arguments: Sequence[str]) -> int:
     try:
         settings = collect(arguments)
     except UserError as error:
+        if "--debug-errors" in arguments:
+            raise
         return _failed(error, 2)
     try:
         run(settings, arguments)
+    except BrokenPipeError:
+        raise
     except (UserError, RunError, OSError) as error:
         if settings.options.debug_errors:
             raise
         return _failed(error, 2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
-        return _failed("stopped by the keyboard; --resume last goes on after the last completed epoch", 130)
+        return _failed("stopped by the keyboard", 130)
     return 0
 
 

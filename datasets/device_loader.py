@@ -13,32 +13,34 @@ from datasets.augment_parameters import Parameters, Recipe
 from lib.seeding import generator
 
 
+def to_device(pixels: np.ndarray, device: torch.device) -> Tensor:
+    """(N, H, W, 3) uint8 -> (N, 3, H, W) uint8 on the device."""
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).to(device)
+
+
 class DeviceLoader:
     """Serves images of one size, augmented (with a recipe) or as they are (without).
 
     Args:
-        pixels: (N, H, W, 3) uint8.
+        images: (N, 3, H, W) uint8 on the device, from `to_device`.
         size: side of the images served, in pixels.
         resize: without a recipe, the shorter side is scaled to this before the centre crop of `size`.
         means, stds: of the channels, for images in [0, 1].
         recipe: the random augmentation, or None for test images.
         seed: of the augmentation.
-        device: where the images are kept and served.
     """
 
     def __init__(
         self,
-        pixels: np.ndarray,
+        images: Tensor,
         size: int,
         resize: int,
         means: tuple[float, ...],
         stds: tuple[float, ...],
         recipe: Optional[Recipe],
         seed: int,
-        device: torch.device,
     ):
-        planes = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
-        self.images = torch.from_numpy(planes).to(device)  # (N, 3, H, W) uint8
+        self.images, device = images, images.device
         self.size, self.resize, self.recipe, self.seed, self.device = size, resize, recipe, seed, device
         self._means = torch.tensor(means, device=device)[None, :, None, None]
         self._stds = torch.tensor(stds, device=device)[None, :, None, None]
@@ -58,6 +60,9 @@ class DeviceLoader:
             else:
                 images = augment(images, self._draw(len(rows), *salt, step), self.size)
             yield images.sub_(self._means).div_(self._stds), indices
+
+    def close(self) -> None:
+        """Nothing is held open here."""
 
     def _draw(self, count: int, *place: int) -> Parameters:
         height, width = self.images.shape[2:]

@@ -44,7 +44,7 @@ def read_folders(root: Path, dataset: str) -> tuple[ImageSet, Optional[ImageSet]
     if not folder.is_dir():
         raise UserError(
             f"--dataset {dataset}: there is no folder {folder}; point --data-root at the folder that holds train/ "
-            f"and test/, or link it: ln -s /path/to/it {root}"
+            f"and test/, or link it: mkdir -p {root.parent} && ln -s /path/to/it {root}"
         )
     train = _image_set(folder, dataset, None)
     for name in ("test", "val"):
@@ -71,6 +71,8 @@ def _image_set(folder: Path, dataset: str, known: Optional[tuple[str, ...]]) -> 
         )
     if not classes:
         return ImageSet(tuple(loose), None, known or ())
+    if known == ():  # training images without labels: class folders among the test images mean nothing
+        return ImageSet(tuple(path for name in sorted(classes) for path in classes[name]))
     names = tuple(sorted(classes)) if known is None else known
     strange = sorted(set(classes) - set(names))
     if strange:

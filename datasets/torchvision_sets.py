@@ -109,7 +109,7 @@ def _require(name: str, root: Path, files: _Files, download: bool, lacking: str)
         lacking = f"no file {missing[0].relative_to(root)}"
     raise UserError(
         f"--dataset {name}: {lacking} in {root}; fetch them with --download, or link yours: "
-        f"ln -s /path/to/{name} {root}"
+        f"mkdir -p {root.parent} && ln -s /path/to/{name} {root}"
     )
 
 
@@ -123,7 +123,7 @@ def _open(name: str, root: Path, files: _Files, download: bool, build: Callable[
         if download:
             raise UserError(
                 f"--dataset {name}: it could not be fetched into {root}: {reason}; try again, or link a copy: "
-                f"ln -s /path/to/{name} {root}"
+                f"mkdir -p {root.parent} && ln -s /path/to/{name} {root}"
             ) from error
         if isinstance(error, OSError):
             raise UserError(f"--dataset {name}: {root} cannot be read: {reason}") from error

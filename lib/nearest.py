@@ -1,5 +1,6 @@
 """Exact nearest neighbours by inner product, with a fixed order among equals: by faiss, or by PyTorch."""
 
+import math
 from typing import Optional
 
 import faiss
@@ -16,7 +17,8 @@ def nearest(
 ) -> tuple[Tensor, Tensor]:
     """The k rows of `database` with the highest inner product with each query.
 
-    Rows of equal similarity are taken in the order of their index, so that the answer is a function of the data.
+    Rows of equal similarity, to the bit, are taken in the order of their index, so that the answer is a function of
+    the data.
 
     Args:
         queries: (Q, D) float32.
@@ -83,18 +85,20 @@ def _ordered(
     width = k + 1 + (own is not None)
     while len(open_rows):
         width = min(width, index.ntotal)
-        sims, indices = index.search(queries[open_rows], width)
-        if own is not None:
-            sims = np.where(indices == own[open_rows, None], -np.inf, sims)  # sorts to the very end
-        order = np.lexsort((indices, -sims), axis=1)
-        sims, indices = np.take_along_axis(sims, order, 1), np.take_along_axis(indices, order, 1)
-        # A tie between the k-th and the last row seen may go on beyond what was seen: look further there.
-        settled = np.ones(len(open_rows), dtype=bool)
-        if width < index.ntotal:
-            last_seen = sims[:, -1 - (own is not None)]
-            settled = last_seen < sims[:, k - 1]
-        out_sims[open_rows[settled]] = sims[settled, :k]
-        out_indices[open_rows[settled]] = indices[settled, :k]
-        open_rows = open_rows[~settled]
+        still_open = []
+        for rows in np.array_split(open_rows, math.ceil(len(open_rows) * width / CPU_TILE_ELEMENTS)):
+            sims, indices = index.search(queries[rows], width)
+            if own is not None:
+                sims = np.where(indices == own[rows, None], -np.inf, sims)  # sorts to the very end
+            order = np.lexsort((indices, -sims), axis=1)
+            sims, indices = np.take_along_axis(sims, order, 1), np.take_along_axis(indices, order, 1)
+            # A tie between the k-th and the last row seen may go on beyond what was seen: look further there.
+            settled = np.ones(len(rows), dtype=bool)
+            if width < index.ntotal:
+                settled = sims[:, -1 - (own is not None)] < sims[:, k - 1]
+            out_sims[rows[settled]] = sims[settled, :k]
+            out_indices[rows[settled]] = indices[settled, :k]
+            still_open.append(rows[~settled])
+        open_rows = np.concatenate(still_open)
         width *= 2
     return out_sims, out_indices

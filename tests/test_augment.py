@@ -11,7 +11,7 @@ from torchvision.transforms import functional as TF
 
 from datasets import augment_batch, augment_parameters
 from datasets.augment_parameters import BRIGHTNESS, CONTRAST, HUE, SATURATION, Parameters, Recipe
-from datasets.device_loader import DeviceLoader
+from datasets.device_loader import DeviceLoader, to_device
 from lib.seeding import generator
 
 RECIPE = Recipe((0.2, 1.0), (3 / 4, 4 / 3), (0.4, 0.4, 0.4, 0.4), 0.2, 0.5)
@@ -206,7 +206,8 @@ def test_flips_and_greys_come_as_often_as_asked():
 
 
 def device_loader(pixels, recipe, size=32, resize=32, seed=0):
-    return DeviceLoader(pixels, size, resize, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), recipe, seed, torch.device("cpu"))
+    images = to_device(pixels, torch.device("cpu"))
+    return DeviceLoader(images, size, resize, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), recipe, seed)
 
 
 def test_test_images_are_only_normalised():

@@ -129,7 +129,7 @@ def test_bounds(bounds, inside, outside, words):
 
 
 def test_later_layers_win(config):
-    first = config("batch_size: 1\nlow_dim: 1\nsize: 11\nseed: 1\n", "first.yaml")
+    first = config("batch_size: 4\nlow_dim: 1\nsize: 11\nseed: 1\n", "first.yaml")
     second = config("batch_size: 2\nlow_dim: 2\n", "second.yaml")
     saved = {"batch_size": 3, "size": 33, "knn_k": 33, "seed": 3, "max_round": 3}
     merged = collect(["--cfgs", first, second, "--batch-size", "4", "--seed", "4"], saved)
@@ -174,9 +174,9 @@ def test_what_belonged_to_the_call_that_wrote_a_checkpoint_is_left_out():
 @pytest.mark.parametrize(
     ("saved", "expected"),
     [
-        ({"batch_size": "128"}, "batch_size: expected a whole number, at least 1, got '128'"),
-        ({"batch_size": True}, "batch_size: expected a whole number, at least 1, got True"),
-        ({"batch_size": 1.0}, "batch_size: expected a whole number, at least 1, got 1.0"),
+        ({"batch_size": "128"}, "batch_size: expected a whole number, at least 2, got '128'"),
+        ({"batch_size": True}, "batch_size: expected a whole number, at least 2, got True"),
+        ({"batch_size": 1.0}, "batch_size: expected a whole number, at least 2, got 1.0"),
         ({"base_lr": float("nan")}, "base_lr: expected a number, above 0, got nan"),
         ({"nesterov": 1}, "nesterov: expected true or false, got 1"),
         ({"scale": 0.5}, "scale: expected 2 numbers, above 0 and at most 1, got 0.5"),
@@ -525,7 +525,7 @@ def test_options_compare_copy_and_pickle():
 
 def test_as_dict_is_plain_and_without_what_belongs_to_one_call():
     values = options_of("--resume", "x", "--session", "y", "--lr-schedule", "1", "2").as_dict()
-    left_out = {"cfgs", "print_args", "debug_errors", "resume", "restart", "test_only", "session"}
+    left_out = {"cfgs", "print_args", "debug_errors", "resume", "restart", "test_only", "session", "download"}
     assert set(values) == set(BY_NAME) - left_out
     assert values["lr_schedule"] == [1, 2]
     assert values["scale"] == [0.2, 1.0]
@@ -645,8 +645,8 @@ def test_the_table_shows_where_values_came_from(config):
     lines = table(collect(["--cfgs", path, "--no-nesterov"])).splitlines()
     rows = {cells[0]: cells[1:] for cells in ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)}
     assert rows["option"] == ["value", "default", "unit", "from"]
-    assert rows["base_lr"] == ["0.123456789", "0.03", "", path]
-    assert rows["nesterov"] == ["false", "true", "", "command line"]
+    assert rows["base_lr"] == ["0.123456789", "0.03", "number", path]
+    assert rows["nesterov"] == ["false", "true", "on/off", "command line"]
     assert rows["batch_size"] == ["128", "128", "images", "default"]
     assert set(BY_NAME) < set(rows)
 
@@ -655,7 +655,7 @@ def test_markdown_holds_every_option():
     text = markdown()
     for option in OPTIONS:
         assert text.count(f"\n| `{option.flag}` |") == 1
-    assert "\n| `--batch-size` | `128` | images | images in a batch (at least 1) |\n" in text
+    assert "\n| `--batch-size` | `128` | images | images in a batch (at least 2) |\n" in text
     assert text.startswith("**general**\n\n| option | default | unit | what it does |\n|---|---|---|---|\n")
     assert {line.count(" | ") for line in text.splitlines() if line.startswith("| ")} == {3}
 
@@ -675,7 +675,7 @@ def test_help_fits_and_names_every_option(monkeypatch, capsys, columns):
     assert {option.flag for option in OPTIONS} <= words
     assert "--no-nesterov" in words
     joined = " ".join(text.split())
-    assert "--batch-size N images in a batch [images; at least 1; default 128]" in joined
+    assert "--batch-size N images in a batch [images; at least 2; default 128]" in joined
     assert "[one of digits, cifar10, cifar100, svhn, imagefolder; default cifar10]" in joined
 
 

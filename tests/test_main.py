@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from PIL import Image
 
 import main
 from lib.session import checkpoint
+from lib.session.folder import find_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
@@ -234,6 +236,43 @@ def test_restart_takes_the_state_into_a_new_session(whole, tmp_path):
     assert [r["round"] for r in metrics_of(tmp_path / "new")] == [1, 1, 2, 2]
 
 
+def test_going_back_gives_up_the_later_rounds_and_keeps_their_files(whole, tmp_path, capsys):
+    """Resume from round 0, with fewer rounds: what the old run did later must not be taken up again."""
+    session = tmp_path / "back"
+    shutil.copytree(whole[0], session)
+    assert main.main(["--resume", str(session / "checkpoint" / "0000-00000-best.ckpt"), "--max-round", "1"]) == 0
+    names = sorted(path.name for path in (session / "checkpoint").glob("*.ckpt"))
+    assert names in (["0000-00000-best.ckpt", "0000-00000.ckpt"], ["0000-00000-best.ckpt"])
+    aside = {path.name for path in (session / "checkpoint" / "superseded").iterdir()}
+    assert {"0001-00012.ckpt", "0001-00012-best.ckpt", "0002-00025.ckpt", "0002-00025-best.ckpt"} <= aside
+    assert "0000" in str(find_checkpoint(str(session), "")).rsplit("/", 1)[1]
+    assert all(record["round"] == 0 for record in metrics_of(session))
+    superseded = (session / "metrics.superseded.jsonl").read_text().splitlines()
+    assert {json.loads(line)["round"] for line in superseded} >= {1, 2}
+    assert "max_round: 1" in (session / "config.yaml").read_text()
+    assert "max_round: 3" in (session / "config.before.yaml").read_text()
+
+
+def test_a_finished_run_can_be_given_more_rounds(whole, tmp_path, capsys):
+    session = tmp_path / "more"
+    shutil.copytree(whole[0], session)
+    assert main.main(["--resume", str(session)]) == 0  # nothing is left to do: the table again, nothing trained
+    assert len(metrics_of(session)) == 6
+    assert main.main(["--resume", str(session), "--max-round", "4"]) == 0
+    assert [(r["round"], r["epoch"]) for r in metrics_of(session)][6:] == [(3, 1), (3, 2)]
+    assert metrics_of(session)[-1]["anchors"] == 37
+
+
+def test_other_optimiser_workers_and_accumulation_resume_alike(tmp_path, capsys):
+    arguments = [*TINY, "--limit-train", "40", "--batch-size", "16", "--max-round", "2", "--max-epoch", "1",
+                 "--optimizer", "adam", "--base-lr", "0.001", "--iter-size", "2", "--augment-on", "workers",
+                 "--workers-num", "1", "--sess-dir", str(tmp_path)]  # fmt: skip
+    assert main.main([*arguments, "--session", "whole"]) == 0
+    start = tmp_path / "whole" / "checkpoint" / "0000-00000.ckpt"
+    assert main.main([*arguments, "--resume", str(start), "--restart", "--session", "resumed"]) == 0
+    assert_same_run(*(tmp_path / name / "checkpoint" / "0001-00010.ckpt" for name in ("whole", "resumed")))
+
+
 def test_test_only_evaluates_with_recomputed_features(whole, capsys):
     last = whole[0] / "checkpoint" / "0002-00025.ckpt"
     before = sorted(whole[0].rglob("*"))
@@ -338,6 +377,9 @@ def test_mistakes_are_one_line_with_status_2(whole, tmp_path, capsys):
         (["--resume", checkpoint_file, "--network", "resnet34"], "holds another network"),
         (["--resume", checkpoint_file, "--limit-train", "40"], "memory bank is 50 x 128, this run's 40 x 128"),
         (["--resume", checkpoint_file, "--optimizer", "adam"], "made with --optimizer sgd"),
+        (["--resume", checkpoint_file, "--seed", "5"], "belongs to other training images (digits, 50)"),
+        (["--resume", checkpoint_file, "--session", "x"], "add --restart to take the state along"),
+        ([*TINY, "--batch-size", "1"], "--batch-size"),
         ([*TINY, "--ANs-size", "50"], "an anchor has only 49 other images"),
         ([*TINY, "--limit-train", "1"], "at least 2 are needed"),
         ([*TINY, "--limit-train", "3"], "no anchor among 3 images in round 1"),

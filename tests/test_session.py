@@ -186,7 +186,12 @@ def test_metrics_go_back_to_a_point_and_keep_what_came_after(tmp_path):
         file.write('{"round": 1, "ep')  # cut off by a kill
     metrics.rewind(1, 1)
     metrics.append({"round": 1, "epoch": 2, "again": True})
-    assert [(r["round"], r["epoch"]) for r in metrics.read()] == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    assert [(r["round"], r["epoch"]) for r in map(json.loads, metrics.path.read_text().splitlines())] == [
+        (0, 1),
+        (0, 2),
+        (1, 1),
+        (1, 2),
+    ]
     superseded = (tmp_path / "metrics.superseded.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in superseded] == [{"round": 1, "epoch": 2}]
 

@@ -41,9 +41,16 @@ _DATA = _group(
     "data",
     Option("dataset", CHOICE, "cifar10", "what to learn from", choices=_DATASETS),
     Option("data_root", PATH, None, "folder of the data set; null: data/DATASET", nullable=True),
-    Option("download", BOOL, False, "fetch the data set if it is not there"),
-    Option("batch_size", INT, 128, "images in a batch", "images", bounds=_at_least(1)),
-    Option("workers_num", INT, 2, "processes that load images", "processes", bounds=_at_least(0)),
+    Option("download", BOOL, False, "fetch the data set if it is not there", kept=False),
+    Option("batch_size", INT, 128, "images in a batch", "images", bounds=_at_least(2)),
+    Option(
+        "workers_num",
+        INT,
+        2,
+        "processes that load images; none are used where images are augmented on the device",
+        "processes",
+        bounds=_at_least(0),
+    ),
     Option(
         "resize",
         INT,
@@ -122,7 +129,7 @@ _DATA = _group(
         CHOICE,
         "auto",
         "augment whole batches on the device, or each image in the loader processes; auto: on the device if"
-        " the data set fits",
+        " the images are one array that fits (CIFAR, SVHN, digits, folders of small images of one size)",
         choices=("auto", "device", "workers"),
     ),
 )

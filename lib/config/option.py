@@ -8,6 +8,7 @@ BOOL, INT, FLOAT, CHOICE, TEXT, PATH = "bool", "int", "float", "choice", "text",
 ANY_LENGTH = 0
 """`Option.length` of a list that may hold any number of values."""
 
+_WITHOUT_UNIT = {BOOL: "on/off", CHOICE: "name", TEXT: "name", PATH: "path", INT: "number", FLOAT: "number"}
 _ONE = {INT: "a whole number", FLOAT: "a number", TEXT: "text", PATH: "a path"}
 _MANY = {INT: "whole numbers", FLOAT: "numbers", PATH: "paths"}
 
@@ -65,6 +66,11 @@ class Option:
     def flag(self) -> str:
         """As on the command line, e.g. --batch-size."""
         return "--" + self.name.replace("_", "-")
+
+    @property
+    def measured_in(self) -> str:
+        """The unit, or what stands in its place for values that have none."""
+        return self.unit or _WITHOUT_UNIT[self.kind]
 
     @property
     def limits(self) -> str:

@@ -46,7 +46,7 @@ def table(settings: Settings) -> str:
     lines.align = "l"
     for option in OPTIONS:
         value, default = getattr(settings.options, option.name), getattr(defaults, option.name)
-        lines.add_row([option.name, _shown(value), _shown(default), option.unit, settings.sources[option.name]])
+        lines.add_row([option.name, _shown(value), _shown(default), option.measured_in, settings.sources[option.name]])
     return lines.get_string()
 
 
@@ -57,7 +57,7 @@ def markdown() -> str:
         rows = [f"**{group}**", "", "| option | default | unit | what it does |", "|---|---|---|---|"]
         for option in options:
             about = option.help + (f" ({option.limits})" if option.limits else "")
-            cells = (f"`{option.flag}`", f"`{_shown(option.default, short=True)}`", option.unit, about)
+            cells = (f"`{option.flag}`", f"`{_shown(option.default, short=True)}`", option.measured_in, about)
             rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         parts.append("\n".join(rows))
     return "\n\n".join(parts) + "\n"

@@ -31,6 +31,10 @@ def check_together(options: Options) -> None:
     for name, wanted in (("restart", options.restart), ("test_only", options.test_only)):
         if wanted and options.resume is None:
             raise UserError(f"--{name.replace('_', '-')} needs --resume with the checkpoint to use")
+    if options.session is not None and options.resume is not None and not options.restart:
+        raise UserError(
+            "--session names a new session and --resume goes on in an old one; add --restart to take the state along"
+        )
 
 
 def _check_schedule(options: Options) -> None:

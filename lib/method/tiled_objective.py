@@ -65,7 +65,10 @@ class _TiledLoss(torch.autograd.Function):
 
 
 def _over_all_rows(scaled: Tensor, memory: Tensor, tile_rows: int, with_mean: bool) -> tuple[Tensor, Tensor]:
-    """lse_n(z_in) (B,) and sum_n p_in m_n (B, D), in one pass; the running maximum keeps exp() in range."""
+    """The normaliser of equation 2, lse_n(z_in) (B,), and sum_n p_in m_n (B, D), in one pass.
+
+    The running maximum keeps exp() in range.
+    """
     batch = len(scaled)
     maximum = scaled.new_full((batch, 1), float("-inf"))
     total = scaled.new_zeros(batch, 1)
@@ -83,7 +86,7 @@ def _over_all_rows(scaled: Tensor, memory: Tensor, tile_rows: int, with_mean: bo
 
 
 def _over_the_set(scaled: Tensor, memory: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
-    """lse over the set (B,) and the mean row of the set under q (B, D)."""
+    """The sum of equation 3, as lse over the set (B,), and the mean row of the set under q (B, D)."""
     absent = members == ABSENT
     rows = memory[members.masked_fill(absent, 0)]  # (B, S, D), the one gather
     logits = torch.bmm(rows, scaled[:, :, None])[:, :, 0].masked_fill_(absent, float("-inf"))  # (B, S)

@@ -15,9 +15,10 @@ round              number of the round, from 0
 session            name of the session
 format             version of this layout
 options            the options of the run
+precision          fp32 or bf16: what the network computed in
 random             states of PyTorch's generators, and the seed
 history            one summary for every round so far
-dataset            name and size of the training set, its channel means and stds
+dataset            name, size and fingerprint of the training images, their channel means and stds
 =================  ==========================================================================
 """
 

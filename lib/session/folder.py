@@ -2,12 +2,13 @@
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Optional
 
 from lib.errors import RunError, UserError
 
-CHECKPOINT_NAME = re.compile(r"(\d{4,})-(\d{5,})\.ckpt")
+CHECKPOINT_NAME = re.compile(r"(\d{4,})-(\d{5,})(-best)?\.ckpt")
 
 
 class SessionFolder:
@@ -70,21 +71,59 @@ class SessionFolder:
         """`RRRR-AAAAA.ckpt` (round and number of anchors), the last epoch; or the best epoch of the round."""
         return self.checkpoints / f"{round_number:04d}-{anchors:05d}{'-best' if best else ''}.ckpt"
 
+    def set_aside_after(self, round_number: int, epoch: int, epoch_of: Callable[[Path], int]) -> None:
+        """Move the checkpoints of a future that is being given up to checkpoint/superseded/, and clear what a killed
+        write left.
+
+        Without this, going on from an early checkpoint and then from the session would take up the old future.
+
+        Args:
+            round_number, epoch: the point that is gone on from.
+            epoch_of: reads the epoch of a checkpoint; asked about files of the same round only.
+        """
+        for left in self.checkpoints.glob("*.ckpt.*.tmp"):
+            left.unlink()
+        for path in sorted(self.checkpoints.glob("*.ckpt")):
+            match = CHECKPOINT_NAME.fullmatch(path.name)
+            if match is None or int(match.group(1)) < round_number:
+                continue
+            if int(match.group(1)) > round_number or epoch_of(path) > epoch:
+                aside = self.checkpoints / "superseded"
+                aside.mkdir(exist_ok=True)
+                path.replace(_free_name(aside / path.name))
+
+    def write_config(self, text: str) -> None:
+        """config.yaml; one that says something else is kept beside it."""
+        if self.config.exists():
+            if self.config.read_text(encoding="utf-8") == text:
+                return
+            self.config.replace(_free_name(self.path / "config.before.yaml"))
+        self.config.write_text(text, encoding="utf-8")
+
+
+def _free_name(path: Path) -> Path:
+    """The path, or with a number where that is taken."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return free
+
 
 def newest_checkpoint(session: Path) -> Path:
-    """The checkpoint of the latest round in a session folder.
+    """The checkpoint of the latest round in a session folder: its last epoch, or its best if there is no other.
 
     Raises:
         UserError: there is none.
     """
-    found: list[tuple[int, Path]] = []
+    found: list[tuple[int, bool, Path]] = []
     for path in (session / "checkpoint").glob("*.ckpt"):
         match = CHECKPOINT_NAME.fullmatch(path.name)
         if match:
-            found.append((int(match.group(1)), path))
+            found.append((int(match.group(1)), match.group(3) is None, path))
     if not found:
         raise UserError(f"--resume: there is no checkpoint in {session / 'checkpoint'}")
-    return max(found)[1]
+    return max(found)[2]
 
 
 def find_checkpoint(resume: str, sess_dir: str) -> Path:

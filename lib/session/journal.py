@@ -60,11 +60,6 @@ class Metrics:
     def __init__(self, path: Path):
         self.path = path
 
-    def read(self) -> list[dict[str, Any]]:
-        if not self.path.exists():
-            return []
-        return [json.loads(line) for line in self._lines()]
-
     def _lines(self) -> list[str]:
         """The complete lines; a last one cut off by a kill is not counted."""
         text = self.path.read_text(encoding="utf-8")

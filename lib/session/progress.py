@@ -27,6 +27,7 @@ class Progress:
         self._total, self._done, self._quiet = images, done, quiet
         self._started, self._done_before = time.monotonic(), done
         self._last_line = time.monotonic()
+        self._label = ""
         self._bar: Optional[tqdm] = None
         if sys.stderr.isatty() and not quiet:
             self._bar = tqdm(total=images, initial=done, unit="img", unit_scale=True, dynamic_ncols=True, leave=False)

@@ -13,10 +13,10 @@ from lib.allocator import keep_freed_memory
 from lib.config import Settings, to_yaml
 from lib.errors import UserError
 from lib.evaluation.evaluator import Evaluator
-from lib.session import provenance
+from lib.session import checkpoint, provenance
 from lib.session.folder import SessionFolder
 from lib.session.journal import LOGGER, Metrics, close_log, open_log
-from lib.training.runner import RESULT, Runner, first_round_problem
+from lib.training.runner import RESULT, Runner, check_curriculum
 from lib.training.state import TrainingState
 
 log = logging.getLogger(LOGGER)
@@ -32,6 +32,8 @@ def execute(settings: Settings, saved: Optional[dict[str, Any]], source: Optiona
     """
     options = settings.options
     device = devices.choose(options.gpus)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # so that nothing opens a context on another
     keep_freed_memory()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.tf32
     pipeline = Pipeline(datasets.load(options.dataset, options.data_root, options.download), options, device)
@@ -42,19 +44,18 @@ def execute(settings: Settings, saved: Optional[dict[str, Any]], source: Optiona
     if options.test_only:
         _test(settings, state, evaluator, saved, source)
         return
-    problem = first_round_problem(options, len(pipeline.train))
-    if problem is not None:
-        raise UserError(problem)
+    check_curriculum(options, len(pipeline.train))
     if saved is not None:
-        state.restore(saved, str(source), options.optimizer, device)
+        state.restore(saved, str(source), options, pipeline)
     session = _open_session(settings, saved, source)
     open_log(session.log if session is not None and options.log_file else None, options.brief)
     try:
         _introduce(settings, state, pipeline, device, session, saved, source)
         labels = None if pipeline.train.labels is None else torch.from_numpy(pipeline.train.labels)
-        Runner(options, options.as_dict(), state, pipeline, evaluator, session, labels).run()
+        Runner(options, state, pipeline, evaluator, session, labels).run()
         _conclude(state, evaluator, session)
     finally:
+        pipeline.close()
         close_log()
 
 
@@ -84,16 +85,20 @@ def _open_session(
     if options.debug:
         return None
     if saved is not None and not options.restart:
-        session = SessionFolder(source.resolve().parents[1])
-        if source.parent.name != "checkpoint" or not session.config.exists():
+        folder = source.resolve().parent
+        session = SessionFolder(folder.parent)
+        if folder.name != "checkpoint" or not session.config.exists():
             raise UserError(
                 f"--resume {source}: the file is not in a session's checkpoint folder, so there is no session to go on"
                 " in; add --restart to start a new one from it"
             )
         Metrics(session.metrics).rewind(saved["round"], saved["epoch"])
+        session.set_aside_after(saved["round"], saved["epoch"], lambda path: checkpoint.load(path)["epoch"])
+        session.write_config(to_yaml(settings))
         return session
     session = SessionFolder.create(options.sess_dir, options.session)
-    session.config.write_text(to_yaml(settings), encoding="utf-8")
+    origin = "" if source is None else f"# This run went on from {source}; without it these options start anew.\n"
+    session.write_config(origin + to_yaml(settings))
     return session
 
 
@@ -129,6 +134,9 @@ def _introduce(
         log.info("watch     tensorboard --logdir %s", session.tensorboard)
     if saved is not None:
         log.info("resumed   %s: round %d, %d epochs completed", source, saved["round"], saved["epoch"])
+        now = "fp32" if state.embedder.dtype is None else "bf16"
+        if saved.get("precision", now) != now:
+            log.warning("the network computes in %s now; the checkpoint's computed in %s", now, saved["precision"])
         for name, value in options.as_dict().items():
             before = saved["options"].get(name, value)
             if before != value:

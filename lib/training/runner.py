@@ -8,6 +8,8 @@ from typing import Any, Optional
 from torch import Tensor
 
 from datasets.pipeline import Pipeline
+from lib.config import Options
+from lib.errors import UserError
 from lib.evaluation.evaluator import Evaluator
 from lib.evaluation.knn import Accuracy
 from lib.method.discovery import anchor_count, discover
@@ -30,33 +32,33 @@ class Runner:
 
     Args:
         options: the merged options.
-        kept_options: the same as plain data, for checkpoints.
         state: where the run stands.
         pipeline: the images.
+        evaluator: judges the network after an epoch.
         session: where to write, or None to write nothing.
         labels: (N,) training labels, for the reported consistency only; or None.
     """
 
     def __init__(
         self,
-        options,
-        kept_options: dict[str, Any],
+        options: Options,
         state: TrainingState,
         pipeline: Pipeline,
         evaluator: Evaluator,
         session: Optional[SessionFolder],
         labels: Optional[Tensor],
     ):
-        self.options, self.kept_options = options, kept_options
+        self.options, self.session, self.labels = options, session, labels
         self.state, self.pipeline, self.evaluator = state, pipeline, evaluator
-        self.session, self.labels = session, labels
         self.device = state.bank.memory.device
         self.metrics = None if session is None else Metrics(session.metrics)
         folder = session.tensorboard if session is not None and options.log_tfb else None
-        self.board = Board(folder, options.max_epoch)
+        self.board = Board(folder, options.max_epoch, (state.round, state.epoch))
         images = len(pipeline.train)
-        done = (state.round * options.max_epoch + state.epoch) * images
-        self.progress = Progress(options.max_round * options.max_epoch * images, done, quiet=options.brief)
+        rounds_left = max(0, options.max_round - state.round - 1)
+        epochs_left = rounds_left * options.max_epoch + max(0, options.max_epoch - state.epoch)
+        total = options.max_round * options.max_epoch * images
+        self.progress = Progress(total, max(0, total - epochs_left * images), quiet=options.brief)
 
     def run(self) -> None:
         """Train to the end of the last round. A round that is complete in the state is not repeated."""
@@ -65,6 +67,10 @@ class Runner:
                 if round_number > self.state.round or self.state.epoch == 0:
                     self._start_round(round_number)
                 self._finish_round()
+        except KeyboardInterrupt:
+            if self.session is not None and self.state.round + self.state.epoch > 0:
+                log.warning("stopped; go on after the last completed epoch with --resume %s", self.session.path)
+            raise
         finally:
             self.progress.close()
             self.board.close()
@@ -72,10 +78,10 @@ class Runner:
     def _start_round(self, round_number: int) -> None:
         """Choose anchors and neighbours from the bank as the round before left it."""
         options, state = self.options, self.state
+        started = time.perf_counter()
         if round_number == 0:
             found = Neighbourhoods.none(len(self.pipeline.train), options.ANs_size, self.device)
         else:
-            started = time.perf_counter()
             found = discover(
                 state.bank.memory,
                 round_number,
@@ -88,6 +94,7 @@ class Runner:
             log.info("round %d: %s, found in %.1f s", round_number, _describe(found), time.perf_counter() - started)
         state.neighbourhoods, state.round, state.epoch = found, round_number, 0
         state.history.start_round(round_number, len(found.anchor_indexes), found.consistency)
+        state.history.current.seconds = time.perf_counter() - started
         self.board.discovery(round_number, found)
 
     def _finish_round(self) -> None:
@@ -169,21 +176,25 @@ class Runner:
         if self.session is None:
             return
         self.metrics.append(record)
-        self.board.epoch(record, self.state.history.best_top1)
-        state = self.state.checkpoint(self.kept_options, self.pipeline, self.session.name, top1)
+        history = self.state.history
+        self.board.epoch(record, history.current.knn_best, history.best_top1)
+        state = self.state.checkpoint(self.options, self.pipeline, self.session.name, top1)
         here = (self.state.round, self.state.history.current.anchors)
         checkpoint.save(state, self.session.checkpoint_file(*here))
         if is_best:
             checkpoint.save(state, self.session.checkpoint_file(*here, best=True))
 
 
-def first_round_problem(options, images: int) -> Optional[str]:
-    """Why the curriculum cannot run on this many images, or None."""
+def check_curriculum(options: Options, images: int) -> None:
+    """Whether every round has anchors and every anchor its neighbours.
+
+    Raises:
+        UserError: there are too few images for the options.
+    """
     if options.max_round > 1 and options.ANs_size >= images:
-        return f"--ANs-size {options.ANs_size}: an anchor has only {images - 1} other images to choose from"
+        raise UserError(f"--ANs-size {options.ANs_size}: an anchor has only {images - 1} other images to choose from")
     if options.max_round > 1 and anchor_count(images, options.ANs_select_rate, 1) == 0:
-        return f"--ANs-select-rate {options.ANs_select_rate}: no anchor among {images} images in round 1"
-    return None
+        raise UserError(f"--ANs-select-rate {options.ANs_select_rate}: no anchor among {images} images in round 1")
 
 
 def _describe(found: Neighbourhoods) -> str:

@@ -7,6 +7,7 @@ from torch.optim import Optimizer
 
 import models
 from datasets.pipeline import Pipeline
+from lib.config import Options
 from lib.embedder import Embedder
 from lib.errors import UserError
 from lib.method.memory_bank import MemoryBank
@@ -39,7 +40,9 @@ class TrainingState:
         self.history = History()
 
     @classmethod
-    def fresh(cls, options, pipeline: Pipeline, device: torch.device, dtype: Optional[torch.dtype]) -> "TrainingState":
+    def fresh(
+        cls, options: Options, pipeline: Pipeline, device: torch.device, dtype: Optional[torch.dtype]
+    ) -> "TrainingState":
         """The state before the first epoch, a function of the seed. `dtype` is that of autocast."""
         torch.manual_seed(derive(options.seed, "network"))
         network = models.build(options.network, options.low_dim, options.stem, options.size)
@@ -52,10 +55,10 @@ class TrainingState:
         return cls(embedder, optimizer, bank, Neighbourhoods.none(size, options.ANs_size, device))
 
     def checkpoint(
-        self, options: dict[str, Any], pipeline: Pipeline, session: str, accuracy: Optional[float]
+        self, options: Options, pipeline: Pipeline, session: str, accuracy: Optional[float]
     ) -> dict[str, Any]:
         """The dict that is written to disk; see `lib.session.checkpoint` for its layout."""
-        return {
+        state = {
             "net": self.embedder.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "npc": self.bank.state_dict(),
@@ -65,27 +68,30 @@ class TrainingState:
             "round": self.round,
             "session": session,
             "format": FORMAT,
-            "options": options,
-            "random": _random_state(options["seed"]),
+            "options": options.as_dict(),
+            "precision": "fp32" if self.embedder.dtype is None else "bf16",
+            "random": _random_state(options.seed),
             "history": self.history.state(),
             "dataset": {
                 "name": pipeline.name,
                 "size": len(pipeline.train),
+                "fingerprint": pipeline.fingerprint,
                 "means": list(pipeline.means),
                 "stds": list(pipeline.stds),
             },
         }
+        return _on_cpu(state)
 
-    def restore(self, saved: dict[str, Any], source: str, optimizer_name: str, device: torch.device) -> None:
+    def restore(self, saved: dict[str, Any], source: str, options: Options, pipeline: Pipeline) -> None:
         """Take over a checkpoint. Options are not taken from it here: those of the run stand.
 
         Args:
             saved: what `checkpoint.load` returned.
             source: its name, for messages.
-            optimizer_name: the run's `--optimizer`.
+            options, pipeline: of this run.
 
         Raises:
-            UserError: it belongs to another network, feature length, optimiser or number of images.
+            UserError: it belongs to another network, feature length or optimiser, or to other images.
         """
         self.restore_network(saved, source)
         memory = saved["npc"]["memory"]
@@ -94,11 +100,18 @@ class TrainingState:
                 f"checkpoint {source}: its memory bank is {_shape(memory)}, this run's {_shape(self.bank.memory)}"
                 " (training images x feature length); use the data set, --limit-train and --low-dim it was made with"
             )
-        self.bank.load_state_dict({"memory": memory})
-        if saved["options"].get("optimizer", optimizer_name) != optimizer_name:
+        if saved.get("dataset", {}).get("fingerprint", pipeline.fingerprint) != pipeline.fingerprint:
             raise UserError(
-                f"checkpoint {source} was made with --optimizer {saved['options']['optimizer']}, "
-                f"not {optimizer_name}: its state does not fit"
+                f"checkpoint {source}: its memory bank belongs to other training images "
+                f"({saved['dataset']['name']}, {saved['dataset']['size']}) than this run's; use the --dataset, "
+                "--data-root, --limit-train and --seed it was made with"
+            )
+        self.bank.load_state_dict({"memory": memory})
+        before = saved["options"].get("optimizer", options.optimizer)
+        if before != options.optimizer:
+            raise UserError(
+                f"checkpoint {source} was made with --optimizer {before}, not {options.optimizer}: "
+                "its state does not fit"
             )
         configured = [
             {name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups
@@ -106,7 +119,7 @@ class TrainingState:
         self.optimizer.load_state_dict(saved["optimizer"])
         for group, settings in zip(self.optimizer.param_groups, configured):
             group.update(settings)  # momentum buffers come from the file, weight decay and the like from the options
-        self.neighbourhoods = Neighbourhoods.from_state_dict(saved["ANs_discovery"], device)
+        self.neighbourhoods = Neighbourhoods.from_state_dict(saved["ANs_discovery"], self.bank.memory.device)
         self.round, self.epoch = saved["round"], saved["epoch"]
         self.history = History.from_state(saved.get("history", []))
         _set_random_state(saved.get("random", {}))
@@ -125,6 +138,17 @@ class TrainingState:
                 f"checkpoint {source} holds another network than --network, --low-dim, --stem and --size describe: "
                 + first[0].strip()
             ) from None
+
+
+def _on_cpu(value: Any) -> Any:
+    """The same plain data with every tensor on the CPU: a file made on a GPU opens anywhere."""
+    if isinstance(value, torch.Tensor):
+        return value.cpu()
+    if isinstance(value, dict):
+        return {key: _on_cpu(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_on_cpu(inner) for inner in value]
+    return value
 
 
 def _shape(rows: torch.Tensor) -> str:

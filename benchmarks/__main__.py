@@ -1,0 +1,40 @@
+"""Time everything, or the cases named, print a table and write a dated report.
+
+python3 -m benchmarks                         # all, some minutes on two cores
+python3 -m benchmarks head discovery          # these
+python3 -m benchmarks --gpus cpu --repeats 5
+"""
+
+import argparse
+
+from benchmarks.cases import CASES, Setting
+from benchmarks.report import table, write
+from lib import devices
+from lib.allocator import keep_freed_memory
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python3 -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; none: all")
+    parser.add_argument("--gpus", default="auto", help="as for main.py (default: auto)")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of each contender (default: 3)")
+    parser.add_argument("--no-report", action="store_true", help="print only")
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.cases if name not in CASES]
+    if unknown:
+        parser.error(f"no such case: {', '.join(unknown)}; there are {', '.join(CASES)}")
+    keep_freed_memory()
+    setting = Setting(devices.choose(arguments.gpus), arguments.repeats)
+    rows = []
+    for name in arguments.cases or CASES:
+        found = CASES[name](setting)
+        rows += found
+        for row in found:
+            print(f"{name}: {row.what}: {row.ours:.4f} s", flush=True)
+    print(table(rows))
+    if not arguments.no_report:
+        print(f"report: {write(rows, setting.device, setting.repeats)}")
+
+
+if __name__ == "__main__":
+    main()

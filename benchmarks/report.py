@@ -1,0 +1,78 @@
+"""The table on the terminal and the dated report in benchmarks/reports/."""
+
+import datetime
+import platform
+from pathlib import Path
+
+import torch
+from prettytable import PrettyTable
+
+from benchmarks.timing import Row
+from lib import devices
+from lib.session import provenance
+
+REPORTS = Path(__file__).resolve().parent / "reports"
+HEADINGS = ["what", "ours", "textbook", "limit", "faster than textbook", "of the limit's time", "note"]
+
+
+def cells(row: Row) -> list[str]:
+    return [
+        row.what,
+        _time(row.ours),
+        _time(row.textbook),
+        _time(row.limit),
+        "" if row.speedup is None else f"{row.speedup:.2f} x",
+        "" if row.of_limit is None else f"{row.of_limit:.2f} x",
+        row.note,
+    ]
+
+
+def _time(seconds) -> str:
+    if seconds is None:
+        return ""
+    return f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def table(rows: list[Row]) -> str:
+    shown = PrettyTable(HEADINGS)
+    shown.align = "l"
+    shown.add_rows([cells(row) for row in rows])
+    return shown.get_string()
+
+
+def write(rows: list[Row], device: torch.device, repeats: int) -> Path:
+    """A Markdown report named after the day; a second one of a day gets a number."""
+    REPORTS.mkdir(exist_ok=True)
+    today = datetime.date.today().isoformat()
+    path = REPORTS / f"{today}.md"
+    number = 1
+    while path.exists():
+        number += 1
+        path = REPORTS / f"{today}-{number}.md"
+    versions = ", ".join(f"{name} {version}" for name, version in provenance.versions().items())
+    lines = [
+        f"# Benchmarks, {today}",
+        "",
+        f"- command: `{provenance.command_line()}`",
+        f"- device: {devices.describe(device)}; processor: {_processor()}",
+        f"- versions: {versions}",
+        f"- commit: {provenance.git_revision()}",
+        f"- medians over {repeats} turns or a multiple; the contenders of a row take turns in one run",
+        "",
+        "| " + " | ".join(HEADINGS) + " |",
+        "|" + "---|" * len(HEADINGS),
+        *("| " + " | ".join(cells(row)) + " |" for row in rows),
+        "",
+    ]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":")[1].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or "unknown"

@@ -1,0 +1,92 @@
+"""Small images of one size, decoded once: from then on they are an array, in memory and in a cache beside them."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+from PIL import Image
+
+from datasets.image_set import ImageSet
+from lib.errors import UserError
+
+LARGEST_SIDE = 64  # pixels
+LARGEST_ARRAY = 2**31  # bytes
+CACHE = ".and-cache"
+_VERSION = b"rgb-1"  # changes with how files are decoded, so that an older cache is not taken
+
+
+def decoded(images: ImageSet) -> Optional[ImageSet]:
+    """The same images as one array, if they are files of small images of one size; None if they are not.
+
+    What was decoded is kept in a hidden folder beside the folder of the images, under a name that is a checksum
+    over the bytes of all the files: a cache is never taken for other images. Where nothing can be written there,
+    nothing is kept.
+
+    Raises:
+        UserError: a file cannot be read as an image.
+    """
+    size = _small_size(images.source[0])
+    if size is None or size[0] * size[1] * 3 * len(images) > LARGEST_ARRAY:
+        return None
+    shape = (len(images), size[1], size[0], 3)
+    folder = Path(os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in images.source])).parent / CACHE
+    file = folder / f"{_checksum(images.source)}.npy"
+    pixels = _read_cache(file, shape)
+    if pixels is None:
+        pixels = _decode(images, shape)
+        if pixels is None:
+            return None
+        _write_cache(file, pixels)
+    return ImageSet(pixels, images.labels, images.classes)
+
+
+def _small_size(path: str) -> Optional[tuple[int, int]]:
+    """(width, height) from the file's head, None if it is large or does not say."""
+    try:
+        with Image.open(path) as file:
+            return file.size if max(file.size) <= LARGEST_SIDE else None
+    except Exception:  # reading it in earnest will name what is wrong
+        return None
+
+
+def _checksum(paths) -> str:
+    digest = hashlib.blake2b(_VERSION, digest_size=16)
+    for path in paths:
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}; mend or remove it") from error
+        digest.update(len(content).to_bytes(8, "big") + content)
+    return digest.hexdigest()
+
+
+def _decode(images: ImageSet, shape: tuple[int, ...]) -> Optional[np.ndarray]:
+    """All images, or None as soon as one has another size."""
+    pixels = np.empty(shape, dtype=np.uint8)
+    for row in range(len(images)):
+        image = np.asarray(images.read(row))
+        if image.shape != shape[1:]:
+            return None
+        pixels[row] = image
+    return pixels
+
+
+def _read_cache(file: Path, shape: tuple[int, ...]) -> Optional[np.ndarray]:
+    try:
+        pixels = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError):  # not there, cut short, or no array: decode again
+        return None
+    return pixels if pixels.shape == shape and pixels.dtype == np.uint8 else None
+
+
+def _write_cache(file: Path, pixels: np.ndarray) -> None:
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    try:
+        file.parent.mkdir(exist_ok=True)
+        with open(temporary, "wb") as opened:
+            np.save(opened, pixels, allow_pickle=False)
+        os.replace(temporary, file)
+    except OSError:  # a read-only or full disk: the next start decodes again
+        temporary.unlink(missing_ok=True)

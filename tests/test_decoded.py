@@ -1,0 +1,107 @@
+"""Small folders in memory, and their cache."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets.decoded import CACHE, decoded
+from datasets.image_set import ImageSet
+from lib.errors import UserError
+
+
+@pytest.fixture
+def files(tmp_path):
+    rng = np.random.default_rng(0)
+    paths = []
+    for label in ("a", "b"):
+        (tmp_path / "train" / label).mkdir(parents=True)
+        for number in range(3):
+            path = tmp_path / "train" / label / f"{number}.png"
+            Image.fromarray(rng.integers(0, 256, (6, 9, 3), dtype=np.uint8)).save(path)
+            paths.append(str(path))
+    return ImageSet(tuple(paths), np.array([0, 0, 0, 1, 1, 1]), ("a", "b"))
+
+
+def cached(images):
+    folder = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(images.source[0]))), CACHE)
+    return [os.path.join(folder, name) for name in sorted(os.listdir(folder))] if os.path.isdir(folder) else []
+
+
+def test_the_array_holds_what_the_files_hold(files):
+    array = decoded(files)
+    assert array.pixels.shape == (6, 6, 9, 3)
+    for row in range(6):
+        np.testing.assert_array_equal(array.pixels[row], np.asarray(files.read(row)))
+    assert array.labels.tolist() == files.labels.tolist()
+    assert array.classes == files.classes
+
+
+def test_a_second_time_nothing_is_decoded(files, monkeypatch):
+    first = decoded(files).pixels
+    assert len(cached(files)) == 1
+    monkeypatch.setattr(ImageSet, "read", lambda self, row: pytest.fail("decoded again"))
+    np.testing.assert_array_equal(decoded(files).pixels, first)
+
+
+def test_a_changed_image_is_not_taken_from_the_cache_even_with_its_old_time(files):
+    decoded(files)
+    times = os.stat(files.source[2])
+    Image.fromarray(np.zeros((6, 9, 3), dtype=np.uint8)).save(files.source[2])
+    os.utime(files.source[2], ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert decoded(files).pixels[2].max() == 0
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", b"not an array"])
+def test_a_damaged_cache_is_made_anew(files, damage):
+    first = decoded(files).pixels
+    (file,) = cached(files)
+    with open(file, "wb") as opened:
+        opened.write(damage)
+    np.testing.assert_array_equal(decoded(files).pixels, first)
+    assert os.path.getsize(file) > len(first.tobytes())
+
+
+def test_a_cache_from_a_stranger_is_not_executed(files, tmp_path):
+    class Planted:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "trap"),)
+
+    first = decoded(files).pixels
+    (file,) = cached(files)
+    np.save(file, np.array([Planted()], dtype=object), allow_pickle=True)
+    np.testing.assert_array_equal(decoded(files).pixels, first)
+    assert not (tmp_path / "trap").exists()
+
+
+def test_large_or_mixed_images_stay_files(files, tmp_path):
+    Image.new("RGB", (6, 9)).save(files.source[5])
+    assert decoded(files) is None
+    Image.new("RGB", (65, 9)).save(files.source[0])
+    assert decoded(files) is None
+    assert cached(files) == []
+
+
+def test_a_bad_image_is_named(files):
+    with open(files.source[4], "wb") as file:
+        file.write(b"")
+    with pytest.raises(UserError, match=r"1\.png"):
+        decoded(files)
+
+
+def test_a_folder_of_small_images_is_augmented_on_the_device(files, tmp_path):
+    from dataclasses import replace
+
+    import datasets
+    from datasets.pipeline import Pipeline
+    from lib.config import Options
+
+    split = datasets.load("imagefolder", str(tmp_path), False)
+    options = replace(Options(), size=8, batch_size=4)
+    auto = Pipeline(split, options, torch.device("cpu"))
+    workers = Pipeline(split, replace(options, augment_on="workers", workers_num=0), torch.device("cpu"))
+    assert (auto.on_device, workers.on_device) == (True, False)
+    (one, _), (other, _) = next(auto.train_batches_plain()), next(workers.train_batches_plain())
+    assert (one - other).abs().max() < 1.2 / 255 / 0.2  # PIL's rounding, divided by the standard deviation
