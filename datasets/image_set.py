@@ -59,7 +59,7 @@ class ImageSet:
         else:
             root = os.path.commonpath([os.path.dirname(path) for path in self.source])
             for path in self.source:
-                digest.update(os.fsencode(os.path.relpath(path, root)) + b"\0")
+                digest.update(os.fsencode(path[len(root) :]) + b"\0")
         return digest.hexdigest()
 
     def subset(self, indices: Sequence[int]) -> "ImageSet":

@@ -76,6 +76,20 @@ def test_a_cache_from_a_stranger_is_not_executed(files, tmp_path):
     assert not (tmp_path / "trap").exists()
 
 
+def test_fingerprints_tell_sets_apart_and_not_places(files, tmp_path):
+    import shutil
+
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(tmp_path / "train", moved / "train")
+    same = ImageSet(tuple(p.replace(str(tmp_path), str(moved)) for p in files.source), files.labels, files.classes)
+    assert same.fingerprint() == files.fingerprint()
+    assert files.subset([0, 1, 2, 3]).fingerprint() != files.subset([0, 1, 2, 4]).fingerprint()
+    pixels = np.zeros((2, 4, 4, 3), dtype=np.uint8)
+    other = pixels.copy()
+    other[1, 2, 3, 0] = 1
+    assert ImageSet(pixels).fingerprint() == ImageSet(pixels.copy()).fingerprint() != ImageSet(other).fingerprint()
+
+
 def test_large_or_mixed_images_stay_files(files, tmp_path):
     Image.new("RGB", (6, 9)).save(files.source[5])
     assert decoded(files) is None
