@@ -10,7 +10,7 @@ import datasets
 from datasets.pipeline import Pipeline
 from lib import devices, precision
 from lib.allocator import keep_freed_memory
-from lib.config import Settings, to_yaml
+from lib.config import Options, Settings, to_yaml
 from lib.errors import UserError
 from lib.evaluation.evaluator import Evaluator
 from lib.session import checkpoint, provenance
@@ -127,7 +127,8 @@ def _introduce(
         place,
     )
     log.info("network   %s, %d features", options.network, options.low_dim)
-    changed = {name: value for name, value in options.as_dict().items() if settings.sources[name] != "default"}
+    defaults = Options().as_dict()
+    changed = {name: value for name, value in options.as_dict().items() if value != defaults[name]}
     log.info("options   %s", ", ".join(f"{name}={value}" for name, value in changed.items()) or "all defaults")
     log.info("session   %s", "none (--debug)" if session is None else session.path)
     if session is not None and options.log_tfb:
