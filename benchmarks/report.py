@@ -2,6 +2,7 @@
 
 import datetime
 import platform
+import sys
 from pathlib import Path
 
 import torch
@@ -53,7 +54,7 @@ def write(rows: list[Row], device: torch.device, repeats: int) -> Path:
     lines = [
         f"# Benchmarks, {today}",
         "",
-        f"- command: `{provenance.command_line()}`",
+        f"- command: `{' '.join(['python3 -m benchmarks', *sys.argv[1:]])}`",
         f"- device: {devices.describe(device)}; processor: {_processor()}",
         f"- versions: {versions}",
         f"- commit: {provenance.git_revision()}",
