@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 CPU_TILE_ELEMENTS, GPU_TILE_ELEMENTS = 2**24, 2**27
-"""Similarities that the PyTorch search holds at a time."""
+"""Similarities that a search holds at a time; faiss works on the CPU."""
 
 
 def nearest(
@@ -61,7 +61,10 @@ def _by_torch(queries: Tensor, database: Tensor, k: int, own: Optional[Tensor]) 
 def _largest(sims: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of each row, in order of (similarity, index). topk leaves the order of equals open."""
     values, indices = sims.topk(min(k + 1, sims.shape[1]), dim=1)
-    tied = values[:, k - 1] == values[:, -1] if values.shape[1] > k else values[:, 0] != values[:, 0]
+    if values.shape[1] > k:
+        tied = values[:, k - 1] == values[:, k]
+    else:  # all rows were asked for: none is left out
+        tied = torch.zeros(len(values), dtype=torch.bool, device=values.device)
     indices = indices[:, :k].sort(dim=1).values
     values, order = sims.gather(1, indices).sort(dim=1, descending=True, stable=True)
     indices = indices.gather(1, order)
