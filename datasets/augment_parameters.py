@@ -7,6 +7,7 @@ same augmentation whatever device the images are on.
 
 import math
 from dataclasses import dataclass
+from typing import Callable
 
 import torch
 from torch import Generator, Tensor
@@ -46,8 +47,14 @@ class Parameters:
 
     def to(self, device: torch.device) -> "Parameters":
         """The same draw on another device."""
-        values = (self.boxes, self.flips, self.order, self.factors, self.greys)
-        return Parameters(*(value.to(device, non_blocking=True) for value in values))
+        return self._each(lambda value: value.to(device, non_blocking=True))
+
+    def of(self, rows: slice) -> "Parameters":
+        """The part of the draw that is for these rows of the batch."""
+        return self._each(lambda value: value[rows])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Parameters":
+        return Parameters(*map(change, (self.boxes, self.flips, self.order, self.factors, self.greys)))
 
 
 def draw(count: int, height: int, width: int, recipe: Recipe, generator: Generator) -> Parameters:

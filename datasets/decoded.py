@@ -1,19 +1,19 @@
 """Small images of one size, decoded once: from then on they are an array, in memory and in a cache beside them."""
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Optional
 
 import numpy as np
 from PIL import Image
 
+from datasets import image_cache
+from datasets.image_cache import CACHE
 from datasets.image_set import ImageSet
 from lib.errors import UserError
 
 LARGEST_SIDE = 64  # pixels
 LARGEST_ARRAY = 2**31  # bytes
-CACHE = ".and-cache"
 _VERSION = b"rgb-1"  # changes with how files are decoded, so that an older cache is not taken
 
 
@@ -31,14 +31,13 @@ def decoded(images: ImageSet) -> Optional[ImageSet]:
     if size is None or size[0] * size[1] * 3 * len(images) > LARGEST_ARRAY:
         return None
     shape = (len(images), size[1], size[0], 3)
-    folder = Path(os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in images.source])).parent / CACHE
-    file = folder / f"{_checksum(images.source)}.npy"
+    file = image_cache.common_folder(images.source).parent / CACHE / f"{_checksum(images.source)}.npy"
     pixels = _read_cache(file, shape)
     if pixels is None:
         pixels = _decode(images, shape)
         if pixels is None:
             return None
-        _write_cache(file, pixels)
+        image_cache.write(file, lambda opened: np.save(opened, pixels, allow_pickle=False))
     return ImageSet(pixels, images.labels, images.classes)
 
 
@@ -79,14 +78,3 @@ def _read_cache(file: Path, shape: tuple[int, ...]) -> Optional[np.ndarray]:
     except (OSError, ValueError, EOFError):  # not there, cut short, or no array: decode again
         return None
     return pixels if pixels.shape == shape and pixels.dtype == np.uint8 else None
-
-
-def _write_cache(file: Path, pixels: np.ndarray) -> None:
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    try:
-        file.parent.mkdir(exist_ok=True)
-        with open(temporary, "wb") as opened:
-            np.save(opened, pixels, allow_pickle=False)
-        os.replace(temporary, file)
-    except OSError:  # a read-only or full disk: the next start decodes again
-        temporary.unlink(missing_ok=True)

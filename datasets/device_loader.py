@@ -10,7 +10,10 @@ from torch import Tensor
 from datasets import augment_parameters
 from datasets.augment_batch import augment, resize_matrix
 from datasets.augment_parameters import Parameters, Recipe
+from datasets.share import WHOLE, Share
 from lib.seeding import generator
+
+_BLOCK = 16  # images: 16 float32 numbers fill a cache line of 64 bytes
 
 
 def to_device(pixels: np.ndarray, device: torch.device) -> Tensor:
@@ -45,29 +48,41 @@ class DeviceLoader:
         self._means = torch.tensor(means, device=device)[None, :, None, None]
         self._stds = torch.tensor(stds, device=device)[None, :, None, None]
 
-    def batches(self, order: Sequence[Tensor], salt: tuple[int, ...]) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(
+        self, order: Sequence[Tensor], salt: tuple[int, ...], share: Share = WHOLE
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, 3, S, S) float32, normalised, and row numbers (B,), for every batch of `order`.
 
         Args:
             order: the row numbers of each batch, (B,) int64.
             salt: where in the run this is, e.g. (round, epoch); with the seed it decides the augmentation.
+            share: the part of each batch to serve; B is then the size of the part, which may be 0. An image is
+                augmented as it is where the whole batch is served.
         """
         for step, rows in enumerate(order):
-            indices = rows.to(self.device, non_blocking=True)
-            images = self.images[indices].float().div_(255.0)
-            if self.recipe is None:
-                images = self._centre(images)
-            else:
-                images = augment(images, self._draw(len(rows), *salt, step), self.size)
-            yield images.sub_(self._means).div_(self._stds), indices
+            part = share.span(len(rows))
+            made = _in_blocks(part, len(rows))
+            indices = rows[made].to(self.device, non_blocking=True)
+            served = slice(part.start - made.start, part.stop - made.start)
+            yield self._make(indices, made, len(rows), (*salt, step))[served], indices[served]
 
     def close(self) -> None:
         """Nothing is held open here."""
 
-    def _draw(self, count: int, *place: int) -> Parameters:
+    def _make(self, indices: Tensor, part: slice, count: int, place: tuple[int, ...]) -> Tensor:
+        """The images of these indices, which are one part of a batch of `count`."""
+        if not len(indices):
+            return torch.empty(0, 3, self.size, self.size, device=self.device)
+        images = self.images[indices].float().div_(255.0)
+        if self.recipe is None:
+            images = self._centre(images)
+        else:
+            images = augment(images, self._draw(count, place).of(part).to(self.device), self.size)
+        return images.sub_(self._means).div_(self._stds)
+
+    def _draw(self, count: int, place: tuple[int, ...]) -> Parameters:
         height, width = self.images.shape[2:]
-        drawn = augment_parameters.draw(count, height, width, self.recipe, generator(self.seed, "augment", *place))
-        return drawn.to(self.device)
+        return augment_parameters.draw(count, height, width, self.recipe, generator(self.seed, "augment", *place))
 
     def _centre(self, images: Tensor) -> Tensor:
         """Scale the shorter side to `resize`, then cut the central square of `size`, as the test transform does."""
@@ -83,3 +98,17 @@ class DeviceLoader:
         start, length = torch.tensor([0], device=self.device), torch.tensor([source], device=self.device)
         top = round((target - self.size) / 2.0)  # as torchvision's CenterCrop rounds
         return resize_matrix(start, length, source, target)[0, top : top + self.size]
+
+
+def _in_blocks(part: slice, count: int) -> slice:
+    """A part of a batch of `count` images, widened to whole blocks of 16, the last one with what is left over.
+
+    The last bit of a matrix product may depend on where in a cache line its numbers begin, and on whether an image
+    is alone. 16 images end with a line whatever their size, so in whole blocks each comes out as in the whole batch.
+    """
+    if part.start == part.stop:
+        return part
+    last = max(0, count // _BLOCK - 1) * _BLOCK  # where the last block begins
+    start = min(part.start // _BLOCK * _BLOCK, last)
+    stop = -(-part.stop // _BLOCK) * _BLOCK
+    return slice(start, count if stop > last else stop)

@@ -46,15 +46,19 @@ def read_folders(root: Path, dataset: str) -> tuple[ImageSet, Optional[ImageSet]
             f"--dataset {dataset}: there is no folder {folder}; point --data-root at the folder that holds train/ "
             f"and test/, or link it: mkdir -p {root.parent} && ln -s /path/to/it {root}"
         )
-    train = _image_set(folder, dataset, None)
+    train = read_folder(folder, dataset, None)
     for name in ("test", "val"):
         if (root / name).is_dir():
-            return train, _image_set(root / name, dataset, train.classes)
+            return train, read_folder(root / name, dataset, train.classes)
     return train, None
 
 
-def _image_set(folder: Path, dataset: str, known: Optional[tuple[str, ...]]) -> ImageSet:
-    """The images of one folder; `known` are the classes allowed, if that is settled."""
+def read_folder(folder: Path, dataset: str, known: Optional[tuple[str, ...]]) -> ImageSet:
+    """The images of one folder, as `read_folders` finds them; `known` are the classes allowed, if that is settled.
+
+    Raises:
+        UserError: it holds no images, or some both beside class folders and in them, or a class that is not known.
+    """
     try:
         loose, classes = _scan(folder)
     except OSError as error:

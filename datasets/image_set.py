@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.image_file import read_rgb
+from datasets.paths import Paths
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +18,7 @@ class ImageSet:
     """N images.
 
     Attributes:
-        source: the pixels, (N, H, W, 3) uint8, or the paths of N files.
+        source: the pixels, (N, H, W, 3) uint8, or the paths of N files, which are kept as `Paths`.
         labels: (N,) int64, indices into `classes`, or None.
         classes: the names of the classes; empty without labels.
     """
@@ -27,6 +28,8 @@ class ImageSet:
     classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.source, (np.ndarray, Paths)):
+            object.__setattr__(self, "source", Paths(self.source))
         pixels = self.pixels
         if pixels is not None and (pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3):
             raise ValueError(f"pixels must be (N, H, W, 3) uint8, not {pixels.shape} {pixels.dtype}")
@@ -52,12 +55,15 @@ class ImageSet:
         return read_rgb(self.source[index])
 
     def fingerprint(self) -> str:
-        """Tells one set of images from another: a checksum of the pixels, or of the files' names below their folder."""
+        """Tells one set of images from another: a checksum of the pixels, or of the files' names below their folder.
+
+        No file is opened for it.
+        """
         digest = hashlib.blake2b(digest_size=16)
         if self.pixels is not None:
             digest.update(np.ascontiguousarray(self.pixels).data)
         else:
-            root = os.path.commonpath([os.path.dirname(path) for path in self.source])
+            root = os.path.commonpath({os.path.dirname(path) for path in self.source})
             for path in self.source:
                 digest.update(os.fsencode(path[len(root) :]) + b"\0")
         return digest.hexdigest()
@@ -65,7 +71,7 @@ class ImageSet:
     def subset(self, indices: Sequence[int]) -> "ImageSet":
         """The images of these indices, in their order; the classes stay."""
         rows = np.asarray(indices, dtype=np.int64)
-        source = self.pixels[rows] if self.pixels is not None else tuple(self.source[row] for row in rows)
+        source = self.pixels[rows] if self.pixels is not None else Paths(self.source[row] for row in rows)
         labels = None if self.labels is None else self.labels[rows]
         return ImageSet(source, labels, self.classes)
 

@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datasets.image_set import ImageSet
-from lib.errors import UserError
+from datasets.lost_worker import watch
+from datasets.share import WHOLE, Share
+from lib.errors import RunError, UserError
 from lib.seeding import derive
 
 Salt = tuple[int, ...]
@@ -34,6 +36,8 @@ class WorkerLoader:
         workers_num: worker processes; with 0 the work is done in this process.
         seed: of the random transforms.
         device: where batches are delivered.
+        size: S, which empty batches need to be told.
+        prefetch: batches that each worker process loads ahead.
     """
 
     def __init__(
@@ -44,13 +48,16 @@ class WorkerLoader:
         workers_num: int,
         seed: int,
         device: torch.device,
+        size: int = 0,
+        prefetch: int = 2,
     ):
         self._images = _TransformedImages(image_set, transform, seed)
         self._batch_size, self._workers_num, self._device = batch_size, workers_num, torch.device(device)
+        self._size, self._prefetch = size, prefetch
         self._idle: Optional[DataLoader] = None  # with its workers, if it has any
 
     def batches(
-        self, order: Union[Sequence[int], Tensor, Sequence[Tensor]], salt: Salt
+        self, order: Union[Sequence[int], Tensor, Sequence[Tensor]], salt: Salt, share: Share = WHOLE
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, 3, S, S) float32 and their row numbers (B,) int64, both on the device.
 
@@ -58,16 +65,23 @@ class WorkerLoader:
             order: row numbers, cut into batches of `batch_size`, of which the last may be smaller; or the batches
                 themselves, as 1-D tensors.
             salt: where in the run this is, e.g. (round, epoch).
+            share: the part of each batch to serve; B is then the size of the part, which may be 0. Images of other
+                parts are not read.
 
         Raises:
             UserError: an image cannot be read.
+            RunError: a worker process died.
         """
+        parts = [share.part(rows) for rows in _as_batches(order, self._batch_size)]
         # taken while in use, so that a second call at the same time gets a loader of its own
         loader, self._idle = self._idle or self._new_loader(), None
-        loader.batch_sampler.plan(_as_batches(order, self._batch_size), salt)
-        for batch in loader:
-            if isinstance(batch, UserError):
-                del loader  # the workers go at once, not when the traceback does
+        loader.batch_sampler.plan([rows for rows in parts if len(rows)], salt)
+        loaded = _loaded(loader)
+        for rows in parts:
+            batch = next(loaded) if len(rows) else (torch.empty(0, 3, self._size, self._size), rows)
+            if isinstance(batch, (UserError, RunError)):
+                loaded.close()
+                del loader, loaded  # the workers go at once, not when the traceback does
                 raise batch
             images, indices = batch
             yield images.to(self._device, non_blocking=True), indices.to(self._device, non_blocking=True)
@@ -78,16 +92,39 @@ class WorkerLoader:
         self._idle = None
 
     def _new_loader(self) -> DataLoader:
+        # without workers there is nobody to load ahead, and torch refuses to be told how much
+        ahead = {"prefetch_factor": self._prefetch, "persistent_workers": True} if self._workers_num else {}
         return DataLoader(
             self._images,
             batch_sampler=_Plan(),
             num_workers=self._workers_num,
-            persistent_workers=self._workers_num > 0,
+            **ahead,
             collate_fn=_collate,
             pin_memory=self._device.type == "cuda",
             worker_init_fn=_ignore_interrupt,
             generator=torch.Generator(),  # without one it would draw from the default generator
         )
+
+
+def _loaded(loader: DataLoader) -> Iterator[Union[tuple[Tensor, Tensor], UserError, RunError]]:
+    """What a loader loads; the workers start with the first batch that is asked for. Errors come as values.
+
+    Raised from here they would keep this frame, and so the workers, for as long as somebody keeps the traceback.
+    """
+    lost = watch().take()  # of workers that were kept from the last time
+    try:
+        batches = iter(loader) if lost is None else None
+        lost_workers = watch()
+        while lost is None:
+            yield next(batches)
+            lost = lost_workers.take()
+    except StopIteration:
+        return
+    except RuntimeError as error:
+        lost = watch().explain(error)
+        if lost is None:
+            raise
+    yield lost
 
 
 class _Plan:

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from datasets.augment_parameters import Recipe
+from datasets.bad_images import without_bad_images
 from datasets.decoded import decoded
 from datasets.device_loader import DeviceLoader, to_device
 from datasets.image_set import ImageSet, limit
 from datasets.loading import WorkerLoader
+from datasets.share import Share
 from datasets.split import Split
 from datasets.transforms import test_transform, train_transform
 from lib.config import Options
@@ -31,18 +33,26 @@ class Pipeline:
         split: the data set.
         options: the merged options of the run.
         device: where batches are delivered.
+        rank, processes: which of how many processes this is. Each serves its `Share`: of every training batch, and
+            of all images where they are served without augmentation.
 
     Attributes:
-        train, test: the images; test may be None.
+        train, test: all the images, whatever the share; test may be None.
+        skipped: the paths of the images that `--skip-bad-images` left out.
         fingerprint: tells these training images from others.
         means, stds: of the channels.
         on_device: whether images live on the device and are augmented there by the batch.
 
     Raises:
         UserError: there are too few images, or `--augment-on device` is asked for where it cannot be.
+        RunError: a process that checks images died.
     """
 
-    def __init__(self, split: Split, options: Options, device: torch.device):
+    def __init__(self, split: Split, options: Options, device: torch.device, rank: int = 0, processes: int = 1):
+        self._share = Share(rank, processes)
+        self.skipped: tuple[str, ...] = ()
+        if options.skip_bad_images:
+            split, self.skipped = without_bad_images(split, options.workers_num, report=rank == 0)
         self.name = split.name
         self.means = tuple(options.means or split.means)
         self.stds = tuple(options.stds or split.stds)
@@ -65,26 +75,39 @@ class Pipeline:
     def epoch_order(self, *place: int) -> tuple[Tensor, ...]:
         """The shuffled batches of one epoch, row numbers (B,) each; `place` is (round, epoch)."""
         order = torch.randperm(len(self.train), generator=generator(self._options.seed, "order", *place))
-        return split_order(order, self._options.batch_size)
+        # in a process with one image batch norm has no variance to work with, unless it is that of all processes
+        smallest = 2 if self._options.sync_bn else 2 * self._share.processes
+        return split_order(order, self._options.batch_size, smallest)
 
     def train_batches(self, order: Sequence[Tensor], *place: int) -> Batches:
-        """Augmented training images in the given order."""
-        return self._train_loader.batches(order, place)
+        """This process's share of each training batch in the given order, augmented; it may be empty.
+
+        Images are augmented as if there was one process: the shares of all, one after the other, are its batches.
+        """
+        return self._train_loader.batches(order, place, self._share)
 
     def train_batches_plain(self) -> Batches:
-        """Training images with the test transform, in the order of their index. Seldom asked for: no process waits."""
-        yield from self._plain_loader.batches(torch.arange(len(self.train)).split(self._eval_batch), ())
+        """This process's share of the training images with the test transform, in the order of their index.
+
+        Seldom asked for: no process waits.
+        """
+        yield from self._plain_loader.batches(self._plain_order(self.train), ())
         self._plain_loader.close()
 
     def test_batches(self) -> Batches:
-        """Test images in the order of their index."""
-        return self._test_loader.batches(torch.arange(len(self.test)).split(self._eval_batch), ())
+        """This process's share of the test images, in the order of their index."""
+        return self._test_loader.batches(self._plain_order(self.test), ())
 
     def close(self) -> None:
         """Let the loader processes go."""
         for loader in (self._train_loader, self._plain_loader, self._test_loader):
             if loader is not None:
                 loader.close()
+
+    def _plain_order(self, images: ImageSet) -> tuple[Tensor, ...]:
+        """The row numbers of this process's share of all images, by the batch; no batch if there is none."""
+        rows = self._share.part(torch.arange(len(images)))
+        return rows.split(self._eval_batch) if len(rows) else ()
 
     def _limited(self, images: Optional[ImageSet], count: Optional[int]) -> Optional[ImageSet]:
         return images if images is None or count is None else limit(images, count, self._options.seed)
@@ -148,16 +171,25 @@ class Pipeline:
 
     def _worker_loader(self, images: ImageSet, transform) -> WorkerLoader:
         options = self._options
-        return WorkerLoader(images, transform, options.batch_size, options.workers_num, options.seed, self._device)
+        return WorkerLoader(
+            images,
+            transform,
+            options.batch_size,
+            options.workers_num,
+            options.seed,
+            self._device,
+            options.size,
+            options.prefetch,
+        )
 
 
-def split_order(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
+def split_order(order: Tensor, batch_size: int, smallest: int = 2) -> tuple[Tensor, ...]:
     """The batches of an epoch, in order; the last may be smaller.
 
-    A last batch of a single image joins the one before it: batch norm has no variance to work with in it. (This
-    never happens with the paper's data sets: 50,000 and 73,257 images leave 80 and 41 at 128.)
+    A last batch of fewer than `smallest` images, by default of a single one, joins the one before it. (With one
+    process this never happens with the paper's data sets: 50,000 and 73,257 images leave 80 and 41 at 128.)
     """
     batches = order.split(batch_size)
-    if len(batches) > 1 and len(batches[-1]) == 1:
+    if len(batches) > 1 and len(batches[-1]) < smallest:
         batches = (*batches[:-2], torch.cat(batches[-2:]))
     return batches

@@ -4,8 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Optional
 
+from datasets.cub200 import cub200
 from datasets.digits import digits
+from datasets.dogs import dogs
 from datasets.image_folder import imagefolder
+from datasets.imagenet12 import imagenet12
 from datasets.split import Split
 from datasets.torchvision_sets import cifar10, cifar100, svhn
 from lib.errors import UserError
@@ -16,6 +19,9 @@ SOURCES: dict[str, Callable[[Path, bool], Split]] = {
     "svhn": svhn,
     "digits": digits,
     "imagefolder": imagefolder,
+    "imagenet12": imagenet12,
+    "cub200": cub200,
+    "dogs": dogs,
 }
 
 

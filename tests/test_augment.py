@@ -237,3 +237,13 @@ def test_the_same_place_in_a_run_gives_the_same_augmentation():
     assert torch.equal(served(1, (2, 5)), served(1, (2, 5)))
     assert not torch.equal(served(1, (2, 5)), served(1, (2, 6)))
     assert not torch.equal(served(1, (2, 5)), served(2, (2, 5)))
+
+
+def test_turning_the_hue_of_all_or_of_those_due_is_the_same():
+    images = torch.rand(9, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    due = torch.tensor([True, False, True, False, False, True, False, True, False])
+    shift = torch.linspace(-0.5, 0.5, 9)
+    some = augment_batch._turn_hue_of_those_due(images.clone(), due, shift)
+    every = augment_batch._turn_hue_of_all(images, due, shift)
+    torch.testing.assert_close(some, every, atol=1e-6, rtol=0)
+    assert not torch.equal(some, images)
