@@ -6,40 +6,46 @@
     python3 main.py --resume sessions/NAME --test-only                  # evaluate
     python3 main.py --help                                              # every option
 
-Exit status: 0 done, 1 the run failed, 2 a mistake in the call, 130 stopped by the keyboard.
+    python3 main.py --gpus 0,1 ...                                      # several GPUs of this machine
+    torchrun --nproc_per_node 4 main.py ...                             # the same by hand, and on several machines
+
+Exit status: 0 done, 1 the run failed, 2 a mistake in the call, 130 stopped by the keyboard; under torchrun also 75,
+another process of the run ended.
 """
 
 import os
 import sys
 from collections.abc import Sequence
+from typing import Optional
 
 from lib.config import Settings, collect, table
-from lib.errors import RunError, UserError
+from lib.distributed.place import Place
+from lib.errors import LOST_CONTACT, LostContact, RunError, UserError
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit status. Errors are one line on standard error."""
+    place = Place.here()
     try:
         settings = collect(arguments)
     except UserError as error:
         if "--debug-errors" in arguments:
             raise
-        return _failed(error, 2)
+        return 2 if place.rank > 0 else _failed(error, 2)  # all processes read the same; one says it
     try:
-        run(settings, arguments)
+        return run(settings, arguments, place)
     except BrokenPipeError:
         raise
     except (UserError, RunError, OSError) as error:
         if settings.options.debug_errors:
             raise
-        return _failed(error, 2 if isinstance(error, UserError) else 1)
+        return _failed(error, _status(error), place)
     except KeyboardInterrupt:
-        return _failed("stopped by the keyboard", 130)
-    return 0
+        return _failed("stopped by the keyboard", 130, place)
 
 
-def run(settings: Settings, arguments: Sequence[str]) -> None:
-    """Print the options, or train, go on, or evaluate."""
+def run(settings: Settings, arguments: Sequence[str], place: Place) -> int:
+    """Print the options, or train, go on, or evaluate. Returns the exit status."""
     saved = source = None
     if settings.options.resume is not None:
         from lib.session import checkpoint
@@ -49,15 +55,31 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
         saved = checkpoint.load(source)
         settings = collect(arguments, saved["options"])
     if settings.options.print_args:
-        print(table(settings))
-        return
+        if place.rank == 0:
+            print(table(settings))
+        return 0
+    several = settings.options.gpus.count(",") + 1
+    if several > 1 and not place.launched:
+        from lib import devices
+        from lib.distributed.launch import launch
+
+        devices.choose(settings.options.gpus, 0, several)  # a device that is missing is said once, not by each process
+        return launch(several, arguments)
     from lib.training.command import execute  # PyTorch is loaded only now, when there is something to compute
 
-    execute(settings, saved, source)
+    execute(settings, saved, source, place)
+    return 0
 
 
-def _failed(reason: object, status: int) -> int:
-    print(f"error: {reason}", file=sys.stderr)
+def _status(error: Exception) -> int:
+    if isinstance(error, LostContact):
+        return LOST_CONTACT
+    return 2 if isinstance(error, UserError) else 1
+
+
+def _failed(reason: object, status: int, place: Optional[Place] = None) -> int:
+    who = f"rank {place.rank}: " if place is not None and place.size > 1 else ""
+    print(f"error: {who}{reason}", file=sys.stderr)
     return status
 
 

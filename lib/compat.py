@@ -1,10 +1,17 @@
 """What differs between the PyTorch releases this project runs on, 1.10 to today's. Nothing else belongs here."""
 
+import inspect
+import os
 import pickle
+import shutil
 import types
-from typing import Any
+from typing import Any, Callable
 
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lib.errors import UserError
 
 
 def _release(version: str) -> tuple:
@@ -15,6 +22,42 @@ TORCH_RELEASE = _release(torch.__version__)
 """(major, minor) of the PyTorch that is running."""
 
 HAS_WEIGHTS_ONLY = TORCH_RELEASE >= (1, 13)
+
+
+def compiled(network: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The network's forward pass through torch.compile; its parameters and state dict stay those of the network.
+
+    Raises:
+        UserError: this PyTorch is too old for it, or there is no C++ compiler.
+    """
+    if not hasattr(torch, "compile"):
+        raise UserError(f"--compile needs PyTorch 2 or later, this is {torch.__version__}; leave it out")
+    compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
+    if not any(map(shutil.which, compilers)):
+        raise UserError("--compile needs a C++ compiler (g++ or clang++) on the PATH; install one or leave it out")
+    return torch.compile(network, dynamic=False)
+
+
+def data_parallel(network: nn.Module) -> DistributedDataParallel:
+    """The network with gradients averaged over all processes; its buffers stay each process's own."""
+    known = inspect.signature(DistributedDataParallel).parameters
+    own_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return DistributedDataParallel(network, gradient_as_bucket_view=True, **{own_buffers: False})
+
+
+def fast_optimizer_arguments(kind: type, device: torch.device) -> dict[str, bool]:
+    """What makes an optimiser of this kind one kernel, and fit to be captured, where PyTorch has it for CUDA.
+
+    On a CPU the fused form was no faster than the default when measured, so there is none.
+    """
+    if device.type != "cuda":
+        return {}
+    known = inspect.signature(kind).parameters
+    return {name: True for name in ("fused", "capturable") if name in known}
+
+
+HAS_MIXED_BATCH_NORM = TORCH_RELEASE >= (2, 0)
+"""Whether batch norm on a CPU takes bfloat16 images with float32 statistics."""
 
 
 def load_data_only(path: str) -> Any:

@@ -1,10 +1,16 @@
 """Images in, unit features out: the network with the memory format and precision it runs in."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Optional
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+from torch.nn.parallel import DistributedDataParallel
 
+from lib.compat import compiled, data_parallel
+from lib.distributed.sync_batch_norm import without_synchronisation
+from lib.distributed.world import World
 from lib.precision import autocast
 
 
@@ -15,19 +21,51 @@ class Embedder:
         network: images (B, 3, S, S) to unit features (B, D), float32 whatever the precision.
         device: where it runs.
         dtype: of autocast, or None for plain float32.
+        compile: whether torch.compile turns the network into code of its own.
+        world: the processes that train this network together, or None for one alone. Each has a copy of it, and
+            backward averages the gradients of all.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device, dtype: Optional[torch.dtype] = None):
+    def __init__(
+        self,
+        network: nn.Module,
+        device: torch.device,
+        dtype: Optional[torch.dtype] = None,
+        compile: bool = False,
+        world: Optional[World] = None,
+    ):
         # convolutions read pixels with their channels side by side; state dicts are not affected
         self.network = network.to(device=device, memory_format=torch.channels_last)
         self.device, self.dtype = device, dtype
+        self._forward = compiled(self.network) if compile else self.network
+        self._world = world
+        if world is not None and world.size > 1:
+            # statistics of batch norm are equal in all processes, or made so by agree()
+            self._forward = data_parallel(self._forward)
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, D)."""
         if images.dim() == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         with autocast(self.device, self.dtype):
-            return self.network(images)
+            return self._forward(images)
+
+    def apart(self) -> AbstractContextManager:
+        """Within it backward leaves each process its own gradients, which the next backward outside adds to."""
+        if isinstance(self._forward, DistributedDataParallel):
+            return self._forward.no_sync()
+        return nullcontext()
+
+    def agree(self) -> None:
+        """Every process takes over the first one's statistics of batch norm."""
+        if self._world is not None and self._world.size > 1:
+            for buffer in self.network.buffers():
+                self._world.broadcast(buffer, 0)
 
     def train(self, mode: bool = True) -> None:
         self.network.train(mode)
+
+    def frozen(self) -> "Embedder":
+        """A copy for evaluation, in which each batch norm has become part of the convolution before it."""
+        plain = without_synchronisation(self.network.eval())
+        return Embedder(fuse(plain).eval(), self.device, self.dtype)

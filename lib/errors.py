@@ -1,4 +1,7 @@
-"""The two ways a run ends early. Both reach the user as one line on standard error."""
+"""The ways a run ends early. Each reaches the user as one line on standard error."""
+
+LOST_CONTACT = 75
+"""Exit status of a process that stopped because another one did: EX_TEMPFAIL of sysexits.h."""
 
 
 class UserError(Exception):
@@ -10,3 +13,7 @@ class UserError(Exception):
 
 class RunError(Exception):
     """The run failed for a reason outside the command line: a full disk, a loss not finite. Exit status 1."""
+
+
+class LostContact(RunError):
+    """Another process of the run has ended or cannot be reached. Exit status `LOST_CONTACT`."""

@@ -7,13 +7,23 @@ import faiss
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from lib.distributed.merging import merge_nearest
+from lib.distributed.shard import Shard
+from lib.products import inner_products
 
 CPU_TILE_ELEMENTS, GPU_TILE_ELEMENTS = 2**24, 2**27
 """Similarities that a search holds at a time; faiss works on the CPU."""
 
 
 def nearest(
-    queries: Tensor, database: Tensor, k: int, own: Optional[Tensor] = None, backend: str = "auto"
+    queries: Tensor,
+    database: Tensor,
+    k: int,
+    own: Optional[Tensor] = None,
+    backend: str = "auto",
+    shard: Optional[Shard] = None,
 ) -> tuple[Tensor, Tensor]:
     """The k rows of `database` with the highest inner product with each query.
 
@@ -21,11 +31,12 @@ def nearest(
     the data.
 
     Args:
-        queries: (Q, D) float32.
-        database: (N, D) float32.
+        queries: (Q, D) float32; with several processes the same on each.
+        database: (N, D) float32; with several processes those rows that `shard` names.
         k: how many, from 1 to N (N - 1 if `own` is given).
         own: (Q,) int64, the query's own row in the database, to be left out of its answer; or None.
         backend: `faiss` (flat index, on the CPU), `torch` (on the device of the rows), or `auto`: faiss on a CPU.
+        shard: which rows `database` is; None: all of them.
 
     Returns:
         similarities (Q, k) float32, highest first, and indices (Q, k) int64, on the device of `queries`.
@@ -33,26 +44,73 @@ def nearest(
     Raises:
         ValueError: k is out of range.
     """
-    available = len(database) - (own is not None)
+    return ExactSearch(database, backend, shard)(queries, k, own)
+
+
+class ExactSearch:
+    """`nearest` for several lots of queries in one database. Arguments as there.
+
+    Each process searches its own rows for all queries, and the best of all are merged.
+
+    Args:
+        tile_elements: similarities that `torch` holds at a time; 0 takes the default for the device.
+    """
+
+    def __init__(self, database: Tensor, backend: str = "auto", shard: Optional[Shard] = None, tile_elements: int = 0):
+        self._database = database
+        self._shard = Shard.whole(database) if shard is None else shard
+        self._tile_elements = tile_elements
+        self._index = None
+        if backend == "faiss" or (backend == "auto" and not database.is_cuda):
+            self._index = faiss.IndexFlatIP(database.shape[1])
+            self._index.add(as_array(database))
+
+    def __call__(self, queries: Tensor, k: int, own: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
+        """As `nearest`."""
+        check_k(k, self._shard.count, own)
+        own = None if own is None else own - self._shard.start
+        width = min(k, len(self._database))  # a small part may have fewer to offer
+        if width == 0:
+            similarities, indices = queries.new_empty(len(queries), 0), queries.new_empty(len(queries), 0).long()
+        elif self._index is None:
+            tile_elements = self._tile_elements or (GPU_TILE_ELEMENTS if queries.is_cuda else CPU_TILE_ELEMENTS)
+            similarities, indices = _by_torch(queries, self._database, width, own, tile_elements)
+        else:
+            own_array = None if own is None else own.detach().cpu().numpy()
+            found = _ordered(self._index, as_array(queries), width, own_array)
+            similarities, indices = (torch.from_numpy(array).to(queries.device) for array in found)
+        if self._shard.world.size == 1:
+            return similarities, indices
+        similarities = F.pad(similarities, (0, k - width), value=float("-inf"))
+        indices = F.pad(indices + self._shard.start, (0, k - width), value=self._shard.count)
+        return merge_nearest(similarities, indices, self._shard.world)
+
+
+def check_k(k: int, count: int, own: Optional[Tensor]) -> None:
+    """Raises ValueError if there are no k rows to find among `count`, a query's own left out."""
+    available = count - (own is not None)
     if not 1 <= k <= available:
         raise ValueError(f"k = {k} neighbours asked for where there are {available}")
-    if backend == "torch" or (backend == "auto" and queries.is_cuda):
-        return _by_torch(queries, database, k, own)
-    index = faiss.IndexFlatIP(database.shape[1])
-    index.add(_as_array(database))
-    similarities, indices = _ordered(index, _as_array(queries), k, None if own is None else own.detach().cpu().numpy())
-    device = queries.device
-    return torch.from_numpy(similarities).to(device), torch.from_numpy(indices).to(device)
 
 
-def _by_torch(queries: Tensor, database: Tensor, k: int, own: Optional[Tensor]) -> tuple[Tensor, Tensor]:
-    tile_rows = max(1, (GPU_TILE_ELEMENTS if queries.is_cuda else CPU_TILE_ELEMENTS) // len(database))
+def as_array(rows: Tensor) -> np.ndarray:
+    """Rows as faiss takes them."""
+    return np.ascontiguousarray(rows.detach().cpu().numpy(), dtype=np.float32)
+
+
+def _by_torch(
+    queries: Tensor, database: Tensor, k: int, own: Optional[Tensor], tile_elements: int
+) -> tuple[Tensor, Tensor]:
+    if len(queries) == 0:
+        return queries.new_empty(0, k), torch.empty(0, k, dtype=torch.int64, device=queries.device)
+    tile_rows = max(1, tile_elements // len(database))
     found = []
     for start in range(0, len(queries), tile_rows):
-        sims = queries[start : start + tile_rows] @ database.t()  # (T, N)
+        sims = inner_products(queries[start : start + tile_rows], database)  # (T, N)
         if own is not None:
-            rows = torch.arange(len(sims), device=sims.device)
-            sims[rows, own[start : start + tile_rows]] = float("-inf")
+            columns = own[start : start + tile_rows]
+            rows = torch.nonzero((columns >= 0) & (columns < len(database))).flatten()
+            sims[rows, columns[rows]] = float("-inf")
         found.append(_largest(sims, k))
     similarities, indices = zip(*found)
     return torch.cat(similarities), torch.cat(indices)
@@ -74,14 +132,13 @@ def _largest(sims: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, indices
 
 
-def _as_array(rows: Tensor) -> np.ndarray:
-    return np.ascontiguousarray(rows.detach().cpu().numpy(), dtype=np.float32)
-
-
 def _ordered(
     index: "faiss.IndexFlatIP", queries: np.ndarray, k: int, own: Optional[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Search wide enough to see past any tie at the k-th place, then order by (similarity, index)."""
+    """Search wide enough to see past any tie at the k-th place, then order by (similarity, index).
+
+    A row number of `own` that is not in the index leaves nothing out.
+    """
     out_sims = np.empty((len(queries), k), dtype=np.float32)
     out_indices = np.empty((len(queries), k), dtype=np.int64)
     open_rows = np.arange(len(queries))

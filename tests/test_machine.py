@@ -70,8 +70,18 @@ def test_a_missing_gpu_is_an_error_that_lists_what_there_is(monkeypatch):
     assert devices.choose("1") == torch.device("cuda", 1)
     with pytest.raises(UserError, match=r"--gpus 2: .*here there are: cpu, 0 \(Card 0\), 1 \(Card 1\)"):
         devices.choose("2")
-    with pytest.raises(UserError, match="one device"):
-        devices.choose("0,1")
+
+
+def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Card")
+    assert [devices.choose("auto", rank, 2).index for rank in range(2)] == [0, 1]
+    assert [devices.choose("2,0", rank, 2).index for rank in range(2)] == [2, 0]
+    assert devices.choose("cpu", 1, 2) == CPU
+    for gpus, processes in (("0,1", 1), ("0", 2), ("auto", 4)):
+        with pytest.raises(UserError, match=f"--gpus {gpus}: {processes} process.* need"):
+            devices.choose(gpus, 0, processes)
 
 
 FAULTS = """
@@ -97,24 +107,3 @@ def test_kept_memory_is_not_faulted_in_again():
     if kept == -1:
         pytest.skip("another C library than glibc")
     assert kept < 100 < faults("give back")
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_a_tiny_run_on_cuda(tmp_path):
-    import main
-
-    arguments = ["--cfgs", "configs/base.yaml", "configs/digits.yaml", "--limit-train", "50", "--limit-test", "30"]
-    arguments += [
-        "--batch-size",
-        "32",
-        "--max-round",
-        "2",
-        "--max-epoch",
-        "1",
-        "--sess-dir",
-        str(tmp_path),
-        "--gpus",
-        "0",
-    ]
-    assert main.main(arguments) == 0

@@ -68,10 +68,10 @@ def test_nothing_of_size_b_times_n_is_allocated(tmp_path):
     members = torch.arange(64)[:, None]
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         tiled_and_loss(features, memory, members, 0.1).backward()
-    largest = max(_allocation(event) for event in recorded.events())
+    largest = max(allocation(event) for event in recorded.events())
     assert 0 < largest <= 4 * 2**18 + 2**16  # one tile of 2**18 floats
 
 
-def _allocation(event):
+def allocation(event):
     size = getattr(event, "self_cpu_memory_usage", None)
     return size if size is not None else event.cpu_memory_usage

@@ -17,6 +17,7 @@ from lib.method.neighbourhoods import Neighbourhoods
 from lib.training.epoch import train_epoch
 from lib.training.history import History
 from lib.training.optimisation import build_optimizer, start_schedule
+from lib.training.step import Step
 from tests import oracles
 
 CPU = torch.device("cpu")
@@ -138,9 +139,8 @@ def run_epoch(sizes, iter_size, data, momentum=0.5, found=None, lr=0.1, unit_ban
     optimizer = torch.optim.SGD(network.parameters(), lr=lr)
     indices = torch.arange(sum(sizes)).split(list(sizes))
     found = found or Neighbourhoods.none(len(data), 1, CPU)
-    result = train_epoch(
-        Embedder(network, CPU), bank, found, optimizer, ((data[i], i) for i in indices), tuple(sizes), 0.5, iter_size
-    )
+    step = Step(Embedder(network, CPU), bank, optimizer, 0.5)
+    result = train_epoch(step, found, ((data[i], i) for i in indices), tuple(sizes), iter_size)
     return network, bank, result
 
 
@@ -207,9 +207,10 @@ def test_progress_is_reported_at_its_steps():
     data = torch.randn(10, 6)
     network, bank = Linear(), MemoryBank(10, 4, 0.5)
     batches = [(data[i : i + 1], torch.tensor([i])) for i in range(10)]
+    step = Step(Embedder(network, CPU), bank, torch.optim.SGD(network.parameters(), lr=0.1), 0.5)
     train_epoch(
-        Embedder(network, CPU), bank, Neighbourhoods.none(10, 1, CPU), torch.optim.SGD(network.parameters(), lr=0.1),
-        batches, (1,) * 10, 0.5, report_every=4, report=lambda images, loss: seen.append(images),
+        step, Neighbourhoods.none(10, 1, CPU), batches, (1,) * 10, report_every=4,
+        report=lambda images, loss: seen.append(images),
     )  # fmt: skip
     assert seen == [4, 4, 2]
 

@@ -18,7 +18,7 @@ _SHARE = Bounds(low=0, high=1)
 _SHARE_ABOVE_0 = Bounds(low=0, high=1, low_open=True)
 _SHARE_BELOW_1 = Bounds(low=0, high=1, high_open=True)
 
-_DATASETS = ("digits", "cifar10", "cifar100", "svhn", "imagefolder")
+_DATASETS = ("digits", "cifar10", "cifar100", "svhn", "imagefolder", "imagenet12", "cub200", "dogs")
 _NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "alexnet")
 _FOLDER_NAME = Form(r"(?!\.{1,2}$)[^/\\\x00-\x1f]+", "a plain folder name")
 _GPUS = Form(r"auto|cpu|[0-9]+(,[0-9]+)*", "auto, cpu, or indices of GPUs such as 0 or 0,1")
@@ -47,9 +47,25 @@ _DATA = _group(
         "workers_num",
         INT,
         2,
-        "processes that load images; none are used where images are augmented on the device",
+        "processes that load images, for each process of the run; none are used where images are augmented on the "
+        "device",
         "processes",
         bounds=_at_least(0),
+    ),
+    Option(
+        "prefetch",
+        INT,
+        2,
+        "batches that each loader process holds ready; fewer take less memory",
+        "batches",
+        bounds=_at_least(1),
+    ),
+    Option(
+        "skip_bad_images",
+        BOOL,
+        False,
+        "decode every image file once before the run and leave out, and list, those that cannot be; without it such a "
+        "file ends the run",
     ),
     Option(
         "resize",
@@ -283,7 +299,8 @@ _DEVICES = _group(
         "gpus",
         TEXT,
         "auto",
-        "where to compute; auto: the first GPU if there is one, else the CPU",
+        "where to compute; auto: a GPU for each process if there are any, else the CPU; several indices: a process for "
+        "each",
         form=_GPUS,
     ),
     Option(
@@ -294,14 +311,42 @@ _DEVICES = _group(
         "and entropies are float32 in any case",
         choices=("auto", "fp32", "bf16"),
     ),
-    Option("tf32", BOOL, False, "CUDA: let float32 products of the network round to TF32"),
+    Option("tf32", BOOL, False, "CUDA: let float32 convolutions round to TF32"),
+    Option(
+        "compile",
+        BOOL,
+        False,
+        "torch.compile the network (PyTorch 2 and a C++ compiler); off by default: on a CPU it gained nothing when "
+        "measured",
+    ),
+    Option(
+        "cuda_graph",
+        BOOL,
+        True,
+        "CUDA: record a training step once and replay it, so that small batches do not wait for launches",
+    ),
+    Option(
+        "sync_bn",
+        BOOL,
+        True,
+        "several processes: statistics of batch norm over the whole batch, so that a run does not depend on the number "
+        "of processes; off: each process has those of its share",
+    ),
     Option(
         "knn_backend",
         CHOICE,
         "auto",
-        "what finds neighbours, exactly in either case; auto: the faster one for the device and the number of "
-        "neighbours",
-        choices=("auto", "faiss", "torch"),
+        "what finds neighbours; faiss, torch: exactly, the same ones; auto: the faster of them for the device and the "
+        "number of neighbours; ivf: discovery looks into faiss's lists and misses some (the log says how many)",
+        choices=("auto", "faiss", "torch", "ivf"),
+    ),
+    Option(
+        "discovery_memory",
+        INT,
+        1024,
+        "memory that discovery may take beyond the bank and a few numbers for each image, in each process",
+        "MiB",
+        bounds=_at_least(1),
     ),
 )
 

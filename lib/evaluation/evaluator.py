@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from datasets.pipeline import Pipeline
+from lib.distributed.shard import Shard
+from lib.distributed.world import World
 from lib.embedder import Embedder
 from lib.evaluation.features import extract
 from lib.evaluation.knn import Accuracy, weighted_knn
@@ -16,14 +18,15 @@ class Evaluator:
 
     Args:
         pipeline: the data set with its labels.
+        world: the processes of the run, each of which brings the features of its share of the images.
         dim: D.
         protocol: `knn` (weighted vote of `k`) or `nn` (the single nearest decides).
         k, sigma: of the weighted vote.
         backend: of the search.
     """
 
-    def __init__(self, pipeline: Pipeline, dim: int, protocol: str, k: int, sigma: float, backend: str):
-        self.pipeline = pipeline
+    def __init__(self, pipeline: Pipeline, world: World, dim: int, protocol: str, k: int, sigma: float, backend: str):
+        self.pipeline, self.world = pipeline, world
         self.dim = dim
         self.k = 1 if protocol == "nn" else k
         self.sigma = sigma
@@ -35,19 +38,21 @@ class Evaluator:
         return self.pipeline.labelled_test
 
     def with_bank(self, embedder: Embedder, memory: Tensor) -> Optional[Accuracy]:
-        """While training: the bank rows (N, D) stand for the training features. None if nothing can be judged."""
+        """While training: this process's bank rows stand for training features. None if nothing can be judged."""
         return self._judge(embedder, memory) if self.possible else None
 
     def recomputed(self, embedder: Embedder) -> Optional[Accuracy]:
         """Features of the training images computed anew with the test transform: what a finished network is worth."""
         if not self.possible:
             return None
-        database = extract(embedder, self.pipeline.train_batches_plain(), len(self.pipeline.train), self.dim)
+        rows = self.world.rows(len(self.pipeline.train))
+        database = extract(embedder, self.pipeline.train_batches_plain(), rows, self.dim)
         return self._judge(embedder, database)
 
     def _judge(self, embedder: Embedder, database: Tensor) -> Accuracy:
         train, test = self.pipeline.train, self.pipeline.test
-        queries = extract(embedder, self.pipeline.test_batches(), len(test), self.dim)
+        own = extract(embedder, self.pipeline.test_batches(), self.world.rows(len(test)), self.dim)
+        queries = self.world.gather_rows(own, self.world.shares(len(test)))
         device = queries.device
         return weighted_knn(
             queries,
@@ -58,4 +63,5 @@ class Evaluator:
             self.k,
             self.sigma,
             self.backend,
+            Shard(self.world, len(train)),
         )

@@ -9,19 +9,19 @@ from lib.embedder import Embedder
 
 
 @torch.inference_mode()
-def extract(embedder: Embedder, batches: Iterable[tuple[Tensor, Tensor]], size: int, dim: int) -> Tensor:
+def extract(embedder: Embedder, batches: Iterable[tuple[Tensor, Tensor]], rows: slice, dim: int) -> Tensor:
     """Unit features of every image, in the order of their indices.
 
     Args:
         batches: pairs of images (B, 3, S, S) and row numbers (B,), each row once.
-        size: how many rows there are.
+        rows: which rows come, from its start up to its stop: all of a set, or one process's share of it.
         dim: D.
 
     Returns:
-        (size, D) float32 on the network's device. The network is left in evaluation mode.
+        (stop - start, D) float32 on the network's device. The network is left in evaluation mode.
     """
-    embedder.train(False)
-    features = torch.empty(size, dim, device=embedder.device)
+    frozen = embedder.frozen()
+    features = torch.empty(rows.stop - rows.start, dim, device=embedder.device)
     for images, indices in batches:
-        features[indices] = embedder(images)
+        features[indices - rows.start] = frozen(images)
     return features

@@ -6,6 +6,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from lib.distributed.shard import Shard
 from lib.nearest import nearest
 
 
@@ -60,18 +61,22 @@ def weighted_knn(
     k: int,
     sigma: float,
     backend: str = "auto",
+    shard: Optional[Shard] = None,
 ) -> Accuracy:
     """Accuracy of the vote of the k nearest rows of the database.
 
     Args:
-        queries: (Q, D) unit features with labels (Q,).
-        database: (N, D) unit features with database_labels (N,).
+        queries: (Q, D) unit features with labels (Q,); with several processes the same on each.
+        database: (N, D) unit features with database_labels (N,); with several processes each has the features that
+            `shard` names and the labels of all.
         classes: C.
         k: neighbours that vote; all N where there are fewer.
         sigma: temperature of the vote.
         backend: of the search.
+        shard: which rows `database` is; None: all of them.
     """
-    similarities, indices = nearest(queries, database, min(k, len(database)), backend=backend)
+    k = min(k, len(database_labels))
+    similarities, indices = nearest(queries, database, k, backend=backend, shard=shard)
     votes = class_votes(similarities, database_labels[indices], classes, sigma)
     rank = rank_of_truth(votes, labels)
     top5 = (rank < 5).double().mean().item() if classes >= 5 else None

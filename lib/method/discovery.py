@@ -1,18 +1,29 @@
 """Which images become anchors in a round, and who their neighbours are. No labels are used to decide anything."""
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Optional
 
 import torch
 from torch import Tensor
 
+from lib.approximate import ApproximateSearch, recall
+from lib.distributed.shard import Shard
+from lib.method.anchor_panels import anchor_panels
+from lib.method.best_tiles import BestTiles
+from lib.method.discovery_grid import MEMORY_BUDGET, Grid
 from lib.method.neighbourhoods import Neighbourhoods
-from lib.method.tiled_discovery import default_tile_rows, entropies_and_maxima, neighbours_from_maxima, suits
-from lib.nearest import nearest
+from lib.method.streamed_entropy import streamed_entropies
+from lib.method.tile_search import neighbours_from_best_tiles, tiles_to_keep
+from lib.method.tiled_discovery import entropies_and_best_tiles, suits
+from lib.nearest import CPU_TILE_ELEMENTS, GPU_TILE_ELEMENTS, ExactSearch
 
 FEW = 8
 """Up to so many neighbours a row has them in few tiles, and one pass beats a search of its own."""
+
+RECALL_SAMPLE = 1000
+"""Anchors on which an approximate search is held against the exact one."""
 
 
 def anchor_count(size: int, select_rate: float, round_number: int) -> int:
@@ -50,14 +61,39 @@ def select_anchors(entropy: Tensor, count: int) -> Tensor:
     return torch.sort(entropy, stable=True).indices[:count]
 
 
-def nearest_neighbours(memory: Tensor, anchors: Tensor, k: int, backend: str = "auto") -> Tensor:
+def nearest_neighbours(
+    memory: Tensor,
+    anchors: Tensor,
+    k: int,
+    backend: str = "auto",
+    shard: Optional[Shard] = None,
+    memory_budget: int = MEMORY_BUDGET,
+) -> Tensor:
     """Equation 1: the K bank rows of highest cosine to each anchor, among all N, the anchor itself left out.
 
     Returns:
         (A, K) int64, nearest first; ties go to the lower index.
     """
-    _, indices = nearest(memory[anchors], memory, k, anchors, backend)
-    return indices
+    shard = Shard.whole(memory) if shard is None else shard
+    grid = Grid.within(memory_budget, memory)
+    return _searched(_exact_search(memory, backend, shard, memory_budget), memory, anchors, k, grid, shard)[1]
+
+
+def _exact_search(memory: Tensor, backend: str, shard: Shard, memory_budget: int) -> ExactSearch:
+    usual = GPU_TILE_ELEMENTS if memory.is_cuda else CPU_TILE_ELEMENTS
+    fitting = max(1, memory_budget // 16)  # a similarity, and as much again for the k largest of them, and room
+    return ExactSearch(memory, backend, shard, min(usual, fitting))
+
+
+def _searched(
+    search: Callable[..., tuple[Tensor, Tensor]], memory: Tensor, anchors: Tensor, k: int, grid: Grid, shard: Shard
+) -> tuple[Tensor, Tensor]:
+    """Similarities and row numbers, (A, K) both, that a search finds for the anchors."""
+    similarities = memory.new_empty(len(anchors), k)
+    indices = torch.empty(len(anchors), k, dtype=torch.int64, device=memory.device)
+    for places, numbers, queries in anchor_panels(memory, anchors, k, grid, shard):
+        similarities[places], indices[places] = search(queries, k, numbers)
+    return similarities, indices
 
 
 def consistency(anchors: Tensor, neighbours: Tensor, labels: Tensor) -> Optional[float]:
@@ -79,30 +115,60 @@ def discover(
     temperature: float,
     backend: str = "auto",
     labels: Optional[Tensor] = None,
+    shard: Optional[Shard] = None,
+    memory_budget: int = MEMORY_BUDGET,
 ) -> Neighbourhoods:
     """Everything that is decided at the start of a round r >= 1, anew from the bank as it stands.
 
     Args:
-        memory: (N, D) bank rows, on any device.
+        memory: (N, D) bank rows, on any device; with several processes those that `shard` names.
         round_number: r.
         select_rate, k, temperature: the options ANs_select_rate, ANs_size and npc_temperature.
         backend: `torch` takes entropies and neighbours from one pass, `faiss` searches in a pass of its own,
-            `auto` the one pass for up to `FEW` neighbours. The answer is the same.
-        labels: (N,) int64, used for the reported consistency and nothing else.
+            `auto` the one pass for up to `FEW` neighbours. The answer is the same. `ivf` searches in part of the rows
+            only and misses some neighbours; how many, `recall` of the result says.
+        labels: (N,) int64, of all images, used for the reported consistency and nothing else.
+        shard: which rows `memory` is; None: all of them.
+        memory_budget: bytes that may be held at a time beyond the bank and some numbers for each image.
 
     Returns:
-        the round's neighbourhoods, on the device of `memory`.
+        the round's neighbourhoods of all N images, on the device of `memory`; the same on every process.
+
+    Raises:
+        ValueError: the memory budget is too small for anything, or k neighbours are more than there are.
     """
-    count = anchor_count(len(memory), select_rate, round_number)
-    one_pass = backend == "torch" or (backend == "auto" and (k <= FEW or memory.is_cuda))
-    if one_pass and suits(memory, temperature):
-        tile_rows = default_tile_rows(memory)
-        entropy, maxima = entropies_and_maxima(memory, temperature, tile_rows)
-        anchors = select_anchors(entropy, count)
-        neighbours = neighbours_from_maxima(memory, anchors, k, maxima, tile_rows)
+    shard = Shard.whole(memory) if shard is None else shard
+    count = anchor_count(shard.count, select_rate, round_number)
+    grid = Grid.within(memory_budget, memory)
+    tiles = grid.tiles(shard.count)
+    one_shift = suits(memory, temperature, shard)
+    few = k <= FEW or (memory.is_cuda and BestTiles.bytes(tiles_to_keep(k, tiles), shard.count) <= memory_budget // 4)
+    one_pass = one_shift and (backend == "torch" or backend == "auto") and few
+    recalled = None
+    if one_shift:
+        keep = tiles_to_keep(k, tiles) if one_pass else 1
+        entropy, best = entropies_and_best_tiles(memory, temperature, keep, grid, shard)
     else:
-        entropy = similarity_entropy(memory, temperature)
-        anchors = select_anchors(entropy, count)
-        neighbours = nearest_neighbours(memory, anchors, k, backend)
+        entropy = streamed_entropies(memory, temperature, grid, shard)
+    anchors = select_anchors(entropy, count)
+    if one_pass:
+        neighbours = neighbours_from_best_tiles(memory, anchors, k, best, grid, shard)
+    elif backend == "ivf":
+        neighbours, recalled = _approximate_neighbours(memory, anchors, k, grid, shard, memory_budget)
+    else:
+        neighbours = nearest_neighbours(memory, anchors, k, backend, shard, memory_budget)
     share = None if labels is None else consistency(anchors, neighbours, labels.to(anchors.device))
-    return Neighbourhoods.of(anchors, neighbours, entropy, share)
+    return Neighbourhoods.of(anchors, neighbours, entropy, share, recalled)
+
+
+def _approximate_neighbours(
+    memory: Tensor, anchors: Tensor, k: int, grid: Grid, shard: Shard, memory_budget: int
+) -> tuple[Tensor, Optional[float]]:
+    """Neighbours (A, K) by lists, and the recall on evenly spaced anchors; None without anchors."""
+    found, neighbours = _searched(ApproximateSearch(memory, shard), memory, anchors, k, grid, shard)
+    if len(anchors) == 0:
+        return neighbours, None
+    sample = torch.linspace(0, len(anchors) - 1, min(len(anchors), RECALL_SAMPLE)).long().to(anchors.device)
+    exact = _exact_search(memory, "auto", shard, memory_budget)
+    true, _ = _searched(exact, memory, anchors[sample], 1, grid, shard)
+    return neighbours, recall(found[sample], true)

@@ -1,4 +1,4 @@
-"""The memory bank: one feature row for every training image."""
+"""The memory bank: one feature row for every training image, dealt out to the processes of a run."""
 
 import math
 from typing import Optional
@@ -7,39 +7,104 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lib.distributed.shard import Shard
+from lib.distributed.world import World
+
+BLOCK_ROWS = 2**16
+"""Rows that pass through every process at a time, where all N must: 32 MiB at D = 128."""
+
 
 class MemoryBank(nn.Module):
     """Holds M (N, D), the remembered features, as a buffer: saved with the run, never given a gradient.
+
+    With P processes each holds about N / P rows, those that `shard` names; `memory` is that part.
 
     Args:
         size: N, the number of training images.
         dim: D, the feature length.
         momentum: eta of equation 8, the share of the old row that is kept, in [0, 1).
-        generator: source of the first, random rows.
+        generator: source of the first, random rows; the same on every process. They do not depend on P.
+        world: the processes; by default this one alone.
     """
 
     memory: Tensor
 
-    def __init__(self, size: int, dim: int, momentum: float, generator: Optional[torch.Generator] = None):
+    def __init__(
+        self,
+        size: int,
+        dim: int,
+        momentum: float,
+        generator: Optional[torch.Generator] = None,
+        world: Optional[World] = None,
+    ):
         super().__init__()
         self.momentum = momentum
+        self.size = size
+        self.shard = Shard(World.alone() if world is None else world, size)
         # Uniform in (-s, s) with s = 1 / sqrt(D / 3): rows of length about 1, deliberately not normalised
         # (released code). Every row is replaced by a unit vector the first time its image is seen.
         bound = 1.0 / math.sqrt(dim / 3.0)
-        rows = torch.rand(size, dim, generator=generator)
+        rows = self._own_part_of_random(dim, generator)
         self.register_buffer("memory", rows.mul_(2 * bound).sub_(bound))
 
+    def _own_part_of_random(self, dim: int, generator: Optional[torch.Generator]) -> Tensor:
+        """This process's rows of the one stream of N x D numbers, all of which every process draws."""
+        rows = torch.empty(self.shard.stop - self.shard.start, dim)
+        for start in range(0, self.size, BLOCK_ROWS):
+            block = torch.rand(min(BLOCK_ROWS, self.size - start), dim, generator=generator)
+            first, last = max(start, self.shard.start), min(start + len(block), self.shard.stop)
+            if first < last:
+                rows[first - self.shard.start : last - self.shard.start] = block[first - start : last - start]
+        return rows
+
     def __len__(self) -> int:
-        return self.memory.shape[0]
+        return self.size
+
+    @property
+    def start(self) -> int:
+        """The number of this process's first row."""
+        return self.shard.start
 
     @torch.no_grad()
     def update(self, indices: Tensor, features: Tensor) -> None:
         """Equation 8: m_i <- normalise(eta * m_i + (1 - eta) * x_i).
 
         Args:
-            indices: (B,) int64, which rows; no row twice.
+            indices: (B,) int64, which rows, of all processes' images; no row twice. Each process takes its own.
             features: (B, D) float32, the features the loss saw.
         """
+        if self.shard.world.size > 1:
+            own = torch.nonzero(~self.shard.outside(indices)).flatten()
+            indices, features = indices[own] - self.start, features[own]
         rows = self.memory[indices]  # (B, D)
         mixed = self.momentum * rows + (1 - self.momentum) * features
         self.memory[indices] = F.normalize(mixed, dim=1)
+
+    def gathered(self) -> Optional[Tensor]:
+        """The whole bank (N, D) on the CPU of the first process, block by block; None on the others.
+
+        All processes must call it. It is what goes into a checkpoint, which so does not depend on P. With one
+        process on a CPU it is `memory` itself, not a copy.
+        """
+        if self.shard.world.size == 1:
+            return self.memory.cpu()
+        whole = (
+            torch.empty(self.size, self.memory.shape[1], dtype=self.memory.dtype) if self.shard.world.is_first else None
+        )
+        for start in range(0, self.size, BLOCK_ROWS):
+            stop = min(start + BLOCK_ROWS, self.size)
+            block = self.shard.fetch(self.memory, start, stop)
+            if whole is not None:
+                whole[start:stop] = block
+        return whole
+
+    def load_whole(self, memory: Tensor) -> None:
+        """Take over this process's part of a whole bank (N, D), as `gathered` made it with any number of processes.
+
+        Raises:
+            ValueError: it has another shape.
+        """
+        expected = (self.size, self.memory.shape[1])
+        if tuple(memory.shape) != expected:
+            raise ValueError(f"a memory bank of shape {tuple(memory.shape)} where it should be {expected}")
+        self.memory.copy_(memory[self.shard.start : self.shard.stop])

@@ -18,6 +18,8 @@ class Neighbourhoods:
         neighbours: (A, K) int64, nearest first, the anchor itself not among them.
         entropy: (N,) float32, in nats; NaN in round 0, where none is measured.
         consistency: share of pairs with equal labels, or None where there are no labels or no anchors.
+        recall: share of a sample of anchors whose nearest row an approximate search found, or None where the search
+            was exact. For the log; no checkpoint holds it.
     """
 
     def __init__(
@@ -28,6 +30,7 @@ class Neighbourhoods:
         neighbours: Tensor,
         entropy: Tensor,
         consistency: Optional[float],
+        recall: Optional[float] = None,
     ):
         self.anchor_indexes = anchor_indexes
         self.instance_indexes = instance_indexes
@@ -35,6 +38,7 @@ class Neighbourhoods:
         self.neighbours = neighbours
         self.entropy = entropy
         self.consistency = consistency
+        self.recall = recall
 
     @classmethod
     def none(cls, size: int, k: int, device: torch.device) -> "Neighbourhoods":
@@ -44,12 +48,19 @@ class Neighbourhoods:
         return cls.of(anchors, neighbours, torch.full((size,), float("nan"), device=device), None)
 
     @classmethod
-    def of(cls, anchors: Tensor, neighbours: Tensor, entropy: Tensor, consistency: Optional[float]) -> "Neighbourhoods":
+    def of(
+        cls,
+        anchors: Tensor,
+        neighbours: Tensor,
+        entropy: Tensor,
+        consistency: Optional[float],
+        recall: Optional[float] = None,
+    ) -> "Neighbourhoods":
         """From anchors (A,), neighbours (A, K) and entropy (N,)."""
         position = torch.full((len(entropy),), ABSENT, dtype=torch.int64, device=entropy.device)
         position[anchors] = torch.arange(len(anchors), device=entropy.device)
         instances = torch.nonzero(position == ABSENT).flatten()
-        return cls(anchors, instances, position, neighbours, entropy, consistency)
+        return cls(anchors, instances, position, neighbours, entropy, consistency, recall)
 
     def members(self, indices: Tensor) -> Tensor:
         """The set N_k(i) of each image of a batch: itself first, then its neighbours if it is an anchor.

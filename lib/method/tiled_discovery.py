@@ -1,121 +1,129 @@
-"""Entropies and neighbours from one pass over the products of the bank with itself.
+"""Entropies from one pass over the products of the bank with itself, and the neighbours' tiles from the same pass.
 
 The matrix of similarities is symmetric, so each tile of it above the diagonal serves the rows and the columns it
-spans: half of the N x N products give every entropy, and the largest similarity that each row has in each tile. Only
-the tiles in which a row can have its nearest neighbours are then looked at again.
+spans: half of the N x N products give every entropy, and the largest similarity that each row has in each tile. The
+few best tiles of a row say where its neighbours are; `tile_search` then looks there.
+
+The tiles are dealt out to the processes in turn. Two panels of the bank at a time are everywhere.
 """
 
 import torch
 from torch import Tensor
 
-CPU_TILE_ROWS = 1024
-"""Rows of a tile on a CPU: 4 MiB of similarities; of 256, 512 and 1024 the fastest at N = 20,000."""
-
-GPU_TILE_ROWS = 4096
-"""Rows of a tile on a GPU: 64 MiB of similarities, few launches."""
+from lib.distributed.shard import Shard
+from lib.method.best_tiles import BestTiles
+from lib.method.discovery_grid import GROUP, Grid
 
 SAFE_SPREAD = 60.0
 """How far apart the rows' own logits may lie for one shift to keep every sum within float32."""
 
 
-def default_tile_rows(memory: Tensor) -> int:
-    """The side of a tile that suits the device of the bank."""
-    return GPU_TILE_ROWS if memory.is_cuda else CPU_TILE_ROWS
-
-
-def suits(memory: Tensor, temperature: float) -> bool:
+def suits(memory: Tensor, temperature: float, shard: Shard) -> bool:
     """Whether one shift fits all rows, as it does for rows of unit length."""
     own = memory.square().sum(dim=1) / temperature
-    return bool(own.max() - own.min() <= SAFE_SPREAD)
+    extremes = memory.new_full((2,), float("-inf"))
+    if len(own) > 0:
+        extremes = torch.stack([own.max(), -own.min()])
+    largest, smallest = shard.world.all_reduce_max(extremes).tolist()
+    return largest + smallest <= SAFE_SPREAD
 
 
-def entropies_and_maxima(memory: Tensor, temperature: float, tile_rows: int) -> tuple[Tensor, Tensor]:
+def entropies_and_best_tiles(
+    memory: Tensor, temperature: float, keep: int, grid: Grid, shard: Shard
+) -> tuple[Tensor, BestTiles]:
     """Equation 5 for every row, and where its neighbours can be.
 
     With y_ij = (m_i . m_j - s) / tau, s the largest squared length of a row, no y is above 0, and
     H_i = log sum_j exp(y_ij) - sum_j exp(y_ij) y_ij / sum_j exp(y_ij).
 
+    The sums of a tile are taken in float32 and added up in float64, so that their order, and with it the number of
+    processes, leaves no trace in an entropy.
+
     Args:
-        memory: (N, D) bank rows for which `suits` holds.
+        memory: the rows of the bank that are here, for which `suits` holds.
         temperature: tau.
-        tile_rows: T, rows of a tile.
+        keep: how many tiles of each row to name, at most as many as there are.
+        grid: tiles and panels.
+        shard: which rows `memory` is.
 
     Returns:
-        entropies (N,) in nats, and maxima (tiles, N): the largest y of a row in each tile, itself left out.
+        entropies (N,) in nats, float32, and the best tiles by y, a row itself left out; the same on every process.
     """
-    parts = memory.split(tile_rows)
-    scaled = [part / temperature for part in parts]
-    shift = memory.square().sum(dim=1).max() / temperature
-    total, weighted = torch.zeros_like(memory[:, 0]), torch.zeros_like(memory[:, 0])
-    totals, weighteds = total.split(tile_rows), weighted.split(tile_rows)  # views: adding to them fills the whole
-    maxima = memory.new_full((len(parts), len(memory)), float("-inf"))
-    for a in range(len(parts)):
-        for b in range(a, len(parts)):
-            y = (scaled[a] @ parts[b].t()).sub_(shift)  # (T, T)
+    world = shard.world
+    longest = memory.new_zeros(1)
+    if len(memory) > 0:
+        longest = memory.square().sum(dim=1).max().view(1)
+    shift = world.all_reduce_max(longest)[0] / temperature
+    sums = torch.zeros(2, shard.count, dtype=torch.float64, device=memory.device)
+    best = BestTiles(keep, memory, shard.count)
+    dealt = _Deal(world.rank, world.size)
+    for start, stop in grid.panels(shard.count):
+        rows = shard.fetch(memory, start, stop)
+        for other_start, other_stop in grid.panels(shard.count, start):
+            columns = rows if other_start == start else shard.fetch(memory, other_start, other_stop)
+            _panel_pair(rows, start, columns, other_start, temperature, shift, grid.tile_rows, dealt, sums, best)
+    total, weighted = world.all_reduce_sum(sums)
+    best.merge(world)
+    entropy = (total.log() - weighted / total).clamp_(min=0.0).to(memory.dtype)
+    return world.broadcast(entropy), best  # no process may order them by a last bit of its own
+
+
+class _Deal:
+    """Deals tiles out to the processes in turn."""
+
+    def __init__(self, rank: int, size: int):
+        self._rank, self._size, self._number = rank, size, 0
+
+    def is_mine(self) -> bool:
+        """Whether the next tile is this process's."""
+        self._number += 1
+        return (self._number - 1) % self._size == self._rank
+
+
+def _panel_pair(
+    rows: Tensor,
+    start: int,
+    columns: Tensor,
+    other_start: int,
+    temperature: float,
+    shift: Tensor,
+    tile_rows: int,
+    dealt: _Deal,
+    sums: Tensor,
+    best: BestTiles,
+) -> None:
+    """The tiles of one panel of rows and one of columns, as far as they are this process's."""
+    parts = columns.split(tile_rows)
+    first_a, first_b = start // tile_rows, other_start // tile_rows
+    of_columns = columns.new_empty(GROUP, len(columns))  # the columns' maxima in the last tiles of rows
+    group_start = first_a
+    for a, part_a in enumerate(rows.split(tile_rows), first_a):
+        row_span = slice(a * tile_rows, a * tile_rows + len(part_a))
+        scaled = part_a / temperature
+        of_rows = columns.new_full((len(parts), len(part_a)), float("-inf"))
+        of_columns[a - group_start].fill_(float("-inf"))
+        for b, part_b in enumerate(parts, first_b):
+            if b < a or not dealt.is_mine():
+                continue
+            y = (scaled @ part_b.t()).sub_(shift)  # (T, T)
             if a == b:
                 own = y.diagonal().clone()
                 y.fill_diagonal_(float("-inf"))
-                maxima[a].split(tile_rows)[a].copy_(y.amax(dim=1))
+                of_rows[b - first_b] = y.amax(dim=1)
                 y.diagonal().copy_(own)
             else:
-                maxima[b].split(tile_rows)[a].copy_(y.amax(dim=1))
-                maxima[a].split(tile_rows)[b].copy_(y.amax(dim=0))
+                offset = (b - first_b) * tile_rows
+                of_rows[b - first_b] = y.amax(dim=1)
+                of_columns[a - group_start, offset : offset + len(part_b)] = y.amax(dim=0)
             weights = y.exp()
             y.mul_(weights)
-            totals[a].add_(weights.sum(dim=1))
-            weighteds[a].add_(y.sum(dim=1))
+            sums[0, row_span] += weights.sum(dim=1)
+            sums[1, row_span] += y.sum(dim=1)
             if a != b:
-                totals[b].add_(weights.sum(dim=0))
-                weighteds[b].add_(y.sum(dim=0))
-    return (total.log() - weighted / total).clamp_(min=0.0), maxima
-
-
-def neighbours_from_maxima(memory: Tensor, anchors: Tensor, k: int, maxima: Tensor, tile_rows: int) -> Tensor:
-    """Equation 1 for the anchors, looking only into the tiles that can hold one of their K nearest rows.
-
-    The K best tile maxima are K different rows, so the K-th of them is a bound: no tile below it matters.
-
-    Args:
-        memory: (N, D) bank rows.
-        anchors: (A,) int64.
-        k: K, at most N - 1.
-        maxima: (tiles, N) from `entropies_and_maxima` with the same `tile_rows`.
-
-    Returns:
-        (A, K) int64, nearest first, ties by index.
-    """
-    tiles = len(maxima)
-    of_anchors = maxima[:, anchors]  # (tiles, A)
-    if k < tiles:
-        bound = of_anchors.topk(k, dim=0).values[-1]
-        # products of other shapes may round otherwise: a hair of room keeps a tile that ties with the bound
-        candidates = of_anchors >= bound - 1e-4 * bound.abs().clamp(min=1.0)
-    else:
-        candidates = torch.ones_like(of_anchors, dtype=torch.bool)
-    best = memory.new_full((len(anchors), k), float("-inf"))
-    best_index = torch.full((len(anchors), k), len(memory), dtype=torch.int64, device=memory.device)
-    for tile, part in enumerate(memory.split(tile_rows)):
-        which = torch.nonzero(candidates[tile]).flatten()
-        start = tile * tile_rows
-        for rows in which.split(max(1, 2 * tile_rows)):
-            found = memory[anchors[rows]] @ part.t()  # (R, T)
-            own = anchors[rows] - start
-            inside = (own >= 0) & (own < len(part))
-            found[inside.nonzero().flatten(), own[inside]] = float("-inf")
-            index = torch.arange(start, start + len(part), device=memory.device).expand(len(rows), -1)
-            best[rows], best_index[rows] = _merge(best[rows], best_index[rows], found, index, k)
-    return best_index
-
-
-def _merge(best: Tensor, best_index: Tensor, found: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of both, in order; of equals the lower index, which a stable sort keeps first.
-
-    What was found before has lower indices than what is found now: the tiles come in order.
-    """
-    if k == 1:  # the usual case needs no sort: the first largest of the tile, if it beats what was there
-        value = found.amax(dim=1, keepdim=True)
-        first = (found == value).to(torch.uint8).argmax(dim=1, keepdim=True)
-        better = value > best
-        return torch.where(better, value, best), torch.where(better, index.gather(1, first), best_index)
-    values, positions = torch.sort(torch.cat([best, found], dim=1), dim=1, descending=True, stable=True)
-    return values[:, :k], torch.cat([best_index, index], dim=1).gather(1, positions[:, :k])
+                column_span = slice(b * tile_rows, b * tile_rows + len(part_b))
+                sums[0, column_span] += weights.sum(dim=0)
+                sums[1, column_span] += y.sum(dim=0)
+        best.offer(row_span.start, of_rows, first_b)
+        if a + 1 - group_start == GROUP or row_span.stop == start + len(rows):
+            best.offer(other_start, of_columns[: a + 1 - group_start], group_start)
+            group_start = a + 1

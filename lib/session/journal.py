@@ -19,15 +19,16 @@ class _TerminalHandler(logging.Handler):
         sys.stdout.flush()
 
 
-def open_log(log_file: Optional[Path], brief: bool) -> logging.Logger:
+def open_log(log_file: Optional[Path], brief: bool, silent: bool = False) -> logging.Logger:
     """The run's logger: plain text on the terminal, with the time of day in the file.
 
     Args:
         log_file: where to append, or None for no file.
         brief: the terminal shows warnings and the records marked as results only.
+        silent: nothing is shown: another process of the run tells the same.
     """
     logger = logging.getLogger(LOGGER)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.CRITICAL if silent else logging.INFO)
     logger.propagate = False
     close_log()
     terminal = _TerminalHandler()

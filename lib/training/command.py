@@ -11,7 +11,10 @@ from datasets.pipeline import Pipeline
 from lib import devices, precision
 from lib.allocator import keep_freed_memory
 from lib.config import Options, Settings, to_yaml
-from lib.errors import UserError
+from lib.distributed import group
+from lib.distributed.place import Place
+from lib.distributed.world import World
+from lib.errors import LostContact, UserError
 from lib.evaluation.evaluator import Evaluator
 from lib.session import checkpoint, provenance
 from lib.session.folder import SessionFolder
@@ -22,37 +25,51 @@ from lib.training.state import TrainingState
 log = logging.getLogger(LOGGER)
 
 
-def execute(settings: Settings, saved: Optional[dict[str, Any]], source: Optional[Path]) -> None:
+def execute(settings: Settings, saved: Optional[dict[str, Any]], source: Optional[Path], place: Place) -> None:
     """Run the command.
 
     Args:
         settings: the merged options.
         saved: the checkpoint to go on from, or None to start.
         source: the file it came from.
+        place: of this process among those of the run.
     """
-    options = settings.options
-    device = devices.choose(options.gpus)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # so that nothing opens a context on another
+    world = group.join(settings.options.gpus, place)
     keep_freed_memory()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.tf32
-    pipeline = Pipeline(datasets.load(options.dataset, options.data_root, options.download), options, device)
-    state = TrainingState.fresh(options, pipeline, device, precision.choose(options.precision, device))
-    evaluator = Evaluator(
-        pipeline, options.low_dim, options.protocol, options.knn_k, options.knn_sigma, options.knn_backend
-    )
+    try:
+        _execute(settings, saved, source, world)
+    except RuntimeError as error:
+        if world.size == 1:
+            raise
+        # most likely a collective whose other side is gone; that one has said more
+        raise LostContact(f"{str(error).splitlines()[0]} (what another process says comes first)") from error
+    group.leave()  # not after a failure: taking leave could wait for a process that is gone
+
+
+def _execute(settings: Settings, saved: Optional[dict[str, Any]], source: Optional[Path], world: World) -> None:
+    options, device = settings.options, world.device
+    torch.backends.cuda.matmul.allow_tf32 = False  # loss, bank and entropies are float32 in any case
+    torch.backends.cudnn.allow_tf32 = options.tf32
+    torch.backends.cudnn.benchmark = True  # batches of one size: the search for the fastest algorithm pays
+    images = datasets.load(options.dataset, options.data_root, options.download)
+    pipeline = Pipeline(images, options, device, world.rank, world.size)
+    state = TrainingState.fresh(options, pipeline, world, precision.choose(options.precision, device))
+    search = "auto" if options.knn_backend == "ivf" else options.knn_backend  # accuracies are exact in any case
+    evaluator = Evaluator(pipeline, world, options.low_dim, options.protocol, options.knn_k, options.knn_sigma, search)
     if options.test_only:
-        _test(settings, state, evaluator, saved, source)
+        _test(settings, state, evaluator, saved, source, world)
         return
     check_curriculum(options, len(pipeline.train))
     if saved is not None:
         state.restore(saved, str(source), options, pipeline)
-    session = _open_session(settings, saved, source)
-    open_log(session.log if session is not None and options.log_file else None, options.brief)
+    world.barrier()  # all have read the checkpoint before the first puts later ones aside
+    session = _open_session(settings, saved, source) if world.is_first else None
+    log_file = session.log if session is not None and options.log_file else None
+    open_log(log_file, options.brief, silent=not world.is_first)
     try:
-        _introduce(settings, state, pipeline, device, session, saved, source)
+        _introduce(settings, state, pipeline, world, session, saved, source)
         labels = None if pipeline.train.labels is None else torch.from_numpy(pipeline.train.labels)
-        Runner(options, state, pipeline, evaluator, session, labels).run()
+        Runner(options, state, pipeline, evaluator, session, labels, world).run()
         _conclude(state, evaluator, session)
     finally:
         pipeline.close()
@@ -65,12 +82,15 @@ def _test(
     evaluator: Evaluator,
     saved: dict[str, Any],
     source: Path,
+    world: World,
 ) -> None:
     """`--test-only`: features of training and test images recomputed, one line of result, nothing written."""
     state.restore_network(saved, str(source))
     if not evaluator.possible:
         raise UserError(f"--test-only: {settings.options.dataset} has no labelled test images to judge by")
     accuracy = evaluator.recomputed(state.embedder)
+    if not world.is_first:
+        return
     print(
         f"{source}: round {saved['round']}, epoch {saved['epoch']}: "
         f"{settings.options.protocol} {accuracy} (training features recomputed)"
@@ -106,7 +126,7 @@ def _introduce(
     settings: Settings,
     state: TrainingState,
     pipeline: Pipeline,
-    device: torch.device,
+    world: World,
     session: Optional[SessionFolder],
     saved: Optional[dict[str, Any]],
     source: Optional[Path],
@@ -115,7 +135,8 @@ def _introduce(
     log.info("command   %s", provenance.command_line())
     log.info("code      %s", provenance.git_revision())
     log.info("versions  %s", ", ".join(f"{name} {version}" for name, version in provenance.versions().items()))
-    log.info("device    %s; %s", devices.describe(device), precision.describe(state.embedder.dtype))
+    processes = "" if world.size == 1 else f"{world.size} processes, the first on "
+    log.info("device    %s%s; %s", processes, devices.describe(world.device), precision.describe(state.embedder.dtype))
     test = "no" if pipeline.test is None else f"{len(pipeline.test):,}"
     loaders = f"in {options.workers_num} loader processes" if options.workers_num else "in this process"
     place = "on the device, by the batch" if pipeline.on_device else loaders
@@ -126,6 +147,8 @@ def _introduce(
         test,
         place,
     )
+    if pipeline.skipped:
+        log.warning("data      %d unreadable images left out (--skip-bad-images)", len(pipeline.skipped))
     log.info("network   %s, %d features", options.network, options.low_dim)
     defaults = Options().as_dict()
     changed = {name: value for name, value in options.as_dict().items() if value != defaults[name]}

@@ -8,21 +8,20 @@ from torch import optim
 from torch.nn import Parameter
 from torch.optim.lr_scheduler import LambdaLR
 
+from lib.compat import fast_optimizer_arguments
+
 
 def build_optimizer(options, parameters: Iterable[Parameter]) -> optim.Optimizer:
-    """SGD, Adam or RMSprop from `--optimizer` and the options that apply to it."""
-    shared = {"lr": options.base_lr, "weight_decay": options.weight_decay}
-    if options.optimizer == "adam":
-        return optim.Adam(parameters, **shared)
-    if options.optimizer == "rmsprop":
-        return optim.RMSprop(parameters, momentum=options.momentum, **shared)
-    return optim.SGD(
-        parameters,
-        momentum=options.momentum,
-        dampening=options.dampening,
-        nesterov=options.nesterov,
-        **shared,
-    )
+    """SGD, Adam or RMSprop from `--optimizer` and the options that apply to it, fused where PyTorch can."""
+    parameters = list(parameters)
+    kind = {"sgd": optim.SGD, "adam": optim.Adam, "rmsprop": optim.RMSprop}[options.optimizer]
+    arguments = {"lr": options.base_lr, "weight_decay": options.weight_decay}
+    arguments.update(fast_optimizer_arguments(kind, parameters[0].device))
+    if kind is not optim.Adam:
+        arguments["momentum"] = options.momentum
+    if kind is optim.SGD:
+        arguments.update(dampening=options.dampening, nesterov=options.nesterov)
+    return kind(parameters, **arguments)
 
 
 def step_policy(offset: int, step: int, rate: float) -> Callable[[int], float]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from datasets.pipeline import Pipeline
 from lib.config import Options
+from lib.distributed.world import World
 from lib.errors import UserError
 from lib.evaluation.evaluator import Evaluator
 from lib.evaluation.knn import Accuracy
@@ -19,9 +20,11 @@ from lib.session.board import Board
 from lib.session.folder import SessionFolder
 from lib.session.journal import LOGGER, Metrics
 from lib.session.progress import Progress
-from lib.training.epoch import train_epoch
+from lib.training.captured_step import CapturedStep
+from lib.training.epoch import StepFunction, train_epoch
 from lib.training.optimisation import start_schedule
 from lib.training.state import TrainingState
+from lib.training.step import Step
 
 log = logging.getLogger(LOGGER)
 RESULT = {"result": True}  # marks the lines that --brief shows
@@ -37,6 +40,7 @@ class Runner:
         evaluator: judges the network after an epoch.
         session: where to write, or None to write nothing.
         labels: (N,) training labels, for the reported consistency only; or None.
+        world: the processes of the run. All go through the same steps; `session` belongs to the first of them.
     """
 
     def __init__(
@@ -47,10 +51,13 @@ class Runner:
         evaluator: Evaluator,
         session: Optional[SessionFolder],
         labels: Optional[Tensor],
+        world: World,
     ):
-        self.options, self.session, self.labels = options, session, labels
+        self.options, self.session, self.labels, self.world = options, session, labels, world
         self.state, self.pipeline, self.evaluator = state, pipeline, evaluator
-        self.device = state.bank.memory.device
+        self.step: StepFunction = Step(state.embedder, state.bank, state.optimizer, options.npc_temperature)
+        if world.device.type == "cuda" and options.cuda_graph and world.size == 1:
+            self.step = CapturedStep(self.step)
         self.metrics = None if session is None else Metrics(session.metrics)
         folder = session.tensorboard if session is not None and options.log_tfb else None
         self.board = Board(folder, options.max_epoch, (state.round, state.epoch))
@@ -58,7 +65,7 @@ class Runner:
         rounds_left = max(0, options.max_round - state.round - 1)
         epochs_left = rounds_left * options.max_epoch + max(0, options.max_epoch - state.epoch)
         total = options.max_round * options.max_epoch * images
-        self.progress = Progress(total, max(0, total - epochs_left * images), quiet=options.brief)
+        self.progress = Progress(total, max(0, total - epochs_left * images), quiet=options.brief or not world.is_first)
 
     def run(self) -> None:
         """Train to the end of the last round. A round that is complete in the state is not repeated."""
@@ -80,7 +87,7 @@ class Runner:
         options, state = self.options, self.state
         started = time.perf_counter()
         if round_number == 0:
-            found = Neighbourhoods.none(len(self.pipeline.train), options.ANs_size, self.device)
+            found = Neighbourhoods.none(len(self.pipeline.train), options.ANs_size, self.world.device)
         else:
             found = discover(
                 state.bank.memory,
@@ -90,6 +97,8 @@ class Runner:
                 options.npc_temperature,
                 options.knn_backend,
                 self.labels,
+                state.bank.shard,
+                options.discovery_memory * 2**20,
             )
             log.info("round %d: %s, found in %.1f s", round_number, _describe(found), time.perf_counter() - started)
         state.neighbourhoods, state.round, state.epoch = found, round_number, 0
@@ -125,18 +134,17 @@ class Runner:
         order = self.pipeline.epoch_order(state.round, state.epoch)
         self.progress.label(f"round {state.round}/{options.max_round - 1} epoch {state.epoch + 1}/{options.max_epoch}")
         rate = state.optimizer.param_groups[0]["lr"]
+        state.embedder.train()
         result = train_epoch(
-            state.embedder,
-            state.bank,
+            self.step,
             state.neighbourhoods,
-            state.optimizer,
             self.pipeline.train_batches(order, state.round, state.epoch),
             tuple(len(batch) for batch in order),
-            options.npc_temperature,
             options.iter_size,
             options.display_freq,
             self.progress.advance,
         )
+        state.embedder.agree()
         state.epoch += 1
         accuracy = self._evaluate()
         top1 = None if accuracy is None else accuracy.top1
@@ -173,12 +181,17 @@ class Runner:
 
     def _write(self, record: dict[str, Any], top1: Optional[float], is_best: bool) -> None:
         """Metrics and TensorBoard, then the checkpoint: a resume from it finds the lines of its own epoch written."""
+        if self.options.debug:
+            return
+        if self.session is not None:
+            self.metrics.append(record)
+            history = self.state.history
+            self.board.epoch(record, history.current.knn_best, history.best_top1)
+        # every process brings its part of the bank, the first one writes
+        name = "" if self.session is None else self.session.name
+        state = self.state.checkpoint(self.options, self.pipeline, name, top1)
         if self.session is None:
             return
-        self.metrics.append(record)
-        history = self.state.history
-        self.board.epoch(record, history.current.knn_best, history.best_top1)
-        state = self.state.checkpoint(self.options, self.pipeline, self.session.name, top1)
         here = (self.state.round, self.state.history.current.anchors)
         checkpoint.save(state, self.session.checkpoint_file(*here))
         if is_best:
@@ -201,6 +214,8 @@ def _describe(found: Neighbourhoods) -> str:
     entropy = found.entropy[found.anchor_indexes]
     text = f"{len(entropy)} anchors of {len(found.entropy)} images, "
     text += f"entropy up to {entropy.max().item():.3f} (log N is {math.log(len(found.entropy)):.3f})"
+    if found.recall is not None:
+        text += f", {100 * found.recall:.2f} % of nearest neighbours are the true ones"
     if found.consistency is not None:
         text += f", consistency {100 * found.consistency:.2f} %"
     return text

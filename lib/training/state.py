@@ -1,5 +1,6 @@
 """Everything a run carries from step to step, and its way into a checkpoint and back."""
 
+from collections.abc import Sequence
 from typing import Any, Optional
 
 import torch
@@ -8,6 +9,8 @@ from torch.optim import Optimizer
 import models
 from datasets.pipeline import Pipeline
 from lib.config import Options
+from lib.distributed.sync_batch_norm import synchronise
+from lib.distributed.world import World
 from lib.embedder import Embedder
 from lib.errors import UserError
 from lib.method.memory_bank import MemoryBank
@@ -40,28 +43,30 @@ class TrainingState:
         self.history = History()
 
     @classmethod
-    def fresh(
-        cls, options: Options, pipeline: Pipeline, device: torch.device, dtype: Optional[torch.dtype]
-    ) -> "TrainingState":
+    def fresh(cls, options: Options, pipeline: Pipeline, world: World, dtype: Optional[torch.dtype]) -> "TrainingState":
         """The state before the first epoch, a function of the seed. `dtype` is that of autocast."""
         torch.manual_seed(derive(options.seed, "network"))
         network = models.build(options.network, options.low_dim, options.stem, options.size)
-        embedder = Embedder(network, device, dtype)
+        if options.sync_bn:
+            network = synchronise(network, world)
+        embedder = Embedder(network, world.device, dtype, options.compile, world)
         size = len(pipeline.train)
-        bank = MemoryBank(size, options.low_dim, options.npc_momentum, generator(options.seed, "memory bank")).to(
-            device
-        )
+        first_rows = generator(options.seed, "memory bank")
+        bank = MemoryBank(size, options.low_dim, options.npc_momentum, first_rows, world).to(world.device)
         optimizer = build_optimizer(options, network.parameters())
-        return cls(embedder, optimizer, bank, Neighbourhoods.none(size, options.ANs_size, device))
+        return cls(embedder, optimizer, bank, Neighbourhoods.none(size, options.ANs_size, world.device))
 
     def checkpoint(
         self, options: Options, pipeline: Pipeline, session: str, accuracy: Optional[float]
     ) -> dict[str, Any]:
-        """The dict that is written to disk; see `lib.session.checkpoint` for its layout."""
+        """The dict that is written to disk; see `lib.session.checkpoint` for its layout.
+
+        All processes must call it. That of the first is whole and does not depend on how many they are.
+        """
         state = {
             "net": self.embedder.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "npc": self.bank.state_dict(),
+            "npc": {"memory": self.bank.gathered()},
             "ANs_discovery": self.neighbourhoods.state_dict(),
             "acc": accuracy,
             "epoch": self.epoch,
@@ -95,9 +100,10 @@ class TrainingState:
         """
         self.restore_network(saved, source)
         memory = saved["npc"]["memory"]
-        if memory.shape != self.bank.memory.shape:
+        expected = (len(self.bank), self.bank.memory.shape[1])
+        if tuple(memory.shape) != expected:
             raise UserError(
-                f"checkpoint {source}: its memory bank is {_shape(memory)}, this run's {_shape(self.bank.memory)}"
+                f"checkpoint {source}: its memory bank is {_shape(memory.shape)}, this run's {_shape(expected)}"
                 " (training images x feature length); use the data set, --limit-train and --low-dim it was made with"
             )
         if saved.get("dataset", {}).get("fingerprint", pipeline.fingerprint) != pipeline.fingerprint:
@@ -106,7 +112,7 @@ class TrainingState:
                 f"({saved['dataset']['name']}, {saved['dataset']['size']}) than this run's; use the --dataset, "
                 "--data-root, --limit-train and --seed it was made with"
             )
-        self.bank.load_state_dict({"memory": memory})
+        self.bank.load_whole(memory)
         before = saved["options"].get("optimizer", options.optimizer)
         if before != options.optimizer:
             raise UserError(
@@ -151,8 +157,8 @@ def _on_cpu(value: Any) -> Any:
     return value
 
 
-def _shape(rows: torch.Tensor) -> str:
-    return " x ".join(map(str, rows.shape))
+def _shape(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
 
 
 def _random_state(seed: int) -> dict[str, Any]:

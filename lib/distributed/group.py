@@ -1,0 +1,50 @@
+"""Joining the other processes of a run, and leaving them."""
+
+import datetime
+import os
+
+import torch
+from torch import distributed
+
+from lib import devices
+from lib.distributed.place import Place
+from lib.distributed.world import World
+from lib.errors import LostContact, UserError
+
+PATIENCE = datetime.timedelta(minutes=10)
+"""How long a process waits for the others before it gives them up; one that has ended is noticed at once."""
+
+
+def join(gpus: str, place: Place) -> World:
+    """Meet the other processes, if there are any. This process computes on `world.device` from now on.
+
+    NCCL connects GPUs, Gloo connects CPUs. On a CPU the processes of a machine share its cores evenly.
+
+    Args:
+        gpus: the option.
+        place: of this process.
+
+    Raises:
+        UserError: there is no device for this process.
+        LostContact: the others cannot be reached.
+    """
+    device = devices.choose(gpus, place.local_rank, place.local_size)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # so that nothing opens a context on another
+    if place.size == 1:
+        return World.alone(device)
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // place.local_size))
+    if not distributed.is_available():
+        raise UserError("this PyTorch was built without torch.distributed; run one process")
+    try:
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise LostContact(f"the {place.size} processes of the run do not find each other: {error}") from None
+    return World.joined(device)
+
+
+def leave() -> None:
+    """Part from the others, if there are any."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

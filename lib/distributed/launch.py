@@ -1,0 +1,66 @@
+"""Several processes on this machine from one command, for `--gpus 0,1`: what torchrun does, through its own API."""
+
+import logging
+import signal
+import socket
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from lib.errors import LOST_CONTACT, RunError
+
+MAIN = Path(__file__).resolve().parents[2] / "main.py"
+
+
+def launch(processes: int, arguments: Sequence[str]) -> int:
+    """Run `main.py` with these arguments in so many processes and wait for them.
+
+    Returns:
+        the exit status: 0, or 2 after a mistake in the call, which a process has already named.
+
+    Raises:
+        RunError: a process failed or was killed; the others have been ended.
+    """
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we say what happened, in one line
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint=f"localhost:{_free_port()}",
+        max_restarts=0,
+        monitor_interval=1,
+    )
+    try:
+        elastic_launch(config, sys.executable)(str(MAIN), *arguments)
+    except ChildFailedError as error:
+        rank, failure = _cause(error.failures)
+        if failure.exitcode == 2:
+            return 2
+        raise RunError(
+            f"rank {rank} (process {failure.pid}) {_end(failure.exitcode)}, so all {processes} processes were ended; "
+            "what was saved is intact: go on with --resume last"
+        ) from None
+    return 0
+
+
+def _cause(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
+    """The process that failed by itself, rather than by losing contact with it."""
+    return min(failures.items(), key=lambda entry: (entry[1].exitcode == LOST_CONTACT, entry[1].timestamp))
+
+
+def _end(exit_code: int) -> str:
+    if exit_code < 0:
+        return f"was killed by {signal.Signals(-exit_code).name}"
+    return f"ended with status {exit_code}"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]

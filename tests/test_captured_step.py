@@ -1,0 +1,100 @@
+"""When steps are recorded and replayed. The graphs themselves need a GPU: tests/test_cuda.py."""
+
+import contextlib
+
+import pytest
+import torch
+from torch import nn
+
+from lib.training import captured_step
+from lib.training.captured_step import EAGER_STEPS, CapturedStep
+
+
+class Book:
+    """Stands in for `Step` and for its recordings, and keeps account of what ran how."""
+
+    def __init__(self):
+        self.entries = []
+        self.optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+
+    def __call__(self, images, members, size, share=1.0, first=True, last=True):
+        assert size == len(images)
+        self.entries.append(("eager", size))
+        return torch.zeros(())
+
+    def recording(self, step, batch):
+        self.entries.append(("recorded", len(batch[0])))
+        book = self
+
+        class Recording:
+            def replay(self, images, members):
+                book.entries.append(("replayed", len(images)))
+                return torch.zeros(())
+
+        return Recording()
+
+
+@pytest.fixture
+def book(monkeypatch):
+    class Stream:
+        def wait_stream(self, other):
+            pass
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    book = Book()
+    monkeypatch.setattr(captured_step, "_Recording", book.recording)
+    return book
+
+
+def batch(size, members=1):
+    return torch.zeros(size, 3, 4, 4), torch.zeros(size, members, dtype=torch.int64), size
+
+
+def run(step, book, *batches, **kwargs):
+    start = len(book.entries)
+    for each in batches:
+        step(*each, **kwargs)
+    return book.entries[start:]
+
+
+def test_a_kind_of_batch_is_recorded_after_some_ordinary_steps_and_then_replayed(book):
+    step = CapturedStep(book)
+    ran = run(step, book, *[batch(8)] * (EAGER_STEPS + 3))
+    assert ran == [("eager", 8)] * EAGER_STEPS + [("recorded", 8)] + [("replayed", 8)] * 3
+
+
+def test_a_smaller_last_batch_and_larger_sets_get_recordings_of_their_own(book):
+    step = CapturedStep(book)
+    run(step, book, *[batch(8)] * (EAGER_STEPS + 1))
+    assert run(step, book, batch(5)) == [("eager", 5)]
+    assert run(step, book, batch(8)) == [("replayed", 8)]
+    run(step, book, *[batch(5)] * EAGER_STEPS)
+    assert run(step, book, batch(5), batch(8)) == [("replayed", 5), ("replayed", 8)]
+    assert run(step, book, batch(8, members=2)) == [("eager", 8)]
+
+
+def test_a_new_learning_rate_is_recorded_anew(book):
+    step = CapturedStep(book)
+    run(step, book, *[batch(8)] * (EAGER_STEPS + 1))
+    book.optimizer.param_groups[0]["lr"] = 0.01
+    assert run(step, book, batch(8), batch(8)) == [("recorded", 8), ("replayed", 8), ("replayed", 8)]
+
+
+def test_batches_that_share_an_optimiser_step_are_never_recorded(book):
+    step = CapturedStep(book)
+    for _ in range(3 * EAGER_STEPS):
+        assert run(step, book, batch(8), share=0.5, last=False) == [("eager", 8)]
+
+
+def test_a_failed_recording_is_said_and_the_run_goes_on_without(book, monkeypatch, caplog):
+    def fails(step, batch):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(captured_step, "_Recording", fails)
+    step = CapturedStep(book)
+    assert run(step, book, *[batch(8)] * (EAGER_STEPS + 4)) == [("eager", 8)] * (EAGER_STEPS + 4)
+    assert [record.getMessage() for record in caplog.records] == [
+        "steps are not captured in a CUDA graph: operation not permitted when stream is capturing"
+    ]

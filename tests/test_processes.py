@@ -1,0 +1,208 @@
+"""Runs in several processes, driven as a user does: the same numbers as one process, resumed in any number, killed."""
+
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lib.method.discovery import discover
+from lib.session import checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = [
+    "--cfgs",
+    "configs/base.yaml",
+    "configs/digits.yaml",
+    "--gpus",
+    "cpu",
+    "--low-dim",
+    "16",
+    "--precision",
+    "fp32",
+]
+SMALL += ["--limit-test", "30", "--batch-size", "16", "--max-round", "2", "--max-epoch", "2"]
+SMALL += ["--optimizer", "sgd", "--base-lr", "0.01"]
+
+LAUNCH = """
+import sys
+from lib.distributed.launch import launch
+from lib.errors import RunError
+try:
+    sys.exit(launch(2, sys.argv[1:]))
+except RunError as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def run(processes, arguments, module=None):
+    launcher = [] if processes == 1 else ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    launcher += [] if processes == 1 else ["--master_port", str(free_port())]
+    program = ["main.py"] if module is None else ["-m", module]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, *launcher, *program, *map(str, arguments)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.parametrize(("images", "rounds"), [(50, 3), (11, 2)])
+def test_two_and_three_processes_learn_what_one_learns(tmp_path, images, rounds):
+    """The same losses, step by step, and bank, anchors, neighbours, weights and accuracies after all rounds.
+
+    50 images leave a last batch of 2, fewer than 3 processes; 11 are fewer than a batch; 2 and 3 do not divide both.
+    """
+    arguments = [*SMALL, "--limit-train", images, "--size", "16", "--max-round", rounds, "--max-epoch", 1]
+    found = {}
+    for processes in (1, 2, 3):
+        file = tmp_path / f"{processes}.pt"
+        run(processes, [file, *arguments], "tests.float64_run")
+        found[processes] = torch.load(file)
+    one = found[1]
+    assert len(one["losses"]) == rounds * math.ceil(images / 16)
+    for processes in (2, 3):
+        several = found[processes]
+        np.testing.assert_allclose(several["losses"], one["losses"], atol=1e-9)
+        torch.testing.assert_close(several["bank"], one["bank"], atol=1e-9, rtol=0)
+        torch.testing.assert_close(several["entropy"], one["entropy"], atol=1e-9, rtol=0)
+        assert torch.equal(several["anchors"], one["anchors"])
+        assert torch.equal(several["neighbours"], one["neighbours"])
+        assert several["consistency"] == one["consistency"]
+        assert several["knn"] == one["knn"]
+        for name, value in one["network"].items():
+            torch.testing.assert_close(several["network"][name], value, atol=1e-8, rtol=1e-8)
+
+
+@pytest.fixture(scope="module")
+def sessions(tmp_path_factory):
+    """A folder with the same run in one process and in two."""
+    folder = tmp_path_factory.mktemp("sessions")
+    for processes, name in ((1, "one"), (2, "two")):
+        run(processes, [*SMALL, "--limit-train", 50, "--sess-dir", folder, "--session", name])
+    return folder
+
+
+def files(session):
+    return sorted(str(path.relative_to(session)) for path in session.rglob("*") if "tfevents" not in path.name)
+
+
+def metrics(session):
+    return [json.loads(line) for line in (session / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_one_process_writes_for_all(sessions):
+    assert files(sessions / "one") == files(sessions / "two")
+    one, two = metrics(sessions / "one"), metrics(sessions / "two")
+    assert [(line["round"], line["epoch"], line["anchors"]) for line in one] == [
+        (line["round"], line["epoch"], line["anchors"]) for line in two
+    ]
+    assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=0.02)
+    log = (sessions / "two" / "log.txt").read_text()
+    assert "2 processes, the first on CPU, 1 threads" in log
+    assert log.count("round 0 done") == 1
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_a_run_of_two_goes_on_in_another_number_of_processes(sessions, tmp_path, processes):
+    session = tmp_path / "two"
+    shutil.copytree(sessions / "two", session)
+    run(processes, ["--resume", session, "--max-round", "3", "--brief"])
+    lines = metrics(session)
+    assert [(line["round"], line["epoch"]) for line in lines] == [(r, e) for r in range(3) for e in (1, 2)]
+    last = checkpoint.load(session / "checkpoint" / "0002-00025.ckpt")
+    assert last["npc"]["memory"].shape == (50, 16)
+    torch.testing.assert_close(last["npc"]["memory"].norm(dim=1), torch.ones(50), atol=1e-5, rtol=0)
+    # the round begins with what the file says, to the bit, whatever the number of processes
+    before = checkpoint.load(session / "checkpoint" / "0001-00012.ckpt")
+    expected = discover(before["npc"]["memory"], 2, 0.25, 1, before["options"]["npc_temperature"])
+    assert torch.equal(last["ANs_discovery"]["anchor_indexes"], expected.anchor_indexes)
+    assert torch.equal(last["ANs_discovery"]["neighbours"], expected.neighbours)
+
+
+def test_evaluation_in_two_processes_says_the_same_one_line(sessions):
+    said = [run(processes, ["--resume", sessions / "one", "--test-only"]).stdout for processes in (1, 2)]
+    assert said[0] == said[1]
+    assert len(said[0].splitlines()) == 1
+
+
+def test_batch_norm_by_process_is_another_run_that_works(sessions, tmp_path):
+    run(2, [*SMALL, "--limit-train", 50, "--no-sync-bn", "--sess-dir", tmp_path, "--session", "apart"])
+    apart, two = metrics(tmp_path / "apart"), metrics(sessions / "two")
+    assert len(apart) == len(two)
+    assert apart[0]["loss"] != pytest.approx(two[0]["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("how", ["torchrun", "--gpus"])
+def test_a_killed_process_ends_the_run_and_is_named(tmp_path, how):
+    arguments = [*SMALL, "--limit-train", "100", "--max-epoch", "500", "--sess-dir", str(tmp_path), "--session", "run"]
+    if how == "torchrun":
+        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+        call = [sys.executable, *launcher, "main.py", *arguments]
+    else:  # the launcher of --gpus 0,1 with CPU processes in the GPUs' place
+        call = [sys.executable, "-c", LAUNCH, *arguments]
+    running = subprocess.Popen(call, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    checkpoints = tmp_path / "run" / "checkpoint"
+    try:
+        deadline = time.monotonic() + 120
+        while not (checkpoints.is_dir() and any(path.suffix == ".ckpt" for path in checkpoints.iterdir())):
+            assert running.poll() is None, running.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        victim = worker(running.pid, rank=1)
+        killed_at = time.monotonic()
+        os.kill(victim, signal.SIGKILL)
+        _, errors = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert time.monotonic() - killed_at < 60
+    assert running.returncode != 0
+    assert re.search(
+        r"rank 1 \(process \d+\) was killed by SIGKILL|rank\s*:\s*1 \(local_rank: 1\)|local_rank: 1", errors
+    )
+    assert not alive(victim)
+    run(1, ["--resume", tmp_path / "run", "--test-only"])  # what was saved is intact
+
+
+def worker(parent, rank):
+    """The process of that rank among the descendants of `parent`."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes().split(b"\0")
+            status = (folder / "status").read_text()
+        except OSError:
+            continue
+        if b"RANK=%d" % rank in environment and f"PPid:\t{parent}\n" in status:
+            return int(folder.name)
+    raise AssertionError("no such process")
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_mistake_is_said_once_by_all_processes(tmp_path):
+    with pytest.raises(AssertionError) as failure:
+        run(2, [*SMALL, "--batch-size", "none", "--sess-dir", tmp_path])
+    assert str(failure.value).count("error: --batch-size") == 1
