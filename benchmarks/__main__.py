@@ -7,8 +7,9 @@ python3 -m benchmarks --gpus cpu --repeats 5
 
 import argparse
 
-from benchmarks.cases import CASES, Setting
+from benchmarks.cases import CASES
 from benchmarks.report import table, write
+from benchmarks.setting import Setting
 from lib import devices
 from lib.allocator import keep_freed_memory
 

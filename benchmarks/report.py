@@ -13,7 +13,7 @@ from lib import devices
 from lib.session import provenance
 
 REPORTS = Path(__file__).resolve().parent / "reports"
-HEADINGS = ["what", "ours", "textbook", "limit", "faster than textbook", "of the limit's time", "note"]
+HEADINGS = ["what", "ours", "textbook", "limit", "faster than textbook", "of the limit's time", "memory", "note"]
 
 
 def cells(row: Row) -> list[str]:
@@ -24,6 +24,7 @@ def cells(row: Row) -> list[str]:
         _time(row.limit),
         "" if row.speedup is None else f"{row.speedup:.2f} x",
         "" if row.of_limit is None else f"{row.of_limit:.2f} x",
+        "" if row.memory is None else f"{row.memory / 2**20:.0f} MiB",
         row.note,
     ]
 

@@ -1,8 +1,23 @@
-"""The plain versions: float32, images through PIL one by one, softmax first and its logarithm after, loops."""
+"""The plain versions: float32, images through PIL one by one, softmax first and its logarithm after, loops.
+
+The functions at the end take a Setting and return what is to be timed.
+"""
+
+from typing import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+import models
+from benchmarks.setting import Setting
+from datasets.image_set import ImageSet
+from datasets.loading import WorkerLoader
+from datasets.transforms import test_transform, train_transform
+from lib.config import Options
+
+MEANS, STDS = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+WORKERS = 2
 
 
 def loss(features: Tensor, memory: Tensor, members: Tensor, temperature: float) -> Tensor:
@@ -16,7 +31,7 @@ def update_bank(memory: Tensor, indices: Tensor, features: Tensor, momentum: flo
     memory[indices] = F.normalize(momentum * memory[indices] + (1 - momentum) * features, dim=1)
 
 
-def discovery(memory: Tensor, temperature: float, k: int, rows: int = 1000) -> tuple[Tensor, Tensor]:
+def entropies_and_neighbours(memory: Tensor, temperature: float, k: int, rows: int = 1000) -> tuple[Tensor, Tensor]:
     """Equations 5 and 1 in two passes over the images, a block of rows at a time."""
     entropies, neighbours = [], []
     for block in memory.split(rows):
@@ -27,7 +42,7 @@ def discovery(memory: Tensor, temperature: float, k: int, rows: int = 1000) -> t
     return torch.cat(entropies), torch.cat(neighbours)
 
 
-def knn(queries: Tensor, database: Tensor, labels: Tensor, classes: int, k: int, sigma: float) -> Tensor:
+def vote(queries: Tensor, database: Tensor, labels: Tensor, classes: int, k: int, sigma: float) -> Tensor:
     """The weighted vote, by batches of 100 queries, with one-hot labels."""
     predictions = []
     for block in queries.split(100):
@@ -37,7 +52,7 @@ def knn(queries: Tensor, database: Tensor, labels: Tensor, classes: int, k: int,
     return torch.cat(predictions)
 
 
-def step(network: nn.Module, optimizer, images: Tensor, indices: Tensor, memory: Tensor, members: Tensor) -> float:
+def learn(network: nn.Module, optimizer, images: Tensor, indices: Tensor, memory: Tensor, members: Tensor) -> float:
     """One training step; the loss is read out each time, as a progress display would."""
     features = network(images)
     value = loss(features, memory, members, 0.1)
@@ -46,3 +61,64 @@ def step(network: nn.Module, optimizer, images: Tensor, indices: Tensor, memory:
     optimizer.step()
     update_bank(memory, indices, features.detach(), 0.5)
     return value.item()
+
+
+def head(setting: Setting) -> Callable[[], object]:
+    memory, members = setting.unit_rows(setting.images), setting.pairs(setting.images)[: setting.batch]
+    features = setting.unit_rows(setting.batch, 1).requires_grad_()
+    return lambda: loss(features, memory, members, 0.1).backward()
+
+
+def augmentation(setting: Setting) -> Callable[[], object]:
+    torch.set_num_threads(1)
+    loader = WorkerLoader(ImageSet(setting.pixels(2048)), _train_transform(), setting.batch, 0, 0, torch.device("cpu"))
+    return lambda: list(loader.batches([torch.arange(setting.batch)], (0, 0)))
+
+
+def step(setting: Setting) -> Callable[[], object]:
+    network = models.build("resnet18", setting.dim, "small", 32).to(setting.device).train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.03, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    memory, pairs = setting.unit_rows(setting.images), setting.pairs(setting.images)
+    loader = WorkerLoader(ImageSet(setting.pixels(4096)), _train_transform(), setting.batch, WORKERS, 0, setting.device)
+    order = torch.arange(setting.steps * setting.batch).split(setting.batch)
+
+    def contender() -> None:
+        for images, indices in loader.batches(order, (0, 0)):
+            learn(network, optimizer, images, indices, memory, pairs[indices])
+
+    contender.close = loader.close
+    return contender
+
+
+def discovery(setting: Setting) -> Callable[[], object]:
+    memory = setting.unit_rows(setting.images)
+    return lambda: entropies_and_neighbours(memory, 0.1, 1)
+
+
+def forwards(setting: Setting) -> Callable[[], object]:
+    """Of a tenth of the test images."""
+    network = models.build("resnet18", setting.dim, "small", 32).to(setting.device).eval()
+    part = setting.test_images // 10
+    transform = test_transform(32, 32, MEANS, STDS)
+    loader = WorkerLoader(ImageSet(setting.pixels(part)), transform, 100, WORKERS, 0, setting.device)
+
+    @torch.no_grad()
+    def contender() -> None:
+        for images, _ in loader.batches(torch.arange(part).split(100), ()):
+            network(images)
+
+    contender.close = loader.close
+    return contender
+
+
+def knn(setting: Setting) -> Callable[[], object]:
+    database, queries = setting.unit_rows(setting.images), setting.unit_rows(setting.test_images, 1)
+    labels = torch.randint(10, (setting.images,), device=setting.device)
+    return lambda: vote(queries, database, labels, 10, 200, 0.1)
+
+
+def _train_transform():
+    options = Options()
+    return train_transform(
+        32, options.scale, options.ratio, options.colorjitter, options.random_grayscale, False, MEANS, STDS
+    )

@@ -31,13 +31,17 @@ def take_turns(
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the report. Times in seconds; `textbook` and `limit` are None where there is none."""
+    """One line of the report. Times in seconds; `textbook` and `limit` are None where there is none.
+
+    `memory`: bytes beyond the inputs at the peak, where that is measured.
+    """
 
     what: str
     ours: float
     textbook: Optional[float] = None
     limit: Optional[float] = None
     note: str = ""
+    memory: Optional[int] = None
 
     @property
     def speedup(self) -> Optional[float]:

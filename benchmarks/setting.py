@@ -1,0 +1,42 @@
+"""Where and how thoroughly things are timed, and the data they are timed on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.timing import take_turns
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The device, how often each contender runs, and the sizes of the paper's CIFAR-10."""
+
+    device: torch.device
+    repeats: int
+    images: int = 50_000
+    test_images: int = 10_000
+    batch: int = 128
+    dim: int = 128
+    steps: int = 2
+
+    def synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def unit_rows(self, count: int, seed: int = 0) -> Tensor:
+        rows = torch.randn(count, self.dim, generator=torch.Generator().manual_seed(seed))
+        return F.normalize(rows, dim=1).to(self.device)
+
+    def pixels(self, count: int) -> np.ndarray:
+        return np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+
+    def pairs(self, images: int) -> Tensor:
+        """(images, 2) rows: an image and one neighbour, drawn at random."""
+        return torch.randint(images, (images, 2), generator=torch.Generator().manual_seed(3)).to(self.device)
+
+    def turns(self, contenders: dict[str, Callable[[], object]], repeats: int = 0) -> dict[str, float]:
+        return take_turns(contenders, repeats or self.repeats, self.synchronise)
