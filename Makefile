@@ -1,5 +1,5 @@
 # make demo    train on scikit-learn's digits, minutes on a CPU, nothing to download but packages
-# make test    the test suite
+# make test    the test suite; make test-slow: the long campaigns
 # make check   ruff
 # make bench   speed against a plain version and against the machine's limit (benchmarks/)
 #
@@ -12,13 +12,16 @@ VENV ?= .venv
 PIP_INSTALL_FLAGS ?=
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-slow check bench clean
 
 demo: $(VENV)/.ready
 	$(RUN) main.py --cfgs configs/base.yaml configs/digits.yaml
 
 test: $(VENV)/.ready-dev
 	$(RUN) -m pytest
+
+test-slow: $(VENV)/.ready-dev
+	$(RUN) -m pytest -m slow
 
 check: $(VENV)/.ready-dev
 	$(RUN) -m ruff check .
