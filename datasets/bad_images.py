@@ -1,30 +1,24 @@
 """`--skip-bad-images`: every file is decoded once, before anything else, and those that cannot be are left out."""
 
 import logging
-import signal
-import time
 from collections.abc import Generator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import replace
-from typing import Optional
+from typing import Optional, Union
 
 import numpy as np
 
 from datasets.checked_files import CheckedFiles
 from datasets.image_file import read_rgb
 from datasets.image_set import ImageSet
+from datasets.reading import ReadingProgress, in_processes
 from datasets.split import Split
-from lib.errors import RunError, UserError
+from lib.errors import UserError
 from lib.session.journal import LOGGER
-from lib.session.progress import LINE_EVERY, duration
 
 log = logging.getLogger(LOGGER)
 
 _LISTED = 10  # bad images that the log names
-_FEW = 64  # images that are not worth starting processes for
-_BLOCK = 4096  # images handed to the processes at a time: what is lost when the check is stopped
 
 
 def without_bad_images(split: Split, workers_num: int, report: bool = True) -> tuple[Split, tuple[str, ...]]:
@@ -55,7 +49,7 @@ def _checked(images: ImageSet, kind: str, workers_num: int, report: bool) -> tup
     unknown = checked.unknown()  # rows
     reasons: dict[int, str] = {}  # of the bad ones, by row
     good: list[int] = []
-    progress = _Progress(len(unknown), kind) if report else None
+    progress = ReadingProgress(len(unknown), "--skip-bad-images: checked", kind) if report else None
     try:
         with closing(_verdicts(images.source, unknown, workers_num)) as verdicts:
             for row, reason in zip(unknown, verdicts):
@@ -79,21 +73,22 @@ def _checked(images: ImageSet, kind: str, workers_num: int, report: bool) -> tup
 
 def _verdicts(paths: Sequence[str], rows: Sequence[int], workers_num: int) -> Generator[Optional[str], None, None]:
     """For each row why its file is bad, or None; in the order of `rows`."""
-    if workers_num == 0 or len(rows) <= _FEW:
-        yield from (_reason(paths[row]) for row in rows)
-        return
-    pool = ProcessPoolExecutor(workers_num, initializer=_ignore_interrupt)
-    try:
-        for start in range(0, len(rows), _BLOCK):
-            block = [paths[row] for row in rows[start : start + _BLOCK]]
-            yield from pool.map(_reason, block, chunksize=16)
-    except BrokenProcessPool as error:
-        raise RunError(
-            "--skip-bad-images: a process that checks images was killed. If memory ran out, lower --workers-num; "
-            "what was checked is remembered"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return in_processes(_reason, _Chosen(paths, rows), workers_num, "--skip-bad-images")
+
+
+class _Chosen(Sequence):
+    """Some of many paths, taken out when they are asked for."""
+
+    def __init__(self, paths: Sequence[str], rows: Sequence[int]):
+        self._paths, self._rows = paths, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Union[int, slice]) -> Union[str, list[str]]:
+        if isinstance(index, slice):
+            return [self._paths[row] for row in self._rows[index]]
+        return self._paths[self._rows[index]]
 
 
 def _reason(path: str) -> Optional[str]:
@@ -103,11 +98,6 @@ def _reason(path: str) -> Optional[str]:
     except UserError as error:
         return str(error)
     return None
-
-
-def _ignore_interrupt() -> None:
-    # Ctrl-C reaches all processes of a terminal; these end with their parent
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _list(reasons: Sequence[str], images: int, kind: str) -> None:
@@ -121,27 +111,3 @@ def _list(reasons: Sequence[str], images: int, kind: str) -> None:
         log.warning("    %s", reason)
     if len(reasons) > _LISTED:
         log.warning("    and %s more", f"{len(reasons) - _LISTED:,}")
-
-
-class _Progress:
-    """A line now and then. As warnings: the log of the run is opened later, and until then no others are seen."""
-
-    def __init__(self, images: int, kind: str):
-        self._images, self._kind, self._done = images, kind, 0
-        self._started = self._last = time.monotonic()
-
-    def advance(self) -> None:
-        """One more image was checked."""
-        self._done += 1
-        now = time.monotonic()
-        if now - self._last < LINE_EVERY:
-            return
-        self._last = now
-        left = (now - self._started) / self._done * (self._images - self._done)
-        log.warning(
-            "--skip-bad-images: checked %s of %s %s images, %s left; this is done once",
-            f"{self._done:,}",
-            f"{self._images:,}",
-            self._kind,
-            duration(left),
-        )

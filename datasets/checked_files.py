@@ -1,16 +1,12 @@
 """Which image files are known to be good."""
 
-import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import PIL
 
 from datasets import image_cache
-from datasets.image_cache import CACHE
 
 
 class CheckedFiles:
@@ -30,13 +26,13 @@ class CheckedFiles:
 
     def __init__(self, paths: Sequence[str]):
         folder = image_cache.common_folder(paths)
-        self._files = [folder.parent / CACHE / f"checked-{folder.name}.npy", *_in_users_cache(folder)]
-        self._keys = _keys(paths)
+        self._files = image_cache.places(folder, "checked", "npy")
+        self._keys = image_cache.file_keys(paths)
         self._known = np.unique(np.concatenate([_read(file) for file in self._files]))
 
     def unknown(self) -> list[int]:
         """The rows of the files that are not known to be good."""
-        return np.flatnonzero(~np.isin(self._keys, self._known) | (self._keys == _NOT_THERE)).tolist()
+        return np.flatnonzero(~np.isin(self._keys, self._known) | (self._keys == image_cache.NOT_THERE)).tolist()
 
     def remember(self, rows: Sequence[int]) -> None:
         """The files of these rows are good. Where nothing can be written, they will be unknown again next time."""
@@ -48,33 +44,6 @@ class CheckedFiles:
             np.save(file, known, allow_pickle=False)
 
         any(image_cache.write(file, content) for file in self._files)  # the first place that takes it
-
-
-_NOT_THERE = 0  # the key of a file that has no size and time
-
-
-def _keys(paths: Sequence[str]) -> np.ndarray:
-    """(N,) uint64, a checksum for each file."""
-    root = len(os.path.commonpath({os.path.dirname(path) for path in paths}))
-    return np.fromiter((_key(path, path[root:]) for path in paths), dtype=np.uint64, count=len(paths))
-
-
-def _key(path: str, name: str) -> int:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return _NOT_THERE
-    text = f"{PIL.__version__}/{status.st_size}/{status.st_mtime_ns}".encode() + os.fsencode(name)
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
-
-
-def _in_users_cache(folder: Path) -> tuple[Path, ...]:
-    """The file for the images in a folder, none if the user has no place of their own."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if not os.path.isabs(cache):
-        return ()
-    digest = hashlib.blake2b(os.fsencode(folder), digest_size=8).hexdigest()
-    return (Path(cache, "and-discovery", f"checked-{digest}.npy"),)
 
 
 def _read(file: Path) -> np.ndarray:

@@ -1,11 +1,15 @@
 """Where what was found out about image files is kept, and how it is written there."""
 
 import contextlib
+import hashlib
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO, Callable
+
+import numpy as np
+import PIL
 
 CACHE = ".and-cache"
 """Name of the hidden folder beside the folder of the images."""
@@ -37,3 +41,34 @@ def write(file: Path, content: Callable[[BinaryIO], None]) -> bool:
             temporary.unlink()
         return False
     return True
+
+
+def places(folder: Path, name: str, suffix: str) -> list[Path]:
+    """Where something about the images of a folder may be kept, the first choice first: beside the folder, or in
+    and-discovery in the user's cache folder, if the user has one."""
+    beside = folder.parent / CACHE / f"{name}-{folder.name}.{suffix}"
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if not os.path.isabs(cache):
+        return [beside]
+    digest = hashlib.blake2b(os.fsencode(folder), digest_size=8).hexdigest()
+    return [beside, Path(cache, "and-discovery", f"{name}-{digest}.{suffix}")]
+
+
+NOT_THERE = 0
+"""The key of a file that has no size and time."""
+
+
+def file_keys(paths: Sequence[str]) -> np.ndarray:
+    """(N,) uint64, a checksum for each file: its path below the folder of them all, its size and its time of change,
+    and the release of Pillow that decodes it."""
+    root = len(os.path.commonpath({os.path.dirname(path) for path in paths}))
+    return np.fromiter((_key(path, path[root:]) for path in paths), dtype=np.uint64, count=len(paths))
+
+
+def _key(path: str, name: str) -> int:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return NOT_THERE
+    text = f"{PIL.__version__}/{status.st_size}/{status.st_mtime_ns}".encode() + os.fsencode(name)
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")

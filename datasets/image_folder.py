@@ -98,15 +98,20 @@ def _scan(folder: Path) -> tuple[list[str], dict[str, list[str]]]:
     files, folders = _entries(str(folder))
     classes = {}
     for path in folders:
-        images = _images_below(path, above=str(folder))
+        images = images_below(path, above=str(folder))
         if images:
             classes[os.path.basename(path)] = images
-    return [path for path in files if _is_image(path)], classes
+    return [path for path in files if is_image(path)], classes
 
 
-def _images_below(folder: str, above: str) -> list[str]:
+def images_below(folder: str, above: Optional[str] = None) -> list[str]:
     """The images at any depth, sorted. A folder that links lead to again, `above` included, is read once."""
-    seen = {os.path.realpath(above)}
+    return list(filter(is_image, files_below(folder, above)))
+
+
+def files_below(folder: str, above: Optional[str] = None) -> list[str]:
+    """As `images_below`, all files but the hidden ones."""
+    seen = set() if above is None else {os.path.realpath(above)}
     found: list[str] = []
     pending = [folder]
     while pending:
@@ -116,7 +121,7 @@ def _images_below(folder: str, above: str) -> list[str]:
             continue
         seen.add(real)
         files, folders = _entries(here)
-        found.extend(filter(_is_image, files))
+        found.extend(files)
         pending.extend(reversed(folders))
     return sorted(found)
 
@@ -137,5 +142,6 @@ def _is_folder(entry: os.DirEntry) -> bool:
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
-def _is_image(path: str) -> bool:
+def is_image(path: str) -> bool:
+    """Whether a file's name says that it is an image that can be read."""
     return path.lower().endswith(SUFFIXES)

@@ -12,6 +12,9 @@ from PIL import Image
 from datasets.image_file import read_rgb
 from datasets.paths import Paths
 
+UNLABELLED = -1
+"""The label of an image that has none, where others have."""
+
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
@@ -19,13 +22,15 @@ class ImageSet:
 
     Attributes:
         source: the pixels, (N, H, W, 3) uint8, or the paths of N files, which are kept as `Paths`.
-        labels: (N,) int64, indices into `classes`, or None.
+        labels: (N,) int64, indices into `classes`, `UNLABELLED` where an image has none; or None.
         classes: the names of the classes; empty without labels.
+        files: the paths of the N files that pixels in memory were decoded from, or None.
     """
 
     source: Union[np.ndarray, Sequence[str]]
     labels: Optional[np.ndarray] = None
     classes: tuple[str, ...] = ()
+    files: Optional[Paths] = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.source, (np.ndarray, Paths)):
@@ -43,6 +48,11 @@ class ImageSet:
     def pixels(self) -> Optional[np.ndarray]:
         """(N, H, W, 3) uint8 when the images are in memory, otherwise None."""
         return self.source if isinstance(self.source, np.ndarray) else None
+
+    @property
+    def paths(self) -> Optional[Paths]:
+        """The paths of the images' files, whether or not they are in memory now; None where there never were any."""
+        return self.files if self.pixels is not None else self.source
 
     def read(self, index: int) -> Image.Image:
         """One image, in mode RGB.
@@ -71,9 +81,11 @@ class ImageSet:
     def subset(self, indices: Sequence[int]) -> "ImageSet":
         """The images of these indices, in their order; the classes stay."""
         rows = np.asarray(indices, dtype=np.int64)
-        source = self.pixels[rows] if self.pixels is not None else Paths(self.source[row] for row in rows)
+        paths = None if self.paths is None else Paths(self.paths[row] for row in rows)
         labels = None if self.labels is None else self.labels[rows]
-        return ImageSet(source, labels, self.classes)
+        if self.pixels is None:
+            return ImageSet(paths, labels, self.classes)
+        return ImageSet(self.pixels[rows], labels, self.classes, paths)
 
 
 def limit(image_set: ImageSet, count: int, seed: int) -> ImageSet:

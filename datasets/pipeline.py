@@ -13,6 +13,7 @@ from datasets.device_loader import DeviceLoader, to_device
 from datasets.image_set import ImageSet, limit
 from datasets.loading import WorkerLoader
 from datasets.share import Share
+from datasets.shrunk import shrunk
 from datasets.split import Split
 from datasets.transforms import test_transform, train_transform
 from lib.config import Options
@@ -39,6 +40,7 @@ class Pipeline:
     Attributes:
         train, test: all the images, whatever the share; test may be None.
         skipped: the paths of the images that `--skip-bad-images` left out.
+        notes: of the data set, a line each.
         fingerprint: tells these training images from others.
         means, stds: of the channels.
         on_device: whether images live on the device and are augmented there by the batch.
@@ -53,7 +55,7 @@ class Pipeline:
         self.skipped: tuple[str, ...] = ()
         if options.skip_bad_images:
             split, self.skipped = without_bad_images(split, options.workers_num, report=rank == 0)
-        self.name = split.name
+        self.name, self.notes = split.name, split.notes
         self.means = tuple(options.means or split.means)
         self.stds = tuple(options.stds or split.stds)
         self._options, self._device = options, device
@@ -61,6 +63,9 @@ class Pipeline:
         if len(train) < 2:
             raise UserError(f"--dataset {split.name}: {len(train)} training image; at least 2 are needed")
         self.fingerprint = train.fingerprint()
+        if options.shrink is not None:
+            train = shrunk(train, options.shrink, options.workers_num, "training", report=rank == 0)
+            test = test and shrunk(test, options.shrink, options.workers_num, "test", report=rank == 0)
         self.train, self.on_device = self._choose_place(train)
         self.test = self._in_memory(test) or test if self.on_device and test is not None else test
         self._eval_batch = max(options.batch_size, EVAL_PIXELS // options.size**2)

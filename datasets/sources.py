@@ -9,6 +9,8 @@ from datasets.digits import digits
 from datasets.dogs import dogs
 from datasets.image_folder import imagefolder
 from datasets.imagenet12 import imagenet12
+from datasets.labels import with_labels
+from datasets.photos import photos
 from datasets.split import Split
 from datasets.torchvision_sets import cifar10, cifar100, svhn
 from lib.errors import UserError
@@ -22,21 +24,25 @@ SOURCES: dict[str, Callable[[Path, bool], Split]] = {
     "imagenet12": imagenet12,
     "cub200": cub200,
     "dogs": dogs,
+    "photos": photos,
 }
 
 
-def load(name: str, root: Optional[str], download: bool) -> Split:
+def load(name: str, root: Optional[str], download: bool, labels: Optional[str] = None) -> Split:
     """A data set.
 
     Args:
         name: one of `SOURCES`, in either case.
         root: its folder; `data/<name>` in the working directory if None.
         download: whether what is missing may be fetched, where the data set can be.
+        labels: where the labels of `photos` come from, as `--labels`; None: there are none.
 
     Raises:
-        UserError: there is no such data set, or it is missing, damaged or empty.
+        UserError: there is no such data set, it is missing, damaged or empty, or the labels do not fit.
     """
     source = SOURCES.get(name.lower())
     if source is None:
         raise UserError(f"--dataset {name}: no such data set; known are: {', '.join(SOURCES)}")
-    return source(Path("data", name.lower()) if root is None else Path(root).expanduser(), download)
+    folder = Path("data", name.lower()) if root is None else Path(root).expanduser()
+    split = source(folder, download)
+    return split if labels is None else with_labels(split, folder, labels)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import main
-from datasets import bad_images, checked_files
+from datasets import bad_images, image_cache
 from datasets.bad_images import without_bad_images
 from datasets.image_cache import CACHE
 from datasets.image_set import ImageSet
@@ -136,7 +136,7 @@ def test_what_was_good_is_looked_at_again_once_it_is_not(folder):
 def test_another_release_of_pillow_judges_anew(folder, opened, monkeypatch):
     without_bad_images(split_of(folder), 0)
     opened.clear()
-    monkeypatch.setattr(checked_files.PIL, "__version__", "0.1")
+    monkeypatch.setattr(image_cache.PIL, "__version__", "0.1")
     without_bad_images(split_of(folder), 0)
     assert len(opened) == 16
 

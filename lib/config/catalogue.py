@@ -18,7 +18,7 @@ _SHARE = Bounds(low=0, high=1)
 _SHARE_ABOVE_0 = Bounds(low=0, high=1, low_open=True)
 _SHARE_BELOW_1 = Bounds(low=0, high=1, high_open=True)
 
-_DATASETS = ("digits", "cifar10", "cifar100", "svhn", "imagefolder", "imagenet12", "cub200", "dogs")
+_DATASETS = ("digits", "cifar10", "cifar100", "svhn", "imagefolder", "imagenet12", "cub200", "dogs", "photos")
 _NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "alexnet")
 _FOLDER_NAME = Form(r"(?!\.{1,2}$)[^/\\\x00-\x1f]+", "a plain folder name")
 _GPUS = Form(r"auto|cpu|[0-9]+(,[0-9]+)*", "auto, cpu, or indices of GPUs such as 0 or 0,1")
@@ -42,6 +42,14 @@ _DATA = _group(
     Option("dataset", CHOICE, "cifar10", "what to learn from", choices=_DATASETS),
     Option("data_root", PATH, None, "folder of the data set; null: data/DATASET", nullable=True),
     Option("download", BOOL, False, "fetch the data set if it is not there", kept=False),
+    Option(
+        "labels",
+        PATH,
+        None,
+        "photos: what is known about the pictures, for reports only. folders: the name of the folder below data_root "
+        "that a picture lies in; or a CSV file with two columns, path and label; null: nothing",
+        nullable=True,
+    ),
     Option("batch_size", INT, 128, "images in a batch", "images", bounds=_at_least(2)),
     Option(
         "workers_num",
@@ -66,6 +74,16 @@ _DATA = _group(
         False,
         "decode every image file once before the run and leave out, and list, those that cannot be; without it such a "
         "file ends the run",
+    ),
+    Option(
+        "shrink",
+        INT,
+        None,
+        "read every image file once and keep its middle square at so many pixels a side, in memory and beside the "
+        "folder; null: read the files in every epoch",
+        "pixels",
+        bounds=_at_least(4),
+        nullable=True,
     ),
     Option(
         "resize",

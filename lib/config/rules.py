@@ -21,6 +21,12 @@ def check_together(options: Options) -> None:
         raise UserError(f"--colorjitter: the fourth number, hue, is {hue}; at most {_MAX_HUE} is possible")
     if options.resize is not None and options.resize < options.size:
         raise UserError(f"--resize {options.resize} is below --size {options.size}; raise it, or leave it null")
+    if options.shrink is not None and options.shrink < options.size:
+        raise UserError(f"--shrink {options.shrink} is below --size {options.size}; raise it, or leave it null")
+    if options.labels is not None and options.dataset != "photos":
+        raise UserError(
+            f"--labels is for --dataset photos; {options.dataset} brings its own labels, if it has any; leave it null"
+        )
     if options.lr_policy == "multistep":
         _check_schedule(options)
     if options.optimizer == "sgd" and options.nesterov:

@@ -51,7 +51,7 @@ def _execute(settings: Settings, saved: Optional[dict[str, Any]], source: Option
     torch.backends.cuda.matmul.allow_tf32 = False  # loss, bank and entropies are float32 in any case
     torch.backends.cudnn.allow_tf32 = options.tf32
     torch.backends.cudnn.benchmark = True  # batches of one size: the search for the fastest algorithm pays
-    images = datasets.load(options.dataset, options.data_root, options.download)
+    images = datasets.load(options.dataset, options.data_root, options.download, options.labels)
     pipeline = Pipeline(images, options, device, world.rank, world.size)
     state = TrainingState.fresh(options, pipeline, world, precision.choose(options.precision, device))
     search = "auto" if options.knn_backend == "ivf" else options.knn_backend  # accuracies are exact in any case
