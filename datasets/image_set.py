@@ -54,15 +54,15 @@ class ImageSet:
         """The paths of the images' files, whether or not they are in memory now; None where there never were any."""
         return self.files if self.pixels is not None else self.source
 
-    def read(self, index: int) -> Image.Image:
-        """One image, in mode RGB.
+    def read(self, index: int, at_least: Optional[int] = None) -> Image.Image:
+        """One image, in mode RGB; `at_least` as in `read_rgb`.
 
         Raises:
             UserError: its file cannot be read.
         """
         if self.pixels is not None:
             return Image.fromarray(self.pixels[index])
-        return read_rgb(self.source[index])
+        return read_rgb(self.source[index], at_least)
 
     def fingerprint(self) -> str:
         """Tells one set of images from another: a checksum of the pixels, or of the files' names below their folder.

@@ -40,7 +40,7 @@ def photos(root: Path, download: bool) -> Split:
 def _notes(others: Counter) -> Iterable[str]:
     unreadable = [(ending, others[ending]) for ending in _PICTURES_WE_CANNOT_READ if others[ending]]
     if unreadable:
-        yield f"passed over: {_counted(unreadable)} (formats that cannot be read here; convert them to JPEG to use them)"
+        yield f"passed over: {_counted(unreadable)} (not readable here; convert them to JPEG to use them)"
     rest = [(ending, count) for ending, count in others.most_common() if ending not in _PICTURES_WE_CANNOT_READ]
     if rest:
         yield f"passed over: {_counted(rest)} (no pictures by their names)"

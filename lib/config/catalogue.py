@@ -316,6 +316,23 @@ _SESSION = _group(
     ),
     Option("log_file", BOOL, True, "write log.txt into the session folder"),
     Option("log_tfb", BOOL, True, "write TensorBoard files into the session folder"),
+    Option(
+        "tfb_anchors",
+        INT,
+        24,
+        "TensorBoard: anchors shown with their neighbours in each round, a third each of lowest, middle and highest "
+        "entropy; 0: none",
+        "images",
+        bounds=_at_least(0),
+    ),
+    Option(
+        "tfb_projector",
+        INT,
+        2000,
+        "TensorBoard: images in the embedding projector, with thumbnails, an even sample of all; 0: no projector",
+        "images",
+        bounds=Bounds(low=0, high=5000),
+    ),
 )
 
 _DEVICES = _group(

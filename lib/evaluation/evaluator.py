@@ -25,6 +25,10 @@ class Evaluator:
         backend: of the search.
     """
 
+    name = "kNN"
+    note = ""
+    described = "test images by the labels of their nearest training images"
+
     def __init__(self, pipeline: Pipeline, world: World, dim: int, protocol: str, k: int, sigma: float, backend: str):
         self.pipeline, self.world = pipeline, world
         self.dim = dim

@@ -62,6 +62,7 @@ def weighted_knn(
     sigma: float,
     backend: str = "auto",
     shard: Optional[Shard] = None,
+    own: Optional[Tensor] = None,
 ) -> Accuracy:
     """Accuracy of the vote of the k nearest rows of the database.
 
@@ -74,9 +75,10 @@ def weighted_knn(
         sigma: temperature of the vote.
         backend: of the search.
         shard: which rows `database` is; None: all of them.
+        own: (Q,) int64, the row of the database that a query is and that has no vote on it; or None.
     """
-    k = min(k, len(database_labels))
-    similarities, indices = nearest(queries, database, k, backend=backend, shard=shard)
+    k = min(k, len(database_labels) - (own is not None))
+    similarities, indices = nearest(queries, database, k, own, backend, shard)
     votes = class_votes(similarities, database_labels[indices], classes, sigma)
     rank = rank_of_truth(votes, labels)
     top5 = (rank < 5).double().mean().item() if classes >= 5 else None

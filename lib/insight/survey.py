@@ -13,7 +13,7 @@ from lib.method.discovery_grid import Grid
 from lib.nearest import check_k
 from lib.products import inner_products
 
-LARGEST_SAMPLE = 10_000
+LARGEST_SAMPLE = 5_000
 """Images that are looked at; of more, so many at even distances."""
 
 _TILE_ELEMENTS = 2**22
@@ -28,12 +28,14 @@ class Survey:
         entropy: (S,) float32, equation 5, in nats.
         nearest: (S,) int64, the most similar other image; of equals the lowest.
         cosine: (S,) float32, to that image.
+        features: (S, D) float32, the rows of the bank.
     """
 
     rows: Tensor
     entropy: Tensor
     nearest: Tensor
     cosine: Tensor
+    features: Tensor
 
     def kept(self, before: Optional[Tensor]) -> Optional[float]:
         """Share of the images whose nearest is that of an earlier survey of the same images, (S,); None without."""
@@ -69,15 +71,16 @@ def survey(
     rows = rows.to(memory.device)
     check_k(1, shard.count, rows)
     entropy, cosine = memory.new_empty(len(rows)), memory.new_empty(len(rows))
-    nearest = torch.empty_like(rows)
+    nearest, features = torch.empty_like(rows), memory.new_empty(len(rows), memory.shape[1])
     tile = max(1, _TILE_ELEMENTS * shard.world.size // shard.count)  # the same lots in every process
     for places, numbers, queries in anchor_panels(memory, rows, 1, Grid.within(memory_budget, memory), shard):
+        features[places] = queries
         for lot in torch.arange(len(places), device=memory.device).split(tile):
             here = places[lot]
             similarities = inner_products(queries[lot], memory)  # (T, n)
             entropy[here] = _entropy(similarities, temperature, shard)
             cosine[here], nearest[here] = _nearest(similarities, numbers[lot], shard)
-    return Survey(rows, entropy, nearest, cosine)
+    return Survey(rows, entropy, nearest, cosine, features)
 
 
 def _entropy(similarities: Tensor, temperature: float, shard: Shard) -> Tensor:

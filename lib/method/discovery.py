@@ -97,14 +97,16 @@ def _searched(
 
 
 def consistency(anchors: Tensor, neighbours: Tensor, labels: Tensor) -> Optional[float]:
-    """Share of (anchor, neighbour) pairs with equal labels. For reports only; None where there is no anchor.
+    """Share of (anchor, neighbour) pairs with equal labels, of those pairs whose labels are both known.
+
+    For reports only; None where there is no such pair.
 
     Args:
-        anchors: (A,), neighbours: (A, K), labels: (N,), all int64.
+        anchors: (A,), neighbours: (A, K), labels: (N,), all int64; a label below 0 is not known.
     """
-    if len(anchors) == 0:
-        return None
-    return (labels[neighbours] == labels[anchors][:, None]).double().mean().item()
+    own, others = labels[anchors][:, None], labels[neighbours]
+    known = (own >= 0) & (others >= 0)
+    return (own == others)[known].double().mean().item() if known.any() else None
 
 
 def discover(

@@ -1,9 +1,23 @@
 """TensorBoard files: one writer for the whole run, and one a round so that rounds can be laid over each other."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
+import numpy as np
+
+from lib.insight.anchor_grid import AnchorGrid
+from lib.insight.survey import Survey
 from lib.method.neighbourhoods import Neighbourhoods
+from lib.session.board_summaries import (
+    ANCHORS,
+    IMAGES,
+    end_of_hyperparameters,
+    layout,
+    overview,
+    start_of_hyperparameters,
+)
+from lib.session.projector import Projector
 
 
 class Board:
@@ -20,6 +34,7 @@ class Board:
         self.max_epoch = max_epoch
         self._after = after
         self._writers: dict[str, Any] = {}
+        self.projector: Optional[Projector] = None
 
     def _writer(self, name: str) -> Any:
         from tensorboardX import SummaryWriter  # a second of import that --no-log-tfb need not pay
@@ -46,6 +61,11 @@ class Board:
             "Train/Learning_Rate": record["lr"],
             "Train/Images_per_second": record["images_per_second"],
             "Evaluate/Rank-1": record["knn_top1"],
+            "Neighbours/Kept": record["neighbours_kept"],
+            "Neighbours/Cosine": record["neighbour_cosine"],
+            "Neighbours/Entropy": record["entropy"],
+            "Neighbours/Entropy_of_anchors": record["anchor_entropy"],
+            "Clusters/Number": None if record["clusters"] is None else len(record["clusters"]),
         }
         run_step = record["round"] * self.max_epoch + record["epoch"]
         for name, step, best in (
@@ -53,7 +73,10 @@ class Board:
             (f"round-{record['round']}", record["epoch"], best_of_round),
         ):
             writer = self._writer(name)
-            for tag, value in {**scalars, "Evaluate/best_acc": best}.items():
+            shown = {**scalars, "Evaluate/best_acc": best}
+            if name == "run":
+                shown.update(overview(scalars))
+            for tag, value in shown.items():
                 if value is not None:
                     writer.add_scalar(tag, value, step)
             writer.flush()
@@ -66,10 +89,55 @@ class Board:
             writer = self._writer(name)
             writer.add_scalar("ANs/Number", len(found.anchor_indexes), step)
             if found.consistency is not None:
-                writer.add_scalar("ANs/Consistency", found.consistency, step)
+                tags = {"ANs/Consistency": found.consistency}
+                for tag, value in {**tags, **(overview(tags) if name == "run" else {})}.items():
+                    writer.add_scalar(tag, value, step)
             if round_number > 0:
                 writer.add_histogram("ANs/Entropy", found.entropy.cpu().numpy(), step)
             writer.flush()
+
+    def introduce(self, options: Mapping[str, Any], labelled: bool) -> None:
+        """How the charts are laid out, and the options beside the figures they will lead to.
+
+        A session that goes on keeps those it began with: TensorBoard reads the first ones.
+        """
+        if self.folder is None:
+            return
+        events = self._writer("run").file_writer
+        for summary in (layout(labelled), *start_of_hyperparameters(options, labelled)):
+            events.add_summary(summary)
+        events.flush()
+
+    def survey(self, round_number: int, epoch: int, found: Survey) -> None:
+        """Histograms of entropy and of the distance to the nearest neighbour, 1 - cosine."""
+        if self.folder is None:
+            return
+        writer, step = self._writer("run"), round_number * self.max_epoch + epoch
+        writer.add_histogram(f"{IMAGES}/Entropy", found.entropy.cpu().numpy(), step)
+        writer.add_histogram(f"{IMAGES}/Distance_to_nearest", 1 - found.cosine.cpu().numpy(), step)
+
+    def anchors(self, round_number: int, grids: Sequence[AnchorGrid]) -> None:
+        """Pictures of anchors and their neighbours, at the start of a round."""
+        if self.folder is None:
+            return
+        for number, grid in enumerate(grids, 1):
+            tag = f"{ANCHORS}/{number}_{grid.part}_entropy"
+            self._writer("run").add_image(tag, grid.picture, round_number * self.max_epoch, dataformats="HWC")
+
+    def embeddings(self, name: str, features: np.ndarray, about: Mapping[str, Sequence[str]]) -> None:
+        """Features (S, D) for the projector; see `Projector.add`. Thumbnails must have been given before."""
+        if self.projector is not None:
+            self.projector.add(name, features, about)
+
+    def thumbnails(self, squares: np.ndarray) -> None:
+        """The images that `embeddings` are of, (S, SIDE, SIDE, 3) uint8."""
+        if self.folder is not None:
+            self.projector = Projector(self.folder / "run", squares)
+
+    def finish(self) -> None:
+        """The run came to its end."""
+        if self.folder is not None:
+            self._writer("run").file_writer.add_summary(end_of_hyperparameters())
 
     def close(self) -> None:
         for writer in self._writers.values():

@@ -16,9 +16,11 @@ from lib.distributed.place import Place
 from lib.distributed.world import World
 from lib.errors import LostContact, UserError
 from lib.evaluation.evaluator import Evaluator
+from lib.evaluation.leave_one_out import LeaveOneOut
 from lib.session import checkpoint, provenance
 from lib.session.folder import SessionFolder
 from lib.session.journal import LOGGER, Metrics, close_log, open_log
+from lib.training.history import UNLABELLED_LEGEND
 from lib.training.runner import RESULT, Runner, check_curriculum
 from lib.training.state import TrainingState
 
@@ -55,7 +57,8 @@ def _execute(settings: Settings, saved: Optional[dict[str, Any]], source: Option
     pipeline = Pipeline(images, options, device, world.rank, world.size)
     state = TrainingState.fresh(options, pipeline, world, precision.choose(options.precision, device))
     search = "auto" if options.knn_backend == "ivf" else options.knn_backend  # accuracies are exact in any case
-    evaluator = Evaluator(pipeline, world, options.low_dim, options.protocol, options.knn_k, options.knn_sigma, search)
+    judge = LeaveOneOut if pipeline.test is None else Evaluator
+    evaluator = judge(pipeline, world, options.low_dim, options.protocol, options.knn_k, options.knn_sigma, search)
     if options.test_only:
         _test(settings, state, evaluator, saved, source, world)
         return
@@ -67,7 +70,7 @@ def _execute(settings: Settings, saved: Optional[dict[str, Any]], source: Option
     log_file = session.log if session is not None and options.log_file else None
     open_log(log_file, options.brief, silent=not world.is_first)
     try:
-        _introduce(settings, state, pipeline, world, session, saved, source)
+        _introduce(settings, state, pipeline, evaluator, world, session, saved, source)
         labels = None if pipeline.train.labels is None else torch.from_numpy(pipeline.train.labels)
         Runner(options, state, pipeline, evaluator, session, labels, world).run()
         _conclude(state, evaluator, session)
@@ -87,13 +90,13 @@ def _test(
     """`--test-only`: features of training and test images recomputed, one line of result, nothing written."""
     state.restore_network(saved, str(source))
     if not evaluator.possible:
-        raise UserError(f"--test-only: {settings.options.dataset} has no labelled test images to judge by")
+        raise UserError(f"--test-only: {settings.options.dataset} has no labels to judge by")
     accuracy = evaluator.recomputed(state.embedder)
     if not world.is_first:
         return
     print(
         f"{source}: round {saved['round']}, epoch {saved['epoch']}: "
-        f"{settings.options.protocol} {accuracy} (training features recomputed)"
+        f"{evaluator.name} {accuracy} (training features recomputed)"
     )
 
 
@@ -126,6 +129,7 @@ def _introduce(
     settings: Settings,
     state: TrainingState,
     pipeline: Pipeline,
+    evaluator: Evaluator,
     world: World,
     session: Optional[SessionFolder],
     saved: Optional[dict[str, Any]],
@@ -147,8 +151,16 @@ def _introduce(
         test,
         place,
     )
+    for note in pipeline.notes:
+        log.info("          %s", note)
     if pipeline.skipped:
         log.warning("data      %d unreadable images left out (--skip-bad-images)", len(pipeline.skipped))
+    log.info(
+        "judged    %s",
+        evaluator.described
+        if evaluator.possible
+        else "without labels: loss, entropy, neighbours, clusters; no accuracy",
+    )
     log.info("network   %s, %d features", options.network, options.low_dim)
     defaults = Options().as_dict()
     changed = {name: value for name, value in options.as_dict().items() if value != defaults[name]}
@@ -174,9 +186,11 @@ def _introduce(
 
 
 def _conclude(state: TrainingState, evaluator: Evaluator, session: Optional[SessionFolder]) -> None:
-    log.info("%s", state.history.table(), extra=RESULT)
+    if evaluator.possible:
+        log.info("%s", state.history.table(evaluator.name), extra=RESULT)
+    log.info("%s\n%s", state.history.unlabelled_table(), UNLABELLED_LEGEND, extra=RESULT)
     accuracy = evaluator.recomputed(state.embedder)
     if accuracy is not None:
-        log.info("last network, training features recomputed: %s", accuracy, extra=RESULT)
+        log.info("last network, training features recomputed: %s%s", accuracy, evaluator.note, extra=RESULT)
     if session is not None:
         log.info("checkpoints, log, metrics and TensorBoard files: %s", session.path, extra=RESULT)

@@ -22,6 +22,8 @@ from lib.session.journal import LOGGER, Metrics
 from lib.session.progress import Progress
 from lib.training.captured_step import CapturedStep
 from lib.training.epoch import StepFunction, train_epoch
+from lib.training.history import RoundSummary, sizes
+from lib.training.observer import Observer
 from lib.training.optimisation import start_schedule
 from lib.training.state import TrainingState
 from lib.training.step import Step
@@ -61,6 +63,8 @@ class Runner:
         self.metrics = None if session is None else Metrics(session.metrics)
         folder = session.tensorboard if session is not None and options.log_tfb else None
         self.board = Board(folder, options.max_epoch, (state.round, state.epoch))
+        self.board.introduce(options.as_dict(), evaluator.possible)
+        self.observer = Observer(options, pipeline, labels, world, self.board)
         images = len(pipeline.train)
         rounds_left = max(0, options.max_round - state.round - 1)
         epochs_left = rounds_left * options.max_epoch + max(0, options.max_epoch - state.epoch)
@@ -74,6 +78,7 @@ class Runner:
                 if round_number > self.state.round or self.state.epoch == 0:
                     self._start_round(round_number)
                 self._finish_round()
+            self.board.finish()
         except KeyboardInterrupt:
             if self.session is not None and self.state.round + self.state.epoch > 0:
                 log.warning("stopped; go on after the last completed epoch with --resume %s", self.session.path)
@@ -105,6 +110,7 @@ class Runner:
         state.history.start_round(round_number, len(found.anchor_indexes), found.consistency)
         state.history.current.seconds = time.perf_counter() - started
         self.board.discovery(round_number, found)
+        self.observer.discovery(round_number, found)
 
     def _finish_round(self) -> None:
         """Train the epochs of the round that are left. The learning rate starts anew in every round."""
@@ -115,18 +121,7 @@ class Runner:
         while state.epoch < options.max_epoch:
             self._train_one_epoch()
             schedule.step()
-        summary = state.history.current
-        log.info(
-            "round %d done: %d anchors, %s%s, %.0f s",
-            summary.round,
-            summary.anchors,
-            "" if summary.consistency is None else f"consistency {100 * summary.consistency:.2f} %, ",
-            "no accuracy (no labels)"
-            if summary.knn_last is None
-            else f"kNN {100 * summary.knn_last:.2f} % last, {100 * summary.knn_best:.2f} % best",
-            summary.seconds,
-            extra=RESULT,
-        )
+        log.info("%s", _closing_line(state.history.current, self.evaluator.name), extra=RESULT)
 
     def _train_one_epoch(self) -> None:
         options, state = self.options, self.state
@@ -147,9 +142,11 @@ class Runner:
         state.embedder.agree()
         state.epoch += 1
         accuracy = self._evaluate()
+        seen = self.observer.after_epoch(state)
         top1 = None if accuracy is None else accuracy.top1
         seconds = time.perf_counter() - started
         is_best = state.history.current.add_epoch(state.epoch, top1, seconds)
+        state.history.observe(result.loss, seen)
         record = {
             "round": state.round,
             "epoch": state.epoch,
@@ -159,6 +156,7 @@ class Runner:
             "lr": rate,
             "knn_top1": top1,
             "knn_top5": None if accuracy is None else accuracy.top5,
+            **seen,
             "images_per_second": result.images / result.seconds,
             "seconds": seconds,
         }
@@ -208,6 +206,25 @@ def check_curriculum(options: Options, images: int) -> None:
         raise UserError(f"--ANs-size {options.ANs_size}: an anchor has only {images - 1} other images to choose from")
     if options.max_round > 1 and anchor_count(images, options.ANs_select_rate, 1) == 0:
         raise UserError(f"--ANs-select-rate {options.ANs_select_rate}: no anchor among {images} images in round 1")
+
+
+def _closing_line(summary: RoundSummary, judge: str) -> str:
+    """What a round came to, in one line."""
+    parts = [f"{summary.anchors} anchors"]
+    if summary.consistency is not None:
+        parts.append(f"consistency {100 * summary.consistency:.2f} %")
+    if summary.knn_last is not None:
+        parts.append(f"{judge} {100 * summary.knn_last:.2f} % last, {100 * summary.knn_best:.2f} % best")
+    parts.append(f"loss {summary.loss:.3f}")
+    if summary.entropy is not None:
+        parts.append(f"entropy {summary.entropy:.3f}")
+    if summary.neighbours_kept is not None:
+        parts.append(f"{100 * summary.neighbours_kept:.1f} % kept their neighbour")
+    if summary.neighbour_cosine is not None:
+        parts.append(f"cosine {summary.neighbour_cosine:.3f}")
+    if summary.clusters is not None:
+        parts.append(f"clusters {sizes(summary.clusters)}")
+    return f"round {summary.round} done: {', '.join(parts)}, {summary.seconds:.0f} s"
 
 
 def _describe(found: Neighbourhoods) -> str:

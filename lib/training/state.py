@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Optional
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 import models
@@ -41,6 +42,7 @@ class TrainingState:
         self.round = 0
         self.epoch = 0
         self.history = History()
+        self.nearest: dict[int, Tensor] = {}  # of this round and the one before, as the last survey found them
 
     @classmethod
     def fresh(cls, options: Options, pipeline: Pipeline, world: World, dtype: Optional[torch.dtype]) -> "TrainingState":
@@ -77,6 +79,7 @@ class TrainingState:
             "precision": "fp32" if self.embedder.dtype is None else "bf16",
             "random": _random_state(options.seed),
             "history": self.history.state(),
+            "nearest": self.nearest,
             "dataset": {
                 "name": pipeline.name,
                 "size": len(pipeline.train),
@@ -128,6 +131,7 @@ class TrainingState:
         self.neighbourhoods = Neighbourhoods.from_state_dict(saved["ANs_discovery"], self.bank.memory.device)
         self.round, self.epoch = saved["round"], saved["epoch"]
         self.history = History.from_state(saved.get("history", []))
+        self.nearest = dict(saved.get("nearest", {}))
         _set_random_state(saved.get("random", {}))
 
     def restore_network(self, saved: dict[str, Any], source: str) -> None:
