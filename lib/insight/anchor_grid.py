@@ -16,7 +16,7 @@ from lib.method.neighbourhoods import Neighbourhoods
 PARTS = ("lowest", "middle", "highest")
 """Which anchors are shown, by their entropy."""
 
-SIDE, BORDER, GAP = 56, 4, 6  # pixels
+SIDE, BORDER, GAP = 68, 5, 6  # pixels
 NEIGHBOURS_SHOWN = 4
 _WIDEST = 5  # images beside one another; a card of TensorBoard is some 350 pixels wide
 

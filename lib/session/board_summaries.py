@@ -7,14 +7,14 @@ OVERVIEW, ANCHORS, IMAGES = "1_Overview", "2_Anchors", "3_Images"
 """Groups that come before all others: TensorBoard orders groups by their names on the page that it opens with."""
 
 _IN_OVERVIEW = {
-    "Loss": "Train/Loss",
-    "kNN_accuracy": "Evaluate/Rank-1",
-    "Consistency": "ANs/Consistency",
-    "Nearest_neighbour_kept": "Neighbours/Kept",
-    "Cosine_to_nearest": "Neighbours/Cosine",
-    "Entropy": "Neighbours/Entropy",
-    "Entropy_of_anchors": "Neighbours/Entropy_of_anchors",
-    "Clusters": "Clusters/Number",
+    "1_Loss": "Train/Loss",
+    "2_kNN_accuracy": "Evaluate/Rank-1",
+    "3_Nearest_neighbour_kept": "Neighbours/Kept",
+    "4_Cosine_to_nearest": "Neighbours/Cosine",
+    "5_Entropy": "Neighbours/Entropy",
+    "6_Entropy_of_anchors": "Neighbours/Entropy_of_anchors",
+    "7_Consistency": "ANs/Consistency",
+    "8_Clusters": "Clusters/Number",
 }
 
 _NOT_COMPARED = frozenset(
@@ -44,20 +44,22 @@ def layout(labelled: bool) -> Any:
     def chart(*names: str) -> list[Any]:
         return ["Multiline", [f"{OVERVIEW}/{name}$" for name in names]]
 
-    by_labels = {"kNN accuracy": chart("kNN_accuracy")} if labelled else {}
-    consistency = {"anchors whose neighbours have their label": chart("Consistency")} if labelled else {}
+    by_labels = {"kNN accuracy": chart("2_kNN_accuracy")} if labelled else {}
+    consistency = {"anchors whose neighbours have their label": chart("7_Consistency")} if labelled else {}
     return custom_scalars(
         {
             "Does it learn?": {
                 **by_labels,
-                "loss": chart("Loss"),
-                "share of images whose nearest neighbour is that of the round before": chart("Nearest_neighbour_kept"),
+                "loss": chart("1_Loss"),
+                "share of images whose nearest neighbour is that of the round before": chart(
+                    "3_Nearest_neighbour_kept"
+                ),
             },
             "Neighbourhoods": {
                 **consistency,
-                "cosine to the nearest neighbour": chart("Cosine_to_nearest"),
-                "entropy, of all images and of anchors": chart("Entropy", "Entropy_of_anchors"),
-                "clusters": chart("Clusters"),
+                "cosine to the nearest neighbour": chart("4_Cosine_to_nearest"),
+                "entropy, of all images and of anchors": chart("5_Entropy", "6_Entropy_of_anchors"),
+                "clusters": chart("8_Clusters"),
             },
             "How the run goes (each round from its own start, too)": {
                 "anchors": ["Multiline", ["ANs/Number$"]],

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import shutil
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any, Optional
 
@@ -15,8 +17,30 @@ class _TerminalHandler(logging.Handler):
     """Prints above a progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
+        tqdm.write(_fitted(self.format(record)), file=sys.stdout)
         sys.stdout.flush()
+
+
+_HANG = 10
+"""Columns that the first words of a line, such as `options`, take; where a line goes on, it goes on after them."""
+
+_WHOLE = ("command ", "watch ", "session ", "|", "+")
+"""Lines that begin so stay whole: to be copied, or because they are tables."""
+
+
+def _fitted(text: str) -> str:
+    """Long lines broken between words where there is a terminal; a pipe gets them as they are."""
+    if not sys.stdout.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    lines = []
+    for line in text.split("\n"):
+        short = len(line) <= width or line.startswith(_WHOLE)
+        wrapped = textwrap.wrap(
+            line, width, subsequent_indent=" " * _HANG, break_long_words=False, break_on_hyphens=False
+        )
+        lines += [line] if short else wrapped
+    return "\n".join(lines)
 
 
 def open_log(log_file: Optional[Path], brief: bool, silent: bool = False) -> logging.Logger:

@@ -1,6 +1,8 @@
 """What `main.py` does once the options are known: train, go on, or evaluate."""
 
 import logging
+import shutil
+import sys
 from pathlib import Path
 from typing import Any, Optional
 
@@ -186,9 +188,10 @@ def _introduce(
 
 
 def _conclude(state: TrainingState, evaluator: Evaluator, session: Optional[SessionFolder]) -> None:
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     if evaluator.possible:
-        log.info("%s", state.history.table(evaluator.name), extra=RESULT)
-    log.info("%s\n%s", state.history.unlabelled_table(), UNLABELLED_LEGEND, extra=RESULT)
+        log.info("%s", state.history.table(width), extra=RESULT)
+    log.info("%s\n%s", state.history.unlabelled_table(width), UNLABELLED_LEGEND, extra=RESULT)
     accuracy = evaluator.recomputed(state.embedder)
     if accuracy is not None:
         log.info("last network, training features recomputed: %s%s", accuracy, evaluator.note, extra=RESULT)

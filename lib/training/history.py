@@ -67,44 +67,56 @@ class History:
     def from_state(cls, state: list[dict[str, Any]]) -> "History":
         return cls([RoundSummary(**entry) for entry in state])
 
-    def table(self, judge: str = "kNN") -> str:
-        """Accuracies round by round, for a person; `judge` names them."""
-        from prettytable import PrettyTable
+    def table(self, width: Optional[int] = None) -> str:
+        """Accuracies round by round, for a person; in fewer columns where `width` characters are too few for all."""
+        rows = [
+            {
+                "round": str(entry.round),
+                "anchors": str(entry.anchors),
+                "consistency": _percent(entry.consistency),
+                "kNN last": _percent(entry.knn_last),
+                "kNN best": _percent(entry.knn_best)
+                + ("" if entry.best_epoch is None else f" (epoch {entry.best_epoch})"),
+                "seconds": f"{entry.seconds:.0f}",
+            }
+            for entry in self.rounds
+        ]
+        return _table(rows, ("kNN best", "seconds", "anchors"), width)
 
-        table = PrettyTable(["round", "anchors", "consistency", f"{judge} last", f"{judge} best", "seconds"])
-        table.align = "r"
-        for entry in self.rounds:
-            best = _percent(entry.knn_best)
-            if entry.best_epoch is not None:
-                best += f" (epoch {entry.best_epoch})"
-            accuracies = [_percent(entry.knn_last), best]
-            table.add_row(
-                [entry.round, entry.anchors, _percent(entry.consistency), *accuracies, f"{entry.seconds:.0f}"]
-            )
-        return table.get_string()
+    def unlabelled_table(self, width: Optional[int] = None) -> str:
+        """What needs no labels, round by round, as `table`."""
+        rows = [
+            {
+                "round": str(entry.round),
+                "anchors": str(entry.anchors),
+                "loss": _number(entry.loss),
+                "entropy": _number(entry.entropy),
+                "anchors'": _number(entry.anchor_entropy),
+                "kept": _percent(entry.neighbours_kept, 1),
+                "cosine": _number(entry.neighbour_cosine),
+                "clusters": "-" if entry.clusters is None else sizes(entry.clusters),
+                "seconds": f"{entry.seconds:.0f}",
+            }
+            for entry in self.rounds
+        ]
+        return _table(rows, ("anchors'", "seconds", "anchors", "clusters", "cosine"), width)
 
-    def unlabelled_table(self) -> str:
-        """What needs no labels, round by round, for a person."""
-        from prettytable import PrettyTable
 
-        columns = ("round", "anchors", "loss", "entropy", "anchors'", "kept", "cosine", "clusters", "seconds")
+def _table(rows: list[dict[str, str]], least: tuple[str, ...], width: Optional[int]) -> str:
+    """Rows of the same columns; where they are too wide, columns go in the order of `least`."""
+    from prettytable import PrettyTable
+
+    columns = list(rows[0]) if rows else []
+    for dropped in (None, *least):
+        columns = [column for column in columns if column != dropped]
         table = PrettyTable(columns)
         table.align = "r"
-        for entry in self.rounds:
-            table.add_row(
-                [
-                    entry.round,
-                    entry.anchors,
-                    _number(entry.loss),
-                    _number(entry.entropy),
-                    _number(entry.anchor_entropy),
-                    _percent(entry.neighbours_kept, 1),
-                    _number(entry.neighbour_cosine),
-                    "-" if entry.clusters is None else sizes(entry.clusters),
-                    f"{entry.seconds:.0f}",
-                ]
-            )
-        return table.get_string()
+        for row in rows:
+            table.add_row([row[column] for column in columns])
+        text = table.get_string()
+        if width is None or len(text.split("\n", 1)[0]) <= width:
+            break
+    return text
 
 
 UNLABELLED_LEGEND = (
@@ -115,7 +127,7 @@ UNLABELLED_LEGEND = (
 
 
 def sizes(clusters: list[int]) -> str:
-    """`9 (12 to 80)`."""
+    """`9 (12 to 80)`: how many, and their sizes."""
     return f"{len(clusters)} ({min(clusters)} to {max(clusters)})"
 
 

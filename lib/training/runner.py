@@ -141,6 +141,7 @@ class Runner:
         )
         state.embedder.agree()
         state.epoch += 1
+        self.progress.note("looking at what was learnt")
         accuracy = self._evaluate()
         seen = self.observer.after_epoch(state)
         top1 = None if accuracy is None else accuracy.top1
