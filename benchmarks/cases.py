@@ -10,7 +10,7 @@ import torch
 import models
 from benchmarks import imagenet_size
 from benchmarks.memory import peak_beyond
-from benchmarks.processes import split_over_processes
+from benchmarks.processes import shards, split_over_processes
 from benchmarks.rival import Rival
 from benchmarks.setting import Setting
 from benchmarks.textbook import MEANS, STDS
@@ -184,11 +184,6 @@ def start_up(setting: Setting) -> list[Row]:
     ]
 
 
-def processes(setting: Setting) -> list[Row]:
-    """A run on CPUs in one process and in several."""
-    return split_over_processes(setting.repeats)
-
-
 CASES: dict[str, Callable[[Setting], list[Row]]] = {
     "head": head,
     "augmentation": augmentation,
@@ -196,7 +191,8 @@ CASES: dict[str, Callable[[Setting], list[Row]]] = {
     "discovery": discovery,
     "evaluation": evaluation,
     "start-up": start_up,
-    "processes": processes,
+    "processes": split_over_processes,
+    "shards": shards,
     "imagenet-loss": imagenet_size.loss,
     "imagenet-exact": imagenet_size.exact,
     "imagenet-lists": imagenet_size.approximate,

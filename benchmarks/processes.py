@@ -10,19 +10,28 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.setting import Setting
 from benchmarks.timing import Row
+from lib import precision
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = 768
+ONE_THREAD = "one thread each; the limit is one process with as many"
+SHARED_IMAGES = (50_000, 200_000)
 RUN = ["--cfgs", "configs/base.yaml", "configs/digits.yaml", "--size", "32", "--batch-size", "128"]
 RUN += ["--limit-train", str(IMAGES), "--limit-test", "10", "--max-round", "1", "--max-epoch", "3", "--gpus", "cpu"]
 
 
-def split_over_processes(repeats: int) -> list[Row]:
+def split_over_processes(setting: Setting) -> list[Row]:
     """Seconds of a training step, ResNet18 on digits at 32 pixels; the limit is one process with all threads."""
-    processes = torch.get_num_threads()
-    if processes == 1:
+    if torch.get_num_threads() == 1:
         return []
+    kinds = ["fp32", "bf16"] if precision.has_bf16(torch.device("cpu")) else ["fp32"]
+    return [row for kind in kinds for row in _training_steps(setting.repeats, kind)]
+
+
+def _training_steps(repeats: int, kind: str) -> list[Row]:
+    processes = torch.get_num_threads()
     ways = {
         "batch norm over all": (processes, ["--sync-bn"]),
         "batch norm by process": (processes, ["--no-sync-bn"]),
@@ -31,27 +40,56 @@ def split_over_processes(repeats: int) -> list[Row]:
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(repeats):
         for way, (count, options) in ways.items():
-            seconds[way].append(_seconds_per_step(count, options))
+            seconds[way].append(_seconds_per_step(count, [*options, "--precision", kind]))
     best = {way: min(values) for way, values in seconds.items()}
     return [
-        Row(f"a step in {processes} processes with one thread each, {way}", best[way], limit=best["one process"])
+        Row(f"a step in {processes} processes, {way}, {kind}", best[way], limit=best["one process"], note=ONE_THREAD)
         for way in ("batch norm over all", "batch norm by process")
     ]
 
 
+def shards(setting: Setting) -> list[Row]:
+    """Loss and discovery over a bank that several processes share; the limit is one process with all threads."""
+    processes = torch.get_num_threads()
+    if processes == 1:
+        return []
+    rows = []
+    for images in SHARED_IMAGES:
+        several, one = _shared_bank(processes, images, setting), _shared_bank(1, images, setting)
+        rows += [
+            Row(f"{what}, N = {images:,}, {processes} processes", several[what], limit=one[what], note=ONE_THREAD)
+            for what in one
+        ]
+    return rows
+
+
+def _shared_bank(processes: int, images: int, setting: Setting) -> dict[str, float]:
+    done = _run(processes, ["-m", "benchmarks.shared_bank"], [str(images), str(setting.batch), str(setting.repeats)])
+    return json.loads(done.stdout)
+
+
 def _seconds_per_step(processes: int, options: list[str]) -> float:
     """Of the fastest epoch, from the run's own metrics."""
-    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={_free_port()}"]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, *(launcher if processes > 1 else []), "main.py", *RUN, *options]
-        command += ["--sess-dir", folder, "--session", "run", "--brief"]
-        environment = dict(os.environ)
-        environment.pop("OMP_NUM_THREADS", None)
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-        if done.returncode != 0:
-            raise RuntimeError(f"{' '.join(command)} failed: {done.stderr}")
+        _run(processes, ["main.py"], [*RUN, *options, "--sess-dir", folder, "--session", "run", "--brief"])
         lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
     return 128 / max(json.loads(line)["images_per_second"] for line in lines)
+
+
+def _run(processes: int, program: list[str], arguments: list[str]) -> subprocess.CompletedProcess:
+    """A program in so many processes, which share the cores of this machine.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={_free_port()}"]
+    command = [sys.executable, *(launcher if processes > 1 else []), *program, *arguments]
+    environment = dict(os.environ)
+    environment.pop("OMP_NUM_THREADS", None)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr}")
+    return done
 
 
 def _free_port() -> int:

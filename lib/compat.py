@@ -1,5 +1,6 @@
 """What differs between the PyTorch releases this project runs on, 1.10 to today's. Nothing else belongs here."""
 
+import ctypes
 import inspect
 import os
 import pickle
@@ -8,7 +9,7 @@ import types
 from typing import Any, Callable
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lib.errors import UserError
@@ -45,6 +46,16 @@ def data_parallel(network: nn.Module) -> DistributedDataParallel:
     return DistributedDataParallel(network, gradient_as_bucket_view=True, **{own_buffers: False})
 
 
+def spare_process_group() -> None:
+    """Keeps torch.distributed's default group from ever being destructed, where that can hang.
+
+    Before PyTorch 2 (seen in 1.10) the destructor of Gloo's group waits for its threads while it holds the interpreter
+    lock, and such a thread may be waiting for that lock to let go of a tensor. The end of the process ends the threads.
+    """
+    if TORCH_RELEASE < (2, 0):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(distributed.distributed_c10d._get_default_group()))
+
+
 def fast_optimizer_arguments(kind: type, device: torch.device) -> dict[str, bool]:
     """What makes an optimiser of this kind one kernel, and fit to be captured, where PyTorch has it for CUDA.
 
@@ -58,6 +69,10 @@ def fast_optimizer_arguments(kind: type, device: torch.device) -> dict[str, bool
 
 HAS_MIXED_BATCH_NORM = TORCH_RELEASE >= (2, 0)
 """Whether batch norm on a CPU takes bfloat16 images with float32 statistics."""
+
+
+HAS_EMPTY_CHANNELS_LAST = TORCH_RELEASE >= (2, 0)
+"""Whether a convolution with its weights channels last takes a batch of no images; PyTorch 1.10 refuses it."""
 
 
 def load_data_only(path: str) -> Any:

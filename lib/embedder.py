@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn.parallel import DistributedDataParallel
 
-from lib.compat import compiled, data_parallel
+from lib.compat import HAS_EMPTY_CHANNELS_LAST, compiled, data_parallel
 from lib.distributed.sync_batch_norm import without_synchronisation
 from lib.distributed.world import World
 from lib.precision import autocast
@@ -34,19 +34,22 @@ class Embedder:
         compile: bool = False,
         world: Optional[World] = None,
     ):
+        several = world is not None and world.size > 1  # one of them may have no image of a small batch
         # convolutions read pixels with their channels side by side; state dicts are not affected
-        self.network = network.to(device=device, memory_format=torch.channels_last)
+        usual = HAS_EMPTY_CHANNELS_LAST or not several
+        self._format = torch.channels_last if usual else torch.contiguous_format
+        self.network = network.to(device=device, memory_format=self._format)
         self.device, self.dtype = device, dtype
         self._forward = compiled(self.network) if compile else self.network
         self._world = world
-        if world is not None and world.size > 1:
+        if several:
             # statistics of batch norm are equal in all processes, or made so by agree()
             self._forward = data_parallel(self._forward)
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, D)."""
         if images.dim() == 4:
-            images = images.contiguous(memory_format=torch.channels_last)
+            images = images.contiguous(memory_format=self._format)
         with autocast(self.device, self.dtype):
             return self._forward(images)
 

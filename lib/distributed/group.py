@@ -7,6 +7,7 @@ import torch
 from torch import distributed
 
 from lib import devices
+from lib.compat import spare_process_group
 from lib.distributed.place import Place
 from lib.distributed.world import World
 from lib.errors import LostContact, UserError
@@ -41,6 +42,7 @@ def join(gpus: str, place: Place) -> World:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise LostContact(f"the {place.size} processes of the run do not find each other: {error}") from None
+    spare_process_group()
     return World.joined(device)
 
 

@@ -1,0 +1,61 @@
+"""Times loss and discovery over random unit rows, in one process or in several; the first prints the seconds as JSON.
+
+python3 -m benchmarks.shared_bank IMAGES BATCH REPEATS        started by benchmarks/processes.py, alone or by torchrun
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from torch.nn import functional as F
+
+from lib.allocator import keep_freed_memory
+from lib.distributed import group
+from lib.distributed.place import Place
+from lib.distributed.shard import Shard
+from lib.distributed.world import World
+from lib.method.discovery import discover
+from lib.method.tiled_objective import tiled_and_loss
+
+DIM = 128
+
+
+def main(images: int, batch: int, repeats: int) -> None:
+    world = group.join("cpu", Place.here())
+    keep_freed_memory()
+    shard = Shard(world, images)
+    generator = torch.Generator().manual_seed(world.rank)
+    memory = F.normalize(torch.randn(shard.stop - shard.start, DIM, generator=generator), dim=1)
+    own = len(torch.arange(batch)[world.rows(batch)])
+    features = F.normalize(torch.randn(own, DIM, generator=generator), dim=1).requires_grad_()
+    members = torch.randint(images, (own, 2), generator=generator)
+
+    def loss() -> None:
+        tiled_and_loss(features, memory, members, 0.1, shard=shard).backward()
+
+    found = {
+        f"loss head, B = {batch}": _seconds(loss, 7 * repeats, world),
+        "discovery": _seconds(lambda: discover(memory, 4, 0.25, 1, 0.1, shard=shard), max(1, repeats // 2), world),
+    }
+    if world.is_first:
+        print(json.dumps(found))
+    group.leave()
+
+
+def _seconds(function: Callable[[], object], repeats: int, world: World) -> float:
+    """Median over the repeats, each from when all are ready until all are done; after one to warm up."""
+    times = []
+    for _ in range(repeats + 1):
+        world.barrier()
+        started = time.perf_counter()
+        function()
+        world.barrier()
+        times.append(time.perf_counter() - started)
+    return median(times[1:])
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
