@@ -7,8 +7,8 @@ ones over earlier ones. Nothing here imports PyTorch, so `--help` and mistakes a
 from lib.config.catalogue import OPTIONS
 from lib.config.merge import collect
 from lib.config.option import Option
-from lib.config.render import markdown, table
+from lib.config.render import markdown, table, value_text
 from lib.config.settings import Options, Settings
 from lib.config.yaml_file import to_yaml
 
-__all__ = ["OPTIONS", "Option", "Options", "Settings", "collect", "markdown", "table", "to_yaml"]
+__all__ = ["OPTIONS", "Option", "Options", "Settings", "collect", "markdown", "table", "to_yaml", "value_text"]

@@ -46,7 +46,9 @@ def table(settings: Settings) -> str:
     lines.align = "l"
     for option in OPTIONS:
         value, default = getattr(settings.options, option.name), getattr(defaults, option.name)
-        lines.add_row([option.name, _shown(value), _shown(default), option.measured_in, settings.sources[option.name]])
+        lines.add_row(
+            [option.name, value_text(value), value_text(default), option.measured_in, settings.sources[option.name]]
+        )
     return lines.get_string()
 
 
@@ -57,7 +59,7 @@ def markdown() -> str:
         rows = [f"**{group}**", "", "| option | default | unit | what it does |", "|---|---|---|---|"]
         for option in options:
             about = option.help + (f" ({option.limits})" if option.limits else "")
-            cells = (f"`{option.flag}`", f"`{_shown(option.default, short=True)}`", option.measured_in, about)
+            cells = (f"`{option.flag}`", f"`{value_text(option.default, short=True)}`", option.measured_in, about)
             rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         parts.append("\n".join(rows))
     return "\n\n".join(parts) + "\n"
@@ -75,7 +77,7 @@ def _usage(option: Option) -> str:
 
 
 def _description(option: Option) -> str:
-    notes = [option.unit, option.limits, f"default {_shown(option.default, short=True)}"]
+    notes = [option.unit, option.limits, f"default {value_text(option.default, short=True)}"]
     return f"{option.help} [{'; '.join(note for note in notes if note)}]"
 
 
@@ -88,12 +90,12 @@ def _entry(left: str, right: str, width: int) -> str:
     return "\n".join([left.ljust(_COLUMN) + lines[0].lstrip(), *lines[1:]])
 
 
-def _shown(value: Any, short: bool = False) -> str:
+def value_text(value: Any, short: bool = False) -> str:
     """A value as people write it; short: numbers to six digits."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple):
-        return f"({', '.join(_shown(item, short) for item in value)})" if value else "[]"
+        return f"({', '.join(value_text(item, short) for item in value)})" if value else "[]"
     return f"{value:.6g}" if short and isinstance(value, float) else str(value)

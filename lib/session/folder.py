@@ -12,7 +12,7 @@ CHECKPOINT_NAME = re.compile(r"(\d{4,})-(\d{5,})(-best)?\.ckpt")
 
 
 class SessionFolder:
-    """`<sess_dir>/<name>/` with checkpoint/, tfboard/, log.txt, config.yaml and metrics.jsonl."""
+    """`<sess_dir>/<name>/` with the files and folders of a run."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -21,6 +21,9 @@ class SessionFolder:
         self.log = path / "log.txt"
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
+        self.starts = path / "starts.jsonl"
+        self.final = path / "final.json"
+        self.report = path / "report.html"
 
     @property
     def name(self) -> str:
@@ -42,6 +45,13 @@ class SessionFolder:
         except OSError as error:
             raise UserError(f"the session folder cannot be made: {error}; choose another --sess-dir") from None
         return session
+
+    @classmethod
+    def of_checkpoint(cls, file: Path) -> Optional["SessionFolder"]:
+        """The session whose checkpoint folder a file is in, or None if that is no session's."""
+        folder = file.resolve().parent
+        session = cls(folder.parent)
+        return session if folder.name == "checkpoint" and session.config.exists() else None
 
     @staticmethod
     def _create_named(base: Path, name: str) -> Path:
@@ -92,6 +102,16 @@ class SessionFolder:
                 aside.mkdir(exist_ok=True)
                 path.replace(_free_name(aside / path.name))
 
+    def checkpoints_by_round(self) -> dict[int, Path]:
+        """The checkpoint of the last epoch of each round, or of its best where there is no other; rounds in order."""
+        found: dict[int, tuple[bool, Path]] = {}
+        for path in self.checkpoints.glob("*.ckpt"):
+            match = CHECKPOINT_NAME.fullmatch(path.name)
+            if match:
+                number, candidate = int(match.group(1)), (match.group(3) is None, path)
+                found[number] = max(found.get(number, candidate), candidate)
+        return {number: found[number][1] for number in sorted(found)}
+
     def write_config(self, text: str) -> None:
         """config.yaml; one that says something else is kept beside it."""
         if self.config.exists():
@@ -116,14 +136,10 @@ def newest_checkpoint(session: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    found: list[tuple[int, bool, Path]] = []
-    for path in (session / "checkpoint").glob("*.ckpt"):
-        match = CHECKPOINT_NAME.fullmatch(path.name)
-        if match:
-            found.append((int(match.group(1)), match.group(3) is None, path))
+    found = SessionFolder(session).checkpoints_by_round()
     if not found:
         raise UserError(f"--resume: there is no checkpoint in {session / 'checkpoint'}")
-    return max(found)[2]
+    return found[max(found)]
 
 
 def find_checkpoint(resume: str, sess_dir: str) -> Path:

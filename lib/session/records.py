@@ -1,0 +1,60 @@
+"""What a session says of itself beside its epochs.
+
+starts.jsonl has a line for each time the run was started or gone on with, final.json the accuracy of the finished
+network.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Optional
+
+
+def note_start(path: Path, record: dict[str, Any]) -> None:
+    """Add a line. What it holds: `lib.training.start_record`."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def note_final(path: Path, round_number: int, epoch: int, top1: float, top5: Optional[float]) -> None:
+    """Write the accuracies, shares of 1, with all features recomputed after so many epochs of the round."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps({"round": round_number, "epoch": epoch, "top1": top1, "top5": top5}) + "\n")
+    temporary.replace(path)
+
+
+def read_final(path: Path, round_number: int, epoch: int) -> Optional[dict[str, Any]]:
+    """What `note_final` wrote; None if there is nothing, or if the run has gone on since.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        final = json.loads(path.read_text(encoding="utf-8"))
+        return final if (final["round"], final["epoch"]) == (round_number, epoch) else None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path}: not what was written there; remove it") from None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one on each line; none if there is no file. A last line cut off by a kill is left out.
+
+    Raises:
+        ValueError: a line is not a JSON object; the message names file and line.
+    """
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    records = []
+    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}, line {number}: not a JSON object")
+        records.append(record)
+    return records

@@ -1,0 +1,177 @@
+"""What the text files of a session tell, read without PyTorch: options, epochs, and how it was started."""
+
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Optional
+
+from lib.config import OPTIONS, Options
+from lib.config.values import from_text
+from lib.config.yaml_file import read as read_yaml
+from lib.errors import UserError
+from lib.session.folder import SessionFolder
+from lib.session.records import read_final, read_lines
+
+_BY_NAME = {option.name: option for option in OPTIONS}
+_DEFAULTS = Options()
+_NEEDED = {"round", "epoch", "anchors", "consistency", "loss", "lr", "knn_top1", "seconds"}
+_COUNTED_BY = ("max_round", "max_epoch", "ANs_size")
+
+
+@dataclass(frozen=True)
+class RoundStory:
+    """One round, from its lines in metrics.jsonl. Shares of 1; None where nothing was measured."""
+
+    number: int
+    epochs: list[dict[str, Any]]
+    neighbours: int
+    """Neighbours of an anchor, k."""
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The line of the last epoch."""
+        return self.epochs[-1]
+
+    @property
+    def anchors(self) -> int:
+        return self.last["anchors"]
+
+    @property
+    def consistency(self) -> Optional[float]:
+        return self.last["consistency"]
+
+    @property
+    def pairs(self) -> int:
+        """(anchor, neighbour) pairs."""
+        return self.anchors * self.neighbours
+
+    @property
+    def consistent(self) -> Optional[int]:
+        """Pairs with equal labels, exactly: the share is a quotient of whole numbers."""
+        return None if self.consistency is None else round(self.consistency * self.pairs)
+
+    @property
+    def loss(self) -> float:
+        return self.last["loss"]
+
+    @property
+    def knn_last(self) -> Optional[float]:
+        """Top-1 of the last epoch that was evaluated."""
+        judged = [epoch["knn_top1"] for epoch in self.epochs if epoch["knn_top1"] is not None]
+        return judged[-1] if judged else None
+
+    @property
+    def best(self) -> Optional[dict[str, Any]]:
+        """The line of the best epoch, the earlier among equals."""
+        judged = [epoch for epoch in self.epochs if epoch["knn_top1"] is not None]
+        return max(judged, key=lambda epoch: epoch["knn_top1"]) if judged else None
+
+    @property
+    def seconds(self) -> float:
+        """Of its epochs, evaluation included."""
+        return sum(epoch["seconds"] for epoch in self.epochs)
+
+
+@dataclass(frozen=True)
+class Story:
+    """A session as its text files tell it."""
+
+    folder: SessionFolder
+    options: dict[str, Any]
+    """By name, as in `Options`; those that this version does not know keep the text of the file."""
+    epochs: list[dict[str, Any]]
+    """The lines of metrics.jsonl."""
+    starts: list[dict[str, Any]]
+    """The lines of starts.jsonl; empty for a session of an older version."""
+    final: Optional[dict[str, Any]] = None
+    """`top1` and `top5` of the finished network with all features recomputed, if it was judged so."""
+
+    @classmethod
+    def read(cls, path: Path, asked_by: str) -> "Story":
+        """Read a session folder.
+
+        Args:
+            asked_by: the option that named it, for messages.
+
+        Raises:
+            UserError: it is no session, or one of its files is damaged.
+        """
+        folder = SessionFolder(path)
+        if not folder.config.is_file():
+            what = "there is no such folder" if not path.is_dir() else "it has no config.yaml"
+            raise UserError(f"{asked_by} {path}: not a session: {what}; name a folder such as sessions/20260101-120000")
+        try:
+            epochs, starts = read_lines(folder.metrics), read_lines(folder.starts)
+            for number, epoch in enumerate(epochs, 1):
+                if not epoch.keys() >= _NEEDED:
+                    lacking = ", ".join(sorted(_NEEDED - epoch.keys()))
+                    raise ValueError(f"line {number} of {folder.metrics} has no {lacking}")
+            final = read_final(folder.final, epochs[-1]["round"], epochs[-1]["epoch"]) if epochs else None
+            options = _options(folder.config)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{asked_by} {path}: it is damaged: {error}") from None
+        return cls(folder, options, epochs, starts, final)
+
+    @property
+    def name(self) -> str:
+        return self.folder.path.resolve().name
+
+    @property
+    def rounds(self) -> list[RoundStory]:
+        """Those that have begun, in order."""
+        k = self.value("ANs_size")
+        return [
+            RoundStory(number, list(lines), k) for number, lines in groupby(self.epochs, lambda line: line["round"])
+        ]
+
+    def value(self, name: str) -> Any:
+        """The value of an option; where the session does not say, its default, or None if this version has none."""
+        return self.options.get(name, getattr(_DEFAULTS, name, None))
+
+    def run_epoch(self, epoch: dict[str, Any]) -> int:
+        """Epochs completed since the run began, counted over all rounds."""
+        return epoch["round"] * self.value("max_epoch") + epoch["epoch"]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last epoch of the last round is done."""
+        if not self.epochs:
+            return False
+        last = self.epochs[-1]
+        return last["round"] >= self.value("max_round") - 1 and last["epoch"] >= self.value("max_epoch")
+
+    @property
+    def progress(self) -> str:
+        """How far it is, in words."""
+        if not self.epochs:
+            return "no epoch completed"
+        last, rounds, epochs = self.epochs[-1], self.value("max_round"), self.value("max_epoch")
+        if self.finished:
+            return f"all {rounds} rounds completed" if rounds > 1 else "its one round completed"
+        return f"round {last['round']} of 0 to {rounds - 1}, {last['epoch']} of its {epochs} epochs completed"
+
+    @property
+    def changed(self) -> dict[str, tuple[Any, Any]]:
+        """Value and default of the options that differ from their default."""
+        return {
+            name: (value, getattr(_DEFAULTS, name))
+            for name, value in self.options.items()
+            if name in _BY_NAME and value != getattr(_DEFAULTS, name)
+        }
+
+
+def _options(config: Path) -> dict[str, Any]:
+    """What config.yaml says. Lenient: a session of another version stays readable.
+
+    Raises:
+        ValueError: without this option the epochs cannot be counted.
+    """
+    values: dict[str, Any] = {}
+    for key, raw, _ in read_yaml(str(config)):
+        try:
+            values[key] = from_text(_BY_NAME[key], raw) if key in _BY_NAME else raw
+        except ValueError as error:
+            if key in _COUNTED_BY:
+                raise ValueError(f"{config}: {key}: {error}") from None
+            values[key] = raw
+    return values

@@ -1,0 +1,38 @@
+"""What starts.jsonl says of one start of a run."""
+
+import datetime
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+
+from datasets.pipeline import Pipeline
+from lib import devices, precision
+from lib.distributed.world import World
+from lib.session import provenance
+
+
+def start_record(
+    pipeline: Pipeline, world: World, dtype: Optional[torch.dtype], source: Optional[Path]
+) -> dict[str, Any]:
+    """Plain values, for `note_start`.
+
+    Args:
+        dtype: of autocast, or None.
+        source: the checkpoint gone on from, or None.
+    """
+    return {
+        "time": datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
+        "command": provenance.command_line(),
+        "code": provenance.git_revision(),
+        "versions": provenance.versions(),
+        "device": devices.describe(world.device),
+        "precision": precision.describe(dtype),
+        "processes": world.size,
+        "dataset": pipeline.name,
+        "train_images": len(pipeline.train),
+        "test_images": 0 if pipeline.test is None else len(pipeline.test),
+        "skipped_images": len(pipeline.skipped),
+        "labels": pipeline.train.labels is not None,
+        "went_on_from": None if source is None else str(source),
+    }
