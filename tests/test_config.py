@@ -528,6 +528,7 @@ def test_options_compare_copy_and_pickle():
 def test_as_dict_is_plain_and_without_what_belongs_to_one_call():
     values = options_of("--resume", "x", "--session", "y", "--lr-schedule", "1", "2").as_dict()
     left_out = {"cfgs", "print_args", "debug_errors", "resume", "restart", "test_only", "session", "download"}
+    left_out |= {"report_only", "compare", "compare_html"}
     assert set(values) == set(BY_NAME) - left_out
     assert values["lr_schedule"] == [1, 2]
     assert values["scale"] == [0.2, 1.0]

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = [
     "--cfgs", "configs/base.yaml", "configs/digits.yaml", "--limit-train", "50", "--limit-test", "30",
     "--batch-size", "32", "--max-round", "3", "--max-epoch", "2", "--optimizer", "sgd", "--base-lr", "0.03",
-    "--lr-decay-offset", "0", "--lr-decay-step", "1",
+    "--lr-decay-offset", "0", "--lr-decay-step", "1", "--no-report",
 ]  # fmt: skip
 
 
@@ -91,8 +91,10 @@ def test_a_run_leaves_everything_behind(whole):
         "checkpoint/0002-00025-best.ckpt",
         "checkpoint/0002-00025.ckpt",
         "config.yaml",
+        "final.json",
         "log.txt",
         "metrics.jsonl",
+        "starts.jsonl",
     ]
 
 
@@ -299,7 +301,9 @@ def test_brief_shows_rounds_only(tmp_path, capsys):
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("round 0 done")
     (session,) = tmp_path.iterdir()
-    assert sorted(p.name for p in session.iterdir()) == ["checkpoint", "config.yaml", "metrics.jsonl"]
+    assert sorted(p.name for p in session.iterdir()) == [
+        "checkpoint", "config.yaml", "final.json", "metrics.jsonl", "starts.jsonl"
+    ]  # fmt: skip
 
 
 def test_epochs_that_are_not_evaluated_have_null_accuracy(tmp_path, capsys):
@@ -323,7 +327,8 @@ def folder(tmp_path_factory):
     return root
 
 
-SMALL = ["--size", "16", "--batch-size", "8", "--max-round", "2", "--max-epoch", "1", "--limit-train", "17"]
+SMALL = ["--size", "16", "--batch-size", "8", "--max-round", "2", "--max-epoch", "1", "--limit-train", "17",
+         "--no-report"]  # fmt: skip
 
 
 def test_a_folder_of_images(folder, tmp_path, capsys):

@@ -18,6 +18,7 @@ import torch
 
 from lib.method.discovery import discover
 from lib.session import checkpoint
+from tests.html_page import check_rules
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
@@ -118,6 +119,9 @@ def test_one_process_writes_for_all(sessions):
     log = (sessions / "two" / "log.txt").read_text()
     assert "2 processes, the first on CPU, 1 threads" in log
     assert log.count("round 0 done") == 1
+    page = check_rules((sessions / "two" / "report.html").read_text(encoding="utf-8"))
+    assert "; 2 processes" in page.text
+    assert page.tables["rounds"][2][:2] == ["1", "12"]
 
 
 @pytest.mark.parametrize("processes", [1, 3])

@@ -333,6 +333,30 @@ _SESSION = _group(
         "images",
         bounds=Bounds(low=0, high=5000),
     ),
+    Option(
+        "report",
+        BOOL,
+        True,
+        "write report.html into the session folder at the end of each round; takes some seconds each time",
+    ),
+    Option(
+        "compare",
+        PATH,
+        (),
+        "folders of two sessions or more: print what differs between them and what each came to, write it as a page, "
+        "and stop",
+        length=ANY_LENGTH,
+        kept=False,
+    ),
+    Option(
+        "compare_html",
+        PATH,
+        None,
+        "where the page of --compare goes; null: a new file in --sess-dir",
+        nullable=True,
+        kept=False,
+    ),
+    Option("report_only", BOOL, False, "write report.html of the session of --resume again and stop", kept=False),
 )
 
 _DEVICES = _group(

@@ -34,9 +34,11 @@ def check_together(options: Options) -> None:
             raise UserError("--nesterov needs a --momentum above 0; add --no-nesterov")
         if options.dampening != 0:
             raise UserError(f"--nesterov needs --dampening 0, not {options.dampening}; or add --no-nesterov")
-    for name, wanted in (("restart", options.restart), ("test_only", options.test_only)):
-        if wanted and options.resume is None:
+    for name in ("restart", "test_only", "report_only"):
+        if getattr(options, name) and options.resume is None:
             raise UserError(f"--{name.replace('_', '-')} needs --resume with the checkpoint to use")
+    if options.compare and (options.resume is not None or options.session is not None):
+        raise UserError("--compare trains nothing and evaluates nothing; leave out --resume and --session")
     if options.session is not None and options.resume is not None and not options.restart:
         raise UserError(
             "--session names a new session and --resume goes on in an old one; add --restart to take the state along"

@@ -35,7 +35,9 @@ def anchor_count(size: int, select_rate: float, round_number: int) -> int:
     return math.floor(size * share)
 
 
-def similarity_entropy(memory: Tensor, temperature: float, tile_elements: int = 2**24) -> Tensor:
+def similarity_entropy(
+    memory: Tensor, temperature: float, tile_elements: int = 2**24, queries: Optional[Tensor] = None
+) -> Tensor:
     """Equation 5: H_i = -sum_j p_ij log p_ij, where x_i is the bank row m_i and p_ii is included.
 
     log p_ij comes from a log-sum-exp, so that a p_ij too small for float32 counts as 0, not as 0 * log 0.
@@ -43,16 +45,18 @@ def similarity_entropy(memory: Tensor, temperature: float, tile_elements: int = 
     Args:
         memory: (N, D) bank rows.
         temperature: tau.
-        tile_elements: how many of the N x N logits may exist at a time.
+        tile_elements: how many of the logits may exist at a time.
+        queries: (Q,) int64, the rows whose entropies are wanted; None: all N.
 
     Returns:
-        (N,) entropies in nats, float32, between 0 and log N.
+        (Q,) entropies in nats, float32, between 0 and log N.
     """
-    entropy = memory.new_empty(memory.shape[0])
-    for rows in torch.arange(memory.shape[0], device=memory.device).split(max(1, tile_elements // len(memory))):
-        logits = memory[rows] @ memory.t() / temperature  # (Q, N)
+    queries = torch.arange(memory.shape[0], device=memory.device) if queries is None else queries
+    entropy = memory.new_empty(len(queries))
+    for places in torch.arange(len(queries), device=memory.device).split(max(1, tile_elements // len(memory))):
+        logits = memory[queries[places]] @ memory.t() / temperature  # (T, N)
         log_p = torch.log_softmax(logits, dim=1)
-        entropy[rows] = -(log_p.exp() * log_p).sum(dim=1)
+        entropy[places] = -(log_p.exp() * log_p).sum(dim=1)
     return entropy
 
 

@@ -128,6 +128,13 @@ class Story:
         """The value of an option; where the session does not say, its default, or None if this version has none."""
         return self.options.get(name, getattr(_DEFAULTS, name, None))
 
+    @property
+    def judge(self) -> str:
+        """Whose accuracy the epochs hold: `kNN`, or `1-NN` where the nearest image alone decides."""
+        protocol = self.value("protocol")
+        names = (protocol,) if isinstance(protocol, str) else tuple(protocol)
+        return "1-NN" if "nn" in names and "knn" not in names else "kNN"
+
     def run_epoch(self, epoch: dict[str, Any]) -> int:
         """Epochs completed since the run began, counted over all rounds."""
         return epoch["round"] * self.value("max_epoch") + epoch["epoch"]

@@ -19,11 +19,14 @@ from lib.distributed.world import World
 from lib.errors import LostContact, UserError
 from lib.evaluation.evaluator import Evaluator
 from lib.evaluation.leave_one_out import LeaveOneOut
+from lib.report import Report
 from lib.session import checkpoint, provenance
 from lib.session.folder import SessionFolder
 from lib.session.journal import LOGGER, Metrics, close_log, open_log
+from lib.session.records import note_final, note_start
 from lib.training.history import UNLABELLED_LEGEND
 from lib.training.runner import RESULT, Runner, check_curriculum
+from lib.training.start_record import start_record
 from lib.training.state import TrainingState
 
 log = logging.getLogger(LOGGER)
@@ -57,6 +60,10 @@ def _execute(settings: Settings, saved: Optional[dict[str, Any]], source: Option
     torch.backends.cudnn.benchmark = True  # batches of one size: the search for the fastest algorithm pays
     images = datasets.load(options.dataset, options.data_root, options.download, options.labels)
     pipeline = Pipeline(images, options, device, world.rank, world.size)
+    if options.report_only:
+        if world.is_first:
+            _report(pipeline, source)
+        return
     state = TrainingState.fresh(options, pipeline, world, precision.choose(options.precision, device))
     search = "auto" if options.knn_backend == "ivf" else options.knn_backend  # accuracies are exact in any case
     judge = LeaveOneOut if pipeline.test is None else Evaluator
@@ -73,9 +80,14 @@ def _execute(settings: Settings, saved: Optional[dict[str, Any]], source: Option
     open_log(log_file, options.brief, silent=not world.is_first)
     try:
         _introduce(settings, state, pipeline, evaluator, world, session, saved, source)
+        if session is not None:
+            note_start(session.starts, start_record(pipeline, world, state.embedder.dtype, source))
         labels = None if pipeline.train.labels is None else torch.from_numpy(pipeline.train.labels)
-        Runner(options, state, pipeline, evaluator, session, labels, world).run()
-        _conclude(state, evaluator, session)
+        report = (
+            Report(session, pipeline.train, pipeline.fingerprint) if session is not None and options.report else None
+        )
+        Runner(options, state, pipeline, evaluator, session, labels, world, report).run()
+        _conclude(state, evaluator, session, report)
     finally:
         pipeline.close()
         close_log()
@@ -102,6 +114,16 @@ def _test(
     )
 
 
+def _report(pipeline: Pipeline, source: Path) -> None:
+    """`--report-only`: the report of the checkpoint's session, written again from its files."""
+    session = SessionFolder.of_checkpoint(source)
+    if session is None:
+        raise UserError(f"--report-only: {source} is not in a session's checkpoint folder, so there is no session")
+    seconds = Report(session, pipeline.train, pipeline.fingerprint).write()
+    pipeline.close()
+    print(f"{session.report}: written in {seconds:.1f} s")
+
+
 def _open_session(
     settings: Settings, saved: Optional[dict[str, Any]], source: Optional[Path]
 ) -> Optional[SessionFolder]:
@@ -110,9 +132,8 @@ def _open_session(
     if options.debug:
         return None
     if saved is not None and not options.restart:
-        folder = source.resolve().parent
-        session = SessionFolder(folder.parent)
-        if folder.name != "checkpoint" or not session.config.exists():
+        session = SessionFolder.of_checkpoint(source)
+        if session is None:
             raise UserError(
                 f"--resume {source}: the file is not in a session's checkpoint folder, so there is no session to go on"
                 " in; add --restart to start a new one from it"
@@ -187,7 +208,9 @@ def _introduce(
                 )
 
 
-def _conclude(state: TrainingState, evaluator: Evaluator, session: Optional[SessionFolder]) -> None:
+def _conclude(
+    state: TrainingState, evaluator: Evaluator, session: Optional[SessionFolder], report: Optional[Report]
+) -> None:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     if evaluator.possible:
         log.info("%s", state.history.table(width), extra=RESULT)
@@ -195,5 +218,9 @@ def _conclude(state: TrainingState, evaluator: Evaluator, session: Optional[Sess
     accuracy = evaluator.recomputed(state.embedder)
     if accuracy is not None:
         log.info("last network, training features recomputed: %s%s", accuracy, evaluator.note, extra=RESULT)
+        if session is not None:
+            note_final(session.final, state.round, state.epoch, accuracy.top1, accuracy.top5)
+    if report is not None:
+        report.write_if_possible()
     if session is not None:
         log.info("checkpoints, log, metrics and TensorBoard files: %s", session.path, extra=RESULT)

@@ -15,6 +15,7 @@ from lib.evaluation.evaluator import Evaluator
 from lib.evaluation.knn import Accuracy
 from lib.method.discovery import anchor_count, discover
 from lib.method.neighbourhoods import Neighbourhoods
+from lib.report import Report
 from lib.session import checkpoint
 from lib.session.board import Board
 from lib.session.folder import SessionFolder
@@ -43,6 +44,7 @@ class Runner:
         session: where to write, or None to write nothing.
         labels: (N,) training labels, for the reported consistency only; or None.
         world: the processes of the run. All go through the same steps; `session` belongs to the first of them.
+        report: written at the end of each round; or None.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Runner:
         session: Optional[SessionFolder],
         labels: Optional[Tensor],
         world: World,
+        report: Optional[Report] = None,
     ):
         self.options, self.session, self.labels, self.world = options, session, labels, world
         self.state, self.pipeline, self.evaluator = state, pipeline, evaluator
@@ -65,6 +68,7 @@ class Runner:
         self.board = Board(folder, options.max_epoch, (state.round, state.epoch))
         self.board.introduce(options.as_dict(), evaluator.possible)
         self.observer = Observer(options, pipeline, labels, world, self.board)
+        self.report = report
         images = len(pipeline.train)
         rounds_left = max(0, options.max_round - state.round - 1)
         epochs_left = rounds_left * options.max_epoch + max(0, options.max_epoch - state.epoch)
@@ -122,6 +126,8 @@ class Runner:
             self._train_one_epoch()
             schedule.step()
         log.info("%s", _closing_line(state.history.current, self.evaluator.name), extra=RESULT)
+        if self.report is not None:
+            self.report.write_if_possible()
 
     def _train_one_epoch(self) -> None:
         options, state = self.options, self.state

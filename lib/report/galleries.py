@@ -1,0 +1,143 @@
+"""Pictures in order of certainty: anchors with their neighbours, and the images at both ends."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from lib.method.discovery import similarity_entropy
+from lib.method.neighbourhoods import Neighbourhoods
+from lib.nearest import nearest
+from lib.report.pictures import Picture, Pictures, sample
+
+GROUP = 6
+"""Anchors shown in a group."""
+NEIGHBOURS = 4
+"""Neighbours shown of an anchor; it may have more."""
+ENDS = 12
+"""Images shown as the most and as the least certain."""
+LOGITS = 2**28
+"""In round 0, where the run measures no entropies, the report measures some: about so many similarities."""
+
+
+@dataclass(frozen=True)
+class Certainty:
+    """Entropies of some images.
+
+    Attributes:
+        rows: (Q,) int64, which images, ascending.
+        entropy: (Q,) float32, in nats.
+        whole: whether these are all images.
+        of_round: whether the run measured them, at the start of its round; otherwise the report did, at its end.
+    """
+
+    rows: Tensor
+    entropy: Tensor
+    whole: bool
+    of_round: bool
+
+    @classmethod
+    def measured(cls, found: Neighbourhoods, memory: Tensor, temperature: float, seed: int) -> "Certainty":
+        """Those of the round; or, in a round without, those of a sample in the bank as it stands."""
+        if len(found.anchor_indexes) > 0:
+            return cls(torch.arange(len(found.entropy)), found.entropy, True, True)
+        count = max(256, LOGITS // len(memory))
+        rows = torch.from_numpy(sample(len(memory), count, seed))
+        entropy = similarity_entropy(memory, temperature, queries=rows)
+        return cls(rows, entropy, len(rows) == len(memory), False)
+
+    def of(self, rows: Tensor) -> Tensor:
+        """The entropies of some of the rows."""
+        return self.entropy[torch.searchsorted(self.rows, rows)]
+
+    def ordered(self) -> Tensor:
+        """The rows, the lowest entropy first."""
+        return self.rows[torch.sort(self.entropy, stable=True).indices]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A neighbour of an anchor."""
+
+    picture: Picture
+    same: Optional[bool]
+    """Whether it has the anchor's label; None without labels."""
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """An anchor and some of its neighbours."""
+
+    picture: Picture
+    entropy: float
+    neighbours: list[Beside]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Anchors of similar entropy."""
+
+    name: str
+    anchors: list[Anchor]
+
+
+def anchors_with_neighbours(
+    found: Neighbourhoods, certainty: Certainty, memory: Tensor, pictures: Pictures
+) -> list[Group]:
+    """Anchors of lowest, middle and highest entropy, each with its neighbours, nearest first.
+
+    In round 0, which has no anchors, images of the sample stand in, with the neighbour they have in the bank.
+    """
+    if len(found.anchor_indexes) > 0:
+        ordered, neighbours = found.anchor_indexes, found.neighbours
+    else:
+        ordered, neighbours = certainty.ordered(), None
+    groups = []
+    for name, places in _thirds(len(ordered)):
+        rows = ordered[places]
+        if neighbours is None:
+            beside = nearest(memory[rows], memory, 1, rows, backend="torch")[1]
+        else:
+            beside = neighbours[places, :NEIGHBOURS]
+        shown = zip(rows.tolist(), certainty.of(rows).tolist(), beside.tolist())
+        groups.append(Group(name, [_anchor(*each, pictures) for each in shown]))
+    return groups
+
+
+def _anchor(row: int, entropy: float, others: Sequence[int], pictures: Pictures) -> Anchor:
+    beside = [Beside(pictures.picture(other), pictures.same_class(row, other)) for other in others]
+    return Anchor(pictures.picture(row), entropy, beside)
+
+
+def _thirds(count: int) -> list[tuple[str, slice]]:
+    """Where the lowest, middle and highest of `count` ordered ones stand; none stands in two groups."""
+    size = min(GROUP, count // 3)
+    if size == 0:
+        return [("All", slice(0, count))]
+    middle = (count - size) // 2
+    return [
+        ("Lowest entropy", slice(0, size)),
+        ("Middle entropy", slice(middle, middle + size)),
+        ("Highest entropy", slice(count - size, count)),
+    ]
+
+
+@dataclass(frozen=True)
+class Certain:
+    """An image and its entropy."""
+
+    picture: Picture
+    entropy: float
+
+
+def ends(certainty: Certainty, pictures: Pictures) -> tuple[list[Certain], list[Certain]]:
+    """The most certain images, surest first, and the least certain, least sure first; no image is in both."""
+    order = torch.sort(certainty.entropy, stable=True).indices
+    size = min(ENDS, len(order) // 2)
+    most, least = order[:size], order[len(order) - size :].flip(0)
+    return tuple(
+        [Certain(pictures.picture(certainty.rows[place].item()), certainty.entropy[place].item()) for place in places]
+        for places in (most, least)
+    )
