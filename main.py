@@ -4,6 +4,7 @@
     python3 main.py --cfgs configs/base.yaml configs/cifar10.yaml       # the paper's CIFAR-10 recipe
     python3 main.py --resume sessions/NAME                              # go on where it stopped
     python3 main.py --resume sessions/NAME --test-only                  # evaluate
+    python3 main.py --compare sessions/A sessions/B                     # side by side, without PyTorch
     python3 main.py --help                                              # every option
 
     python3 main.py --gpus 0,1 ...                                      # several GPUs of this machine
@@ -45,7 +46,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run(settings: Settings, arguments: Sequence[str], place: Place) -> int:
-    """Print the options, or train, go on, or evaluate. Returns the exit status."""
+    """Print the options, compare sessions, or train, go on, or evaluate. Returns the exit status."""
+    if settings.options.compare:
+        if place.rank == 0:
+            from lib.comparison import compare
+
+            compare(settings.options.compare, settings.options.compare_html, settings.options.sess_dir)
+        return 0
     saved = source = None
     if settings.options.resume is not None:
         from lib.session import checkpoint

@@ -72,6 +72,8 @@ def _from_command_line(argv: Sequence[str]) -> Layer:
             raise UserError(f"{option.flag} on the command line: {error}") from None
     if layer.get("cfgs") == ():
         raise UserError("--cfgs on the command line: expected the paths of config files, got nothing")
+    if len(layer.get("compare", ("", ""))) < 2:
+        raise UserError("--compare on the command line: expected the folders of two sessions or more")
     return layer
 
 
