@@ -11,6 +11,7 @@ from lib.approximate import ApproximateSearch, recall
 from lib.distributed.shard import Shard
 from lib.distributed.sync_batch_norm import synchronise, without_synchronisation
 from lib.evaluation.knn import weighted_knn
+from lib.insight.survey import sample_rows, survey
 from lib.method.discovery import discover
 from lib.method.global_batch import GlobalBatch
 from lib.method.memory_bank import MemoryBank
@@ -209,4 +210,19 @@ def approximate(world):
     }
 
 
-JOBS = [exchanges, fetches, losses, banks, batch_norms, discoveries, searches, approximate]
+def surveys(world):
+    """Entropies and nearest of some rows, among doubles, and where some processes have no rows at all."""
+    found = {}
+    for name, (memory, temperature) in banks_to_discover().items():
+        if len(memory) < 2 or name == "lengths":
+            continue
+        shard, rows = Shard(world, len(memory)), sample_rows(len(memory), 37)
+        seen = survey(memory[shard.start : shard.stop], rows, temperature, shard, 2**12)
+        found[name] = {"entropy": seen.entropy, "nearest": seen.nearest, "cosine": seen.cosine, "rows": seen.features}
+    two = unit_rows(2, 4, 0)
+    shard = Shard(world, 2)
+    found["two"] = survey(two[shard.start : shard.stop], sample_rows(2), 0.1, shard).nearest
+    return found
+
+
+JOBS = [exchanges, fetches, losses, banks, batch_norms, discoveries, searches, approximate, surveys]

@@ -359,7 +359,7 @@ def test_switches(option):
         (
             ["--dataset", "cifar"],
             "--dataset on the command line: expected one of digits, cifar10, cifar100, svhn, imagefolder, imagenet12, "
-            "cub200, dogs, got 'cifar'",
+            "cub200, dogs, photos, got 'cifar'",
         ),
         (["--sess-dir", ""], "--sess-dir on the command line: expected a path, got nothing"),
         (["--session", "a/b"], "--session on the command line: expected a plain folder name, or null, got 'a/b'"),
@@ -412,7 +412,7 @@ def test_session_names_with_dots_are_plain():
         (
             "dataset: mnist\n",
             ", line 1: dataset: expected one of digits, cifar10, cifar100, svhn, imagefolder, imagenet12, cub200, "
-            "dogs, got 'mnist'",
+            "dogs, photos, got 'mnist'",
         ),
         ("cfgs: [a.yaml]\n", ", line 1: a config file cannot name others; list them after --cfgs on the command line"),
         ("scale: [[1, 2]]\n", ", line 1: scale: expected a value or a list of values, without nesting or tags"),
@@ -679,7 +679,10 @@ def test_help_fits_and_names_every_option(monkeypatch, capsys, columns):
     assert "--no-nesterov" in words
     joined = " ".join(text.split())
     assert "--batch-size N images in a batch [images; at least 2; default 128]" in joined
-    assert "[one of digits, cifar10, cifar100, svhn, imagefolder, imagenet12, cub200, dogs; default cifar10]" in joined
+    assert (
+        "[one of digits, cifar10, cifar100, svhn, imagefolder, imagenet12, cub200, dogs, photos; default cifar10]"
+        in joined
+    )
 
 
 HEAVY = ("torch", "torchvision", "numpy", "sklearn", "faiss")

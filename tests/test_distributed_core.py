@@ -225,3 +225,9 @@ def test_lists_find_nearly_all_and_say_how_many(alone, together):
         assert found["exact similarities"]
         assert found["few"]
         assert not found["itself"]
+
+
+def test_surveys_are_those_of_one_process(alone, together):
+    for found in together:
+        assert_same(found["surveys"], alone["surveys"], atol=2e-6, rtol=1e-6)
+    assert alone["surveys"]["two"].tolist() == [1, 0]

@@ -107,11 +107,17 @@ def test_metrics_have_a_line_an_epoch(whole):
     for record in records:
         assert set(record) == {
             "round", "epoch", "anchors", "consistency", "loss", "lr", "knn_top1", "knn_top5",
-            "images_per_second", "seconds",
+            "images_per_second", "seconds", "entropy", "anchor_entropy", "neighbours_kept", "neighbour_cosine",
+            "clusters",
         }  # fmt: skip
         assert 0 <= record["knn_top1"] <= record["knn_top5"] <= 1
         assert record["loss"] > 0
         assert record["images_per_second"] > 0
+        assert 0 < record["entropy"] <= np.log(50)
+        assert -1 <= record["neighbour_cosine"] <= 1.000001
+        assert (record["clusters"] is None) == (record["epoch"] == 1)
+        assert (record["anchor_entropy"] is None) == (record["neighbours_kept"] is None) == (record["round"] == 0)
+    assert all(sum(record["clusters"]) == 50 for record in records[1::2])
     assert records[0]["consistency"] is None
     assert 0 <= records[2]["consistency"] <= 1
 
@@ -120,10 +126,15 @@ def test_the_closing_table(whole):
     out = whole[1].stdout
     assert "| round | anchors | consistency | kNN last |" in out
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| ")]
-    assert [row[:2] for row in rows[1:]] == [["0", "0"], ["1", "12"], ["2", "25"]]
+    assert [row[:2] for row in rows[1:4]] == [["0", "0"], ["1", "12"], ["2", "25"]]
     last = metrics_of(whole[0])[-1]
     assert rows[3][3] == f"{100 * last['knn_top1']:.2f} %"
     assert rows[1][2] == "-"
+    header, *unlabelled = rows[4:]
+    assert header[:4] == ["round", "anchors", "loss", "entropy"]
+    assert [row[:2] for row in unlabelled] == [["0", "0"], ["1", "12"], ["2", "25"]]
+    assert unlabelled[2][2:4] == [f"{last['loss']:.3f}", f"{last['entropy']:.3f}"]
+    assert unlabelled[2][5:7] == [f"{100 * last['neighbours_kept']:.1f} %", f"{last['neighbour_cosine']:.3f}"]
     assert str(whole[0]) in out.splitlines()[-1]
     assert "training features recomputed: top-1" in out
 
@@ -177,9 +188,9 @@ def test_tensorboard_tags_can_be_read_back(whole):
     assert sorted(path.name for path in board.iterdir()) == ["round-0", "round-1", "round-2", "run"]
     run = EventAccumulator(str(board / "run")).Reload()
     scalars = {"Train/Loss", "Train/Learning_Rate", "Train/Images_per_second", "Evaluate/Rank-1",
-               "Evaluate/best_acc", "ANs/Number"}  # fmt: skip
-    assert scalars | {"ANs/Consistency"} == set(run.Tags()["scalars"])
-    assert run.Tags()["histograms"] == ["ANs/Entropy"]
+               "Evaluate/best_acc", "ANs/Number", "ANs/Consistency"}  # fmt: skip
+    assert scalars <= set(run.Tags()["scalars"])
+    assert "ANs/Entropy" in run.Tags()["histograms"]
     records = metrics_of(whole[0])
     assert [e.value for e in run.Scalars("Train/Loss")] == pytest.approx([r["loss"] for r in records], rel=1e-5)
     assert [e.step for e in run.Scalars("Train/Loss")] == [1, 2, 3, 4, 5, 6]
@@ -356,8 +367,10 @@ def test_a_folder_without_labels_or_test_images_trains_without_made_up_accuracie
     assert main.main([*arguments, "--session", "x"]) == 0
     assert all(r["knn_top1"] is None and r["consistency"] is None for r in metrics_of(tmp_path / "s" / "x"))
     out = capsys.readouterr().out
-    assert "no accuracy (no labels)" in out
-    assert "kNN best" in out
+    assert "without labels: loss, entropy, neighbours, clusters; no accuracy" in out
+    assert "kNN" not in out
+    assert "consistency" not in out
+    assert "| round | anchors |  loss | entropy |" in out
     last = tmp_path / "s" / "x"
     assert main.main(["--resume", str(last), "--test-only"]) == 2
     assert "no labelled test images" in capsys.readouterr().err

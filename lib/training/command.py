@@ -104,13 +104,16 @@ def _test(
     """`--test-only`: features of training and test images recomputed, one line of result, nothing written."""
     state.restore_network(saved, str(source))
     if not evaluator.possible:
-        raise UserError(f"--test-only: {settings.options.dataset} has no labels to judge by")
+        raise UserError(
+            f"--test-only: {settings.options.dataset} has no labelled test images, nor labelled training images to do "
+            "without"
+        )
     accuracy = evaluator.recomputed(state.embedder)
     if not world.is_first:
         return
     print(
         f"{source}: round {saved['round']}, epoch {saved['epoch']}: "
-        f"{evaluator.name} {accuracy} (training features recomputed)"
+        f"{settings.options.protocol} {accuracy}{evaluator.note} (training features recomputed)"
     )
 
 
