@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -21,17 +22,18 @@ _ARGUMENTS = (
     "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--force-device-scale-factor=1",
 )  # fmt: skip
 
-_DEEP = """
+FIND = """
 const found = [];
 const visit = (root) => {
   for (const element of root.querySelectorAll('*')) {
     if (element.matches(arguments[0])) found.push(element);
     if (element.shadowRoot) visit(element.shadowRoot);
+    if (element.contentDocument) visit(element.contentDocument);
   }
 };
 visit(document);
 """
-"""Collects in `found` what a CSS selector matches anywhere, also inside of web components."""
+"""Collects in `found` what a CSS selector matches anywhere, also inside of web components and frames."""
 
 
 def free_port():
@@ -58,6 +60,8 @@ class Browser:
         folder: for the profile and the driver's log.
         width, height: of the window, in pixels.
     """
+
+    FIND = FIND
 
     def __init__(self, folder, width=1400, height=1000):
         self._folder, self._size = Path(folder), (width, height)
@@ -116,12 +120,12 @@ class Browser:
         return self._ask("POST", f"{self._session}/execute/sync", {"script": script, "args": arguments})
 
     def count(self, selector):
-        """How many elements a CSS selector matches, also inside of web components."""
-        return self.run(_DEEP + "return found.length", selector)
+        """How many elements a CSS selector matches, also inside of web components and frames."""
+        return self.run(FIND + "return found.length", selector)
 
     def texts(self, selector):
         """The visible text of each of them."""
-        return self.run(_DEEP + "return found.map((element) => element.innerText || element.textContent)", selector)
+        return self.run(FIND + "return found.map((element) => element.innerText || element.textContent)", selector)
 
     def screenshot(self, file):
         Path(file).write_bytes(base64.b64decode(self._ask("GET", f"{self._session}/screenshot")))

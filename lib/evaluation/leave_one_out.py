@@ -10,6 +10,7 @@ from lib.distributed.world import World
 from lib.embedder import Embedder
 from lib.evaluation.features import extract
 from lib.evaluation.knn import Accuracy, weighted_knn
+from lib.insight.survey import sample_rows
 
 LARGEST_SAMPLE = 10_000
 """Images that are judged; of more, so many at even distances. All vote."""
@@ -53,8 +54,7 @@ class LeaveOneOut:
     def _judge(self, own_rows: Tensor) -> Accuracy:
         rows = self.world.gather_rows(own_rows, self.world.shares(len(self.pipeline.train)))
         database, labels = rows[self._labelled.to(rows.device)], self._labels.to(rows.device)
-        count = len(labels)
-        judged = torch.arange(min(count, LARGEST_SAMPLE), device=rows.device) * count // min(count, LARGEST_SAMPLE)
+        judged = sample_rows(len(labels), LARGEST_SAMPLE).to(rows.device)
         classes = len(self.pipeline.train.classes)
         return weighted_knn(
             database[judged],

@@ -48,7 +48,7 @@ def sample_rows(count: int, largest: int = LARGEST_SAMPLE) -> Tensor:
     """(S,) int64, all of `count` images or `largest` of them at even distances; a function of the two numbers."""
     if count <= largest:
         return torch.arange(count)
-    return torch.arange(largest) * count // largest
+    return torch.div(torch.arange(largest) * count, largest, rounding_mode="floor")
 
 
 @torch.no_grad()

@@ -127,7 +127,9 @@ UNLABELLED_LEGEND = (
 
 
 def sizes(clusters: list[int]) -> str:
-    """`9 (12 to 80)`: how many, and their sizes."""
+    """`9 (12 to 80)`: how many, and their sizes; `1 (all 500)` where no number of clusters stands out."""
+    if len(clusters) == 1:
+        return f"1 (all {clusters[0]})"
     return f"{len(clusters)} ({min(clusters)} to {max(clusters)})"
 
 
