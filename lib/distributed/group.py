@@ -7,7 +7,7 @@ import torch
 from torch import distributed
 
 from lib import devices
-from lib.compat import spare_process_group
+from lib.compat import rest_process_group, spare_process_group
 from lib.distributed.place import Place
 from lib.distributed.world import World
 from lib.errors import LostContact, UserError
@@ -49,4 +49,5 @@ def join(gpus: str, place: Place) -> World:
 def leave() -> None:
     """Part from the others, if there are any."""
     if distributed.is_available() and distributed.is_initialized():
+        rest_process_group()
         distributed.destroy_process_group()
