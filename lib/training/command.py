@@ -1,6 +1,7 @@
 """What `main.py` does once the options are known: train, go on, or evaluate."""
 
 import logging
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Optional
 
@@ -19,6 +20,8 @@ from lib.evaluation.evaluator import Evaluator
 from lib.session import checkpoint, provenance
 from lib.session.folder import SessionFolder
 from lib.session.journal import LOGGER, Metrics, close_log, open_log
+from lib.session.lock import SessionLock
+from lib.session.own_files import check_no_links
 from lib.training.runner import RESULT, Runner, check_curriculum
 from lib.training.state import TrainingState
 
@@ -63,17 +66,17 @@ def _execute(settings: Settings, saved: Optional[dict[str, Any]], source: Option
     if saved is not None:
         state.restore(saved, str(source), options, pipeline)
     world.barrier()  # all have read the checkpoint before the first puts later ones aside
-    session = _open_session(settings, saved, source) if world.is_first else None
-    log_file = session.log if session is not None and options.log_file else None
-    open_log(log_file, options.brief, silent=not world.is_first)
-    try:
+    with ExitStack() as at_end:
+        session = _open_session(settings, saved, source, at_end) if world.is_first else None
+        log_file = session.log if session is not None and options.log_file else None
+        open_log(log_file, options.brief, silent=not world.is_first)
+        at_end.callback(close_log)
+        at_end.callback(pipeline.close)
         _introduce(settings, state, pipeline, world, session, saved, source)
         labels = None if pipeline.train.labels is None else torch.from_numpy(pipeline.train.labels)
-        Runner(options, state, pipeline, evaluator, session, labels, world).run()
+        own = None if options.restart else source
+        Runner(options, state, pipeline, evaluator, session, labels, world, own).run()
         _conclude(state, evaluator, session)
-    finally:
-        pipeline.close()
-        close_log()
 
 
 def _test(
@@ -98,9 +101,9 @@ def _test(
 
 
 def _open_session(
-    settings: Settings, saved: Optional[dict[str, Any]], source: Optional[Path]
+    settings: Settings, saved: Optional[dict[str, Any]], source: Optional[Path], at_end: ExitStack
 ) -> Optional[SessionFolder]:
-    """The session of the checkpoint when going on, a new one otherwise, none with --debug."""
+    """The session of the checkpoint when going on, a new one otherwise, none with --debug. Ours until `at_end`."""
     options = settings.options
     if options.debug:
         return None
@@ -112,14 +115,33 @@ def _open_session(
                 f"--resume {source}: the file is not in a session's checkpoint folder, so there is no session to go on"
                 " in; add --restart to start a new one from it"
             )
+        check_no_links(session)
+        _lock(session, at_end)
+        if _place_of(source) != _place(saved):
+            raise UserError(f"session {session.path} has gone on while this run started; start it again")
         Metrics(session.metrics).rewind(saved["round"], saved["epoch"])
-        session.set_aside_after(saved["round"], saved["epoch"], lambda path: checkpoint.load(path)["epoch"])
+        session.set_aside_after(saved["round"], _place(saved), _place_of)
         session.write_config(to_yaml(settings))
         return session
     session = SessionFolder.create(options.sess_dir, options.session)
+    _lock(session, at_end)
     origin = "" if source is None else f"# This run went on from {source}; without it these options start anew.\n"
     session.write_config(origin + to_yaml(settings))
     return session
+
+
+def _lock(session: SessionFolder, at_end: ExitStack) -> None:
+    lock = SessionLock(session.path)
+    lock.take()
+    at_end.callback(lock.release)
+
+
+def _place(saved: dict[str, Any]) -> tuple[int, int]:
+    return saved["epoch"], saved.get("step", 0)
+
+
+def _place_of(path: Path) -> tuple[int, int]:
+    return _place(checkpoint.load(path))
 
 
 def _introduce(
@@ -157,7 +179,8 @@ def _introduce(
     if session is not None and options.log_tfb:
         log.info("watch     tensorboard --logdir %s", session.tensorboard)
     if saved is not None:
-        log.info("resumed   %s: round %d, %d epochs completed", source, saved["round"], saved["epoch"])
+        steps = f" and {saved['step']} steps" if saved.get("step") else ""
+        log.info("resumed   %s: round %d, %d epochs%s completed", source, saved["round"], saved["epoch"], steps)
         now = "fp32" if state.embedder.dtype is None else "bf16"
         if saved.get("precision", now) != now:
             log.warning("the network computes in %s now; the checkpoint's computed in %s", now, saved["precision"])
