@@ -16,7 +16,7 @@ from datasets.checked_files import CheckedFiles
 from datasets.image_file import read_rgb
 from datasets.image_set import ImageSet
 from datasets.split import Split
-from lib.errors import RunError, UserError
+from lib.errors import RunError, UserError, one_line
 from lib.session.journal import LOGGER
 from lib.session.progress import LINE_EVERY, duration
 
@@ -118,7 +118,7 @@ def _list(reasons: Sequence[str], images: int, kind: str) -> None:
         kind,
     )
     for reason in reasons[:_LISTED]:
-        log.warning("    %s", reason)
+        log.warning("    %s", one_line(reason))
     if len(reasons) > _LISTED:
         log.warning("    and %s more", f"{len(reasons) - _LISTED:,}")
 

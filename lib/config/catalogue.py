@@ -336,6 +336,12 @@ _DEVICES = _group(
         "and entropies are float32 in any case",
         choices=("auto", "fp32", "bf16"),
     ),
+    Option(
+        "deterministic",
+        BOOL,
+        False,
+        "CUDA: the same bits in every run, at some cost in speed; on a CPU they are the same in any case",
+    ),
     Option("tf32", BOOL, False, "CUDA: let float32 convolutions round to TF32"),
     Option(
         "compile",

@@ -9,7 +9,7 @@ import torch
 
 import datasets
 from datasets.pipeline import Pipeline
-from lib import devices, precision
+from lib import determinism, devices, precision
 from lib.allocator import keep_freed_memory
 from lib.config import Options, Settings, to_yaml
 from lib.distributed import group
@@ -37,6 +37,7 @@ def execute(settings: Settings, saved: Optional[dict[str, Any]], source: Optiona
         source: the file it came from.
         place: of this process among those of the run.
     """
+    determinism.choose(settings.options.deterministic)
     world = group.join(settings.options.gpus, place)
     keep_freed_memory()
     try:
@@ -53,7 +54,6 @@ def _execute(settings: Settings, saved: Optional[dict[str, Any]], source: Option
     options, device = settings.options, world.device
     torch.backends.cuda.matmul.allow_tf32 = False  # loss, bank and entropies are float32 in any case
     torch.backends.cudnn.allow_tf32 = options.tf32
-    torch.backends.cudnn.benchmark = True  # batches of one size: the search for the fastest algorithm pays
     images = datasets.load(options.dataset, options.data_root, options.download)
     pipeline = Pipeline(images, options, device, world.rank, world.size)
     state = TrainingState.fresh(options, pipeline, world, precision.choose(options.precision, device))

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 import models
 from datasets.pipeline import Pipeline
 from lib.config import Options
+from lib.determinism import without_adaptive_pooling
 from lib.distributed.sync_batch_norm import synchronise
 from lib.distributed.world import World
 from lib.embedder import Embedder
@@ -51,6 +52,8 @@ class TrainingState:
         """The state before the first epoch, a function of the seed. `dtype` is that of autocast."""
         torch.manual_seed(derive(options.seed, "network"))
         network = models.build(options.network, options.low_dim, options.stem, options.size)
+        if options.deterministic:
+            network = without_adaptive_pooling(network, options.size)
         if options.sync_bn:
             network = synchronise(network, world)
         embedder = Embedder(network, world.device, dtype, options.compile, world)
