@@ -4,6 +4,7 @@ import inspect
 import os
 import shutil
 import types
+import warnings
 from typing import Any, Callable
 
 import torch
@@ -71,7 +72,9 @@ def load_data_only(path: str) -> Any:
     """
     check_archive(path)
     if HAS_WEIGHTS_ONLY:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about oddities of files that it then refuses
+            return torch.load(path, map_location="cpu", weights_only=True)
     restricted = types.ModuleType("restricted_pickle")
     restricted.Unpickler = DataUnpickler
     restricted.load = lambda file, **kwargs: DataUnpickler(file, **kwargs).load()

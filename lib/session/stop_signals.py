@@ -15,8 +15,9 @@ _SAME = 3.0  # seconds in which a launcher passes on what the terminal has sent 
 class StopSignals:
     """While it is entered, the first of these signals is remembered in `wanted` and does nothing else.
 
-    The next one ends the process there and then, as if nobody listened. A signal that was ignored before, as nohup
-    arranges it, stays ignored. Outside the main thread, where Python allows no handlers, everything stays as it was.
+    The next one ends the process as if nobody listened, as soon as Python comes back from the operation of PyTorch's
+    that runs; two signals of one kind during one operation are one. A signal that was ignored before, as nohup arranges
+    it, stays ignored. Outside the main thread, where Python allows no handlers, everything stays as it was.
 
     Args:
         launched: whether a launcher passes signals on. From a terminal this process then gets one twice: what follows
@@ -51,9 +52,6 @@ class StopSignals:
                 _end_by(number)
             return
         self.wanted, self._heard = signal.Signals(number), time.monotonic()
-        if not self._launched:  # from here on the kernel does it, also while a long computation runs
-            for each in self._before:
-                signal.signal(each, signal.SIG_DFL)
         if not self._quiet:
             # not by print or logging, which may be in the middle of a line
             os.write(
