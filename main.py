@@ -10,8 +10,8 @@
     python3 main.py --gpus 0,1 ...                                      # several GPUs of this machine
     torchrun --nproc_per_node 4 main.py ...                             # the same by hand, and on several machines
 
-Exit status: 0 done, 1 the run failed, 2 a mistake in the call, 130 stopped by the keyboard; under torchrun also 75,
-another process of the run ended.
+Exit status: 0 done, 1 the run failed, 2 a mistake in the call, 130 stopped by Ctrl-C and 143 by SIGTERM (saved, and
+ready to go on); under torchrun also 75, another process of the run ended.
 """
 
 import os
@@ -21,26 +21,35 @@ from typing import Optional
 
 from lib.config import Settings, collect, table
 from lib.distributed.place import Place
-from lib.errors import LOST_CONTACT, LostContact, RunError, UserError
+from lib.errors import LOST_CONTACT, Interrupted, LostContact, RunError, UserError, one_line
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit status. Errors are one line on standard error."""
     place = Place.here()
+    for stream in (sys.stdout, sys.stderr):  # a file's name may hold what the terminal's encoding does not
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    debug = "--debug-errors" in arguments
     try:
         settings = collect(arguments)
+        debug = settings.options.debug_errors
     except UserError as error:
-        if "--debug-errors" in arguments:
+        if debug:
             raise
         return 2 if place.rank > 0 else _failed(error, 2)  # all processes read the same; one says it
     try:
         return run(settings, arguments, place)
     except BrokenPipeError:
         raise
-    except (UserError, RunError, OSError) as error:
-        if settings.options.debug_errors:
+    except Interrupted as stop:
+        if place.rank == 0:
+            print(one_line(stop), file=sys.stderr)
+        return stop.status
+    except Exception as error:
+        if debug:
             raise
-        return _failed(error, _status(error), place)
+        return _failed(_in_one_line(error), _status(error), place)
     except KeyboardInterrupt:
         return _failed("stopped by the keyboard", 130, place)
 
@@ -55,11 +64,11 @@ def run(settings: Settings, arguments: Sequence[str], place: Place) -> int:
         return 0
     saved = source = None
     if settings.options.resume is not None:
-        from lib.session import checkpoint
-        from lib.session.folder import find_checkpoint
+        from lib.session.resume import open_checkpoint
 
-        source = find_checkpoint(settings.options.resume, settings.options.sess_dir)
-        saved = checkpoint.load(source)
+        saved, source, passed_over = open_checkpoint(settings.options.resume, settings.options.sess_dir)
+        for line in passed_over if place.rank == 0 else ():
+            print(f"warning: {one_line(line)}", file=sys.stderr)
         settings = collect(arguments, saved["options"])
     if settings.options.print_args:
         if place.rank == 0:
@@ -78,6 +87,16 @@ def run(settings: Settings, arguments: Sequence[str], place: Place) -> int:
     return 0
 
 
+def _in_one_line(error: Exception) -> str:
+    """An error as the user sees it. One that nobody foresaw says so."""
+    if isinstance(error, (UserError, RunError)):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    reason = " ".join(str(error).split())
+    return f"unforeseen {type(error).__name__}: {reason}; --debug-errors shows where it happened"
+
+
 def _status(error: Exception) -> int:
     if isinstance(error, LostContact):
         return LOST_CONTACT
@@ -86,7 +105,7 @@ def _status(error: Exception) -> int:
 
 def _failed(reason: object, status: int, place: Optional[Place] = None) -> int:
     who = f"rank {place.rank}: " if place is not None and place.size > 1 else ""
-    print(f"error: {who}{reason}", file=sys.stderr)
+    print(f"error: {who}{one_line(reason)}", file=sys.stderr)
     return status
 
 
@@ -95,6 +114,9 @@ if __name__ == "__main__":
         status = main(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output has seen enough, as in `main.py --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except OSError:  # the disk that standard output goes to is full
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     sys.exit(status)

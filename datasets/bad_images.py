@@ -13,7 +13,7 @@ from datasets.image_file import read_rgb
 from datasets.image_set import ImageSet
 from datasets.reading import ReadingProgress, in_processes
 from datasets.split import Split
-from lib.errors import UserError
+from lib.errors import UserError, one_line
 from lib.session.journal import LOGGER
 
 log = logging.getLogger(LOGGER)
@@ -108,6 +108,6 @@ def _list(reasons: Sequence[str], images: int, kind: str) -> None:
         kind,
     )
     for reason in reasons[:_LISTED]:
-        log.warning("    %s", reason)
+        log.warning("    %s", one_line(reason))
     if len(reasons) > _LISTED:
         log.warning("    and %s more", f"{len(reasons) - _LISTED:,}")

@@ -11,7 +11,7 @@ from PIL import Image
 from datasets import image_cache
 from datasets.image_cache import CACHE
 from datasets.image_set import ImageSet
-from lib.errors import UserError
+from lib.errors import UserError, one_line
 
 LARGEST_SIDE = 64  # pixels
 LARGEST_ARRAY = 2**31  # bytes
@@ -57,7 +57,7 @@ def _checksum(paths) -> str:
         try:
             content = Path(path).read_bytes()
         except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}; mend or remove it") from error
+            raise UserError(f"{one_line(path)}: cannot be read: {error.strerror}; mend or remove it") from error
         digest.update(len(content).to_bytes(8, "big") + content)
     return digest.hexdigest()
 
@@ -76,6 +76,7 @@ def _decode(images: ImageSet, shape: tuple[int, ...]) -> Optional[np.ndarray]:
 def _read_cache(file: Path, shape: tuple[int, ...]) -> Optional[np.ndarray]:
     try:
         pixels = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError):  # not there, cut short, or no array: decode again
+    except Exception:  # not there, or bytes that numpy cannot take, for which it has many exceptions: decode again
         return None
-    return pixels if pixels.shape == shape and pixels.dtype == np.uint8 else None
+    usable = isinstance(pixels, np.ndarray) and pixels.shape == shape and pixels.dtype == np.uint8
+    return pixels if usable else None

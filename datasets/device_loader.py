@@ -49,7 +49,7 @@ class DeviceLoader:
         self._stds = torch.tensor(stds, device=device)[None, :, None, None]
 
     def batches(
-        self, order: Sequence[Tensor], salt: tuple[int, ...], share: Share = WHOLE
+        self, order: Sequence[Tensor], salt: tuple[int, ...], share: Share = WHOLE, start: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, 3, S, S) float32, normalised, and row numbers (B,), for every batch of `order`.
 
@@ -58,8 +58,9 @@ class DeviceLoader:
             salt: where in the run this is, e.g. (round, epoch); with the seed it decides the augmentation.
             share: the part of each batch to serve; B is then the size of the part, which may be 0. An image is
                 augmented as it is where the whole batch is served.
+            start: the first batch to serve, counted from 0; those before it are passed over.
         """
-        for step, rows in enumerate(order):
+        for step, rows in enumerate(order[start:], start=start):
             part = share.span(len(rows))
             made = _in_blocks(part, len(rows))
             indices = rows[made].to(self.device, non_blocking=True)

@@ -133,13 +133,23 @@ def _entries(folder: str) -> tuple[list[str], list[str]]:
     files: list[str] = []
     folders: list[str] = []
     for entry in sorted(entries, key=lambda entry: entry.path):
-        (folders if _is_folder(entry) else files).append(entry.path)
+        if _is_folder(entry):
+            folders.append(entry.path)
+        elif not _is_pipe_or_device(entry):
+            files.append(entry.path)
     return files, folders
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
     # a link to itself makes entry.is_dir() raise; os.path.isdir answers no
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def _is_pipe_or_device(entry: os.DirEntry) -> bool:
+    """Reading these would never end. A link that leads nowhere is taken for a file, which an error will name."""
+    if not entry.is_symlink():
+        return not entry.is_file()
+    return os.path.exists(entry.path) and not os.path.isfile(entry.path)
 
 
 def is_image(path: str) -> bool:

@@ -57,7 +57,7 @@ class WorkerLoader:
         self._idle: Optional[DataLoader] = None  # with its workers, if it has any
 
     def batches(
-        self, order: Union[Sequence[int], Tensor, Sequence[Tensor]], salt: Salt, share: Share = WHOLE
+        self, order: Union[Sequence[int], Tensor, Sequence[Tensor]], salt: Salt, share: Share = WHOLE, start: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, 3, S, S) float32 and their row numbers (B,) int64, both on the device.
 
@@ -67,12 +67,13 @@ class WorkerLoader:
             salt: where in the run this is, e.g. (round, epoch).
             share: the part of each batch to serve; B is then the size of the part, which may be 0. Images of other
                 parts are not read.
+            start: the first batch to serve, counted from 0; the images of those before it are not read.
 
         Raises:
             UserError: an image cannot be read.
             RunError: a worker process died.
         """
-        parts = [share.part(rows) for rows in _as_batches(order, self._batch_size)]
+        parts = [share.part(rows) for rows in _as_batches(order, self._batch_size)[start:]]
         # taken while in use, so that a second call at the same time gets a loader of its own
         loader, self._idle = self._idle or self._new_loader(), None
         loader.batch_sampler.plan([rows for rows in parts if len(rows)], salt)
@@ -197,5 +198,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _ignore_interrupt(worker: int) -> None:
-    # Ctrl-C reaches all processes of a terminal; this one's parent ends it, without a traceback of its own
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches all processes of a terminal, and a cluster's SIGTERM all of a job. The parent stops at its next
+    # step, for which it may still want images; it ends this process then, which also ends if the parent is gone
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)

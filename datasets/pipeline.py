@@ -65,6 +65,7 @@ class Pipeline:
         if len(train) < 2:
             raise UserError(f"--dataset {split.name}: {len(train)} training image; at least 2 are needed")
         self.fingerprint = train.fingerprint()
+        self._files = None if train.pixels is not None else train.source
         if options.shrink is not None:
             train = shrunk(train, options.shrink, options.workers_num, "training", report=rank == 0)
             test = test and shrunk(test, options.shrink, options.workers_num, "test", report=rank == 0)
@@ -86,12 +87,17 @@ class Pipeline:
         smallest = 2 if self._options.sync_bn else 2 * self._share.processes
         return split_order(order, self._options.batch_size, smallest)
 
-    def train_batches(self, order: Sequence[Tensor], *place: int) -> Batches:
+    def train_batches(self, order: Sequence[Tensor], *place: int, start: int = 0) -> Batches:
         """This process's share of each training batch in the given order, augmented; it may be empty.
 
         Images are augmented as if there was one process: the shares of all, one after the other, are its batches.
+        Those before batch `start` are passed over, which changes nothing about the others.
         """
-        return self._train_loader.batches(order, place, self._share)
+        return self._train_loader.batches(order, place, self._share, start)
+
+    def files_of(self, rows: Sequence[int]) -> Optional[list[str]]:
+        """The paths of training images, by their row numbers; None where they do not come from a file each."""
+        return None if self._files is None else [self._files[row] for row in rows]
 
     def train_batches_plain(self) -> Batches:
         """This process's share of the training images with the test transform, in the order of their index.

@@ -6,10 +6,12 @@ tensors only, so every release of it gives the same pixels here.
 
 from typing import Optional
 
+from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 _BILINEAR = InterpolationMode.BILINEAR
+_LONG = 20  # times as long as wide
 
 
 def train_transform(
@@ -52,12 +54,26 @@ def train_transform(
 def test_transform(
     size: int, resize: Optional[int], means: tuple[float, ...], stds: tuple[float, ...]
 ) -> transforms.Compose:
-    """Test images: the shorter side scaled to `resize`, or to `size` if that is None, and the central square."""
+    """Test images: the shorter side scaled to `resize`, or to `size` if that is None, and the central square.
+
+    Of an image that is very long the middle is taken before it is scaled: scaling all of 20,000 x 1 pixels to a height
+    of 256 would take 4 GB.
+    """
     return transforms.Compose(
         [
+            _middle_of_long,
             transforms.Resize(resize or size, interpolation=_BILINEAR),
             transforms.CenterCrop(size),
             transforms.ToTensor(),
             transforms.Normalize(means, stds),
         ]
     )
+
+
+def _middle_of_long(image: Image.Image) -> Image.Image:
+    width, height = image.size
+    limit = _LONG * min(width, height)
+    if max(width, height) <= limit:
+        return image
+    left, top = max(0, width - limit) // 2, max(0, height - limit) // 2
+    return image.crop((left, top, left + min(width, limit), top + min(height, limit)))

@@ -3,10 +3,10 @@
 import ctypes
 import inspect
 import os
-import pickle
 import shutil
 import time
 import types
+import warnings
 from typing import Any, Callable
 
 import torch
@@ -14,6 +14,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lib.errors import UserError
+from lib.plain_data import DataUnpickler, check_archive
 
 
 def _release(version: str) -> tuple:
@@ -95,27 +96,12 @@ def load_data_only(path: str) -> Any:
         pickle.UnpicklingError: the file asks for something other than data.
         Exception: whatever torch raises for a file that is damaged or is no checkpoint.
     """
+    check_archive(path)
     if HAS_WEIGHTS_ONLY:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about oddities of files that it then refuses
+            return torch.load(path, map_location="cpu", weights_only=True)
     restricted = types.ModuleType("restricted_pickle")
-    restricted.Unpickler = _DataUnpickler
-    restricted.load = lambda file, **kwargs: _DataUnpickler(file, **kwargs).load()
+    restricted.Unpickler = DataUnpickler
+    restricted.load = lambda file, **kwargs: DataUnpickler(file, **kwargs).load()
     return torch.load(path, map_location="cpu", pickle_module=restricted)
-
-
-_STORAGES = {
-    f"{kind}Storage" for kind in ("Double", "Float", "Half", "Long", "Int", "Short", "Char", "Byte", "Bool", "BFloat16")
-}
-
-
-class _DataUnpickler(pickle.Unpickler):
-    """Resolves the few names a state dict needs, and nothing that could run code (torch before 1.13)."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return super().find_class(module, name)
-        if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_parameter"):
-            return super().find_class(module, name)
-        if module == "torch" and (name in _STORAGES or name in ("Size", "device")):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"the file contains {module}.{name}, which is not plain data")

@@ -1,5 +1,11 @@
 """The ways a run ends early. Each reaches the user as one line on standard error."""
 
+
+def one_line(text: object) -> str:
+    """A text without line breaks and other things a terminal would act upon: names of files may hold anything."""
+    return "".join(part if part.isprintable() else repr(part)[1:-1] for part in str(text))
+
+
 LOST_CONTACT = 75
 """Exit status of a process that stopped because another one did: EX_TEMPFAIL of sysexits.h."""
 
@@ -13,6 +19,19 @@ class UserError(Exception):
 
 class RunError(Exception):
     """The run failed for a reason outside the command line: a full disk, a loss not finite. Exit status 1."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop by a signal, and did. Exit status 128 + its number: 130 for Ctrl-C, 143 for SIGTERM.
+
+    Args:
+        number: of the signal.
+        message: where the run stopped and how to go on, in one line.
+    """
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.status = 128 + number
 
 
 class LostContact(RunError):

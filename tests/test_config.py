@@ -528,7 +528,7 @@ def test_options_compare_copy_and_pickle():
 def test_as_dict_is_plain_and_without_what_belongs_to_one_call():
     values = options_of("--resume", "x", "--session", "y", "--lr-schedule", "1", "2").as_dict()
     left_out = {"cfgs", "print_args", "debug_errors", "resume", "restart", "test_only", "session", "download"}
-    left_out |= {"report_only", "compare", "compare_html"}
+    left_out |= {"report_only", "compare", "compare_html", "sess_dir"}
     assert set(values) == set(BY_NAME) - left_out
     assert values["lr_schedule"] == [1, 2]
     assert values["scale"] == [0.2, 1.0]
@@ -576,8 +576,8 @@ AWKWARD = [
 
 @pytest.mark.parametrize("path", AWKWARD)
 def test_to_yaml_keeps_any_path(config, path):
-    before = collect(["--sess-dir=" + path])
-    assert before.options.sess_dir == path
+    before = collect(["--data-root=" + path])
+    assert before.options.data_root == (None if path == "null" else path)
     again = collect(["--cfgs", config(to_yaml(before))])
     assert again.options.as_dict() == before.options.as_dict()
 
@@ -596,6 +596,8 @@ def values_of(option):
         one = st.floats(bounds.low, bounds.high, allow_nan=False, allow_infinity=False).filter(bounds.__contains__)
     elif option.name == "gpus":
         one = st.sampled_from(["auto", "cpu", "0", "07", "0,1"])
+    elif option.name == "save_every":
+        one = st.sampled_from(["1", "500 steps", "10min", "2 h"])
     else:
         one = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1).filter(
             lambda text: not text.startswith("~") and text.strip().lower() not in ("null", "none")

@@ -89,6 +89,7 @@ def test_a_run_leaves_everything_behind(whole):
         "checkpoint/0001-00012-best.ckpt",
         "checkpoint/0001-00012.ckpt",
         "checkpoint/0002-00025-best.ckpt",
+        "checkpoint/0002-00025-e0001-s000000.ckpt",
         "checkpoint/0002-00025.ckpt",
         "config.yaml",
         "final.json",

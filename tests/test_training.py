@@ -198,7 +198,7 @@ def test_a_group_of_small_batches_equals_one_large_batch():
 
 def test_a_loss_that_is_not_finite_stops_the_run():
     data = torch.full((4, 6), float("nan"))
-    with pytest.raises(RunError, match="loss is nan at step 1"):
+    with pytest.raises(RunError, match="loss is not finite at step 1"):
         run_epoch((4,), 1, data)
 
 

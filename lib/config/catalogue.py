@@ -21,6 +21,7 @@ _SHARE_BELOW_1 = Bounds(low=0, high=1, high_open=True)
 _DATASETS = ("digits", "cifar10", "cifar100", "svhn", "imagefolder", "imagenet12", "cub200", "dogs", "photos")
 _NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "alexnet")
 _FOLDER_NAME = Form(r"(?!\.{1,2}$)[^/\\\x00-\x1f]+", "a plain folder name")
+_SAVE_EVERY = Form(r"[1-9][0-9]{0,8}( ?(steps?|s|min|h))?", "a number of steps such as 500, or a time such as 10min")
 _GPUS = Form(r"auto|cpu|[0-9]+(,[0-9]+)*", "auto, cpu, or indices of GPUs such as 0 or 0,1")
 
 _GENERAL = _group(
@@ -287,7 +288,13 @@ _SESSION = _group(
         form=_FOLDER_NAME,
         kept=False,
     ),
-    Option("sess_dir", PATH, "sessions", "folder that holds the sessions"),
+    Option(
+        "sess_dir",
+        PATH,
+        "sessions",
+        "folder that holds the sessions; a checkpoint does not bring it along",
+        kept=False,
+    ),
     Option("seed", INT, 0, "seed of everything random", bounds=Bounds(low=0, high=2**32, high_open=True)),
     Option(
         "resume",
@@ -303,6 +310,24 @@ _SESSION = _group(
         False,
         "with --resume: go on in a new session and leave the old one as it is",
         kept=False,
+    ),
+    Option(
+        "save_every",
+        TEXT,
+        "30min",
+        "how often to save within an epoch too: after so many steps, or after a time; null: after epochs only",
+        "steps, or with s, min, h",
+        form=_SAVE_EVERY,
+        nullable=True,
+    ),
+    Option(
+        "keep",
+        INT,
+        2,
+        "newest checkpoints to keep, so that there is one to fall back to; the last and the best of each round stay "
+        "besides",
+        "files",
+        bounds=_at_least(1),
     ),
     Option("debug", BOOL, False, "write nothing: no session folder, no checkpoints, no logs"),
     Option("brief", BOOL, False, "show only the results of rounds on the terminal"),
@@ -376,6 +401,12 @@ _DEVICES = _group(
         "what the network computes in; auto: bf16 where the hardware multiplies in it, else fp32. Features, loss, bank "
         "and entropies are float32 in any case",
         choices=("auto", "fp32", "bf16"),
+    ),
+    Option(
+        "deterministic",
+        BOOL,
+        False,
+        "CUDA: the same bits in every run, at some cost in speed; on a CPU they are the same in any case",
     ),
     Option("tf32", BOOL, False, "CUDA: let float32 convolutions round to TF32"),
     Option(

@@ -8,10 +8,13 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from lib.errors import LOST_CONTACT, RunError
+from lib.errors import LOST_CONTACT, Interrupted, RunError
+
+_STOPPED = [128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)]  # see `Interrupted`
 
 MAIN = Path(__file__).resolve().parents[2] / "main.py"
 
@@ -24,6 +27,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
 
     Raises:
         RunError: a process failed or was killed; the others have been ended.
+        Interrupted: a signal asked the run to stop, and all processes did.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we say what happened, in one line
     config = LaunchConfig(
@@ -38,8 +42,14 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     )
     try:
         elastic_launch(config, sys.executable)(str(MAIN), *arguments)
+    except SignalException as stop:
+        # it was passed on to the processes, the first of which has said what was saved
+        raise Interrupted(stop.sigval, f"{stop.sigval.name}: all {processes} processes have ended") from None
     except ChildFailedError as error:
         rank, failure = _cause(error.failures)
+        if failure.exitcode in _STOPPED:
+            number = failure.exitcode - 128
+            raise Interrupted(number, f"{signal.Signals(number).name}: all {processes} processes have ended") from None
         if failure.exitcode == 2:
             return 2
         raise RunError(

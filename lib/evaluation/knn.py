@@ -37,8 +37,10 @@ def class_votes(similarities: Tensor, neighbour_labels: Tensor, classes: int, si
     similarities = similarities.double()
     # dividing by the largest weight changes no ranking and keeps exp() in range for any sigma
     weights = torch.exp((similarities - similarities.max(dim=1, keepdim=True).values) / sigma)
-    votes = weights.new_zeros(len(weights), classes)
-    return votes.scatter_add_(1, neighbour_labels, weights)
+    # old PyTorch has no deterministic way on CUDA
+    place = "cpu" if torch.are_deterministic_algorithms_enabled() else weights.device
+    votes = torch.zeros(len(weights), classes, dtype=weights.dtype, device=place)
+    return votes.scatter_add_(1, neighbour_labels.to(place), weights.to(place)).to(weights.device)
 
 
 def rank_of_truth(votes: Tensor, labels: Tensor) -> Tensor:

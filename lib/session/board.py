@@ -37,12 +37,12 @@ class Board:
         self.projector: Optional[Projector] = None
 
     def _writer(self, name: str) -> Any:
-        from tensorboardX import SummaryWriter  # a second of import that --no-log-tfb need not pay
+        from lib.session.event_file import EventFile  # a second of import that --no-log-tfb need not pay
 
         if name not in self._writers:
             path = self.folder / name
             purge_step = self._first_step(name) if path.exists() else None
-            self._writers[name] = SummaryWriter(str(path), flush_secs=30, purge_step=purge_step)
+            self._writers[name] = EventFile(str(path), purge_step)
         return self._writers[name]
 
     def _first_step(self, name: str) -> int:

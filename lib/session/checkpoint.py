@@ -11,6 +11,8 @@ npc                {"memory": (N, D) bank}
 ANs_discovery      anchors and neighbours, see `Neighbourhoods.state_dict`
 acc                top-1 of this epoch's evaluation as a share of 1, or None
 epoch              epochs completed in the round
+step               batches learnt from in the epoch after these; 0 where a checkpoint is written after an epoch
+underway           sums over these batches, see `Underway.state`
 round              number of the round, from 0
 session            name of the session
 format             version of this layout
@@ -23,9 +25,8 @@ dataset            name, size and fingerprint of the training images, their chan
 =================  ==========================================================================
 """
 
+import contextlib
 import os
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -33,55 +34,93 @@ import torch
 
 from lib.compat import load_data_only
 from lib.errors import RunError, UserError
+from lib.session.layout import check_layout
+from lib.session.sealed_file import SealingWriter, read_seal
 
-FORMAT = 1
-REQUIRED = ("net", "optimizer", "npc", "ANs_discovery", "epoch", "round", "options")
+FORMAT = 2
+"""1 had no checksum (`sealed_file`) and was written after epochs only; it is read as well."""
 
 
-def save(state: dict[str, Any], path: Path) -> None:
-    """Write to a temporary file beside `path`, flush it to the disk, then move it into place.
+def write(state: dict[str, Any], path: Path) -> Path:
+    """Write a checkpoint beside `path` and flush it to the disk; the caller moves it to where it belongs.
+
+    Returns:
+        the file written; nothing else has changed.
 
     Raises:
-        RunError: the disk refused; what was at `path` before is untouched.
+        RunError: the disk refused.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            torch.save(state, file)
+            sealing = SealingWriter(file, FORMAT)
+            torch.save(state, sealing)
+            sealing.finish()
             file.flush()
             os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:
+        with contextlib.suppress(OSError):  # the folder may be gone, or have become read-only
+            temporary.unlink()
+        raise not_written(path, error) from error
+    return temporary
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Raises:
+        RunError: the disk refused; what was at `path` before is untouched.
+    """
+    temporary = write(state, path)
+    try:
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise RunError(f"checkpoint {path} could not be written: {error}; the one before it is as it was") from error
+    except OSError as error:
+        raise not_written(path, error) from error
+
+
+def not_written(path: Path, error: Exception) -> RunError:
+    """What the user is told when a checkpoint cannot be written."""
+    if not path.parent.is_dir():
+        return RunError(f"checkpoint {path} could not be written: the folder {path.parent} is gone")
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return RunError(f"checkpoint {path} could not be written: {reason}; the one before it is as it was")
 
 
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
     Raises:
-        UserError: the file is damaged, of a newer layout, or no checkpoint of this project.
+        UserError: the file is empty, cut short or changed, of a newer layout, or no checkpoint of this project.
     """
     try:
+        seal = read_seal(path)
+    except ValueError as error:
+        raise UserError(f"checkpoint {path} cannot be read ({error}); it is damaged or no checkpoint") from error
+    except OSError as error:
+        raise UserError(f"checkpoint {path} cannot be read: {error.strerror}") from None
+    if seal is not None and not seal.intact:
+        raise UserError(f"checkpoint {path} is damaged: its content does not match its checksum")
+    if seal is not None:
+        _check_format(path, seal.format)
+    try:
         state = load_data_only(str(path))
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        OSError,
-        zipfile.BadZipFile,
-    ) as error:
+    except Exception as error:  # torch, zipfile and pickle have many exceptions for bytes they cannot take
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"checkpoint {path} cannot be read ({reason}); it is damaged or no checkpoint") from error
-    if not isinstance(state, dict):
-        raise UserError(f"checkpoint {path} holds a {type(state).__name__}, not a run")
-    missing = [key for key in REQUIRED if key not in state]
-    if missing:
-        raise UserError(f"checkpoint {path} is not one of this project: it has no {', '.join(missing)}")
-    if state.get("format", 0) > FORMAT:
+    try:
+        check_layout(state)
+    except ValueError as error:
+        raise UserError(f"checkpoint {path} {error}") from None
+    layout = state.get("format", 0)
+    _check_format(path, layout)
+    if seal is None and layout > 1:
         raise UserError(
-            f"checkpoint {path} has layout {state['format']}; this version reads up to {FORMAT}: update the code"
+            f"checkpoint {path} has lost its checksum, so it may be damaged; if you changed it yourself, write it with "
+            "lib.session.checkpoint.save"
         )
     return state
+
+
+def _check_format(path: Path, layout: int) -> None:
+    if layout > FORMAT:
+        raise UserError(f"checkpoint {path} has layout {layout}; this version reads up to {FORMAT}: update the code")

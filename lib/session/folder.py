@@ -8,7 +8,7 @@ from typing import Optional
 
 from lib.errors import RunError, UserError
 
-CHECKPOINT_NAME = re.compile(r"(\d{4,})-(\d{5,})(-best)?\.ckpt")
+CHECKPOINT_NAME = re.compile(r"(\d{4,})-(\d{5,})(-best|-e(\d{4,})-s(\d{6,}))?\.ckpt")
 
 
 class SessionFolder:
@@ -81,23 +81,37 @@ class SessionFolder:
         """`RRRR-AAAAA.ckpt` (round and number of anchors), the last epoch; or the best epoch of the round."""
         return self.checkpoints / f"{round_number:04d}-{anchors:05d}{'-best' if best else ''}.ckpt"
 
-    def set_aside_after(self, round_number: int, epoch: int, epoch_of: Callable[[Path], int]) -> None:
+    def earlier_file(self, round_number: int, anchors: int, epoch: int, step: int) -> Path:
+        """`RRRR-AAAAA-eEEEE-sSSSSSS.ckpt`: what was the last checkpoint of the round before the present one."""
+        return self.checkpoints / f"{round_number:04d}-{anchors:05d}-e{epoch:04d}-s{step:06d}.ckpt"
+
+    def set_aside_after(
+        self, round_number: int, place: tuple[int, int], place_of: Callable[[Path], tuple[int, int]]
+    ) -> None:
         """Move the checkpoints of a future that is being given up to checkpoint/superseded/, and clear what a killed
         write left.
 
         Without this, going on from an early checkpoint and then from the session would take up the old future.
 
         Args:
-            round_number, epoch: the point that is gone on from.
-            epoch_of: reads the epoch of a checkpoint; asked about files of the same round only.
+            round_number, place: the point that is gone on from; the place is (epoch, step).
+            place_of: reads the place of a checkpoint; asked about files of the same round only. One that cannot be
+                read (UserError) is set aside too.
         """
         for left in self.checkpoints.glob("*.ckpt.*.tmp"):
             left.unlink()
+
+        def later(path: Path) -> bool:
+            try:
+                return place_of(path) > place
+            except UserError:
+                return True
+
         for path in sorted(self.checkpoints.glob("*.ckpt")):
             match = CHECKPOINT_NAME.fullmatch(path.name)
             if match is None or int(match.group(1)) < round_number:
                 continue
-            if int(match.group(1)) > round_number or epoch_of(path) > epoch:
+            if int(match.group(1)) > round_number or later(path):
                 aside = self.checkpoints / "superseded"
                 aside.mkdir(exist_ok=True)
                 path.replace(_free_name(aside / path.name))
@@ -130,16 +144,27 @@ def _free_name(path: Path) -> Path:
     return free
 
 
+def checkpoints_of(session: Path) -> list[Path]:
+    """The checkpoints in a session folder, newest first; in a round: the last, those before it, and its best."""
+    found: list[tuple[int, int, int, int, Path]] = []
+    for path in (session / "checkpoint").glob("*.ckpt"):
+        match = CHECKPOINT_NAME.fullmatch(path.name)
+        if match:
+            kind = 2 if match[3] is None else 0 if match[3] == "-best" else 1
+            found.append((int(match[1]), kind, int(match[4] or 0), int(match[5] or 0), path))
+    return [path for *_, path in sorted(found, reverse=True)]
+
+
 def newest_checkpoint(session: Path) -> Path:
-    """The checkpoint of the latest round in a session folder: its last epoch, or its best if there is no other.
+    """The first of `checkpoints_of`.
 
     Raises:
         UserError: there is none.
     """
-    found = SessionFolder(session).checkpoints_by_round()
+    found = checkpoints_of(session)
     if not found:
         raise UserError(f"--resume: there is no checkpoint in {session / 'checkpoint'}")
-    return found[max(found)]
+    return found[0]
 
 
 def find_checkpoint(resume: str, sess_dir: str) -> Path:

@@ -1,7 +1,9 @@
 """The words and numbers of a run: the terminal, log.txt, and metrics.jsonl."""
 
+import contextlib
 import json
 import logging
+import os
 import shutil
 import sys
 import textwrap
@@ -10,6 +12,8 @@ from typing import Any, Optional
 
 from tqdm import tqdm
 
+from lib.errors import RunError
+
 LOGGER = "and"
 
 
@@ -17,8 +21,31 @@ class _TerminalHandler(logging.Handler):
     """Prints above a progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(_fitted(self.format(record)), file=sys.stdout)
-        sys.stdout.flush()
+        try:
+            tqdm.write(_fitted(self.format(record)), file=sys.stdout)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError:  # standard output goes to a full disk: the run is worth more than its words
+            pass
+
+
+class _FileHandler(logging.FileHandler):
+    """Gives up, with a warning on standard error, when the disk is full; the run goes on."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.stream is not None:
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        stream, self.stream = self.stream, None
+        print(f"warning: {self.baseFilename}: {error.strerror}; the log ends here", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            stream.close()  # which would like to write what is left
 
 
 _HANG = 10
@@ -61,7 +88,7 @@ def open_log(log_file: Optional[Path], brief: bool, silent: bool = False) -> log
         terminal.addFilter(lambda record: record.levelno >= logging.WARNING or getattr(record, "result", False))
     logger.addHandler(terminal)
     if log_file is not None:
-        file = logging.FileHandler(log_file, encoding="utf-8")
+        file = _FileHandler(log_file, encoding="utf-8", errors="backslashreplace")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(file)
     return logger
@@ -87,25 +114,44 @@ class Metrics:
 
     def _lines(self) -> list[str]:
         """The complete lines; a last one cut off by a kill is not counted."""
-        text = self.path.read_text(encoding="utf-8")
+        text = self.path.read_text(encoding="utf-8", errors="replace")
         return [line for line in text[: text.rfind("\n") + 1].splitlines() if line.strip()]
 
     def append(self, record: dict[str, Any]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        """Add a line and flush it to the disk.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            reason = error.strerror if self.path.parent.is_dir() else f"the folder {self.path.parent} is gone"
+            raise RunError(f"{self.path} could not be written: {reason}; the checkpoints are as they were") from error
 
     def rewind(self, round_number: int, epoch: int) -> None:
-        """Keep what came up to and including (round, epoch)."""
+        """Keep what came up to and including (round, epoch). Lines that are not ours are put aside with the others."""
         if not self.path.exists():
             return
         kept, superseded = [], []
         for line in self._lines():
-            record = json.loads(line)
-            here: tuple[int, int] = (record["round"], record["epoch"])
-            (kept if here <= (round_number, epoch) else superseded).append(line + "\n")
+            here = _place(line)
+            (kept if here is not None and here <= (round_number, epoch) else superseded).append(line + "\n")
         if superseded:
             with open(self.path.with_name("metrics.superseded.jsonl"), "a", encoding="utf-8") as file:
                 file.writelines(superseded)
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(kept), encoding="utf-8")
         temporary.replace(self.path)
+
+
+def _place(line: str) -> Optional[tuple[int, int]]:
+    """Round and epoch of a line, None if it is not one of ours: the file may have been damaged."""
+    try:
+        record = json.loads(line)
+        return int(record["round"]), int(record["epoch"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lib.session.journal import LOGGER
+from lib.training.finite import FiniteWatch
 from lib.training.step import Step
 
 log = logging.getLogger(LOGGER)
@@ -35,6 +36,11 @@ class CapturedStep:
         self._recordings: dict[_Kind, _Recording] = {}
         self._possible = True
         self._side_stream = torch.cuda.Stream()
+
+    @property
+    def watch(self) -> FiniteWatch:
+        """As `Step.watch`; it is part of what is recorded."""
+        return self._step.watch
 
     def __call__(
         self, images: Tensor, members: Tensor, size: int, share: float = 1.0, first: bool = True, last: bool = True

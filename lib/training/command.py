@@ -3,6 +3,7 @@
 import logging
 import shutil
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Optional
 
@@ -10,7 +11,7 @@ import torch
 
 import datasets
 from datasets.pipeline import Pipeline
-from lib import devices, precision
+from lib import determinism, devices, precision
 from lib.allocator import keep_freed_memory
 from lib.config import Options, Settings, to_yaml
 from lib.distributed import group
@@ -23,6 +24,8 @@ from lib.report import Report
 from lib.session import checkpoint, provenance
 from lib.session.folder import SessionFolder
 from lib.session.journal import LOGGER, Metrics, close_log, open_log
+from lib.session.lock import SessionLock
+from lib.session.own_files import check_no_links
 from lib.session.records import note_final, note_start
 from lib.training.history import UNLABELLED_LEGEND
 from lib.training.runner import RESULT, Runner, check_curriculum
@@ -41,6 +44,7 @@ def execute(settings: Settings, saved: Optional[dict[str, Any]], source: Optiona
         source: the file it came from.
         place: of this process among those of the run.
     """
+    determinism.choose(settings.options.deterministic)
     world = group.join(settings.options.gpus, place)
     keep_freed_memory()
     try:
@@ -57,7 +61,6 @@ def _execute(settings: Settings, saved: Optional[dict[str, Any]], source: Option
     options, device = settings.options, world.device
     torch.backends.cuda.matmul.allow_tf32 = False  # loss, bank and entropies are float32 in any case
     torch.backends.cudnn.allow_tf32 = options.tf32
-    torch.backends.cudnn.benchmark = True  # batches of one size: the search for the fastest algorithm pays
     images = datasets.load(options.dataset, options.data_root, options.download, options.labels)
     pipeline = Pipeline(images, options, device, world.rank, world.size)
     if options.report_only:
@@ -75,22 +78,21 @@ def _execute(settings: Settings, saved: Optional[dict[str, Any]], source: Option
     if saved is not None:
         state.restore(saved, str(source), options, pipeline)
     world.barrier()  # all have read the checkpoint before the first puts later ones aside
-    session = _open_session(settings, saved, source) if world.is_first else None
-    log_file = session.log if session is not None and options.log_file else None
-    open_log(log_file, options.brief, silent=not world.is_first)
-    try:
+    with ExitStack() as at_end:
+        session = _open_session(settings, saved, source, at_end) if world.is_first else None
+        log_file = session.log if session is not None and options.log_file else None
+        open_log(log_file, options.brief, silent=not world.is_first)
+        at_end.callback(close_log)
+        at_end.callback(pipeline.close)
         _introduce(settings, state, pipeline, evaluator, world, session, saved, source)
         if session is not None:
             note_start(session.starts, start_record(pipeline, world, state.embedder.dtype, source))
         labels = None if pipeline.train.labels is None else torch.from_numpy(pipeline.train.labels)
-        report = (
-            Report(session, pipeline.train, pipeline.fingerprint) if session is not None and options.report else None
-        )
-        Runner(options, state, pipeline, evaluator, session, labels, world, report).run()
+        own = None if options.restart else source
+        wanted = session is not None and options.report
+        report = Report(session, pipeline.train, pipeline.fingerprint) if wanted else None
+        Runner(options, state, pipeline, evaluator, session, labels, world, own, report).run()
         _conclude(state, evaluator, session, report)
-    finally:
-        pipeline.close()
-        close_log()
 
 
 def _test(
@@ -128,9 +130,9 @@ def _report(pipeline: Pipeline, source: Path) -> None:
 
 
 def _open_session(
-    settings: Settings, saved: Optional[dict[str, Any]], source: Optional[Path]
+    settings: Settings, saved: Optional[dict[str, Any]], source: Optional[Path], at_end: ExitStack
 ) -> Optional[SessionFolder]:
-    """The session of the checkpoint when going on, a new one otherwise, none with --debug."""
+    """The session of the checkpoint when going on, a new one otherwise, none with --debug. Ours until `at_end`."""
     options = settings.options
     if options.debug:
         return None
@@ -141,14 +143,33 @@ def _open_session(
                 f"--resume {source}: the file is not in a session's checkpoint folder, so there is no session to go on"
                 " in; add --restart to start a new one from it"
             )
+        check_no_links(session)
+        _lock(session, at_end)
+        if _place_of(source) != _place(saved):
+            raise UserError(f"session {session.path} has gone on while this run started; start it again")
         Metrics(session.metrics).rewind(saved["round"], saved["epoch"])
-        session.set_aside_after(saved["round"], saved["epoch"], lambda path: checkpoint.load(path)["epoch"])
+        session.set_aside_after(saved["round"], _place(saved), _place_of)
         session.write_config(to_yaml(settings))
         return session
     session = SessionFolder.create(options.sess_dir, options.session)
+    _lock(session, at_end)
     origin = "" if source is None else f"# This run went on from {source}; without it these options start anew.\n"
     session.write_config(origin + to_yaml(settings))
     return session
+
+
+def _lock(session: SessionFolder, at_end: ExitStack) -> None:
+    lock = SessionLock(session.path)
+    lock.take()
+    at_end.callback(lock.release)
+
+
+def _place(saved: dict[str, Any]) -> tuple[int, int]:
+    return saved["epoch"], saved.get("step", 0)
+
+
+def _place_of(path: Path) -> tuple[int, int]:
+    return _place(checkpoint.load(path))
 
 
 def _introduce(
@@ -195,7 +216,8 @@ def _introduce(
     if session is not None and options.log_tfb:
         log.info("watch     tensorboard --logdir %s", session.tensorboard)
     if saved is not None:
-        log.info("resumed   %s: round %d, %d epochs completed", source, saved["round"], saved["epoch"])
+        steps = f" and {saved['step']} steps" if saved.get("step") else ""
+        log.info("resumed   %s: round %d, %d epochs%s completed", source, saved["round"], saved["epoch"], steps)
         now = "fp32" if state.embedder.dtype is None else "bf16"
         if saved.get("precision", now) != now:
             log.warning("the network computes in %s now; the checkpoint's computed in %s", now, saved["precision"])

@@ -1,30 +1,54 @@
 """One epoch of training steps."""
 
-import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Callable
+from typing import Callable, Protocol
 
+import torch
 from torch import Tensor
 
 from lib.errors import RunError
 from lib.method.neighbourhoods import Neighbourhoods
+from lib.training.finite import FiniteWatch, NotFinite
+from lib.training.underway import Underway
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Pairs of images (B, 3, S, S) and their row numbers (B,)."""
 
-StepFunction = Callable[[Tensor, Tensor, int, float, bool, bool], Tensor]
-"""`lib.training.step.Step`, or something that does the same faster."""
+
+class StepFunction(Protocol):
+    """`lib.training.step.Step`, or something that does the same faster."""
+
+    @property
+    def watch(self) -> FiniteWatch:
+        """What has seen every batch."""
+
+    def __call__(
+        self, images: Tensor, members: Tensor, size: int, share: float = 1.0, first: bool = True, last: bool = True
+    ) -> Tensor:
+        """As `Step.__call__`."""
+
+
+class NotFiniteError(RunError):
+    """Loss or gradient of a batch is not finite; weights and bank are of no use from there on."""
+
+    def __init__(self, found: NotFinite):
+        super().__init__(f"the {found.what} is not finite at step {found.step + 1}")
+        self.found = found
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """Mean loss over the images of the epoch, and how fast they went by."""
+    """Mean loss over the images of the epoch, and how fast they went by.
+
+    Where the epoch was gone on with, `images` and `rate_seconds` are those of this process, `seconds` those of all.
+    """
 
     loss: float
     images: int
     seconds: float
+    rate_seconds: float
 
 
 def train_epoch(
@@ -35,45 +59,60 @@ def train_epoch(
     iter_size: int = 1,
     report_every: int = 20,
     report: Callable[[int, float], None] = lambda images, loss: None,
+    begun: Underway = Underway(),  # noqa: B008  it cannot be changed
+    pause: Callable[[int, Callable[[], Underway]], None] = lambda step, underway: None,
 ) -> EpochResult:
     """Train on every batch once.
 
     Args:
         step: trains on one batch; the network is in training mode.
-        batch_sizes: how many images each batch holds, in all processes together.
+        batches: those after `begun`.
+        batch_sizes: how many images each batch of the epoch holds, in all processes together.
         iter_size: batches whose gradients make one optimiser step. A group's gradient is the mean over
             its images, whatever the sizes of its batches; a last, smaller group makes a step of its own.
         report_every: steps between calls of `report(images since the last call, loss of the batch)`, and one at
             the end. Only then the device is waited for.
+        begun: what was done of the epoch before.
+        pause: called as `pause(batches done, underway)` between optimiser steps, where the run may be saved or
+            stopped; not after the last. `underway()` is what the epoch comes to so far, and waits for the device.
 
     Raises:
-        RunError: the loss is not finite.
+        NotFiniteError: a loss or a gradient is not finite.
     """
     started = time.perf_counter()
+    step.watch.begin(begun.step)
     unreported = 0
-    loss_sum = None
-    for number, (images, indices) in enumerate(batches):
-        group = number // iter_size
+    loss_sum = None if begun.step == 0 else torch.tensor(begun.loss_sum, dtype=torch.float64)
+
+    def underway() -> Underway:
+        _check(step.watch)
+        seconds = begun.seconds + time.perf_counter() - started
+        return Underway(done, sum(batch_sizes[:done]), len(batch_sizes), loss_sum.item(), seconds)
+
+    for done, (images, indices) in enumerate(batches, start=begun.step + 1):
+        group = (done - 1) // iter_size
         images_in_group = sum(batch_sizes[group * iter_size : (group + 1) * iter_size])
-        first = number % iter_size == 0
-        last = (number + 1) % iter_size == 0 or number + 1 == len(batch_sizes)
-        size = batch_sizes[number]
+        first = (done - 1) % iter_size == 0
+        end = done == len(batch_sizes)
+        last = done % iter_size == 0 or end
+        size = batch_sizes[done - 1]
         loss = step(images, neighbourhoods.members(indices), size, size / images_in_group, first, last)
 
         weighted = loss.double() * size
-        loss_sum = weighted if loss_sum is None else loss_sum + weighted
+        loss_sum = weighted if loss_sum is None else loss_sum.to(weighted.device) + weighted
         unreported += size
-        if (number + 1) % report_every == 0 or number + 1 == len(batch_sizes):
-            report(unreported, _finite(loss.item(), number))
+        if done % report_every == 0 or end:
+            _check(step.watch)
+            report(unreported, loss.item())
             unreported = 0
-    mean_loss = _finite(loss_sum.item() / sum(batch_sizes), len(batch_sizes) - 1)
-    return EpochResult(mean_loss, sum(batch_sizes), time.perf_counter() - started)
+        if last and not end:
+            pause(done, underway)
+    seconds = time.perf_counter() - started
+    mean_loss = loss_sum.item() / sum(batch_sizes)
+    return EpochResult(mean_loss, sum(batch_sizes[begun.step :]), begun.seconds + seconds, seconds)
 
 
-def _finite(loss: float, step: int) -> float:
-    if not math.isfinite(loss):
-        raise RunError(
-            f"the loss is {loss} at step {step + 1}; try a lower --base-lr or a higher --npc-temperature "
-            "(the last checkpoint is from before this epoch)"
-        )
-    return loss
+def _check(watch: FiniteWatch) -> None:
+    found = watch.found()
+    if found is not None:
+        raise NotFiniteError(found)

@@ -2,32 +2,42 @@
 
 import logging
 import math
+import shlex
+import signal
 import time
-from typing import Any, Optional
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Callable, Optional
 
+import torch
 from torch import Tensor
 
 from datasets.pipeline import Pipeline
 from lib.config import Options
+from lib.distributed.place import Place as ProcessPlace
 from lib.distributed.world import World
-from lib.errors import UserError
+from lib.errors import Interrupted, RunError, UserError
 from lib.evaluation.evaluator import Evaluator
 from lib.evaluation.knn import Accuracy
 from lib.method.discovery import anchor_count, discover
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.report import Report
-from lib.session import checkpoint
 from lib.session.board import Board
 from lib.session.folder import SessionFolder
 from lib.session.journal import LOGGER, Metrics
+from lib.session.keeping import Checkpoints, Place
 from lib.session.progress import Progress
+from lib.session.stop_signals import StopSignals
+from lib.training.bad_batch import write_note
 from lib.training.captured_step import CapturedStep
-from lib.training.epoch import StepFunction, train_epoch
+from lib.training.epoch import NotFiniteError, StepFunction, train_epoch
 from lib.training.history import RoundSummary, sizes
 from lib.training.observer import Observer
 from lib.training.optimisation import start_schedule
-from lib.training.state import TrainingState
+from lib.training.pauses import Pauses, SaveEvery
+from lib.training.state import TrainingState, not_finite
 from lib.training.step import Step
+from lib.training.underway import Underway
 
 log = logging.getLogger(LOGGER)
 RESULT = {"result": True}  # marks the lines that --brief shows
@@ -44,6 +54,7 @@ class Runner:
         session: where to write, or None to write nothing.
         labels: (N,) training labels, for the reported consistency only; or None.
         world: the processes of the run. All go through the same steps; `session` belongs to the first of them.
+        source: the session's checkpoint that the state was taken from, if it was.
         report: written at the end of each round; or None.
     """
 
@@ -56,6 +67,7 @@ class Runner:
         session: Optional[SessionFolder],
         labels: Optional[Tensor],
         world: World,
+        source: Optional[Path] = None,
         report: Optional[Report] = None,
     ):
         self.options, self.session, self.labels, self.world = options, session, labels, world
@@ -69,24 +81,36 @@ class Runner:
         self.board.introduce(options.as_dict(), evaluator.possible)
         self.observer = Observer(options, pipeline, labels, world, self.board)
         self.report = report
+        self.checkpoints = None if session is None else Checkpoints(session, options.keep)
+        if self.checkpoints is not None and source is not None:
+            current, finished = state.history.current, state.underway.step == 0
+            is_best = finished and state.epoch > 0 and current.best_epoch == state.epoch
+            place = Place(state.round, state.epoch, state.underway.step)
+            self.checkpoints.go_on_from(source, place, current.anchors, is_best)
+        self.stop = StopSignals(ProcessPlace.here().launched, quiet=not world.is_first)
+        self.pauses = Pauses(SaveEvery() if options.debug else SaveEvery.parse(options.save_every), self.stop, world)
         images = len(pipeline.train)
         rounds_left = max(0, options.max_round - state.round - 1)
         epochs_left = rounds_left * options.max_epoch + max(0, options.max_epoch - state.epoch)
+        images_left = epochs_left * images - state.underway.images
         total = options.max_round * options.max_epoch * images
-        self.progress = Progress(total, max(0, total - epochs_left * images), quiet=options.brief or not world.is_first)
+        self.progress = Progress(total, max(0, total - images_left), quiet=options.brief or not world.is_first)
 
     def run(self) -> None:
-        """Train to the end of the last round. A round that is complete in the state is not repeated."""
+        """Train to the end of the last round. A round that is complete in the state is not repeated.
+
+        Raises:
+            Interrupted: a signal asked to stop; the run was saved where it stood.
+            RunError: a checkpoint could not be written, or a loss, a gradient or a weight is not finite.
+        """
         try:
-            for round_number in range(self.state.round, self.options.max_round):
-                if round_number > self.state.round or self.state.epoch == 0:
-                    self._start_round(round_number)
-                self._finish_round()
-            self.board.finish()
-        except KeyboardInterrupt:
-            if self.session is not None and self.state.round + self.state.epoch > 0:
-                log.warning("stopped; go on after the last completed epoch with --resume %s", self.session.path)
-            raise
+            with self.stop:
+                for round_number in range(self.state.round, self.options.max_round):
+                    begun = self.state.epoch > 0 or self.state.underway.step > 0
+                    if round_number > self.state.round or not begun:
+                        self._start_round(round_number)
+                    self._finish_round()
+                self.board.finish()
         finally:
             self.progress.close()
             self.board.close()
@@ -133,25 +157,32 @@ class Runner:
         options, state = self.options, self.state
         started = time.perf_counter()
         order = self.pipeline.epoch_order(state.round, state.epoch)
+        begun, state.underway = state.underway, Underway()
+        self.pauses.saved(begun.step)
         self.progress.label(f"round {state.round}/{options.max_round - 1} epoch {state.epoch + 1}/{options.max_epoch}")
         rate = state.optimizer.param_groups[0]["lr"]
         state.embedder.train()
-        result = train_epoch(
-            self.step,
-            state.neighbourhoods,
-            self.pipeline.train_batches(order, state.round, state.epoch),
-            tuple(len(batch) for batch in order),
-            options.iter_size,
-            options.display_freq,
-            self.progress.advance,
-        )
+        try:
+            result = train_epoch(
+                self.step,
+                state.neighbourhoods,
+                self.pipeline.train_batches(order, state.round, state.epoch, start=begun.step),
+                tuple(len(batch) for batch in order),
+                options.iter_size,
+                options.display_freq,
+                self.progress.advance,
+                begun,
+                self._pause,
+            )
+        except NotFiniteError as error:
+            raise self._not_finite(error, order) from error
         state.embedder.agree()
         state.epoch += 1
         self.progress.note("looking at what was learnt")
         accuracy = self._evaluate()
         seen = self.observer.after_epoch(state)
         top1 = None if accuracy is None else accuracy.top1
-        seconds = time.perf_counter() - started
+        seconds = begun.seconds + time.perf_counter() - started
         is_best = state.history.current.add_epoch(state.epoch, top1, seconds)
         state.history.observe(result.loss, seen)
         record = {
@@ -164,7 +195,7 @@ class Runner:
             "knn_top1": top1,
             "knn_top5": None if accuracy is None else accuracy.top5,
             **seen,
-            "images_per_second": result.images / result.seconds,
+            "images_per_second": result.images / result.rate_seconds,
             "seconds": seconds,
         }
         self._write(record, top1, is_best)
@@ -179,6 +210,56 @@ class Runner:
             record["images_per_second"],
             seconds,
         )
+        signal_number = self.pauses.after_epoch()
+        if signal_number is not None:
+            raise self._interrupted(signal_number)
+
+    def _pause(self, step: int, underway: Callable[[], Underway]) -> None:
+        """Between two optimiser steps: save if it is time, and stop if somebody wishes it."""
+        decision = self.pauses.at_step(step)
+        if not decision.save:
+            return
+        self.state.underway = underway()
+        if not self.options.debug:
+            self._save(None, is_best=False)
+        if decision.stop is not None:
+            raise self._interrupted(decision.stop)
+        self.state.underway = Underway()
+        self.pauses.saved(step)
+
+    def _interrupted(self, signal_number: int) -> Interrupted:
+        state, name = self.state, signal.Signals(signal_number).name
+        where = f"{name}: stopped in round {state.round} after {state.epoch} epochs and {state.underway.step} steps"
+        if self.session is None:
+            return Interrupted(signal_number, f"{where}; nothing was saved (--debug)")
+        return Interrupted(
+            signal_number,
+            f"{where}, saved as {self.checkpoints.last}; go on with: python3 main.py --resume "
+            f"{shlex.quote(str(self.session.path))}",
+        )
+
+    def _not_finite(self, error: NotFiniteError, order: Sequence[Tensor]) -> RunError:
+        """Puts down which images it was, and says where."""
+        state, found, iter_size = self.state, error.found, self.options.iter_size
+        # a gradient is that of all batches of its optimiser step
+        start = found.step // iter_size * iter_size if found.what == "gradient" else found.step
+        rows = torch.cat(list(order[start : found.step + 1]))
+        place = (state.round, state.epoch + 1, found.step + 1)
+        images = f"images {', '.join(map(str, rows[:5].tolist()))}, ..."
+        if self.session is not None:
+            try:
+                files = self.pipeline.files_of(rows.tolist())
+                images = f"the images are listed in {write_note(self.session.path, *place, found.what, rows, files)}"
+            except OSError as failure:
+                images += f" (the list of all could not be written: {failure.strerror})"
+        return RunError(
+            f"the {found.what} is not finite in round {place[0]}, epoch {place[1]}, step {place[2]}; {images}; "
+            f"{self._last_good()}; try a lower --base-lr or a higher --npc-temperature"
+        )
+
+    def _last_good(self) -> str:
+        last = None if self.checkpoints is None else self.checkpoints.last
+        return "there is no checkpoint from before" if last is None else f"the last good checkpoint is {last}"
 
     def _evaluate(self) -> Optional[Accuracy]:
         due = self.state.epoch % self.options.eval_freq == 0 or self.state.epoch == self.options.max_epoch
@@ -192,15 +273,23 @@ class Runner:
             self.metrics.append(record)
             history = self.state.history
             self.board.epoch(record, history.current.knn_best, history.best_top1)
-        # every process brings its part of the bank, the first one writes
+        self._save(top1, is_best)
+
+    def _save(self, top1: Optional[float], is_best: bool) -> None:
+        """A checkpoint: every process brings its part of the bank, the first one writes."""
         name = "" if self.session is None else self.session.name
-        state = self.state.checkpoint(self.options, self.pipeline, name, top1)
+        state = self.state
+        saved = state.checkpoint(self.options, self.pipeline, name, top1)
         if self.session is None:
             return
-        here = (self.state.round, self.state.history.current.anchors)
-        checkpoint.save(state, self.session.checkpoint_file(*here))
-        if is_best:
-            checkpoint.save(state, self.session.checkpoint_file(*here, best=True))
+        part = not_finite(saved)
+        if part is not None:
+            raise RunError(
+                f"a number in the {part} is not finite after {state.epoch} epochs and {state.underway.step} steps of "
+                f"round {state.round}, so nothing was saved; {self._last_good()}; try a lower --base-lr"
+            )
+        place = Place(state.round, state.epoch, state.underway.step)
+        self.checkpoints.save(saved, place, state.history.current.anchors, is_best)
 
 
 def check_curriculum(options: Options, images: int) -> None:

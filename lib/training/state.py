@@ -1,6 +1,6 @@
 """Everything a run carries from step to step, and its way into a checkpoint and back."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Optional
 
 import torch
@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 import models
 from datasets.pipeline import Pipeline
 from lib.config import Options
+from lib.determinism import without_adaptive_pooling
 from lib.distributed.sync_batch_norm import synchronise
 from lib.distributed.world import World
 from lib.embedder import Embedder
@@ -18,14 +19,17 @@ from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.seeding import derive, generator
 from lib.session.checkpoint import FORMAT
+from lib.session.layout import check_neighbourhoods
 from lib.training.history import History
 from lib.training.optimisation import build_optimizer
+from lib.training.underway import Underway
 
 
 class TrainingState:
     """Network, optimiser, bank, neighbourhoods, and where the run is.
 
-    `round` and `epoch` say what has been completed: `epoch` epochs of round `round`.
+    `round` and `epoch` say what has been completed: `epoch` epochs of round `round`. `underway` is how far the next one
+    is.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class TrainingState:
         self.neighbourhoods = neighbourhoods
         self.round = 0
         self.epoch = 0
+        self.underway = Underway()
         self.history = History()
         self.nearest: dict[int, Tensor] = {}  # of this round and the one before, as the last survey found them
 
@@ -49,6 +54,8 @@ class TrainingState:
         """The state before the first epoch, a function of the seed. `dtype` is that of autocast."""
         torch.manual_seed(derive(options.seed, "network"))
         network = models.build(options.network, options.low_dim, options.stem, options.size)
+        if options.deterministic:
+            network = without_adaptive_pooling(network, options.size)
         if options.sync_bn:
             network = synchronise(network, world)
         embedder = Embedder(network, world.device, dtype, options.compile, world)
@@ -72,6 +79,8 @@ class TrainingState:
             "ANs_discovery": self.neighbourhoods.state_dict(),
             "acc": accuracy,
             "epoch": self.epoch,
+            "step": self.underway.step,
+            "underway": self.underway.state(),
             "round": self.round,
             "session": session,
             "format": FORMAT,
@@ -99,8 +108,17 @@ class TrainingState:
             options, pipeline: of this run.
 
         Raises:
-            UserError: it belongs to another network, feature length or optimiser, or to other images.
+            UserError: it belongs to another network, feature length or optimiser, or to other images, or its parts
+                are not what they should be.
         """
+        try:
+            self._restore(saved, source, options, pipeline)
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = f"it has no {reason}" if isinstance(error, KeyError) else reason
+            raise UserError(f"checkpoint {source} cannot be gone on from: {reason}") from error
+
+    def _restore(self, saved: dict[str, Any], source: str, options: Options, pipeline: Pipeline) -> None:
         self.restore_network(saved, source)
         memory = saved["npc"]["memory"]
         expected = (len(self.bank), self.bank.memory.shape[1])
@@ -128,8 +146,12 @@ class TrainingState:
         self.optimizer.load_state_dict(saved["optimizer"])
         for group, settings in zip(self.optimizer.param_groups, configured):
             group.update(settings)  # momentum buffers come from the file, weight decay and the like from the options
+        check_neighbourhoods(saved["ANs_discovery"], len(self.bank))
         self.neighbourhoods = Neighbourhoods.from_state_dict(saved["ANs_discovery"], self.bank.memory.device)
         self.round, self.epoch = saved["round"], saved["epoch"]
+        self.underway = Underway.from_state(saved.get("step", 0), saved.get("underway", {}))
+        sizes = tuple(len(batch) for batch in pipeline.epoch_order(self.round, self.epoch))
+        self.underway.check_fits(sizes, options.iter_size)
         self.history = History.from_state(saved.get("history", []))
         self.nearest = dict(saved.get("nearest", {}))
         _set_random_state(saved.get("random", {}))
@@ -148,6 +170,23 @@ class TrainingState:
                 f"checkpoint {source} holds another network than --network, --low-dim, --stem and --size describe: "
                 + first[0].strip()
             ) from None
+
+
+def not_finite(saved: dict[str, Any]) -> Optional[str]:
+    """Which part of a checkpoint holds a number that is not finite, if one does, among those that training changes."""
+    parts = {"network": saved["net"], "optimiser": saved["optimizer"], "memory bank": saved["npc"]}
+    for name, part in parts.items():
+        if not all(torch.isfinite(tensor).all() for tensor in _tensors(part) if tensor.is_floating_point()):
+            return name
+    return None
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(inner)
 
 
 def _on_cpu(value: Any) -> Any:

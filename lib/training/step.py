@@ -9,6 +9,7 @@ from lib.embedder import Embedder
 from lib.method.global_batch import GlobalBatch
 from lib.method.memory_bank import MemoryBank
 from lib.method.tiled_objective import tiled_and_loss
+from lib.training.finite import FiniteWatch
 
 
 class Step:
@@ -21,10 +22,14 @@ class Step:
         bank: the memory bank, updated in place.
         optimizer: of the network's parameters.
         temperature: tau.
+
+    Attributes:
+        watch: sees the loss and the gradients of every batch.
     """
 
     def __init__(self, embedder: Embedder, bank: MemoryBank, optimizer: Optimizer, temperature: float):
         self.embedder, self.bank, self.optimizer, self.temperature = embedder, bank, optimizer, temperature
+        self.watch = FiniteWatch(bank.memory.device)
 
     def __call__(
         self, images: Tensor, members: Tensor, size: int, share: float = 1.0, first: bool = True, last: bool = True
@@ -49,6 +54,8 @@ class Step:
         loss = tiled_and_loss(features, self.bank.memory, members, self.temperature, shard=shard, batch=batch)
         with nullcontext() if last else self.embedder.apart():
             (loss if share == 1.0 else loss * share).backward()
+        parameters = (p for group in self.optimizer.param_groups for p in group["params"])
+        self.watch.see(loss.detach(), [p.grad for p in parameters if p.grad is not None] if last else ())
         self.bank.update(batch.indices, batch.features)
         if last:
             self.optimizer.step()

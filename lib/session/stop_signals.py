@@ -1,0 +1,65 @@
+"""Ctrl-C and SIGTERM: a wish to stop that the run grants at its next step; said twice, it stops at once."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any, Optional
+
+_WANTED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+_SAME = 3.0  # seconds in which a launcher passes on what the terminal has sent to all
+
+
+class StopSignals:
+    """While it is entered, the first of these signals is remembered in `wanted` and does nothing else.
+
+    The next one ends the process as if nobody listened, as soon as Python comes back from the operation of PyTorch's
+    that runs; two signals of one kind during one operation are one. A signal that was ignored before, as nohup arranges
+    it, stays ignored. Outside the main thread, where Python allows no handlers, everything stays as it was.
+
+    Args:
+        launched: whether a launcher passes signals on. From a terminal this process then gets one twice: what follows
+            within three seconds does not count.
+        quiet: say nothing on standard error; another process of the run does.
+    """
+
+    def __init__(self, launched: bool = False, quiet: bool = False):
+        self.wanted: Optional[signal.Signals] = None
+        self._launched, self._quiet = launched, quiet
+        self._heard = 0.0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            for number in _WANTED:
+                before = signal.getsignal(number)
+                if before not in (signal.SIG_IGN, None):
+                    self._before[number] = signal.signal(number, self._hear)
+        return self
+
+    def __exit__(
+        self, kind: Optional[type], error: Optional[BaseException], traceback: Optional[TracebackType]
+    ) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        self._before.clear()
+
+    def _hear(self, number: int, frame: Optional[FrameType]) -> None:
+        if self.wanted is not None:
+            if not self._launched or time.monotonic() - self._heard > _SAME:
+                _end_by(number)
+            return
+        self.wanted, self._heard = signal.Signals(number), time.monotonic()
+        if not self._quiet:
+            # not by print or logging, which may be in the middle of a line
+            os.write(
+                sys.__stderr__.fileno() if sys.__stderr__ is not None else 2,
+                f"\n{self.wanted.name}: stopping after this step and saving; once more stops at once\n".encode(),
+            )
+
+
+def _end_by(number: int) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)

@@ -1,0 +1,205 @@
+"""Runs that are killed, asked to stop, or share a session: real processes, compared bit for bit with one left alone."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from benchmarks.same_run import differences
+from lib.errors import UserError
+from lib.session import checkpoint
+from lib.session.lock import SessionLock
+from main import main
+from tests.test_processes import free_port
+from tests.tiny_run import ROOT, TINY, WORKERS, call, checkpoints, error_line, start, wait_for
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run that was not stopped, in the way of training that is asked for."""
+    base = tmp_path_factory.mktemp("whole")
+
+    def session(way):
+        if not (base / way).exists():
+            status, _, err = call(*TINY, *WAYS[way], "--sess-dir", base, "--session", way)
+            assert status == 0, err
+        return base / way
+
+    return session
+
+
+WAYS = {"plain": [], "workers": WORKERS}
+
+
+def go_on(*arguments):
+    status, out, err = call("--resume", *arguments)
+    assert status == 0, err
+    return out
+
+
+def test_a_kill_within_an_epoch_changes_nothing(whole, tmp_path):
+    process = start(*TINY, "--sess-dir", tmp_path, "--session", "s")
+    session = tmp_path / "s"
+    wait_for(lambda: any("-e0001-s000002" in name for name in checkpoints(session)), process)
+    process.kill()
+    process.communicate()
+    saved = checkpoint.load(session / "checkpoint" / checkpoints(session)[-1])
+    assert saved["step"] > 0
+    out = go_on("last", "--sess-dir", tmp_path, "--no-brief")
+    assert re.search(r"resumed .*: round 0, 1 epochs and \d steps completed", out)
+    assert differences(whole("plain"), session) == []
+    # what is kept: last and best of each round, and one before the last
+    assert len(checkpoints(session)) == 5
+
+
+@pytest.mark.parametrize(
+    ("number", "way"),
+    [(signal.SIGINT, "plain"), pytest.param(signal.SIGTERM, "workers", marks=pytest.mark.slow)],
+)
+def test_a_signal_stops_at_the_next_step_and_saves(whole, tmp_path, number, way):
+    """To the whole group of processes, as a terminal and a cluster send it: loader processes hear it too."""
+    process = start(*TINY, *WAYS[way], "--sess-dir", tmp_path, "--session", "s s", start_new_session=True)
+    session = tmp_path / "s s"
+    wait_for(lambda: checkpoints(session), process)
+    os.killpg(process.pid, number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    said = [line for line in err.splitlines() if line]
+    assert len(said) == 2, err
+    assert said[0] == f"{number.name}: stopping after this step and saving; once more stops at once"
+    place = r"stopped in round \d after \d epochs and \d steps"
+    last = re.fullmatch(rf"{number.name}: {place}, saved as (.*\.ckpt); (.*)", said[1])
+    assert last[2] == f"go on with: python3 main.py --resume '{session}'"
+    assert checkpoint.load(last[1])["session"] == "s s"
+    assert not (session / "session.lock").exists()
+    go_on(session)
+    assert differences(whole(way), session) == []
+
+
+def test_a_second_signal_stops_at_once(tmp_path):
+    process = start(*TINY, "--limit-train", "1400", "--save-every", "null", "--sess-dir", tmp_path, "--session", "s")
+    wait_for(lambda: (tmp_path / "s" / "log.txt").exists(), process)
+    wait_for(lambda: "session " in (tmp_path / "s" / "log.txt").read_text(), process)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGSTOP)  # so that it cannot have ended before the second
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
+    process.communicate(timeout=20)
+    # either one was delivered first; the other then ended the process
+    assert process.returncode in (-signal.SIGINT, -signal.SIGTERM)
+    assert checkpoints(tmp_path / "s") == []
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    process = start(*TINY, "--sess-dir", tmp_path, "--session", "s", launcher=launcher)
+    session = tmp_path / "s"
+    wait_for(lambda: checkpoints(session), process)
+    second = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    ranks = {rank_of(pid): int(pid) for pid in second}
+    os.kill(ranks["1"], signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "SIGTERM: stopped in round" in err
+    assert "go on with: python3 main.py --resume" in err
+    assert "rank 0" not in [line for line in err.splitlines() if line.startswith("error:")]
+    saved = checkpoint.load(next(path for path in [session / "checkpoint" / name for name in checkpoints(session)]))
+    assert saved["epoch"] + saved["step"] > 0
+    assert not (session / "session.lock").exists()
+    go_on(session)
+
+
+def rank_of(pid):
+    with open(f"/proc/{pid}/environ", "rb") as file:
+        found = re.search(rb"(?:^|\0)RANK=(\d+)\0", file.read())
+    return found[1].decode() if found else None
+
+
+# --- one run at a time
+
+
+def test_a_second_run_is_refused_and_a_dead_one_is_taken_over(whole, tmp_path, capsys):
+    session = tmp_path / "plain"
+    shutil.copytree(whole("plain"), session)
+    process = start("--resume", session, "--max-round", "50")
+    lock = session / "session.lock"
+    wait_for(lock.exists, process)
+    wait_for(lambda: len(checkpoints(session)) > 5, process)
+    assert main(["--resume", str(session)]) == 2
+    message = error_line(capsys.readouterr().err)
+    assert f"is in use by process {process.pid} on this host ({socket.gethostname()})" in message
+    process.kill()
+    process.communicate()
+    assert json.loads(lock.read_text())["pid"] == process.pid
+    assert main(["--resume", str(session), "--max-round", "2"]) == 0
+    assert not lock.exists()
+
+
+def stale(**changes):
+    """A lock of this very process, before the changes."""
+    lock = SessionLock.__new__(SessionLock)
+    SessionLock.__init__(lock, ROOT)
+    return json.dumps({**lock._mine, **changes})
+
+
+def test_whose_locks_are_respected(tmp_path):
+    file = tmp_path / "session.lock"
+    other = SessionLock(tmp_path)
+    file.write_text(stale())  # ours, alive
+    with pytest.raises(UserError, match=f"in use by process {os.getpid()} on this host"):
+        other.take()
+    file.write_text(stale(host="elsewhere"))
+    with pytest.raises(UserError, match="on host elsewhere since .*; if that run is gone, delete .*session.lock"):
+        other.take()
+    file.write_text(stale(process="another start of the machine 5"))  # the number was given to another process
+    other.take()
+    assert json.loads(file.read_text())["pid"] == os.getpid()
+    other.release()
+    assert not file.exists()
+    nobody = stale(pid=99999999999999999999, process=None)
+    for damaged in ("", "{", "[1]", '{"pid": "x", "host": 3}', nobody):
+        file.write_text(damaged)
+        other.take()
+        other.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_many_that_find_a_stale_lock_one_gets_it(tmp_path):
+    """Real processes, released together."""
+    (tmp_path / "session.lock").write_text(stale(process="gone"))
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom lib.errors import UserError\n"
+        "from lib.session.lock import SessionLock\nlock = SessionLock(Path(sys.argv[1]))\n"
+        "time.sleep(max(0, float(sys.argv[2]) - time.time()))\n"
+        "try:\n    lock.take()\n    print('mine')\nexcept UserError:\n    print('theirs')\n"
+        "sys.stdout.flush()\nsys.stdin.read()\n"
+    )
+    begin = str(time.time() + 2)
+    command = [sys.executable, "-c", code, tmp_path, begin]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    running = [subprocess.Popen(command, cwd=ROOT, text=True, **pipes) for _ in range(8)]
+    said = [process.stdout.readline().strip() for process in running]
+    for process in running:
+        process.communicate()
+    assert sorted(said) == ["mine"] + ["theirs"] * 7
+
+
+def test_links_in_a_session_are_not_followed(whole, tmp_path, capsys):
+    """A session from somebody else, whose log.txt is a link to a file of ours."""
+    session, ours = tmp_path / "plain", tmp_path / "ours"
+    shutil.copytree(whole("plain"), session)
+    ours.write_text("precious")
+    (session / "log.txt").unlink()
+    (session / "log.txt").symlink_to(ours)
+    assert main(["--resume", str(session), "--max-round", "3"]) == 2
+    assert "is a link; a run writes into its own folder alone" in error_line(capsys.readouterr().err)
+    assert ours.read_text() == "precious"
