@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import main
-from datasets import bad_images, image_cache
+from datasets import bad_images, image_cache, reading
 from datasets.bad_images import without_bad_images
 from datasets.image_cache import CACHE
 from datasets.image_set import ImageSet
@@ -94,8 +94,8 @@ def test_bad_images_are_left_out_on_both_sides(folder):
 def test_processes_find_the_same(folder, monkeypatch):
     expected = without_bad_images(split_of(folder), 0)[1]
     shutil.rmtree(folder / CACHE)
-    monkeypatch.setattr(bad_images, "_FEW", 0)
-    monkeypatch.setattr(bad_images, "_BLOCK", 5)
+    monkeypatch.setattr(reading, "_FEW", 0)
+    monkeypatch.setattr(reading, "_BLOCK", 5)
     assert without_bad_images(split_of(folder), 2)[1] == expected
     assert without_bad_images(split_of(folder), 2)[1] == expected
 
@@ -219,9 +219,9 @@ def die(path):
 
 
 def test_a_killed_process_ends_the_check_with_one_line(folder, monkeypatch):
-    monkeypatch.setattr(bad_images, "_FEW", 0)
+    monkeypatch.setattr(reading, "_FEW", 0)
     monkeypatch.setattr(bad_images, "_reason", die)
-    with pytest.raises(RunError, match="a process that checks images was killed.*--workers-num") as error:
+    with pytest.raises(RunError, match="a process that reads images was killed.*--workers-num") as error:
         without_bad_images(split_of(folder), 2)
     assert "\n" not in str(error.value)
 
@@ -267,7 +267,7 @@ def test_the_first_ten_are_listed_with_their_reasons(folder, logged):
 
 
 def test_a_long_check_says_how_far_it_is(folder, logged, monkeypatch):
-    monkeypatch.setattr(bad_images, "LINE_EVERY", 0.0)
+    monkeypatch.setattr(reading, "LINE_EVERY", 0.0)
     without_bad_images(split_of(folder), 0)
     assert ("WARNING", "--skip-bad-images: checked 12 of 12 training images, 0 s left; this is done once") in logged
 
