@@ -1,51 +1,41 @@
 """Merging small groups of a neighbour graph, the most linked first, until one is left."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import scipy.sparse
 
 
-@dataclass(frozen=True, eq=False)
-class Merging:
-    """Attributes:
-    linkage: for K = 2, 3, ... groups, at [K - 2], that of the two most linked of them, which are merged next.
-    """
+def merge_linkages(graph: scipy.sparse.csr_matrix, groups: np.ndarray) -> np.ndarray:
+    """Merge the two groups of the highest linkage, again and again, and say how high it was.
 
-    linkage: np.ndarray
-
-
-def merge(graph: scipy.sparse.csr_matrix, groups: np.ndarray, caution: float) -> Merging:
-    """Merge the two groups of the highest linkage, again and again.
-
-    The linkage of groups A and B is the weight of the edges between them over what it would be if the same edges were
-    laid at random: 0 if no edge joins them, 1 if chance does as well (Bonald et al. 2018; a partition is best for
-    modularity of resolution g if all linkages are below g). It is divided by (n K / N)^caution where the smaller group,
-    of n rows, is smaller than the mean of K groups of N rows: a small group must stand more apart to count.
+    The linkage of groups A and B is w_AB w' / (w_A w_B), where w_AB is the weight of the edges from A to B, w_A that of
+    all edges at the rows of A, and w' the mean of w_A over the K groups: for groups of equal size the share of A's
+    edges that lead to B. (Times K it is the inverse of the distance of Bonald et al. 2018, which compares w_AB with
+    edges laid at random; but whether two groups are one should not depend on how many others there are.) It is divided
+    by n K / N where the smaller group, of n rows, is smaller than the mean of K groups of N rows: small groups must
+    stand further apart.
 
     Args:
         graph: (N, N) symmetric weights.
-        groups: (N,) int64, the group of each row.
-        caution: at least 0.
+        groups: (N,) int64 from 0, the group of each row.
+
+    Returns:
+        (M - 1,) the linkage of the two most linked of K = 2, 3, ..., M groups, where M are not empty.
     """
-    count = int(groups.max()) + 1
-    member = scipy.sparse.csr_matrix((np.ones(len(groups)), (np.arange(len(groups)), groups)), shape=(len(groups), count))
+    count, rows = int(groups.max()) + 1, len(groups)
+    member = scipy.sparse.csr_matrix((np.ones(rows), (np.arange(rows), groups)), shape=(rows, count))
     weights = (member.T @ graph @ member).toarray()  # (M, M), inside the groups on the diagonal
     sizes = np.bincount(groups, minlength=count).astype(float)
-    kept = sizes > 0
-    weights, sizes = weights[np.ix_(kept, kept)], sizes[kept]
-    total, rows = weights.sum(), sizes.sum()
-    linkage = []
+    weights, sizes = weights[np.ix_(sizes > 0, sizes > 0)], sizes[sizes > 0]
+    linkages = []
     for left in range(len(sizes), 1, -1):
-        volumes = weights.sum(axis=1)
-        links = weights * (total / np.outer(volumes, volumes))
-        share = np.minimum(1.0, sizes * left / rows) ** caution
-        links /= np.minimum.outer(share, share)
+        edges = weights.sum(axis=1)
+        share = np.minimum(1.0, sizes * left / rows)
+        links = weights * edges.mean() / np.outer(edges, edges) / np.minimum.outer(share, share)
         np.fill_diagonal(links, -1.0)
         one, other = np.unravel_index(links.argmax(), links.shape)
-        linkage.append(links[one, other])
+        linkages.append(links[one, other])
         weights[one] += weights[other]
         weights[:, one] += weights[:, other]
         sizes[one] += sizes[other]
         weights, sizes = np.delete(np.delete(weights, other, 0), other, 1), np.delete(sizes, other)
-    return Merging(np.array(linkage[::-1]))
+    return np.array(linkages[::-1])

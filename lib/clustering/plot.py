@@ -6,7 +6,7 @@ from lib.clustering.number import NumberOfClusters
 
 
 def plot_number(number: NumberOfClusters, path: Path) -> Path:
-    """Draw the criterion over K, with the number found marked, into a PNG file. Returns its path."""
+    """Draw the criterion over K, with the number found and the threshold marked, into a PNG file. Returns its path."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: it would ask for a screen
     from matplotlib.figure import Figure
 
@@ -14,6 +14,7 @@ def plot_number(number: NumberOfClusters, path: Path) -> Path:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.plot(number.candidates, number.criterion, marker="o", markersize=4, color="#4878a8")
+    axes.axhline(number.threshold, color="#888888", linewidth=1)
     axes.axvline(number.clusters, color="#c44e52", linestyle="--")
     axes.set_xlabel("number of clusters K")
     axes.set_ylabel(number.criterion_name)

@@ -88,9 +88,7 @@ class Cluster(Protocol):
         if number is not None:
             scalars["cluster_confidence"] = number.confidence
         if agreement is not None:
-            scalars.update(
-                cluster_accuracy=agreement.accuracy, cluster_nmi=agreement.nmi, cluster_ari=agreement.ari
-            )
+            scalars.update(cluster_accuracy=agreement.accuracy, cluster_nmi=agreement.nmi, cluster_ari=agreement.ari)
         classes = self.pipeline.train.classes
 
         def write(folder: Path) -> list[Path]:
@@ -136,7 +134,9 @@ def _report(
 ) -> str:
     lines = []
     if number is not None:
-        lines.append(f"number of clusters found: {number.clusters}, confidence {number.confidence:.2f}: {number.explanation}")
+        lines.append(
+            f"number of clusters found: {number.clusters}, confidence {number.confidence:.2f}: {number.explanation}"
+        )
     lines.append(summary)
     sizes = [str(size) for size in clustering.sizes[:LONGEST].tolist()]
     more = len(clustering.sizes) - len(sizes)

@@ -24,9 +24,9 @@ MOST_VALUES = 10_000
 """Values of an image and stage that the classifier sees, after pooling."""
 HELD_OUT = 0.1
 """Share of the training images that the penalty is chosen on."""
-PENALTIES = tuple(10.0 ** (-exponent / 2) for exponent in range(-2, 11))
-"""Tried from the strongest, 10, down to 1e-5; each starts from the classifier of the one before."""
-PATIENCE = 3
+PENALTIES = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
+"""Tried from the strongest on; each starts from the classifier of the one before."""
+PATIENCE = 2
 """Penalties in a row without a better accuracy after which weaker ones are not tried."""
 STEPS = 100
 """L-BFGS iterations at most, for each penalty and for the final classifier."""
@@ -51,8 +51,10 @@ class StageResult:
 
 
 class Linear(Protocol):
-    """Multinomial logistic regression on each stage: activations of the training images, with the test transform, pooled
-    by adaptive averaging to at most `MOST_VALUES`, every value brought to mean 0 and standard deviation 1 over them.
+    """Multinomial logistic regression on each stage.
+
+    It sees the activations of the training images with the test transform, pooled by adaptive averaging to at most
+    `MOST_VALUES`, every value brought to mean 0 and standard deviation 1 over these images.
 
     Cross-entropy with an L2 penalty, by L-BFGS over all images. The penalty is the one of `PENALTIES` with the best
     accuracy on a tenth of the training images drawn by the seed, the strongest of equals; with it the classifier is
@@ -98,7 +100,9 @@ class Linear(Protocol):
     def results(self, subject: Subject) -> list[StageResult]:
         """One for each stage, in the order of the network."""
         outputs = subject.embedder.frozen_stages()
-        widths = pooled_widths(outputs, torch.zeros(1, 3, self._size, self._size, device=self.world.device), MOST_VALUES)
+        widths = pooled_widths(
+            outputs, torch.zeros(1, 3, self._size, self._size, device=self.world.device), MOST_VALUES
+        )
         found = []
         for stages in self._passes(widths):
             started = time.perf_counter()

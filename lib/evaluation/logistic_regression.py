@@ -91,9 +91,7 @@ def fit(
     return Classifier(weights, found.x[dim * classes :], float(found.fun), int(found.nit))
 
 
-def _add_block(
-    total: Tensor, rows: Tensor, labels: Tensor, taking_part: Tensor, weights: Tensor, bias: Tensor
-) -> None:
+def _add_block(total: Tensor, rows: Tensor, labels: Tensor, taking_part: Tensor, weights: Tensor, bias: Tensor) -> None:
     """Adds the cross-entropy of rows (b, d), and its gradient by weights (d, C) and bias (C,), to a flat vector."""
     if not len(rows):
         return

@@ -9,8 +9,6 @@ from lib.config import Options
 from lib.distributed.world import World
 from lib.embedder import Embedder
 from lib.errors import UserError
-from lib.evaluation.cluster import Cluster
-from lib.evaluation.linear import Linear
 from lib.evaluation.protocol import Findings, Protocol
 from lib.evaluation.subject import Subject
 from lib.evaluation.voting import Voting
@@ -53,9 +51,14 @@ class Protocols:
             for name in votes
         ]
         self.others: list[Protocol] = []
+        # loaded only where they are asked for: scikit-learn takes a second
         if "linear" in names:
+            from lib.evaluation.linear import Linear
+
             self.others.append(Linear(pipeline, world, options.linear_freq, options.seed, options.size))
         if "cluster" in names:
+            from lib.evaluation.cluster import Cluster
+
             self.others.append(Cluster(pipeline, world, options.cluster_freq, options.num_clusters, options.seed))
         for protocol in self.others:
             _check(protocol)

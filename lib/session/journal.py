@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
@@ -70,6 +71,21 @@ class Metrics:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
+    def amend_last(self, values: Mapping[str, Any]) -> None:
+        """Add values to the last line, or replace those it has; what was found when it was on disk already."""
+        if not self.path.exists():
+            return
+        lines = self._lines()
+        if not lines:
+            return
+        lines[-1] = json.dumps({**json.loads(lines[-1]), **values})
+        self._replace("".join(line + "\n" for line in lines))
+
+    def _replace(self, text: str) -> None:
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self.path)
+
     def rewind(self, round_number: int, epoch: int) -> None:
         """Keep what came up to and including (round, epoch)."""
         if not self.path.exists():
@@ -82,6 +98,4 @@ class Metrics:
         if superseded:
             with open(self.path.with_name("metrics.superseded.jsonl"), "a", encoding="utf-8") as file:
                 file.writelines(superseded)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(self.path)
+        self._replace("".join(kept))

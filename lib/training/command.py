@@ -15,7 +15,7 @@ from lib.distributed import group
 from lib.distributed.place import Place
 from lib.distributed.world import World
 from lib.errors import LostContact, UserError
-from lib.evaluation.evaluator import Evaluator
+from lib.evaluation.protocols import Judged, Protocols
 from lib.session import checkpoint, provenance
 from lib.session.folder import SessionFolder
 from lib.session.journal import LOGGER, Metrics, close_log, open_log
@@ -54,10 +54,9 @@ def _execute(settings: Settings, saved: Optional[dict[str, Any]], source: Option
     images = datasets.load(options.dataset, options.data_root, options.download)
     pipeline = Pipeline(images, options, device, world.rank, world.size)
     state = TrainingState.fresh(options, pipeline, world, precision.choose(options.precision, device))
-    search = "auto" if options.knn_backend == "ivf" else options.knn_backend  # accuracies are exact in any case
-    evaluator = Evaluator(pipeline, world, options.low_dim, options.protocol, options.knn_k, options.knn_sigma, search)
+    protocols = Protocols(options, pipeline, world)
     if options.test_only:
-        _test(settings, state, evaluator, saved, source, world)
+        _test(settings, state, protocols, saved, source, world)
         return
     check_curriculum(options, len(pipeline.train))
     if saved is not None:
@@ -69,8 +68,8 @@ def _execute(settings: Settings, saved: Optional[dict[str, Any]], source: Option
     try:
         _introduce(settings, state, pipeline, world, session, saved, source)
         labels = None if pipeline.train.labels is None else torch.from_numpy(pipeline.train.labels)
-        Runner(options, state, pipeline, evaluator, session, labels, world).run()
-        _conclude(state, evaluator, session)
+        judged = Runner(options, state, pipeline, protocols, session, labels, world).run()
+        _conclude(judged, session)
     finally:
         pipeline.close()
         close_log()
@@ -79,22 +78,35 @@ def _execute(settings: Settings, saved: Optional[dict[str, Any]], source: Option
 def _test(
     settings: Settings,
     state: TrainingState,
-    evaluator: Evaluator,
+    protocols: Protocols,
     saved: dict[str, Any],
     source: Path,
     world: World,
 ) -> None:
-    """`--test-only`: features of training and test images recomputed, one line of result, nothing written."""
+    """`--test-only`: features of training and test images recomputed and judged.
+
+    The results are printed. Of the run nothing is changed; files with more than fits a terminal go to its session.
+    """
     state.restore_network(saved, str(source))
-    if not evaluator.possible:
-        raise UserError(f"--test-only: {settings.options.dataset} has no labelled test images to judge by")
-    accuracy = evaluator.recomputed(state.embedder)
+    protocols.check_all()
+    judged = protocols.finished(state.embedder)
     if not world.is_first:
         return
-    print(
-        f"{source}: round {saved['round']}, epoch {saved['epoch']}: "
-        f"{settings.options.protocol} {accuracy} (training features recomputed)"
-    )
+    for protocol, findings in judged:
+        print(
+            f"{source}: round {saved['round']}, epoch {saved['epoch']}: "
+            f"{protocol.name} {findings.summary} (training features recomputed)"
+        )
+        if findings.table:
+            print(findings.table)
+    folder = source.resolve().parent.parent
+    if not settings.options.debug and SessionFolder(folder).config.exists():
+        for path in _written(judged, folder):
+            print(f"written: {path}")
+
+
+def _written(judged: Judged, folder: Path) -> list[Path]:
+    return [path for _, findings in judged for path in findings.write(folder)]
 
 
 def _open_session(
@@ -163,7 +175,7 @@ def _introduce(
             log.warning("the network computes in %s now; the checkpoint's computed in %s", now, saved["precision"])
         for name, value in options.as_dict().items():
             before = saved["options"].get(name, value)
-            if before != value:
+            if before != value and [before] != value:  # an option may have become a list
                 log.warning(
                     "option %s is now %s (%s); the checkpoint had %s",
                     name,
@@ -173,10 +185,13 @@ def _introduce(
                 )
 
 
-def _conclude(state: TrainingState, evaluator: Evaluator, session: Optional[SessionFolder]) -> None:
-    log.info("%s", state.history.table(), extra=RESULT)
-    accuracy = evaluator.recomputed(state.embedder)
-    if accuracy is not None:
-        log.info("last network, training features recomputed: %s", accuracy, extra=RESULT)
+def _conclude(judged: Judged, session: Optional[SessionFolder]) -> None:
+    for protocol, findings in judged:
+        who = "" if protocol.name == judged[0][0].name == "knn" else f"{protocol.name} "
+        log.info("last network, training features recomputed: %s%s", who, findings.summary, extra=RESULT)
+        if findings.table:
+            log.info("%s", findings.table, extra=RESULT)
     if session is not None:
+        for path in _written(judged, session.path):
+            log.info("written: %s", path, extra=RESULT)
         log.info("checkpoints, log, metrics and TensorBoard files: %s", session.path, extra=RESULT)

@@ -11,8 +11,7 @@ from datasets.pipeline import Pipeline
 from lib.config import Options
 from lib.distributed.world import World
 from lib.errors import UserError
-from lib.evaluation.evaluator import Evaluator
-from lib.evaluation.knn import Accuracy
+from lib.evaluation.protocols import Judged, Protocols
 from lib.method.discovery import anchor_count, discover
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.session import checkpoint
@@ -37,7 +36,7 @@ class Runner:
         options: the merged options.
         state: where the run stands.
         pipeline: the images.
-        evaluator: judges the network after an epoch.
+        protocols: judge the network, after epochs and at the end.
         session: where to write, or None to write nothing.
         labels: (N,) training labels, for the reported consistency only; or None.
         world: the processes of the run. All go through the same steps; `session` belongs to the first of them.
@@ -48,13 +47,13 @@ class Runner:
         options: Options,
         state: TrainingState,
         pipeline: Pipeline,
-        evaluator: Evaluator,
+        protocols: Protocols,
         session: Optional[SessionFolder],
         labels: Optional[Tensor],
         world: World,
     ):
         self.options, self.session, self.labels, self.world = options, session, labels, world
-        self.state, self.pipeline, self.evaluator = state, pipeline, evaluator
+        self.state, self.pipeline, self.protocols = state, pipeline, protocols
         self.step: StepFunction = Step(state.embedder, state.bank, state.optimizer, options.npc_temperature)
         if world.device.type == "cuda" and options.cuda_graph and world.size == 1:
             self.step = CapturedStep(self.step)
@@ -67,13 +66,18 @@ class Runner:
         total = options.max_round * options.max_epoch * images
         self.progress = Progress(total, max(0, total - epochs_left * images), quiet=options.brief or not world.is_first)
 
-    def run(self) -> None:
-        """Train to the end of the last round. A round that is complete in the state is not repeated."""
+    def run(self) -> Judged:
+        """Train to the end of the last round, and judge the finished network. Rounds complete in the state are not
+        repeated."""
         try:
             for round_number in range(self.state.round, self.options.max_round):
                 if round_number > self.state.round or self.state.epoch == 0:
                     self._start_round(round_number)
                 self._finish_round()
+            log.info("%s", self.state.history.table(), extra=RESULT)
+            judged = self.protocols.finished(self.state.embedder)
+            self._note(judged, but_votes=True)
+            return judged
         except KeyboardInterrupt:
             if self.session is not None and self.state.round + self.state.epoch > 0:
                 log.warning("stopped; go on after the last completed epoch with --resume %s", self.session.path)
@@ -146,8 +150,9 @@ class Runner:
         )
         state.embedder.agree()
         state.epoch += 1
-        accuracy = self._evaluate()
-        top1 = None if accuracy is None else accuracy.top1
+        votes = {"knn_top1": None, "knn_top5": None}
+        votes.update(self.protocols.with_bank(state.embedder, state.bank.memory, state.epoch))
+        top1 = votes["knn_top1"]
         seconds = time.perf_counter() - started
         is_best = state.history.current.add_epoch(state.epoch, top1, seconds)
         record = {
@@ -157,8 +162,7 @@ class Runner:
             "consistency": state.history.current.consistency,
             "loss": result.loss,
             "lr": rate,
-            "knn_top1": top1,
-            "knn_top5": None if accuracy is None else accuracy.top5,
+            **votes,
             "images_per_second": result.images / result.seconds,
             "seconds": seconds,
         }
@@ -174,10 +178,26 @@ class Runner:
             record["images_per_second"],
             seconds,
         )
+        # what may take long comes when the epoch is on disk
+        judged = self.protocols.after_epoch(state.embedder, state.round, state.epoch)
+        self._note(judged)
+        for protocol, findings in judged:
+            log.info(
+                "round %d epoch %d/%d  %s: %s",
+                state.round,
+                state.epoch,
+                options.max_epoch,
+                protocol.name,
+                findings.summary,
+            )
 
-    def _evaluate(self) -> Optional[Accuracy]:
-        due = self.state.epoch % self.options.eval_freq == 0 or self.state.epoch == self.options.max_epoch
-        return self.evaluator.with_bank(self.state.embedder, self.state.bank.memory) if due else None
+    def _note(self, judged: Judged, but_votes: bool = False) -> None:
+        """Add findings to the metrics of the last epoch and to TensorBoard; `but_votes`: those are of another kind."""
+        for protocol, findings in judged:
+            if self.session is None or (but_votes and protocol in self.protocols.votes):
+                continue
+            self.metrics.amend_last(findings.scalars)
+            self.board.scalars(self.state.round, self.state.epoch, findings.scalars)
 
     def _write(self, record: dict[str, Any], top1: Optional[float], is_best: bool) -> None:
         """Metrics and TensorBoard, then the checkpoint: a resume from it finds the lines of its own epoch written."""
