@@ -98,7 +98,7 @@ class Cluster(Protocol):
             return paths
 
         summary = _summary(clustering, clarity, agreement)
-        return Findings(scalars, summary, _report(summary, clustering, number, agreement, classes), write)
+        return Findings(scalars, summary, _report(clustering, number, agreement, classes), write)
 
     def _agreement(self, clustering: Clustering) -> Optional[Agreement]:
         labels = self.pipeline.train.labels
@@ -126,7 +126,6 @@ def _summary(clustering: Clustering, clarity: Optional[float], agreement: Option
 
 
 def _report(
-    summary: str,
     clustering: Clustering,
     number: Optional[NumberOfClusters],
     agreement: Optional[Agreement],
@@ -137,7 +136,6 @@ def _report(
         lines.append(
             f"number of clusters found: {number.clusters}, confidence {number.confidence:.2f}: {number.explanation}"
         )
-    lines.append(summary)
     sizes = [str(size) for size in clustering.sizes[:LONGEST].tolist()]
     more = len(clustering.sizes) - len(sizes)
     lines.append(f"cluster sizes: {', '.join(sizes)}" + (f" and {more} smaller ones" if more else ""))
