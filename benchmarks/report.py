@@ -42,25 +42,37 @@ def table(rows: list[Row]) -> str:
     return shown.get_string()
 
 
-def write(rows: list[Row], device: torch.device, repeats: int) -> Path:
-    """A Markdown report named after the day; a second one of a day gets a number."""
+def free_path(suffix: str = "") -> Path:
+    """The file of a report named after the day; a second one of a day gets a number."""
     REPORTS.mkdir(exist_ok=True)
-    today = datetime.date.today().isoformat()
-    path = REPORTS / f"{today}.md"
-    number = 1
+    stem = datetime.date.today().isoformat() + suffix
+    path, number = REPORTS / f"{stem}.md", 1
     while path.exists():
         number += 1
-        path = REPORTS / f"{today}-{number}.md"
+        path = REPORTS / f"{stem}-{number}.md"
+    return path
+
+
+def heading(title: str, command: str, device: torch.device, note: str = "") -> list[str]:
+    """What a report begins with: when, how and on what it was made."""
     versions = ", ".join(f"{name} {version}" for name, version in provenance.versions().items())
     lines = [
-        f"# Benchmarks, {today}",
+        f"# {title}, {datetime.date.today().isoformat()}",
         "",
-        f"- command: `{' '.join(['python3 -m benchmarks', *sys.argv[1:]])}`",
+        f"- command: `{' '.join([command, *sys.argv[1:]])}`",
         f"- device: {devices.describe(device)}; processor: {_processor()}",
         f"- versions: {versions}",
         f"- commit: {provenance.git_revision()}",
-        f"- medians over {repeats} turns or a multiple; the contenders of a row take turns in one run",
-        "",
+    ]
+    return [*lines, *([f"- {note}"] if note else []), ""]
+
+
+def write(rows: list[Row], device: torch.device, repeats: int) -> Path:
+    """A Markdown report named after the day."""
+    path = free_path()
+    note = f"medians over {repeats} turns or a multiple; the contenders of a row take turns in one run"
+    lines = [
+        *heading("Benchmarks", "python3 -m benchmarks", device, note),
         "| " + " | ".join(HEADINGS) + " |",
         "|" + "---|" * len(HEADINGS),
         *("| " + " | ".join(cells(row)) + " |" for row in rows),

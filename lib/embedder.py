@@ -1,5 +1,6 @@
 """Images in, unit features out: the network with the memory format and precision it runs in."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Optional
 
@@ -72,3 +73,16 @@ class Embedder:
         """A copy for evaluation, in which each batch norm has become part of the convolution before it."""
         plain = without_synchronisation(self.network.eval())
         return Embedder(fuse(plain).eval(), self.device, self.dtype)
+
+    def frozen_stages(self) -> Callable[[Tensor], dict[str, Tensor]]:
+        """The network for evaluation, from images (B, 3, S, S) to the activations after each of its stages by name.
+
+        The network is left in evaluation mode.
+        """
+        plain = without_synchronisation(self.network.eval())
+
+        def outputs(images: Tensor) -> dict[str, Tensor]:
+            with autocast(self.device, self.dtype):
+                return plain.stage_outputs(images.contiguous(memory_format=torch.channels_last))
+
+        return outputs

@@ -18,7 +18,7 @@ from lib.config import collect
 from lib.distributed import group
 from lib.distributed.place import Place
 from lib.embedder import Embedder
-from lib.evaluation.evaluator import Evaluator
+from lib.evaluation.protocols import Protocols
 from lib.training.runner import Runner
 from lib.training.state import TrainingState
 
@@ -44,8 +44,8 @@ def main(file, arguments):
     state.bank.double()
     state.embedder = Embedder(InFloat64(state.embedder.network), world.device, world=world)
     state.optimizer.param_groups[0]["params"] = list(state.embedder.network.parameters())
-    evaluator = Evaluator(pipeline, world, options.low_dim, options.protocol, 5, 0.1, options.knn_backend)
-    runner = Runner(options, state, pipeline, evaluator, None, torch.from_numpy(pipeline.train.labels), world)
+    protocols = Protocols(options, pipeline, world)
+    runner = Runner(options, state, pipeline, protocols, None, torch.from_numpy(pipeline.train.labels), world)
     losses, ordinary = [], runner.step
 
     def step(*batch):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from datasets.image_set import ImageSet
 from lib.distributed.world import World
 from lib.evaluation.leave_one_out import LeaveOneOut
+from lib.evaluation.subject import Subject
 from lib.insight import anchor_grid
 from lib.insight.anchor_grid import NEUTRAL, OTHER, SAME, anchor_grids
 from lib.insight.clusters import clusters_of
@@ -69,12 +70,15 @@ def test_pairs_of_unknown_labels_do_not_count():
     assert consistency(torch.tensor([], dtype=torch.int64), torch.empty(0, 1, dtype=torch.int64), labels) is None
 
 
-def judge(labels, classes, k):
+def judged(labels, classes, k, memory):
+    """What leave-one-out finds, by their names in metrics.jsonl; None if it cannot."""
     images = ImageSet(
         np.zeros((4 if labels is None else len(labels), 4, 4, 3), np.uint8), labels, tuple(map(str, range(classes)))
     )
     pipeline = SimpleNamespace(train=images, test=None)
-    return LeaveOneOut(pipeline, World.alone(), 4, "knn", k, 0.1, "auto")
+    world = World.alone()
+    found = LeaveOneOut(pipeline, world, "knn", 1, k, 0.1, "auto", key="knn").judge(Subject(None, pipeline, world, 4, memory))
+    return None if found is None else found.scalars
 
 
 @pytest.mark.parametrize("k", [1, 3, 200])
@@ -90,19 +94,19 @@ def test_leave_one_out_matches_the_oracle(k):
             memory[row].double().numpy(), memory[others].double().numpy(), labels[others], 6, k, 0.1
         )
         right.append([ranking[0] == labels[row], labels[row] in ranking[:5]])
-    accuracy = judge(labels, 6, k).with_bank(None, memory)
-    assert [accuracy.top1, accuracy.top5] == pytest.approx(np.mean(right, axis=0))
+    found = judged(labels, 6, k, memory)
+    assert [found["knn_top1"], found["knn_top5"]] == pytest.approx(np.mean(right, axis=0))
 
 
 def test_an_image_has_no_vote_on_itself():
     memory = torch.eye(4)[[0, 0, 1, 1]]
-    assert judge(np.array([0, 0, 1, 1]), 2, 1).with_bank(None, memory).top1 == 1.0
-    assert judge(np.array([0, 1, 0, 1]), 2, 1).with_bank(None, memory).top1 == 0.0
+    assert judged(np.array([0, 0, 1, 1]), 2, 1, memory)["knn_top1"] == 1.0
+    assert judged(np.array([0, 1, 0, 1]), 2, 1, memory)["knn_top1"] == 0.0
 
 
 def test_without_two_labels_nobody_is_judged():
-    assert judge(None, 0, 1).with_bank(None, torch.eye(4)) is None
-    assert judge(np.array([-1, 0, -1, -1]), 2, 1).with_bank(None, torch.eye(4)) is None
+    assert judged(None, 0, 1, torch.eye(4)) is None
+    assert judged(np.array([-1, 0, -1, -1]), 2, 1, torch.eye(4)) is None
 
 
 def test_clusters_that_are_there_are_found():

@@ -22,6 +22,7 @@ _DATASETS = ("digits", "cifar10", "cifar100", "svhn", "imagefolder", "imagenet12
 _NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "alexnet")
 _FOLDER_NAME = Form(r"(?!\.{1,2}$)[^/\\\x00-\x1f]+", "a plain folder name")
 _SAVE_EVERY = Form(r"[1-9][0-9]{0,8}( ?(steps?|s|min|h))?", "a number of steps such as 500, or a time such as 10min")
+_NUM_CLUSTERS = Form(r"auto|[1-9][0-9]*", "auto, or a whole number from 1 on")
 _GPUS = Form(r"auto|cpu|[0-9]+(,[0-9]+)*", "auto, cpu, or indices of GPUs such as 0 or 0,1")
 
 _GENERAL = _group(
@@ -260,9 +261,12 @@ _EVALUATION = _group(
     Option(
         "protocol",
         CHOICE,
-        "knn",
-        "knn: the nearest training images vote on the class of a test image; nn: the nearest one decides",
-        choices=("knn", "nn"),
+        ("knn",),
+        "how features are judged. knn: the nearest training images vote on the class of a test image; nn: the nearest "
+        "one decides; linear: a linear classifier on the frozen activations of each stage; cluster: k-means on the "
+        "training images, without labels or against them",
+        choices=("knn", "nn", "linear", "cluster"),
+        length=ANY_LENGTH,
     ),
     Option("knn_k", INT, 200, "knn: nearest training images that vote (K)", "images", bounds=_at_least(1)),
     Option("knn_sigma", FLOAT, 0.1, "knn: temperature of the votes (sigma)", bounds=_POSITIVE),
@@ -270,9 +274,33 @@ _EVALUATION = _group(
         "eval_freq",
         INT,
         1,
-        "epochs between evaluations while training; the last epoch of a round is always evaluated",
+        "knn, nn: epochs between evaluations while training; the last epoch of a round is always evaluated",
         "epochs",
         bounds=_at_least(1),
+    ),
+    Option(
+        "linear_freq",
+        INT,
+        0,
+        "linear: epochs between evaluations while training, the last epoch of each round included; 0: only at the end",
+        "epochs",
+        bounds=_at_least(0),
+    ),
+    Option(
+        "cluster_freq",
+        INT,
+        0,
+        "cluster: as --linear-freq",
+        "epochs",
+        bounds=_at_least(0),
+    ),
+    Option(
+        "num_clusters",
+        TEXT,
+        "auto",
+        "cluster: how many clusters (K); auto: found from the features",
+        "clusters",
+        form=_NUM_CLUSTERS,
     ),
     Option("test_only", BOOL, False, "evaluate the checkpoint of --resume and stop", kept=False),
 )

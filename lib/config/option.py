@@ -76,7 +76,7 @@ class Option:
     def limits(self) -> str:
         """Choices, range or form in words; empty if the kind says it all."""
         if self.choices:
-            return "one of " + ", ".join(self.choices)
+            return f"{'one' if self.length is None else 'some'} of " + ", ".join(self.choices)
         if self.form is not None:
             return self.form.words
         return "" if self.bounds is None else str(self.bounds)

@@ -19,6 +19,8 @@ def check_together(options: Options) -> None:
     if options.colorjitter[3] > _MAX_HUE:
         hue = options.colorjitter[3]
         raise UserError(f"--colorjitter: the fourth number, hue, is {hue}; at most {_MAX_HUE} is possible")
+    if not options.protocol:
+        raise UserError("--protocol names nothing; name one or more of knn, nn, linear, cluster, or leave it out")
     if options.resize is not None and options.resize < options.size:
         raise UserError(f"--resize {options.resize} is below --size {options.size}; raise it, or leave it null")
     if options.shrink is not None and options.shrink < options.size:

@@ -5,7 +5,7 @@ import os
 import re
 from typing import Any, Union
 
-from lib.config.option import BOOL, CHOICE, FLOAT, INT, PATH, Option
+from lib.config.option import ANY_LENGTH, BOOL, CHOICE, FLOAT, INT, PATH, Option
 
 Raw = Union[None, str, list[str]]
 """A value as YAML or the command line holds it. Text in both, so that both read `5e-4` and `3/4` alike."""
@@ -104,6 +104,8 @@ def _checked(option: Option, value: Any) -> Any:
         return None
     if option.length is None:
         return _checked_one(option, value)
+    if option.length == ANY_LENGTH and not isinstance(value, (list, tuple)):
+        value = [value]  # as an option that became a list stands in older checkpoints
     if not isinstance(value, (list, tuple)) or (option.length and len(value) != option.length):
         raise ValueError
     return tuple(_checked_one(option, item) for item in value)

@@ -43,15 +43,25 @@ def class_votes(similarities: Tensor, neighbour_labels: Tensor, classes: int, si
     return votes.scatter_add_(1, neighbour_labels.to(place), weights.to(place)).to(weights.device)
 
 
+def classes_ahead(scores: Tensor, labels: Tensor) -> Tensor:
+    """How many classes score higher than the true one, (Q,) int64; of equals the lower index is ahead.
+
+    Args:
+        scores: (Q, C).
+        labels: (Q,) int64 in [0, C).
+    """
+    of_truth = scores.gather(1, labels[:, None])  # (Q, 1)
+    index = torch.arange(scores.shape[1], device=scores.device)
+    return ((scores > of_truth) | ((scores == of_truth) & (index < labels[:, None]))).sum(dim=1)
+
+
 def rank_of_truth(votes: Tensor, labels: Tensor) -> Tensor:
     """How many classes come before the true one, (Q,) int64; 0 is a correct top-1 answer.
 
     A class of equal vote and lower index comes first. A class without any vote is never found: its rank is C.
     """
-    true_vote = votes.gather(1, labels[:, None])  # (Q, 1)
-    index = torch.arange(votes.shape[1], device=votes.device)
-    ahead = (votes > true_vote) | ((votes == true_vote) & (index < labels[:, None]))
-    return ahead.sum(dim=1).masked_fill(true_vote[:, 0] == 0, votes.shape[1])
+    without_vote = votes.gather(1, labels[:, None])[:, 0] == 0
+    return classes_ahead(votes, labels).masked_fill(without_vote, votes.shape[1])
 
 
 def weighted_knn(

@@ -81,6 +81,18 @@ class Board:
                     writer.add_scalar(tag, value, step)
             writer.flush()
 
+    def scalars(self, round_number: int, epoch: int, values: Mapping[str, Optional[float]]) -> None:
+        """More numbers of an epoch, each as Evaluate/NAME."""
+        if self.folder is None:
+            return
+        run_step = round_number * self.max_epoch + epoch
+        for name, step in (("run", run_step), (f"round-{round_number}", epoch)):
+            writer = self._writer(name)
+            for key, value in values.items():
+                if value is not None:
+                    writer.add_scalar(f"Evaluate/{key}", value, step)
+            writer.flush()
+
     def discovery(self, round_number: int, found: Neighbourhoods) -> None:
         """What a round starts from: number of anchors, consistency, and the histogram of entropies."""
         if self.folder is None:

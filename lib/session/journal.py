@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
@@ -132,6 +133,21 @@ class Metrics:
             reason = error.strerror if self.path.parent.is_dir() else f"the folder {self.path.parent} is gone"
             raise RunError(f"{self.path} could not be written: {reason}; the checkpoints are as they were") from error
 
+    def amend_last(self, values: Mapping[str, Any]) -> None:
+        """Add values to the last line, or replace those it has; what was found when it was on disk already."""
+        if not self.path.exists():
+            return
+        lines = self._lines()
+        if not lines:
+            return
+        lines[-1] = json.dumps({**json.loads(lines[-1]), **values})
+        self._replace("".join(line + "\n" for line in lines))
+
+    def _replace(self, text: str) -> None:
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self.path)
+
     def rewind(self, round_number: int, epoch: int) -> None:
         """Keep what came up to and including (round, epoch). Lines that are not ours are put aside with the others."""
         if not self.path.exists():
@@ -143,9 +159,7 @@ class Metrics:
         if superseded:
             with open(self.path.with_name("metrics.superseded.jsonl"), "a", encoding="utf-8") as file:
                 file.writelines(superseded)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(self.path)
+        self._replace("".join(kept))
 
 
 def _place(line: str) -> Optional[tuple[int, int]]:

@@ -18,8 +18,7 @@ from lib.distributed import group
 from lib.distributed.place import Place
 from lib.distributed.world import World
 from lib.errors import LostContact, UserError
-from lib.evaluation.evaluator import Evaluator
-from lib.evaluation.leave_one_out import LeaveOneOut
+from lib.evaluation.protocols import Judged, Protocols
 from lib.report import Report
 from lib.session import checkpoint, provenance
 from lib.session.folder import SessionFolder
@@ -68,11 +67,9 @@ def _execute(settings: Settings, saved: Optional[dict[str, Any]], source: Option
             _report(pipeline, source)
         return
     state = TrainingState.fresh(options, pipeline, world, precision.choose(options.precision, device))
-    search = "auto" if options.knn_backend == "ivf" else options.knn_backend  # accuracies are exact in any case
-    judge = LeaveOneOut if pipeline.test is None else Evaluator
-    evaluator = judge(pipeline, world, options.low_dim, options.protocol, options.knn_k, options.knn_sigma, search)
+    protocols = Protocols(options, pipeline, world)
     if options.test_only:
-        _test(settings, state, evaluator, saved, source, world)
+        _test(settings, state, protocols, saved, source, world)
         return
     check_curriculum(options, len(pipeline.train))
     if saved is not None:
@@ -84,39 +81,49 @@ def _execute(settings: Settings, saved: Optional[dict[str, Any]], source: Option
         open_log(log_file, options.brief, silent=not world.is_first)
         at_end.callback(close_log)
         at_end.callback(pipeline.close)
-        _introduce(settings, state, pipeline, evaluator, world, session, saved, source)
+        _introduce(settings, state, pipeline, protocols, world, session, saved, source)
         if session is not None:
             note_start(session.starts, start_record(pipeline, world, state.embedder.dtype, source))
         labels = None if pipeline.train.labels is None else torch.from_numpy(pipeline.train.labels)
         own = None if options.restart else source
         wanted = session is not None and options.report
         report = Report(session, pipeline.train, pipeline.fingerprint) if wanted else None
-        Runner(options, state, pipeline, evaluator, session, labels, world, own, report).run()
-        _conclude(state, evaluator, session, report)
+        judged = Runner(options, state, pipeline, protocols, session, labels, world, own, report).run()
+        _conclude(state, protocols, judged, session, report)
 
 
 def _test(
     settings: Settings,
     state: TrainingState,
-    evaluator: Evaluator,
+    protocols: Protocols,
     saved: dict[str, Any],
     source: Path,
     world: World,
 ) -> None:
-    """`--test-only`: features of training and test images recomputed, one line of result, nothing written."""
+    """`--test-only`: features of training and test images recomputed and judged.
+
+    The results are printed. Of the run nothing is changed; files with more than fits a terminal go to its session.
+    """
     state.restore_network(saved, str(source))
-    if not evaluator.possible:
-        raise UserError(
-            f"--test-only: {settings.options.dataset} has no labelled test images, nor labelled training images to do "
-            "without"
-        )
-    accuracy = evaluator.recomputed(state.embedder)
+    protocols.check_all()
+    judged = protocols.finished(state.embedder)
     if not world.is_first:
         return
-    print(
-        f"{source}: round {saved['round']}, epoch {saved['epoch']}: "
-        f"{settings.options.protocol} {accuracy}{evaluator.note} (training features recomputed)"
-    )
+    for protocol, findings in judged:
+        print(
+            f"{source}: round {saved['round']}, epoch {saved['epoch']}: "
+            f"{protocol.name} {findings.summary} (training features recomputed)"
+        )
+        if findings.table:
+            print(findings.table)
+    folder = source.resolve().parent.parent
+    if not settings.options.debug and SessionFolder(folder).config.exists():
+        for path in _written(judged, folder):
+            print(f"written: {path}")
+
+
+def _written(judged: Judged, folder: Path) -> list[Path]:
+    return [path for _, findings in judged for path in findings.write(folder)]
 
 
 def _report(pipeline: Pipeline, source: Path) -> None:
@@ -176,7 +183,7 @@ def _introduce(
     settings: Settings,
     state: TrainingState,
     pipeline: Pipeline,
-    evaluator: Evaluator,
+    protocols: Protocols,
     world: World,
     session: Optional[SessionFolder],
     saved: Optional[dict[str, Any]],
@@ -204,8 +211,8 @@ def _introduce(
         log.warning("data      %d unreadable images left out (--skip-bad-images)", len(pipeline.skipped))
     log.info(
         "judged    %s",
-        evaluator.described
-        if evaluator.possible
+        protocols.described
+        if protocols.can_vote
         else "without labels: loss, entropy, neighbours, clusters; no accuracy",
     )
     log.info("network   %s, %d features", options.network, options.low_dim)
@@ -223,7 +230,7 @@ def _introduce(
             log.warning("the network computes in %s now; the checkpoint's computed in %s", now, saved["precision"])
         for name, value in options.as_dict().items():
             before = saved["options"].get(name, value)
-            if before != value:
+            if before != value and [before] != value:  # an option may have become a list
                 log.warning(
                     "option %s is now %s (%s); the checkpoint had %s",
                     name,
@@ -234,18 +241,28 @@ def _introduce(
 
 
 def _conclude(
-    state: TrainingState, evaluator: Evaluator, session: Optional[SessionFolder], report: Optional[Report]
+    state: TrainingState,
+    protocols: Protocols,
+    judged: Judged,
+    session: Optional[SessionFolder],
+    report: Optional[Report],
 ) -> None:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    if evaluator.possible:
+    if protocols.can_vote:
         log.info("%s", state.history.table(width), extra=RESULT)
     log.info("%s\n%s", state.history.unlabelled_table(width), UNLABELLED_LEGEND, extra=RESULT)
-    accuracy = evaluator.recomputed(state.embedder)
-    if accuracy is not None:
-        log.info("last network, training features recomputed: %s%s", accuracy, evaluator.note, extra=RESULT)
-        if session is not None:
-            note_final(session.final, state.round, state.epoch, accuracy.top1, accuracy.top5)
+    for protocol, findings in judged:
+        who = "" if protocol.name == judged[0][0].name == "knn" else f"{protocol.name} "
+        log.info("last network, training features recomputed: %s%s", who, findings.summary, extra=RESULT)
+        if findings.table:
+            log.info("%s", findings.table, extra=RESULT)
+    if session is not None:
+        accuracy = protocols.first_vote(judged)
+        if accuracy is not None:
+            note_final(session.final, state.round, state.epoch, *accuracy)
     if report is not None:
         report.write_if_possible()
     if session is not None:
+        for path in _written(judged, session.path):
+            log.info("written: %s", path, extra=RESULT)
         log.info("checkpoints, log, metrics and TensorBoard files: %s", session.path, extra=RESULT)

@@ -17,8 +17,7 @@ from lib.config import Options
 from lib.distributed.place import Place as ProcessPlace
 from lib.distributed.world import World
 from lib.errors import Interrupted, RunError, UserError
-from lib.evaluation.evaluator import Evaluator
-from lib.evaluation.knn import Accuracy
+from lib.evaluation.protocols import Judged, Protocols
 from lib.method.discovery import anchor_count, discover
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.report import Report
@@ -50,7 +49,7 @@ class Runner:
         options: the merged options.
         state: where the run stands.
         pipeline: the images.
-        evaluator: judges the network after an epoch.
+        protocols: judge the network, after epochs and at the end.
         session: where to write, or None to write nothing.
         labels: (N,) training labels, for the reported consistency only; or None.
         world: the processes of the run. All go through the same steps; `session` belongs to the first of them.
@@ -63,7 +62,7 @@ class Runner:
         options: Options,
         state: TrainingState,
         pipeline: Pipeline,
-        evaluator: Evaluator,
+        protocols: Protocols,
         session: Optional[SessionFolder],
         labels: Optional[Tensor],
         world: World,
@@ -71,14 +70,14 @@ class Runner:
         report: Optional[Report] = None,
     ):
         self.options, self.session, self.labels, self.world = options, session, labels, world
-        self.state, self.pipeline, self.evaluator = state, pipeline, evaluator
+        self.state, self.pipeline, self.protocols = state, pipeline, protocols
         self.step: StepFunction = Step(state.embedder, state.bank, state.optimizer, options.npc_temperature)
         if world.device.type == "cuda" and options.cuda_graph and world.size == 1:
             self.step = CapturedStep(self.step)
         self.metrics = None if session is None else Metrics(session.metrics)
         folder = session.tensorboard if session is not None and options.log_tfb else None
         self.board = Board(folder, options.max_epoch, (state.round, state.epoch))
-        self.board.introduce(options.as_dict(), evaluator.possible)
+        self.board.introduce(options.as_dict(), protocols.can_vote)
         self.observer = Observer(options, pipeline, labels, world, self.board)
         self.report = report
         self.checkpoints = None if session is None else Checkpoints(session, options.keep)
@@ -96,8 +95,9 @@ class Runner:
         total = options.max_round * options.max_epoch * images
         self.progress = Progress(total, max(0, total - images_left), quiet=options.brief or not world.is_first)
 
-    def run(self) -> None:
-        """Train to the end of the last round. A round that is complete in the state is not repeated.
+    def run(self) -> Judged:
+        """Train to the end of the last round, and judge the finished network. Rounds complete in the state are not
+        repeated.
 
         Raises:
             Interrupted: a signal asked to stop; the run was saved where it stood.
@@ -110,7 +110,10 @@ class Runner:
                     if round_number > self.state.round or not begun:
                         self._start_round(round_number)
                     self._finish_round()
+                judged = self.protocols.finished(self.state.embedder)
+                self._note(judged, but_votes=True)
                 self.board.finish()
+                return judged
         finally:
             self.progress.close()
             self.board.close()
@@ -149,7 +152,7 @@ class Runner:
         while state.epoch < options.max_epoch:
             self._train_one_epoch()
             schedule.step()
-        log.info("%s", _closing_line(state.history.current, self.evaluator.name), extra=RESULT)
+        log.info("%s", _closing_line(state.history.current, self.protocols.title), extra=RESULT)
         if self.report is not None:
             self.report.write_if_possible()
 
@@ -179,9 +182,10 @@ class Runner:
         state.embedder.agree()
         state.epoch += 1
         self.progress.note("looking at what was learnt")
-        accuracy = self._evaluate()
+        votes = {"knn_top1": None, "knn_top5": None}
+        votes.update(self.protocols.with_bank(state.embedder, state.bank.memory, state.epoch))
         seen = self.observer.after_epoch(state)
-        top1 = None if accuracy is None else accuracy.top1
+        top1 = votes["knn_top1"]
         seconds = begun.seconds + time.perf_counter() - started
         is_best = state.history.current.add_epoch(state.epoch, top1, seconds)
         state.history.observe(result.loss, seen)
@@ -192,8 +196,7 @@ class Runner:
             "consistency": state.history.current.consistency,
             "loss": result.loss,
             "lr": rate,
-            "knn_top1": top1,
-            "knn_top5": None if accuracy is None else accuracy.top5,
+            **votes,
             **seen,
             "images_per_second": result.images / result.rate_seconds,
             "seconds": seconds,
@@ -210,6 +213,18 @@ class Runner:
             record["images_per_second"],
             seconds,
         )
+        # what may take long comes when the epoch is on disk
+        judged = self.protocols.after_epoch(state.embedder, state.round, state.epoch)
+        self._note(judged)
+        for protocol, findings in judged:
+            log.info(
+                "round %d epoch %d/%d  %s: %s",
+                state.round,
+                state.epoch,
+                options.max_epoch,
+                protocol.name,
+                findings.summary,
+            )
         signal_number = self.pauses.after_epoch()
         if signal_number is not None:
             raise self._interrupted(signal_number)
@@ -261,9 +276,13 @@ class Runner:
         last = None if self.checkpoints is None else self.checkpoints.last
         return "there is no checkpoint from before" if last is None else f"the last good checkpoint is {last}"
 
-    def _evaluate(self) -> Optional[Accuracy]:
-        due = self.state.epoch % self.options.eval_freq == 0 or self.state.epoch == self.options.max_epoch
-        return self.evaluator.with_bank(self.state.embedder, self.state.bank.memory) if due else None
+    def _note(self, judged: Judged, but_votes: bool = False) -> None:
+        """Add findings to the metrics of the last epoch and to TensorBoard; `but_votes`: those are of another kind."""
+        for protocol, findings in judged:
+            if self.session is None or (but_votes and protocol in self.protocols.votes):
+                continue
+            self.metrics.amend_last(findings.scalars)
+            self.board.scalars(self.state.round, self.state.epoch, findings.scalars)
 
     def _write(self, record: dict[str, Any], top1: Optional[float], is_best: bool) -> None:
         """Metrics and TensorBoard, then the checkpoint: a resume from it finds the lines of its own epoch written."""

@@ -1,0 +1,209 @@
+"""Protocol `linear`: a linear classifier on the frozen network's activations, stage by stage."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from datasets.pipeline import Pipeline
+from lib.distributed.world import World
+from lib.evaluation.knn import Accuracy, classes_ahead
+from lib.evaluation.logistic_regression import Classifier, fit
+from lib.evaluation.protocol import Findings, Protocol
+from lib.evaluation.stage_features import Stages, pooled_widths, stage_rows
+from lib.evaluation.subject import Subject
+from lib.seeding import generator
+from lib.session.journal import LOGGER
+
+MOST_VALUES = 10_000
+"""Values of an image and stage that the classifier sees, after pooling."""
+HELD_OUT = 0.1
+"""Share of the training images that the penalty is chosen on."""
+PENALTIES = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
+"""Tried from the strongest on; each starts from the classifier of the one before."""
+PATIENCE = 2
+"""Penalties in a row without a better accuracy after which weaker ones are not tried."""
+STEPS = 100
+"""L-BFGS iterations at most, for each penalty and for the final classifier."""
+TOGETHER = 2 * 2**30
+"""Bytes of features up to which several stages are computed in one pass; above, each pass is for one stage."""
+
+_SLICE = 4096  # rows that are looked at together where there is no need for all
+
+log = logging.getLogger(LOGGER)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """The classifier of one stage: how many values it sees, what was chosen, and how well it does."""
+
+    stage: str
+    values: int
+    penalty: float
+    held_out_top1: float
+    accuracy: Accuracy
+    seconds: float
+
+
+class Linear(Protocol):
+    """Multinomial logistic regression on each stage.
+
+    It sees the activations of the training images with the test transform, pooled by adaptive averaging to at most
+    `MOST_VALUES`, every value brought to mean 0 and standard deviation 1 over these images.
+
+    Cross-entropy with an L2 penalty, by L-BFGS over all images. The penalty is the one of `PENALTIES` with the best
+    accuracy on a tenth of the training images drawn by the seed, the strongest of equals; with it the classifier is
+    fitted to all of them. A function of network, images and seed. The test images have no part in any choice.
+
+    Args:
+        pipeline: the images with their labels.
+        world: the processes of the run. Each holds the activations of its share of the images.
+        every: epochs between evaluations.
+        seed: of the part held out.
+        size: side of the images that the network sees, in pixels.
+    """
+
+    name = "linear"
+
+    def __init__(self, pipeline: Pipeline, world: World, every: int, seed: int, size: int):
+        self.pipeline, self.world, self.every = pipeline, world, every
+        self._size = size
+        count = len(pipeline.train)
+        held_out = torch.zeros(count, dtype=torch.bool)
+        held_out[torch.randperm(count, generator=generator(seed, "linear"))[: math.ceil(HELD_OUT * count)]] = True
+        self._held_out = held_out[world.rows(count)]
+
+    def obstacle(self) -> Optional[str]:
+        if self.pipeline.train.labels is None:
+            return f"the training images of {self.pipeline.name} have no labels to learn from"
+        if self.pipeline.test is None:
+            return f"{self.pipeline.name} has no test images to judge by"
+        if self.pipeline.test.labels is None:
+            return f"the test images of {self.pipeline.name} have no labels to judge by"
+        return None
+
+    def judge(self, subject: Subject) -> Findings:
+        """Every process gets the findings."""
+        results = self.results(subject)
+        scalars = {}
+        for result in results:
+            scalars[f"linear_{result.stage}_top1"] = result.accuracy.top1
+            scalars[f"linear_{result.stage}_top5"] = result.accuracy.top5
+        best = max(results, key=lambda result: result.accuracy.top1)
+        return Findings(scalars, f"best of {len(results)} layers {best.stage}, {best.accuracy}", _table(results))
+
+    def results(self, subject: Subject) -> list[StageResult]:
+        """One for each stage, in the order of the network."""
+        outputs = subject.embedder.frozen_stages()
+        widths = pooled_widths(
+            outputs, torch.zeros(1, 3, self._size, self._size, device=self.world.device), MOST_VALUES
+        )
+        found = []
+        for stages in self._passes(widths):
+            started = time.perf_counter()
+            train, test = (self._rows(outputs, images, stages, widths) for images in ("train", "test"))
+            shared = (time.perf_counter() - started) / len(stages)
+            for stage in stages:
+                result = self._judge_stage(stage, train.pop(stage), test.pop(stage), shared)
+                log.info("linear, %s: %s, %.0f s", stage, result.accuracy, result.seconds)
+                found.append(result)
+        return found
+
+    def _passes(self, widths: dict[str, int]) -> list[list[str]]:
+        """Which stages are computed together: all if they take little memory, else one at a time."""
+        images = (len(self.pipeline.train) + len(self.pipeline.test)) / self.world.size
+        if 4 * images * sum(widths.values()) <= TOGETHER:
+            return [list(widths)]
+        return [[stage] for stage in widths]
+
+    def _rows(self, outputs: Stages, images: str, stages: list[str], widths: dict[str, int]) -> dict[str, Tensor]:
+        """The pooled activations (n, d) of this process's share of the `train` or `test` images."""
+        pipeline = self.pipeline
+        batches = pipeline.train_batches_plain() if images == "train" else pipeline.test_batches()
+        rows = self.world.rows(len(getattr(pipeline, images)))
+        size = 4 * (rows.stop - rows.start) * sum(widths[stage] for stage in stages)
+        return stage_rows(outputs, batches, rows, widths, stages, MOST_VALUES, _place(size, self.world.device))
+
+    def _judge_stage(self, stage: str, train: Tensor, test: Tensor, seconds: float) -> StageResult:
+        started = time.perf_counter()
+        world, classes = self.world, len(self.pipeline.train.classes)
+        labels = torch.from_numpy(self.pipeline.train.labels)[world.rows(len(self.pipeline.train))].to(train.device)
+        mean, deviation = _moments(train, world)
+        train.sub_(mean).div_(deviation)  # in place: the largest fill gigabytes
+        test.sub_(mean).div_(deviation)
+        penalty, held_out_top1, start = self._choose_penalty(train, labels, classes)
+        classifier = fit(train, labels, classes, penalty, world, start, STEPS)
+        truth = torch.from_numpy(self.pipeline.test.labels)[world.rows(len(self.pipeline.test))]
+        accuracy = _accuracy(classifier, test, truth, classes, world)
+        seconds += time.perf_counter() - started
+        return StageResult(stage, train.shape[1], penalty, held_out_top1, accuracy, seconds)
+
+    def _choose_penalty(self, rows: Tensor, labels: Tensor, classes: int) -> tuple[float, float, Classifier]:
+        """The penalty with the best accuracy on the held-out part, that accuracy, and the classifier it gave."""
+        held_out = self._held_out.to(rows.device)
+        judge_rows, judge_labels = rows[held_out], labels[held_out].cpu()
+        best: Optional[tuple[float, float, Classifier]] = None
+        start, without_gain = None, 0
+        for penalty in PENALTIES:
+            start = fit(rows, labels, classes, penalty, self.world, start, STEPS, ~held_out)
+            top1 = _accuracy(start, judge_rows, judge_labels, classes, self.world).top1
+            without_gain = 0 if best is None or top1 > best[1] else without_gain + 1
+            if without_gain == 0:
+                best = (penalty, top1, start)
+            elif without_gain == PATIENCE:
+                break
+        return best
+
+
+def _place(size: int, device: torch.device) -> torch.device:
+    """Where so many bytes are kept: on a GPU that has twice as many free, else in main memory."""
+    if device.type == "cuda" and 2 * size > torch.cuda.mem_get_info(device)[0]:
+        return torch.device("cpu")
+    return device
+
+
+def _moments(rows: Tensor, world: World) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (d,) of each value over the rows of all processes; 1 where nothing varies.
+
+    Twice over the rows, a slice at a time: a float64 copy of them all would not fit.
+    """
+    count = sum(world.counts(len(rows)))
+
+    def mean_of(function: Callable[[Tensor], Tensor]) -> Tensor:
+        total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+        for part in rows.split(_SLICE):
+            total += function(part.double()).sum(dim=0)
+        return world.all_reduce_sum(total.to(world.device)).to(rows.device) / count
+
+    mean = mean_of(lambda part: part)
+    deviation = mean_of(lambda part: (part - mean) ** 2).sqrt()
+    still = deviation <= 1e-6 * (1e-6 + mean.abs())
+    return mean.float(), deviation.masked_fill(still, 1.0).float()
+
+
+def _accuracy(classifier: Classifier, rows: Tensor, labels: Tensor, classes: int, world: World) -> Accuracy:
+    """Over the rows (n, d) and labels (n,) on the CPU of all processes."""
+    counts = torch.zeros(3, dtype=torch.float64)
+    for part, truth in zip(rows.split(_SLICE), labels.split(_SLICE)):
+        ahead = classes_ahead(classifier.scores(part, world.device).cpu(), truth)
+        counts += torch.tensor([len(truth), int((ahead == 0).sum()), int((ahead < 5).sum())])
+    total, first, fifth = world.all_reduce_sum(counts.to(world.device)).tolist()
+    return Accuracy(first / total, fifth / total if classes >= 5 else None)
+
+
+def _table(results: list[StageResult]) -> str:
+    from prettytable import PrettyTable
+
+    table = PrettyTable(["layer", "values", "penalty", "top-1", "top-5", "seconds"])
+    table.align = "r"
+    table.align["layer"] = "l"
+    for result in results:
+        top5 = "-" if result.accuracy.top5 is None else f"{100 * result.accuracy.top5:.2f} %"
+        row = [result.stage, f"{result.values:,}", f"{result.penalty:.1g}", f"{100 * result.accuracy.top1:.2f} %", top5]
+        table.add_row([*row, f"{result.seconds:.0f}"])
+    return table.get_string()

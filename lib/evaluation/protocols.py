@@ -1,0 +1,135 @@
+"""The protocols that `--protocol` names, and when each has its turn."""
+
+from typing import Optional
+
+from torch import Tensor
+
+from datasets.pipeline import Pipeline
+from lib.config import Options
+from lib.distributed.world import World
+from lib.embedder import Embedder
+from lib.errors import UserError
+from lib.evaluation.leave_one_out import LeaveOneOut
+from lib.evaluation.protocol import Findings, Protocol
+from lib.evaluation.subject import Subject
+from lib.evaluation.voting import Voting
+
+Judged = list[tuple[Protocol, Findings]]
+
+
+class Protocols:
+    """All that judge the networks of a run.
+
+    `knn` and `nn` are quick: they belong to an epoch, and the first of them decides which epoch is the best. Others
+    may take long and have their turn when the epoch is safely on disk.
+
+    Args:
+        options: the merged options.
+        pipeline: the images.
+        world: the processes of the run.
+
+    Raises:
+        UserError: a protocol that was asked for cannot be used with these images.
+    """
+
+    def __init__(self, options: Options, pipeline: Pipeline, world: World):
+        self._pipeline, self._world, self._dim = pipeline, world, options.low_dim
+        self._rounds, self._epochs = options.max_round, options.max_epoch
+        names = tuple(dict.fromkeys(options.protocol))
+        search = "auto" if options.knn_backend == "ivf" else options.knn_backend  # accuracies are exact in any case
+        votes = [name for name in ("knn", "nn") if name in names]
+        kind = LeaveOneOut if pipeline.test is None else Voting
+        self.votes = [
+            kind(
+                pipeline,
+                world,
+                name,
+                options.eval_freq,
+                options.knn_k,
+                options.knn_sigma,
+                search,
+                key="knn" if name == votes[0] else name,
+            )
+            for name in votes
+        ]
+        self.others: list[Protocol] = []
+        # loaded only where they are asked for: scikit-learn takes a second
+        if "linear" in names:
+            from lib.evaluation.linear import Linear
+
+            self.others.append(Linear(pipeline, world, options.linear_freq, options.seed, options.size))
+        if "cluster" in names:
+            from lib.evaluation.cluster import Cluster
+
+            self.others.append(Cluster(pipeline, world, options.cluster_freq, options.num_clusters, options.seed))
+        for protocol in self.others:
+            _check(protocol)
+
+    @property
+    def can_vote(self) -> bool:
+        """Whether the nearest images' labels can judge an epoch."""
+        return any(vote.obstacle() is None for vote in self.votes)
+
+    @property
+    def title(self) -> str:
+        """What the log calls the vote that judges epochs."""
+        return self.votes[0].title if self.votes else Voting.title
+
+    @property
+    def described(self) -> str:
+        """How that vote goes, in one line."""
+        return self.votes[0].described if self.votes else Voting.described
+
+    def first_vote(self, judged: Judged) -> Optional[tuple[float, float]]:
+        """Top-1 and top-5 of the vote that judges epochs, as shares of 1; None if it found nothing."""
+        for protocol, findings in judged:
+            if self.votes and protocol is self.votes[0]:
+                return findings.scalars["knn_top1"], findings.scalars["knn_top5"]
+        return None
+
+    def check_all(self) -> None:
+        """Whether everything asked for can be judged, kNN too, which a training run without labels does without.
+
+        Raises:
+            UserError: something cannot.
+        """
+        for protocol in (*self.votes, *self.others):
+            _check(protocol)
+
+    def with_bank(self, embedder: Embedder, memory: Tensor, epoch: int) -> dict[str, Optional[float]]:
+        """The votes that are due after an epoch, by their names in metrics.jsonl.
+
+        Args:
+            memory: the rows of this process in the memory bank, which stand for the training features.
+            epoch: of the round, counted from 1.
+        """
+        subject = self._subject(embedder, memory)
+        scalars: dict[str, Optional[float]] = {}
+        for vote in self.votes:
+            found = vote.judge(subject) if vote.due(epoch, self._epochs) else None
+            scalars.update({} if found is None else found.scalars)
+        return scalars
+
+    def after_epoch(self, embedder: Embedder, round_number: int, epoch: int) -> Judged:
+        """What the others find, those that are due; not after the last epoch of the run, which `finished` is for."""
+        if (round_number + 1, epoch) == (self._rounds, self._epochs):
+            return []
+        return self._judged([protocol for protocol in self.others if protocol.due(epoch, self._epochs)], embedder)
+
+    def finished(self, embedder: Embedder) -> Judged:
+        """What all find about a finished network. Every feature is computed anew."""
+        return self._judged([*self.votes, *self.others], embedder)
+
+    def _judged(self, protocols: list[Protocol], embedder: Embedder) -> Judged:
+        subject = self._subject(embedder)
+        judged = [(protocol, protocol.judge(subject)) for protocol in protocols]
+        return [(protocol, findings) for protocol, findings in judged if findings is not None]
+
+    def _subject(self, embedder: Embedder, memory: Optional[Tensor] = None) -> Subject:
+        return Subject(embedder, self._pipeline, self._world, self._dim, memory)
+
+
+def _check(protocol: Protocol) -> None:
+    obstacle = protocol.obstacle()
+    if obstacle is not None:
+        raise UserError(f"--protocol {protocol.name}: {obstacle}")
