@@ -70,7 +70,7 @@ def test_defaults_are_the_recipe_of_the_paper():
     assert (options.npc_temperature, options.npc_momentum, options.low_dim) == (0.1, 0.5, 128)
     assert (options.ANs_select_rate, options.ANs_size, options.max_round, options.max_epoch) == (0.25, 1, 5, 200)
     assert (options.scale, options.ratio, options.colorjitter) == ((0.2, 1.0), (3 / 4, 4 / 3), (0.4,) * 4)
-    assert (options.knn_k, options.knn_sigma, options.protocol) == (200, 0.1, "knn")
+    assert (options.knn_k, options.knn_sigma, options.protocol) == (200, 0.1, ("knn",))
     assert (options.nesterov, options.random_horizontal_flip, options.means) == (True, False, None)
     assert (options.network, options.gpus, options.resume, options.lr_schedule) == ("resnet18", "auto", None, ())
 
@@ -596,6 +596,8 @@ def values_of(option):
         one = st.floats(bounds.low, bounds.high, allow_nan=False, allow_infinity=False).filter(bounds.__contains__)
     elif option.name == "gpus":
         one = st.sampled_from(["auto", "cpu", "0", "07", "0,1"])
+    elif option.name == "num_clusters":
+        one = st.sampled_from(["auto", "1", "10"])
     elif option.name == "save_every":
         one = st.sampled_from(["1", "500 steps", "10min", "2 h"])
     else:

@@ -75,9 +75,10 @@ def judged(labels, classes, k, memory):
     images = ImageSet(
         np.zeros((4 if labels is None else len(labels), 4, 4, 3), np.uint8), labels, tuple(map(str, range(classes)))
     )
-    pipeline = SimpleNamespace(train=images, test=None)
+    pipeline = SimpleNamespace(name="some", train=images, test=None)
     world = World.alone()
-    found = LeaveOneOut(pipeline, world, "knn", 1, k, 0.1, "auto", key="knn").judge(Subject(None, pipeline, world, 4, memory))
+    judge = LeaveOneOut(pipeline, world, "knn", 1, k, 0.1, "auto")
+    found = judge.judge(Subject(None, pipeline, world, 4, memory))
     return None if found is None else found.scalars
 
 
