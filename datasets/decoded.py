@@ -1,6 +1,7 @@
 """Small images of one size, decoded once: from then on they are an array, in memory and in a cache beside them."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
@@ -38,7 +39,7 @@ def decoded(images: ImageSet) -> Optional[ImageSet]:
         if pixels is None:
             return None
         image_cache.write(file, lambda opened: np.save(opened, pixels, allow_pickle=False))
-    return ImageSet(pixels, images.labels, images.classes)
+    return replace(images, source=pixels, files=images.source)
 
 
 def _small_size(path: str) -> Optional[tuple[int, int]]:

@@ -21,11 +21,15 @@ class ImageSet:
         source: the pixels, (N, H, W, 3) uint8, or the paths of N files, which are kept as `Paths`.
         labels: (N,) int64, indices into `classes`, or None.
         classes: the names of the classes; empty without labels.
+        files: the paths of the N files that pixels in memory were decoded from, or None.
+        rows: (N,) int64, which images these are of a larger set that they were chosen from, or None.
     """
 
     source: Union[np.ndarray, Sequence[str]]
     labels: Optional[np.ndarray] = None
     classes: tuple[str, ...] = ()
+    files: Optional[Paths] = None
+    rows: Optional[np.ndarray] = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.source, (np.ndarray, Paths)):
@@ -43,6 +47,16 @@ class ImageSet:
     def pixels(self) -> Optional[np.ndarray]:
         """(N, H, W, 3) uint8 when the images are in memory, otherwise None."""
         return self.source if isinstance(self.source, np.ndarray) else None
+
+    @property
+    def paths(self) -> Optional[Paths]:
+        """The paths of the images' files, whether or not they are in memory now; None where there never were any."""
+        return self.files if self.pixels is not None else self.source
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """(N,) int64, the row of each image in the data set as it was read, before some were left out."""
+        return np.arange(len(self), dtype=np.int64) if self.rows is None else self.rows
 
     def read(self, index: int) -> Image.Image:
         """One image, in mode RGB.
@@ -71,9 +85,11 @@ class ImageSet:
     def subset(self, indices: Sequence[int]) -> "ImageSet":
         """The images of these indices, in their order; the classes stay."""
         rows = np.asarray(indices, dtype=np.int64)
-        source = self.pixels[rows] if self.pixels is not None else Paths(self.source[row] for row in rows)
+        paths = None if self.paths is None else Paths(self.paths[row] for row in rows)
         labels = None if self.labels is None else self.labels[rows]
-        return ImageSet(source, labels, self.classes)
+        if self.pixels is None:
+            return ImageSet(paths, labels, self.classes, rows=self.numbers[rows])
+        return ImageSet(self.pixels[rows], labels, self.classes, paths, self.numbers[rows])
 
 
 def limit(image_set: ImageSet, count: int, seed: int) -> ImageSet:

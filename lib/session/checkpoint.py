@@ -34,6 +34,19 @@ from lib.compat import load_data_only
 from lib.errors import RunError, UserError
 
 FORMAT = 1
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    RuntimeError,
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+)
+"""What torch and pickle raise for bytes that are no checkpoint, or ask for more than data."""
 REQUIRED = ("net", "optimizer", "npc", "ANs_discovery", "epoch", "round", "options")
 
 
@@ -61,26 +74,30 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is damaged, of a newer layout, or no checkpoint of this project.
     """
-    try:
-        state = load_data_only(str(path))
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        OSError,
-        zipfile.BadZipFile,
-    ) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"checkpoint {path} cannot be read ({reason}); it is damaged or no checkpoint") from error
+    state = read_data(path)
     if not isinstance(state, dict):
         raise UserError(f"checkpoint {path} holds a {type(state).__name__}, not a run")
     missing = [key for key in REQUIRED if key not in state]
     if missing:
-        raise UserError(f"checkpoint {path} is not one of this project: it has no {', '.join(missing)}")
+        raise UserError(
+            f"checkpoint {path} is not one of this project: it has no {', '.join(missing)}; --pretrained takes weights "
+            "from other files"
+        )
     if state.get("format", 0) > FORMAT:
         raise UserError(
             f"checkpoint {path} has layout {state['format']}; this version reads up to {FORMAT}: update the code"
         )
     return state
+
+
+def read_data(path: Path) -> Any:
+    """What a file written by `torch.save` holds, on the CPU. Nothing in it is executed.
+
+    Raises:
+        UserError: it is damaged, no such file, or holds more than plain data and tensors.
+    """
+    try:
+        return load_data_only(str(path))
+    except _UNREADABLE as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"checkpoint {path} cannot be read ({reason}); it is damaged or no checkpoint") from error
