@@ -13,6 +13,7 @@ from datasets.decoded import decoded
 from datasets.device_loader import DeviceLoader, to_device
 from datasets.image_set import ImageSet, limit
 from datasets.loading import WorkerLoader
+from datasets.only_classes import only_classes
 from datasets.share import Share
 from datasets.split import Split
 from datasets.transforms import test_transform, train_transform
@@ -52,6 +53,7 @@ class Pipeline:
     def __init__(self, split: Split, options: Options, device: torch.device, rank: int = 0, processes: int = 1):
         self._share = Share(rank, processes)
         self.skipped: tuple[str, ...] = ()
+        split = only_classes(split, options.classes)
         if options.skip_bad_images:
             split, self.skipped = without_bad_images(split, options.workers_num, report=rank == 0)
         self.name = split.name

@@ -133,6 +133,13 @@ _DATA = _group(
         length=3,
     ),
     Option(
+        "classes",
+        TEXT,
+        (),
+        "use only the images of these classes, by name or by number from 0; none named: all",
+        length=ANY_LENGTH,
+    ),
+    Option(
         "limit_train",
         INT,
         None,

@@ -10,7 +10,7 @@ ANY_LENGTH = 0
 
 _WITHOUT_UNIT = {BOOL: "on/off", CHOICE: "name", TEXT: "name", PATH: "path", INT: "number", FLOAT: "number"}
 _ONE = {INT: "a whole number", FLOAT: "a number", TEXT: "text", PATH: "a path"}
-_MANY = {INT: "whole numbers", FLOAT: "numbers", PATH: "paths"}
+_MANY = {INT: "whole numbers", FLOAT: "numbers", TEXT: "names", PATH: "paths"}
 
 
 @dataclass(frozen=True)
