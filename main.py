@@ -4,6 +4,8 @@
     python3 main.py --cfgs configs/base.yaml configs/cifar10.yaml       # the paper's CIFAR-10 recipe
     python3 main.py --resume sessions/NAME                              # go on where it stopped
     python3 main.py --resume sessions/NAME --test-only                  # evaluate
+    python3 main.py --resume sessions/NAME --export FOLDER              # features, clusters, network as plain files
+    python3 main.py --resume sessions/NAME --embed PICTURES             # features of new pictures
     python3 main.py --help                                              # every option
 
     python3 main.py --gpus 0,1 ...                                      # several GPUs of this machine
@@ -16,6 +18,7 @@ another process of the run ended.
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Optional
 
 from lib.config import Settings, collect, table
@@ -46,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(settings: Settings, arguments: Sequence[str], place: Place) -> int:
     """Print the options, or train, go on, or evaluate. Returns the exit status."""
-    saved = source = None
+    saved = source = weights = None
     if settings.options.resume is not None:
         from lib.session import checkpoint
         from lib.session.folder import find_checkpoint
@@ -54,6 +57,13 @@ def run(settings: Settings, arguments: Sequence[str], place: Place) -> int:
         source = find_checkpoint(settings.options.resume, settings.options.sess_dir)
         saved = checkpoint.load(source)
         settings = collect(arguments, saved["options"])
+        if settings.sources["pretrained"] == "command line":
+            raise UserError("--pretrained starts a new run and --resume goes on with one; give one of them")
+    elif settings.options.pretrained is not None:
+        from lib.pretrained import weights_file
+
+        weights = weights_file.read(Path(settings.options.pretrained))
+        settings = collect(arguments, weights.layer(with_statistics=settings.options.normalise is None))
     if settings.options.print_args:
         if place.rank == 0:
             print(table(settings))
@@ -67,7 +77,7 @@ def run(settings: Settings, arguments: Sequence[str], place: Place) -> int:
         return launch(several, arguments)
     from lib.training.command import execute  # PyTorch is loaded only now, when there is something to compute
 
-    execute(settings, saved, source, place)
+    execute(settings, saved, source, place, weights)
     return 0
 
 

@@ -22,6 +22,7 @@ _DATASETS = ("digits", "cifar10", "cifar100", "svhn", "imagefolder", "imagenet12
 _NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "alexnet")
 _NORMALISATIONS = ("imagenet", "cifar10", "cifar100", "svhn", "half")
 _FOLDER_NAME = Form(r"(?!\.{1,2}$)[^/\\\x00-\x1f]+", "a plain folder name")
+_NUM_CLUSTERS = Form(r"auto|[1-9][0-9]*", "auto, or a whole number from 1 on")
 _GPUS = Form(r"auto|cpu|[0-9]+(,[0-9]+)*", "auto, cpu, or indices of GPUs such as 0 or 0,1")
 
 _GENERAL = _group(
@@ -264,6 +265,14 @@ _EVALUATION = _group(
         "epochs between evaluations while training; the last epoch of a round is always evaluated",
         "epochs",
         bounds=_at_least(1),
+    ),
+    Option(
+        "num_clusters",
+        TEXT,
+        "auto",
+        "cluster: how many clusters (K); auto: found from the features",
+        "clusters",
+        form=_NUM_CLUSTERS,
     ),
     Option("test_only", BOOL, False, "evaluate the network of --resume or --pretrained and stop", kept=False),
 )

@@ -12,7 +12,7 @@ from lib.pretrained.weights_file import WeightsFile
 LAST = "fc."
 """The linear map to the feature. The rest of a network is of use without its weights, not the other way round."""
 
-_LISTED = 6
+_LISTED = 20
 _COUNTER = "num_batches_tracked"  # of batch norm; older PyTorch had none, and nothing here depends on it
 
 
@@ -24,16 +24,34 @@ class Fit:
         taken: how many tensors the network took over.
         misfits: what did not fit, one line each.
         left: names of the network's tensors that are as they were.
+        foreign: names in the file that would belong into the network's stages, but that it does not have.
     """
 
     taken: int
     misfits: tuple[str, ...]
     left: tuple[str, ...]
+    foreign: tuple[str, ...]
 
     @property
-    def only_last_missing(self) -> bool:
-        """Whether everything but, at most, the last layer was taken over."""
-        return all(name.startswith(LAST) for name in self.left)
+    def whole(self) -> bool:
+        """Whether it is the same network and everything but, at most, the last layer was taken over."""
+        return not self.foreign and all(name.startswith(LAST) for name in self.left)
+
+
+def load_exactly(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Take over all the weights of a checkpoint.
+
+    Raises:
+        UserError: they are those of another network.
+    """
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1:2] or [str(error)]
+        raise UserError(
+            f"checkpoint {source} holds another network than --network, --low-dim, --stem and --size describe: "
+            + first[0].strip()
+        ) from None
 
 
 @torch.no_grad()
@@ -44,12 +62,12 @@ def fit(network: nn.Module, file: WeightsFile) -> Fit:
     `linear` for `fc`.
 
     Raises:
-        UserError: nothing fits.
+        UserError: nothing fits, or nothing but the last layer.
     """
     own = network.state_dict()
     offered = {_own_name(name, own): value for name, value in file.weights.items()}
     taken = {name: value for name, value in offered.items() if name in own and own[name].shape == value.shape}
-    if not any(name for name in taken if not name.endswith(_COUNTER)):
+    if not any(name for name in taken if not name.endswith(_COUNTER) and not name.startswith(LAST)):
         raise UserError(
             f"{file.name}: none of its {len(file.weights)} tensors ({', '.join(list(file.weights)[:3])}, ...) fits the "
             "network that --network, --low-dim, --stem and --size describe"
@@ -57,22 +75,24 @@ def fit(network: nn.Module, file: WeightsFile) -> Fit:
     for name, value in taken.items():
         own[name].copy_(value)
     left = tuple(name for name in own if name not in taken and not name.endswith(_COUNTER))
-    return Fit(len(taken), _misfits(own, offered, left), left)
+    stages = {name.split(".")[0] for name in own}
+    foreign = tuple(name for name in offered if name not in own and name.split(".")[0] in stages)
+    return Fit(len(taken), _misfits(own, offered, left), left, foreign)
 
 
-def complete(found: Fit, file: WeightsFile, network: str, use: str) -> None:
-    """Refuse a network of which more than the last layer is random, where nothing is to be learnt any more.
+def complete(found: Fit, file: WeightsFile, network: str) -> None:
+    """Refuse another network, or one of which more than the last layer is random, where nothing is learnt any more.
 
     Args:
-        network: its name. use: the option, for the message.
+        network: its name.
 
     Raises:
         UserError: it is such a network.
     """
-    if found.only_last_missing:
+    if found.whole:
         return
     raise UserError(
-        f"{use}: {file.name} does not fill --network {network}: {_listed(found.misfits)}; choose the --network, --stem "
+        f"{file.name} does not fit --network {network}: {_listed(found.misfits)}; choose the --network, --stem "
         "and --low-dim it was made with"
     )
 

@@ -50,6 +50,17 @@ class WeightsFile:
     unused: tuple[str, ...] = ()
     about: dict[str, Any] = field(default_factory=dict)
 
+    def layer(self, with_statistics: bool) -> dict[str, Any]:
+        """What the file says as options: below config files and the command line, above the defaults.
+
+        Args:
+            with_statistics: whether to say what images are normalised with.
+        """
+        if not with_statistics or self.statistics is None:
+            return dict(self.options)
+        means, stds = self.statistics
+        return {**self.options, "means": list(means), "stds": list(stds)}
+
 
 def read(path: Path) -> WeightsFile:
     """Read a checkpoint of this project, one of the authors' released code, or a plain state dict.
@@ -106,13 +117,22 @@ def of_checkpoint(saved: Mapping[str, Any], path: Path) -> WeightsFile:
     )
 
 
+def description_of(file: Path) -> dict[str, Any]:
+    """What a network.json says.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is no JSON.
+    """
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
 def _described_beside(path: Path) -> tuple[dict[str, Any], Optional[Statistics]]:
     """What network.json says of the network.pt beside it, as --export writes them; nothing for other files."""
     description = path.with_name(NETWORK_JSON)
     if path.name != NETWORK_STATE or not description.is_file():
         return {}, None
     try:
-        told = json.loads(description.read_text(encoding="utf-8"))
+        told = description_of(description)
         statistics = (tuple(map(float, told["means"])), tuple(map(float, told["stds"])))
         return {name: told[name] for name in DESCRIPTION}, statistics
     except (OSError, ValueError, LookupError, TypeError) as error:

@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lib.errors import RunError, UserError
+from lib.pretrained.weights_file import NETWORK_JSON, NETWORK_STATE
 
 FEATURES, IMAGES, NEIGHBOURS, DISTANCES = "features.npy", "images.csv", "neighbours.npy", "distances.npy"
-CENTRES, STATE, DESCRIPTION, ONNX = "centres.npy", "network.pt", "network.json", "network.onnx"
+CENTRES, ONNX = "centres.npy", "network.onnx"
+STATE, DESCRIPTION = NETWORK_STATE, NETWORK_JSON
 RESULTS = frozenset((FEATURES, IMAGES, NEIGHBOURS, DISTANCES, CENTRES, STATE, DESCRIPTION, ONNX))
 """The files that such a folder may hold."""
 
@@ -35,8 +37,8 @@ def check_free(option: str, path: Path, overwrite: bool) -> None:
     strange = [name for name in held if name not in RESULTS]
     if strange:
         raise UserError(
-            f"{option} {path}: the folder holds other things ({', '.join(strange[:3])}), which are not touched; choose a "
-            "new folder"
+            f"{option} {path}: the folder holds other things ({', '.join(strange[:3])}), which are not touched; choose "
+            "a new folder"
         )
     if not overwrite:
         raise UserError(f"{option} {path}: the folder holds an earlier result; choose another, or add --overwrite")

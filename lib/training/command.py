@@ -16,6 +16,11 @@ from lib.distributed.place import Place
 from lib.distributed.world import World
 from lib.errors import LostContact, UserError
 from lib.evaluation.evaluator import Evaluator
+from lib.pretrained.bank import start_bank
+from lib.pretrained.fitting import Fit, fit, report
+from lib.pretrained.weights_file import WeightsFile
+from lib.results.command import embed_pictures, export_results, take_network
+from lib.results.result_folder import check_free
 from lib.session import checkpoint, provenance
 from lib.session.folder import SessionFolder
 from lib.session.journal import LOGGER, Metrics, close_log, open_log
@@ -25,7 +30,13 @@ from lib.training.state import TrainingState
 log = logging.getLogger(LOGGER)
 
 
-def execute(settings: Settings, saved: Optional[dict[str, Any]], source: Optional[Path], place: Place) -> None:
+def execute(
+    settings: Settings,
+    saved: Optional[dict[str, Any]],
+    source: Optional[Path],
+    place: Place,
+    weights: Optional[WeightsFile] = None,
+) -> None:
     """Run the command.
 
     Args:
@@ -33,11 +44,12 @@ def execute(settings: Settings, saved: Optional[dict[str, Any]], source: Optiona
         saved: the checkpoint to go on from, or None to start.
         source: the file it came from.
         place: of this process among those of the run.
+        weights: what --pretrained names, or None.
     """
     world = group.join(settings.options.gpus, place)
     keep_freed_memory()
     try:
-        _execute(settings, saved, source, world)
+        _execute(settings, saved, source, weights, world)
     except RuntimeError as error:
         if world.size == 1:
             raise
@@ -46,28 +58,50 @@ def execute(settings: Settings, saved: Optional[dict[str, Any]], source: Optiona
     group.leave()  # not after a failure: taking leave could wait for a process that is gone
 
 
-def _execute(settings: Settings, saved: Optional[dict[str, Any]], source: Optional[Path], world: World) -> None:
+def _execute(
+    settings: Settings,
+    saved: Optional[dict[str, Any]],
+    source: Optional[Path],
+    weights: Optional[WeightsFile],
+    world: World,
+) -> None:
     options, device = settings.options, world.device
     torch.backends.cuda.matmul.allow_tf32 = False  # loss, bank and entropies are float32 in any case
     torch.backends.cudnn.allow_tf32 = options.tf32
     torch.backends.cudnn.benchmark = True  # batches of one size: the search for the fastest algorithm pays
+    if options.embed is not None:
+        embed_pictures(options, saved, source, weights, world)
+        return
+    if options.export is not None:
+        check_free("--export", Path(options.export), options.overwrite)  # before a large data set is looked through
     images = datasets.load(options.dataset, options.data_root, options.download)
     pipeline = Pipeline(images, options, device, world.rank, world.size)
     state = TrainingState.fresh(options, pipeline, world, precision.choose(options.precision, device))
     search = "auto" if options.knn_backend == "ivf" else options.knn_backend  # accuracies are exact in any case
     evaluator = Evaluator(pipeline, world, options.low_dim, options.protocol, options.knn_k, options.knn_sigma, search)
+    if options.export is not None:
+        export_results(options, pipeline, state.embedder, saved, source, weights, world)
+        return
     if options.test_only:
+        take_network(state.embedder.network, options, saved, source, weights)
         _test(settings, state, evaluator, saved, source, world)
         return
     check_curriculum(options, len(pipeline.train))
+    fitted: Optional[Fit] = None
     if saved is not None:
         state.restore(saved, str(source), options, pipeline)
+    elif weights is not None:
+        fitted = fit(state.embedder.network, weights)
     world.barrier()  # all have read the checkpoint before the first puts later ones aside
     session = _open_session(settings, saved, source) if world.is_first else None
     log_file = session.log if session is not None and options.log_file else None
     open_log(log_file, options.brief, silent=not world.is_first)
     try:
         _introduce(settings, state, pipeline, world, session, saved, source)
+        if fitted is not None:
+            for line in report(fitted, weights, options.network):
+                log.log(logging.WARNING if fitted.misfits else logging.INFO, "weights   %s", line)
+            log.info("weights   %s", start_bank(state.bank, weights, state.embedder, pipeline))
         labels = None if pipeline.train.labels is None else torch.from_numpy(pipeline.train.labels)
         Runner(options, state, pipeline, evaluator, session, labels, world).run()
         _conclude(state, evaluator, session)
@@ -80,19 +114,19 @@ def _test(
     settings: Settings,
     state: TrainingState,
     evaluator: Evaluator,
-    saved: dict[str, Any],
-    source: Path,
+    saved: Optional[dict[str, Any]],
+    source: Optional[Path],
     world: World,
 ) -> None:
     """`--test-only`: features of training and test images recomputed, one line of result, nothing written."""
-    state.restore_network(saved, str(source))
     if not evaluator.possible:
         raise UserError(f"--test-only: {settings.options.dataset} has no labelled test images to judge by")
     accuracy = evaluator.recomputed(state.embedder)
     if not world.is_first:
         return
+    name = settings.options.pretrained if saved is None else f"{source}: round {saved['round']}, epoch {saved['epoch']}"
     print(
-        f"{source}: round {saved['round']}, epoch {saved['epoch']}: "
+        f"{name}: "
         f"{settings.options.protocol} {accuracy} (training features recomputed)"
     )
 
