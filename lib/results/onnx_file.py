@@ -34,7 +34,7 @@ def write_onnx(network: nn.Module, size: int, path: Path) -> str:
     """
     missing = onnx_packages_missing()
     if missing:
-        return f"network.onnx left out, since {' and '.join(missing)} is not installed: pip install {' '.join(missing)}"
+        return f"network.onnx left out; to get it too: pip install {' '.join(missing)}"
     images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     try:
         export_onnx(_with_plain_pooling(network, images), images, str(path), INPUT, OUTPUT)
