@@ -5,6 +5,8 @@
     python3 main.py --resume sessions/NAME                              # go on where it stopped
     python3 main.py --resume sessions/NAME --test-only                  # evaluate
     python3 main.py --compare sessions/A sessions/B                     # side by side, without PyTorch
+    python3 main.py --resume sessions/NAME --export FOLDER              # features, clusters, network as plain files
+    python3 main.py --resume sessions/NAME --embed PICTURES             # features of new pictures
     python3 main.py --help                                              # every option
 
     python3 main.py --gpus 0,1 ...                                      # several GPUs of this machine
@@ -17,6 +19,7 @@ ready to go on); under torchrun also 75, another process of the run ended.
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Optional
 
 from lib.config import Settings, collect, table
@@ -62,7 +65,7 @@ def run(settings: Settings, arguments: Sequence[str], place: Place) -> int:
 
             compare(settings.options.compare, settings.options.compare_html, settings.options.sess_dir)
         return 0
-    saved = source = None
+    saved = source = weights = None
     if settings.options.resume is not None:
         from lib.session.resume import open_checkpoint
 
@@ -70,6 +73,13 @@ def run(settings: Settings, arguments: Sequence[str], place: Place) -> int:
         for line in passed_over if place.rank == 0 else ():
             print(f"warning: {one_line(line)}", file=sys.stderr)
         settings = collect(arguments, saved["options"])
+        if settings.sources["pretrained"] == "command line":
+            raise UserError("--pretrained starts a new run and --resume goes on with one; give one of them")
+    elif settings.options.pretrained is not None:
+        from lib.pretrained import weights_file
+
+        weights = weights_file.read(Path(settings.options.pretrained))
+        settings = collect(arguments, weights.layer(with_statistics=settings.options.normalise is None))
     if settings.options.print_args:
         if place.rank == 0:
             print(table(settings))
@@ -83,7 +93,7 @@ def run(settings: Settings, arguments: Sequence[str], place: Place) -> int:
         return launch(several, arguments)
     from lib.training.command import execute  # PyTorch is loaded only now, when there is something to compute
 
-    execute(settings, saved, source, place)
+    execute(settings, saved, source, place, weights)
     return 0
 
 

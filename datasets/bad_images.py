@@ -35,14 +35,20 @@ def without_bad_images(split: Split, workers_num: int, report: bool = True) -> t
         UserError: no training image, or no test image, is left.
         RunError: a process that checks images died.
     """
-    train, bad = _checked(split.train, "training", workers_num, report)
+    train, bad = readable(split.train, "training", workers_num, report)
     if split.test is None:
         return replace(split, train=train), bad
-    test, bad_test = _checked(split.test, "test", workers_num, report)
+    test, bad_test = readable(split.test, "test", workers_num, report)
     return replace(split, train=train, test=test), bad + bad_test
 
 
-def _checked(images: ImageSet, kind: str, workers_num: int, report: bool) -> tuple[ImageSet, tuple[str, ...]]:
+def readable(images: ImageSet, kind: str, workers_num: int, report: bool) -> tuple[ImageSet, tuple[str, ...]]:
+    """The same for one set of images; `kind` names them in messages.
+
+    Raises:
+        UserError: no image is left.
+        RunError: a process that checks images died.
+    """
     if images.pixels is not None:
         return images, ()
     checked = CheckedFiles(images.source)

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from datasets.image_folder import IMAGENET_MEANS, IMAGENET_STDS
 from datasets.listed_images import Listed, image_sets
+from datasets.normalisation import IMAGENET
 from datasets.split import Split
 from lib.errors import UserError
 
@@ -34,7 +34,7 @@ def cub200(root: Path, download: bool) -> Split:
                 "(test); unpack the data set anew"
             )
         (train if use else test).append(Listed(path, label, f"{folder / 'images.txt'}, line {line}"))
-    return Split("cub200", *image_sets("cub200", folder / "images", train, test), IMAGENET_MEANS, IMAGENET_STDS)
+    return Split("cub200", *image_sets("cub200", folder / "images", train, test), *IMAGENET)
 
 
 def _folder(root: Path) -> Path:

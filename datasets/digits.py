@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from datasets.image_set import ImageSet
+from datasets.normalisation import DIGITS
 from datasets.split import Split
 
 _TEST_COUNT = 360  # a fifth of 1,797
-_MEAN, _STD = 0.3054, 0.3760  # over all pixels of the training images
 
 
 def digits(root: Path, download: bool) -> Split:
@@ -30,4 +30,4 @@ def digits(root: Path, download: bool) -> Split:
     train, test = train_test_split(
         np.arange(len(images)), test_size=_TEST_COUNT, stratify=images.labels, random_state=0
     )
-    return Split("digits", images.subset(np.sort(train)), images.subset(np.sort(test)), (_MEAN,) * 3, (_STD,) * 3)
+    return Split("digits", images.subset(np.sort(train)), images.subset(np.sort(test)), *DIGITS)

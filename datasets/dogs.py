@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.image_folder import IMAGENET_MEANS, IMAGENET_STDS
 from datasets.listed_images import Listed, image_sets
+from datasets.normalisation import IMAGENET
 from datasets.split import Split
 from lib.errors import UserError
 
@@ -26,7 +26,7 @@ def dogs(root: Path, download: bool) -> Split:
             f"images.tar and lists.tar were unpacked, or link it: mkdir -p {root.parent} && ln -s /path/to/it {root}"
         )
     train, test = (_read(_find(root, name)) for name in _LISTS)
-    return Split("dogs", *image_sets("dogs", root / "Images", train, test), IMAGENET_MEANS, IMAGENET_STDS)
+    return Split("dogs", *image_sets("dogs", root / "Images", train, test), *IMAGENET)
 
 
 def _find(root: Path, name: str) -> Path:

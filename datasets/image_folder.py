@@ -7,13 +7,12 @@ from typing import Optional
 import numpy as np
 
 from datasets.image_set import ImageSet
+from datasets.normalisation import IMAGENET
 from datasets.split import Split
 from lib.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 """Files with these endings, in either case, are images; all others are passed over."""
-
-IMAGENET_MEANS, IMAGENET_STDS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def imagefolder(root: Path, download: bool) -> Split:
@@ -23,7 +22,7 @@ def imagefolder(root: Path, download: bool) -> Split:
         UserError: as `read_folders`.
     """
     train, test = read_folders(root, "imagefolder")
-    return Split("imagefolder", train, test, IMAGENET_MEANS, IMAGENET_STDS)
+    return Split("imagefolder", train, test, *IMAGENET)
 
 
 def read_folders(root: Path, dataset: str) -> tuple[ImageSet, Optional[ImageSet]]:

@@ -25,12 +25,14 @@ class ImageSet:
         labels: (N,) int64, indices into `classes`, `UNLABELLED` where an image has none; or None.
         classes: the names of the classes; empty without labels.
         files: the paths of the N files that pixels in memory were decoded from, or None.
+        rows: (N,) int64, which images these are of a larger set that they were chosen from, or None.
     """
 
     source: Union[np.ndarray, Sequence[str]]
     labels: Optional[np.ndarray] = None
     classes: tuple[str, ...] = ()
     files: Optional[Paths] = None
+    rows: Optional[np.ndarray] = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.source, (np.ndarray, Paths)):
@@ -53,6 +55,11 @@ class ImageSet:
     def paths(self) -> Optional[Paths]:
         """The paths of the images' files, whether or not they are in memory now; None where there never were any."""
         return self.files if self.pixels is not None else self.source
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """(N,) int64, the row of each image in the data set as it was read, before some were left out."""
+        return np.arange(len(self), dtype=np.int64) if self.rows is None else self.rows
 
     def read(self, index: int, at_least: Optional[int] = None) -> Image.Image:
         """One image, in mode RGB; `at_least` as in `read_rgb`.
@@ -84,8 +91,8 @@ class ImageSet:
         paths = None if self.paths is None else Paths(self.paths[row] for row in rows)
         labels = None if self.labels is None else self.labels[rows]
         if self.pixels is None:
-            return ImageSet(paths, labels, self.classes)
-        return ImageSet(self.pixels[rows], labels, self.classes, paths)
+            return ImageSet(paths, labels, self.classes, rows=self.numbers[rows])
+        return ImageSet(self.pixels[rows], labels, self.classes, paths, self.numbers[rows])
 
 
 def limit(image_set: ImageSet, count: int, seed: int) -> ImageSet:

@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 from typing import Optional
 
-from datasets.image_folder import IMAGENET_MEANS, IMAGENET_STDS, read_folder
+from datasets.image_folder import read_folder
 from datasets.image_set import ImageSet
+from datasets.normalisation import IMAGENET
 from datasets.split import Split
 from lib.errors import UserError
 
@@ -34,7 +35,7 @@ def imagenet12(root: Path, download: bool) -> Split:
             f"{_CLASSES}; unpack what is missing, or use --dataset imagefolder for a part of ImageNet"
         )
     val = _sorted_into_classes(root / "val", train.classes)
-    return Split("imagenet12", train, val, IMAGENET_MEANS, IMAGENET_STDS)
+    return Split("imagenet12", train, val, *IMAGENET)
 
 
 def _sorted_into_classes(folder: Path, known: Optional[tuple[str, ...]]) -> ImageSet:

@@ -6,6 +6,7 @@ from typing import Optional, Union
 import torch
 from torch import Tensor
 
+from datasets import normalisation
 from datasets.augment_parameters import Recipe
 from datasets.bad_images import without_bad_images
 from datasets.decoded import decoded
@@ -58,8 +59,7 @@ class Pipeline:
         if options.skip_bad_images:
             split, self.skipped = without_bad_images(split, options.workers_num, report=rank == 0)
         self.name, self.notes = split.name, split.notes
-        self.means = tuple(options.means or split.means)
-        self.stds = tuple(options.stds or split.stds)
+        self.means, self.stds = normalisation.chosen(options, (split.means, split.stds))
         self._options, self._device = options, device
         train, test = self._limited(split.train, options.limit_train), self._limited(split.test, options.limit_test)
         if len(train) < 2:

@@ -18,6 +18,7 @@ from torchvision.datasets.utils import check_integrity
 
 from datasets.image_folder import read_folders
 from datasets.image_set import ImageSet
+from datasets.normalisation import CIFAR10, CIFAR100, SVHN
 from datasets.split import Split
 from lib.errors import UserError
 
@@ -44,7 +45,7 @@ def cifar10(root: Path, download: bool) -> Split:
             f"--dataset cifar10: the class folders in {root / 'train'} are {_some(train.classes)}, not the ten of "
             f"CIFAR-10 ({', '.join(CIFAR10_CLASSES)}); for other images use --dataset imagefolder"
         )
-    return Split("cifar10", train, test, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+    return Split("cifar10", train, test, *CIFAR10)
 
 
 def cifar100(root: Path, download: bool) -> Split:
@@ -59,7 +60,7 @@ def cifar100(root: Path, download: bool) -> Split:
             f"--dataset cifar100: {root / 'train'} holds {len(train.classes)} class folders, not {_CIFAR100_COUNT}; "
             "for other images use --dataset imagefolder"
         )
-    return Split("cifar100", train, test, (0.5071, 0.4866, 0.4409), (0.2009, 0.1984, 0.2023))
+    return Split("cifar100", train, test, *CIFAR100)
 
 
 def svhn(root: Path, download: bool) -> Split:
@@ -79,7 +80,7 @@ def svhn(root: Path, download: bool) -> Split:
         ImageSet(np.ascontiguousarray(part.data.transpose(0, 2, 3, 1)), part.labels, tuple("0123456789"))
         for part in loaded
     )
-    return Split("svhn", train, test, (0.4377, 0.4438, 0.4728), (0.1201, 0.1231, 0.1052))
+    return Split("svhn", train, test, *SVHN)
 
 
 def _cifar(root: Path, name: str, kind: Any, download: bool) -> tuple[ImageSet, ImageSet]:

@@ -1,8 +1,11 @@
 """What differs between the PyTorch releases this project runs on, 1.10 to today's. Nothing else belongs here."""
 
 import ctypes
+import importlib.util
 import inspect
 import os
+import pickle
+import re
 import shutil
 import time
 import types
@@ -14,7 +17,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lib.errors import UserError
-from lib.plain_data import DataUnpickler, check_archive
+from lib.plain_data import DataUnpickler, check_archive, not_data
 
 
 def _release(version: str) -> tuple:
@@ -87,6 +90,40 @@ HAS_EMPTY_CHANNELS_LAST = TORCH_RELEASE >= (2, 0)
 """Whether a convolution with its weights channels last takes a batch of no images; PyTorch 1.10 refuses it."""
 
 
+def onnx_packages_missing() -> tuple[str, ...]:
+    """The packages that `export_onnx` needs with this PyTorch and that are not installed."""
+    needed = ("onnx", "onnxscript") if _ONNX_BY_TRACING_PYTHON else ("onnx",) if TORCH_RELEASE >= (1, 13) else ()
+    return tuple(name for name in needed if importlib.util.find_spec(name) is None)
+
+
+_ONNX_BY_TRACING_PYTHON = TORCH_RELEASE >= (2, 9)
+"""Whether torch.onnx.export is by default the exporter that writes through onnxscript; before, PyTorch had its own."""
+
+
+def export_onnx(network: nn.Module, images: torch.Tensor, path: str, inputs: str, outputs: str) -> None:
+    """Write a network as ONNX, for any number of images.
+
+    Args:
+        network: in evaluation mode, on the CPU.
+        images: (B, 3, S, S) an example, B at least 2.
+        path: of the file; weights are in it.
+        inputs, outputs: names of the input and the output.
+
+    Raises:
+        RuntimeError: the exporter cannot write this network.
+    """
+    names = {"input_names": [inputs], "output_names": [outputs]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice to developers
+        if _ONNX_BY_TRACING_PYTHON:
+            batch = torch.export.Dim("batch")
+            options = {"dynamic_shapes": ({0: batch},), "external_data": False, "verbose": False}
+            torch.onnx.export(network, (images,), path, dynamo=True, **names, **options)
+        else:
+            axes = {inputs: {0: "batch"}, outputs: {0: "batch"}}
+            torch.onnx.export(network, (images,), path, opset_version=13, dynamic_axes=axes, **names)
+
+
 def load_data_only(path: str) -> Any:
     """Load a file written by `torch.save`, on the CPU, without executing anything it contains.
 
@@ -98,9 +135,14 @@ def load_data_only(path: str) -> Any:
     """
     check_archive(path)
     if HAS_WEIGHTS_ONLY:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about oddities of files that it then refuses
-            return torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about oddities of files that it then refuses
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:  # its advice is to load the file unsafely
+            named = re.search(r"GLOBAL ([\w.]+)", str(error))
+            reason = not_data(named[1]) if named else "torch.save did not write it"
+            raise pickle.UnpicklingError(reason) from error
     restricted = types.ModuleType("restricted_pickle")
     restricted.Unpickler = DataUnpickler
     restricted.load = lambda file, **kwargs: DataUnpickler(file, **kwargs).load()

@@ -23,6 +23,11 @@ _CALLED = {
 }
 
 
+def not_data(name: str) -> str:
+    """What is said of a name that a file mentions and should not."""
+    return f"the file contains {name}, which is not plain data"
+
+
 def check_archive(path: str) -> None:
     """Whether a file is an archive of torch.save's, and nothing else.
 
@@ -64,7 +69,7 @@ class DataUnpickler(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _CALLED and not (module == "torch" and name in _STORAGES):
-            raise pickle.UnpicklingError(f"the file contains {module}.{name}, which is not plain data")
+            raise pickle.UnpicklingError(not_data(f"{module}.{name}"))
         found = getattr(torch, name) if module == "torch" else super().find_class(module, name)
         return _Name(found, (module, name) in _CALLED)
 

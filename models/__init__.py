@@ -7,7 +7,7 @@ from lib.errors import UserError
 from models.alexnet import AlexNet
 from models.resnet import ResNet
 
-__all__ = ["AlexNet", "ResNet", "build"]
+__all__ = ["AlexNet", "ResNet", "build", "stem_for"]
 
 _RESNETS = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
@@ -19,6 +19,13 @@ _RESNETS = {
 _NAMES = (*_RESNETS, "alexnet")
 _STEMS = ("auto", "small", "large")
 _LARGE_FROM = 64  # pixels; below this the stride of a large stem leaves too little to look at
+
+
+def stem_for(stem: str, size: int) -> str:
+    """What `auto` means for images of `size` pixels; `small` and `large` as they are."""
+    if stem != "auto":
+        return stem
+    return "small" if size < _LARGE_FROM else "large"
 
 
 def build(name: str, low_dim: int, stem: str, size: int) -> nn.Module:
@@ -43,7 +50,7 @@ def build(name: str, low_dim: int, stem: str, size: int) -> nn.Module:
         raise UserError(f"--network {name}: no such network; known are: {', '.join(_NAMES)}")
     if stem not in _STEMS:
         raise UserError(f"--stem {stem}: no such stem; known are: {', '.join(_STEMS)}")
-    small_stem = stem == "small" or (stem == "auto" and size < _LARGE_FROM)
+    small_stem = stem_for(stem, size) == "small"
     if network in _RESNETS:
         block, layers = _RESNETS[network]
         return ResNet(block, layers, low_dim, small_stem)

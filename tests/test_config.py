@@ -478,7 +478,9 @@ def test_a_file_below_a_file(config):
         ("--momentum 0", ["--nesterov", "--momentum", "--no-nesterov"]),
         ("--dampening 0.1", ["--nesterov", "--dampening", "0.1"]),
         ("--restart", ["--restart", "--resume"]),
-        ("--test-only", ["--test-only", "--resume"]),
+        ("--test-only", ["--test-only", "--resume", "--pretrained"]),
+        ("--export x", ["--export", "--resume", "--pretrained"]),
+        ("--embed x", ["--embed", "--resume", "--pretrained"]),
     ],
 )
 def test_contradictions(argv, words):
@@ -529,6 +531,7 @@ def test_as_dict_is_plain_and_without_what_belongs_to_one_call():
     values = options_of("--resume", "x", "--session", "y", "--lr-schedule", "1", "2").as_dict()
     left_out = {"cfgs", "print_args", "debug_errors", "resume", "restart", "test_only", "session", "download"}
     left_out |= {"report_only", "compare", "compare_html", "sess_dir"}
+    left_out |= {"export", "embed", "output", "overwrite", "neighbours"}
     assert set(values) == set(BY_NAME) - left_out
     assert values["lr_schedule"] == [1, 2]
     assert values["scale"] == [0.2, 1.0]

@@ -20,6 +20,7 @@ _SHARE_BELOW_1 = Bounds(low=0, high=1, high_open=True)
 
 _DATASETS = ("digits", "cifar10", "cifar100", "svhn", "imagefolder", "imagenet12", "cub200", "dogs", "photos")
 _NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "alexnet")
+_NORMALISATIONS = ("imagenet", "cifar10", "cifar100", "svhn", "half")
 _FOLDER_NAME = Form(r"(?!\.{1,2}$)[^/\\\x00-\x1f]+", "a plain folder name")
 _SAVE_EVERY = Form(r"[1-9][0-9]{0,8}( ?(steps?|s|min|h))?", "a number of steps such as 500, or a time such as 10min")
 _NUM_CLUSTERS = Form(r"auto|[1-9][0-9]*", "auto, or a whole number from 1 on")
@@ -124,10 +125,19 @@ _DATA = _group(
     Option("random_grayscale", FLOAT, 0.2, "how often a training image turns grey", "probability", bounds=_SHARE),
     Option("random_horizontal_flip", BOOL, False, "mirror half of the training images"),
     Option(
+        "normalise",
+        CHOICE,
+        None,
+        "whose channel means and standard deviations are used; pre-trained models mostly want those of imagenet; "
+        "half: 0.5 for all; null: the data set's own",
+        choices=_NORMALISATIONS,
+        nullable=True,
+    ),
+    Option(
         "means",
         FLOAT,
         None,
-        "mean of each channel, taken off; null: the data set's own",
+        "mean of each channel, taken off; wins over --normalise",
         "intensity, 0 to 1",
         nullable=True,
         length=3,
@@ -136,7 +146,7 @@ _DATA = _group(
         "stds",
         FLOAT,
         None,
-        "standard deviation of each channel, divided by; null: the data set's own",
+        "standard deviation of each channel, divided by; wins over --normalise",
         "intensity, 0 to 1",
         bounds=_POSITIVE,
         nullable=True,
@@ -302,7 +312,58 @@ _EVALUATION = _group(
         "clusters",
         form=_NUM_CLUSTERS,
     ),
-    Option("test_only", BOOL, False, "evaluate the checkpoint of --resume and stop", kept=False),
+    Option("test_only", BOOL, False, "evaluate the network of --resume or --pretrained and stop", kept=False),
+)
+
+_USE = _group(
+    "using a network",
+    Option(
+        "pretrained",
+        PATH,
+        None,
+        "start from the weights in this file: a checkpoint of this project or of the authors' code, or a state dict",
+        nullable=True,
+    ),
+    Option(
+        "export",
+        PATH,
+        None,
+        "write features, neighbours and clusters of the data set, and the network, into this new folder and stop",
+        nullable=True,
+        kept=False,
+    ),
+    Option(
+        "embed",
+        PATH,
+        None,
+        "write features, clusters and nearest training images of all pictures in this folder, and stop",
+        nullable=True,
+        kept=False,
+    ),
+    Option(
+        "output",
+        PATH,
+        None,
+        "--embed: the new folder to write into; null: embedded/NAME in the session",
+        nullable=True,
+        kept=False,
+    ),
+    Option(
+        "overwrite",
+        BOOL,
+        False,
+        "--export, --embed: replace an earlier result at the same place",
+        kept=False,
+    ),
+    Option(
+        "neighbours",
+        INT,
+        10,
+        "--export, --embed: how many nearest training images of each image are written",
+        "images",
+        bounds=_at_least(1),
+        kept=False,
+    ),
 )
 
 _SESSION = _group(
@@ -482,6 +543,7 @@ OPTIONS: tuple[Option, ...] = (
     *_METHOD,
     *_OPTIMISATION,
     *_EVALUATION,
+    *_USE,
     *_SESSION,
     *_DEVICES,
 )

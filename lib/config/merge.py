@@ -24,8 +24,9 @@ def collect(argv: Sequence[str], saved: Optional[Mapping[str, object]] = None) -
 
     Args:
         argv: the command line, without the program's name.
-        saved: the options stored in the checkpoint of `--resume`. It is found through the options, so a
-            caller that resumes collects twice; the options are checked against each other the second time.
+        saved: the options stored in the checkpoint of `--resume`, or those that describe the network of
+            `--pretrained`. The file is found through the options, so a caller that takes one collects twice; the
+            options are checked against each other the second time.
 
     Returns:
         the options: the defaults, over these `saved`, over these the config files from left to right, and the
@@ -42,13 +43,14 @@ def collect(argv: Sequence[str], saved: Optional[Mapping[str, object]] = None) -
     layers = [(path, _from_file(path)) for path in written.get("cfgs", ())]
     layers.append(("command line", written))
     if saved is not None:
-        resume = _merged(layers)[0].get("resume")
-        place = "checkpoint" if resume is None else f"checkpoint {resume}"
+        given = _merged(layers)[0]
+        file = given.get("resume") or given.get("pretrained")
+        place = "checkpoint" if file is None else f"checkpoint {file}"
         layers.insert(0, ("checkpoint", _from_checkpoint(saved, place)))
     values, sources = _merged(layers)
     settings = Settings(Options(**values), {option.name: sources.get(option.name, "default") for option in OPTIONS})
     # without the checkpoint's options, those of a resumed run are not complete yet
-    if settings.options.resume is None or saved is not None:
+    if saved is not None or (settings.options.resume is None and settings.options.pretrained is None):
         check_together(settings.options)
     return settings
 

@@ -36,15 +36,29 @@ def check_together(options: Options) -> None:
             raise UserError("--nesterov needs a --momentum above 0; add --no-nesterov")
         if options.dampening != 0:
             raise UserError(f"--nesterov needs --dampening 0, not {options.dampening}; or add --no-nesterov")
-    for name in ("restart", "test_only", "report_only"):
+    for name in ("restart", "report_only"):
         if getattr(options, name) and options.resume is None:
             raise UserError(f"--{name.replace('_', '-')} needs --resume with the checkpoint to use")
     if options.compare and (options.resume is not None or options.session is not None):
         raise UserError("--compare trains nothing and evaluates nothing; leave out --resume and --session")
+    _check_use(options)
     if options.session is not None and options.resume is not None and not options.restart:
         raise UserError(
             "--session names a new session and --resume goes on in an old one; add --restart to take the state along"
         )
+
+
+def _check_use(options: Options) -> None:
+    wanted = [flag for flag in ("test_only", "export", "embed") if getattr(options, flag)]
+    names = ["--" + flag.replace("_", "-") for flag in wanted]
+    if len(names) > 1:
+        raise UserError(f"{' and '.join(names)} are separate calls; give one of them")
+    if names and options.resume is None and options.pretrained is None:
+        raise UserError(f"{names[0]} needs --resume with the checkpoint to use, or --pretrained with a file of weights")
+    if options.output is not None and options.embed is None:
+        raise UserError("--output says where --embed writes; --export takes its folder itself")
+    if options.overwrite and options.embed is None and options.export is None:
+        raise UserError("--overwrite goes with --export or --embed")
 
 
 def _check_schedule(options: Options) -> None:

@@ -102,11 +102,7 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path} is damaged: its content does not match its checksum")
     if seal is not None:
         _check_format(path, seal.format)
-    try:
-        state = load_data_only(str(path))
-    except Exception as error:  # torch, zipfile and pickle have many exceptions for bytes they cannot take
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"checkpoint {path} cannot be read ({reason}); it is damaged or no checkpoint") from error
+    state = read_data(path)
     try:
         check_layout(state)
     except ValueError as error:
@@ -124,3 +120,16 @@ def load(path: Path) -> dict[str, Any]:
 def _check_format(path: Path, layout: int) -> None:
     if layout > FORMAT:
         raise UserError(f"checkpoint {path} has layout {layout}; this version reads up to {FORMAT}: update the code")
+
+
+def read_data(path: Path) -> Any:
+    """What a file written by `torch.save` holds, on the CPU. Nothing in it is executed.
+
+    Raises:
+        UserError: it is damaged, no such file, or holds more than plain data and tensors.
+    """
+    try:
+        return load_data_only(str(path))
+    except Exception as error:  # torch, zipfile and pickle have many exceptions for bytes they cannot take
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"checkpoint {path} cannot be read ({reason}); it is damaged or no checkpoint") from error

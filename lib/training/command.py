@@ -17,9 +17,15 @@ from lib.config import Options, Settings, to_yaml
 from lib.distributed import group
 from lib.distributed.place import Place
 from lib.distributed.world import World
+from lib.embedder import Embedder
 from lib.errors import LostContact, UserError
 from lib.evaluation.protocols import Judged, Protocols
+from lib.pretrained.bank import start_bank
+from lib.pretrained.fitting import Fit, fit, report
+from lib.pretrained.weights_file import WeightsFile
 from lib.report import Report
+from lib.results.command import embed_pictures, export_results, take_network
+from lib.results.result_folder import check_free
 from lib.session import checkpoint, provenance
 from lib.session.folder import SessionFolder
 from lib.session.journal import LOGGER, Metrics, close_log, open_log
@@ -34,7 +40,13 @@ from lib.training.state import TrainingState
 log = logging.getLogger(LOGGER)
 
 
-def execute(settings: Settings, saved: Optional[dict[str, Any]], source: Optional[Path], place: Place) -> None:
+def execute(
+    settings: Settings,
+    saved: Optional[dict[str, Any]],
+    source: Optional[Path],
+    place: Place,
+    weights: Optional[WeightsFile] = None,
+) -> None:
     """Run the command.
 
     Args:
@@ -42,12 +54,13 @@ def execute(settings: Settings, saved: Optional[dict[str, Any]], source: Optiona
         saved: the checkpoint to go on from, or None to start.
         source: the file it came from.
         place: of this process among those of the run.
+        weights: what --pretrained names, or None.
     """
     determinism.choose(settings.options.deterministic)
     world = group.join(settings.options.gpus, place)
     keep_freed_memory()
     try:
-        _execute(settings, saved, source, world)
+        _execute(settings, saved, source, weights, world)
     except RuntimeError as error:
         if world.size == 1:
             raise
@@ -56,10 +69,21 @@ def execute(settings: Settings, saved: Optional[dict[str, Any]], source: Optiona
     group.leave()  # not after a failure: taking leave could wait for a process that is gone
 
 
-def _execute(settings: Settings, saved: Optional[dict[str, Any]], source: Optional[Path], world: World) -> None:
+def _execute(
+    settings: Settings,
+    saved: Optional[dict[str, Any]],
+    source: Optional[Path],
+    weights: Optional[WeightsFile],
+    world: World,
+) -> None:
     options, device = settings.options, world.device
     torch.backends.cuda.matmul.allow_tf32 = False  # loss, bank and entropies are float32 in any case
     torch.backends.cudnn.allow_tf32 = options.tf32
+    if options.embed is not None:
+        embed_pictures(options, saved, source, weights, world)
+        return
+    if options.export is not None:
+        check_free("--export", Path(options.export), options.overwrite)  # before a large data set is looked through
     images = datasets.load(options.dataset, options.data_root, options.download, options.labels)
     pipeline = Pipeline(images, options, device, world.rank, world.size)
     if options.report_only:
@@ -68,12 +92,19 @@ def _execute(settings: Settings, saved: Optional[dict[str, Any]], source: Option
         return
     state = TrainingState.fresh(options, pipeline, world, precision.choose(options.precision, device))
     protocols = Protocols(options, pipeline, world)
+    if options.export is not None:
+        export_results(options, pipeline, state.embedder, saved, source, weights, world)
+        return
     if options.test_only:
-        _test(settings, state, protocols, saved, source, world)
+        take_network(state.embedder.network, options, saved, source, weights)
+        _test(settings, protocols, state.embedder, saved, source, world)
         return
     check_curriculum(options, len(pipeline.train))
+    fitted: Optional[Fit] = None
     if saved is not None:
         state.restore(saved, str(source), options, pipeline)
+    elif weights is not None:
+        fitted = fit(state.embedder.network, weights)
     world.barrier()  # all have read the checkpoint before the first puts later ones aside
     with ExitStack() as at_end:
         session = _open_session(settings, saved, source, at_end) if world.is_first else None
@@ -84,41 +115,42 @@ def _execute(settings: Settings, saved: Optional[dict[str, Any]], source: Option
         _introduce(settings, state, pipeline, protocols, world, session, saved, source)
         if session is not None:
             note_start(session.starts, start_record(pipeline, world, state.embedder.dtype, source))
+        if fitted is not None:
+            for line in report(fitted, weights, options.network):
+                log.log(logging.WARNING if fitted.misfits else logging.INFO, "weights   %s", line)
+            log.info("weights   %s", start_bank(state.bank, weights, state.embedder, pipeline))
         labels = None if pipeline.train.labels is None else torch.from_numpy(pipeline.train.labels)
         own = None if options.restart else source
         wanted = session is not None and options.report
-        report = Report(session, pipeline.train, pipeline.fingerprint) if wanted else None
-        judged = Runner(options, state, pipeline, protocols, session, labels, world, own, report).run()
-        _conclude(state, protocols, judged, session, report)
+        page = Report(session, pipeline.train, pipeline.fingerprint) if wanted else None
+        judged = Runner(options, state, pipeline, protocols, session, labels, world, own, page).run()
+        _conclude(state, protocols, judged, session, page)
 
 
 def _test(
     settings: Settings,
-    state: TrainingState,
     protocols: Protocols,
-    saved: dict[str, Any],
-    source: Path,
+    embedder: Embedder,
+    saved: Optional[dict[str, Any]],
+    source: Optional[Path],
     world: World,
 ) -> None:
     """`--test-only`: features of training and test images recomputed and judged.
 
     The results are printed. Of the run nothing is changed; files with more than fits a terminal go to its session.
     """
-    state.restore_network(saved, str(source))
     protocols.check_all()
-    judged = protocols.finished(state.embedder)
+    judged = protocols.finished(embedder)
     if not world.is_first:
         return
+    name = settings.options.pretrained if saved is None else f"{source}: round {saved['round']}, epoch {saved['epoch']}"
     for protocol, findings in judged:
-        print(
-            f"{source}: round {saved['round']}, epoch {saved['epoch']}: "
-            f"{protocol.name} {findings.summary} (training features recomputed)"
-        )
+        print(f"{name}: {protocol.name} {findings.summary} (training features recomputed)")
         if findings.table:
             print(findings.table)
-    folder = source.resolve().parent.parent
-    if not settings.options.debug and SessionFolder(folder).config.exists():
-        for path in _written(judged, folder):
+    session = None if source is None else SessionFolder.of_checkpoint(source)
+    if session is not None and not settings.options.debug:
+        for path in _written(judged, session.path):
             print(f"written: {path}")
 
 

@@ -17,6 +17,7 @@ from lib.embedder import Embedder
 from lib.errors import UserError
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
+from lib.pretrained.fitting import load_exactly
 from lib.seeding import derive, generator
 from lib.session.checkpoint import FORMAT
 from lib.session.layout import check_neighbourhoods
@@ -162,14 +163,7 @@ class TrainingState:
         Raises:
             UserError: it is another network.
         """
-        try:
-            self.embedder.network.load_state_dict(saved["net"])
-        except RuntimeError as error:
-            first = str(error).splitlines()[1:2] or [str(error)]
-            raise UserError(
-                f"checkpoint {source} holds another network than --network, --low-dim, --stem and --size describe: "
-                + first[0].strip()
-            ) from None
+        load_exactly(self.embedder.network, saved["net"], source)
 
 
 def not_finite(saved: dict[str, Any]) -> Optional[str]:

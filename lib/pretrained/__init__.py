@@ -1,0 +1,1 @@
+"""Weights from elsewhere: reading files of several kinds, and taking over what fits."""

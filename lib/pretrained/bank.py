@@ -1,0 +1,84 @@
+"""The memory bank that a run starts with when its network comes from elsewhere."""
+
+from collections.abc import Sequence
+from typing import Optional
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from datasets.pipeline import Pipeline
+from lib.distributed.world import World
+from lib.embedder import Embedder
+from lib.evaluation.features import extract
+from lib.method.memory_bank import MemoryBank
+from lib.pretrained.weights_file import WeightsFile
+
+SAMPLE = 256
+"""Training images that a bank of unknown origin is tried on."""
+RECOGNISED = 0.75
+"""Share of pairs (own row, another's row) in which the own one must be nearer; 1/2 is what chance gives."""
+
+
+def start_bank(bank: MemoryBank, file: WeightsFile, embedder: Embedder, pipeline: Pipeline) -> str:
+    """Fill the bank: with that of the file if it is of these images, otherwise with what the network makes of them.
+
+    The choice is ours: random rows would pull a trained network apart in its first steps. All processes must call it.
+
+    Returns:
+        a line for the log: what was done, and why.
+    """
+    reason = _reason_against(bank, file, embedder, pipeline)
+    if reason is None:
+        bank.load_whole(F.normalize(file.memory.float(), dim=1))
+        return f"memory bank taken from the file ({len(bank):,} rows)"
+    world = bank.shard.world
+    rows = world.rows(len(bank))
+    bank.memory.copy_(extract(embedder, pipeline.train_batches_plain(), rows, bank.memory.shape[1]))
+    return f"memory bank filled with the network's features of the training images: {reason}"
+
+
+def _reason_against(bank: MemoryBank, file: WeightsFile, embedder: Embedder, pipeline: Pipeline) -> Optional[str]:
+    """Why the file's bank is not taken, or None."""
+    if file.memory is None:
+        return "the file has none"
+    expected = (len(bank), bank.memory.shape[1])
+    if tuple(file.memory.shape) != expected:
+        return f"npc.memory is {_shape(file.memory.shape)} in the file, {_shape(expected)} here"
+    if file.fingerprint is not None:
+        same = file.fingerprint == pipeline.fingerprint
+        return None if same else "the file's belongs to other training images"
+    share = _recognition(embedder, pipeline, file.memory, bank.shard.world)
+    if share < RECOGNISED:
+        return (
+            "the file's rows belong to other images or to another order of them (a row is nearer to its image than "
+            f"another row is in {100 * share:.0f} % of pairs; chance gives 50 %)"
+        )
+    return None
+
+
+@torch.inference_mode()
+def _recognition(embedder: Embedder, pipeline: Pipeline, memory: Tensor, world: World) -> float:
+    """How well some training images are nearer to their own row than to each other's, over all processes."""
+    frozen = embedder.frozen()
+    features, indices = [], []
+    batches = pipeline.train_batches_plain()
+    for images, rows in batches:
+        features.append(frozen(images).cpu())
+        indices.append(rows.cpu())
+        if sum(map(len, indices)) >= SAMPLE:
+            break
+    batches.close()
+    counts = torch.zeros(2, dtype=torch.float64)
+    if indices:
+        rows = F.normalize(memory[torch.cat(indices)].float(), dim=1)
+        similarities = torch.cat(features).float() @ rows.t()  # (S, S)
+        own = similarities.diagonal()[:, None]
+        others = len(rows) * (len(rows) - 1)
+        counts += torch.tensor([(own > similarities).sum().item(), others], dtype=torch.float64)
+    nearer, pairs = world.all_reduce_sum(counts.to(world.device)).tolist()
+    return nearer / max(pairs, 1)
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))

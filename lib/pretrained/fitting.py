@@ -1,0 +1,137 @@
+"""Taking over the weights that fit a network, and naming those that do not."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lib.errors import UserError
+from lib.pretrained.weights_file import WeightsFile
+
+LAST = "fc."
+"""The linear map to the feature. The rest of a network is of use without its weights, not the other way round."""
+
+_LISTED = 20
+_COUNTER = "num_batches_tracked"  # of batch norm; older PyTorch had none, and nothing here depends on it
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What became of a file of weights.
+
+    Attributes:
+        taken: how many tensors the network took over.
+        misfits: what did not fit, one line each.
+        left: names of the network's tensors that are as they were.
+        foreign: names in the file that would belong into the network's stages, but that it does not have.
+    """
+
+    taken: int
+    misfits: tuple[str, ...]
+    left: tuple[str, ...]
+    foreign: tuple[str, ...]
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is the same network and everything but, at most, the last layer was taken over."""
+        return not self.foreign and all(name.startswith(LAST) for name in self.left)
+
+
+def load_exactly(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Take over all the weights of a checkpoint.
+
+    Raises:
+        UserError: they are those of another network.
+    """
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1:2] or [str(error)]
+        raise UserError(
+            f"checkpoint {source} holds another network than --network, --low-dim, --stem and --size describe: "
+            + first[0].strip()
+        ) from None
+
+
+@torch.no_grad()
+def fit(network: nn.Module, file: WeightsFile) -> Fit:
+    """Copy into `network` the weights whose name and shape are its own.
+
+    Besides torchvision's names for ResNets those of the authors' network are known: `shortcut` for `downsample`,
+    `linear` for `fc`.
+
+    Raises:
+        UserError: nothing fits, or nothing but the last layer.
+    """
+    own = network.state_dict()
+    offered = {_own_name(name, own): value for name, value in file.weights.items()}
+    taken = {name: value for name, value in offered.items() if name in own and own[name].shape == value.shape}
+    if not any(name for name in taken if not name.endswith(_COUNTER) and not name.startswith(LAST)):
+        raise UserError(
+            f"{file.name}: none of its {len(file.weights)} tensors ({', '.join(list(file.weights)[:3])}, ...) fits the "
+            "network that --network, --low-dim, --stem and --size describe"
+        )
+    for name, value in taken.items():
+        own[name].copy_(value)
+    left = tuple(name for name in own if name not in taken and not name.endswith(_COUNTER))
+    stages = {name.split(".")[0] for name in own}
+    foreign = tuple(name for name in offered if name not in own and name.split(".")[0] in stages)
+    return Fit(len(taken), _misfits(own, offered, left), left, foreign)
+
+
+def complete(found: Fit, file: WeightsFile, network: str) -> None:
+    """Refuse another network, or one of which more than the last layer is random, where nothing is learnt any more.
+
+    Args:
+        network: its name.
+
+    Raises:
+        UserError: it is such a network.
+    """
+    if found.whole:
+        return
+    raise UserError(
+        f"{file.name} does not fit --network {network}: {_listed(found.misfits)}; choose the --network, --stem "
+        "and --low-dim it was made with"
+    )
+
+
+def report(found: Fit, file: WeightsFile, network: str) -> list[str]:
+    """Lines for the log: what the file is, what was taken, and everything that was not."""
+    lines = [f"{file.name}: {file.kind}; {found.taken} of its {len(file.weights)} tensors taken into {network}"]
+    lines += [f"does not fit: {misfit}" for misfit in found.misfits[:_LISTED]]
+    if len(found.misfits) > _LISTED:
+        lines.append(f"and {len(found.misfits) - _LISTED} more that do not fit")
+    if file.unused:
+        lines.append(f"not used: {', '.join(file.unused)}")
+    return lines
+
+
+def _own_name(name: str, own: Mapping[str, Tensor]) -> str:
+    if name in own:
+        return name
+    other = name.replace(".shortcut.", ".downsample.")
+    if other.startswith("linear."):
+        other = LAST + other[len("linear.") :]
+    return other if other in own else name
+
+
+def _misfits(own: Mapping[str, Tensor], offered: Mapping[str, Tensor], left: tuple[str, ...]) -> tuple[str, ...]:
+    lines = []
+    for name in left:
+        if name in offered:
+            lines.append(f"{name} is {_shape(offered[name])} in the file, {_shape(own[name])} here")
+        else:
+            lines.append(f"{name} is not in the file")
+    lines += [f"{name} of the file is not in the network" for name in offered if name not in own]
+    return tuple(lines)
+
+
+def _listed(misfits: tuple[str, ...]) -> str:
+    more = f", and {len(misfits) - 3} more" if len(misfits) > 3 else ""
+    return ", ".join(misfits[:3]) + more
+
+
+def _shape(value: Tensor) -> str:
+    return " x ".join(map(str, value.shape)) or "a number"

@@ -1,0 +1,181 @@
+"""What a file of weights holds, whoever wrote it. Nothing in it is ever executed."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+from torch import Tensor
+
+from datasets.normalisation import Statistics
+from lib.errors import UserError
+from lib.session import checkpoint
+
+DESCRIPTION = ("network", "low_dim", "stem", "size", "resize")
+"""Options that say what network it is and what images it wants."""
+
+NETWORK_STATE, NETWORK_JSON = "network.pt", "network.json"
+"""Names of the files that --export writes."""
+
+_NETS = ("net", "state_dict", "model")  # where others put the state dict
+_PREFIXES = ("module.", "_orig_mod.")  # of nn.DataParallel and torch.compile
+_OF_OURS = frozenset(checkpoint.REQUIRED)
+_UNUSED = ("optimizer", "ANs_discovery")  # of a run that is not gone on with
+
+
+@dataclass(frozen=True, eq=False)
+class WeightsFile:
+    """A network's weights with what else is known about them.
+
+    Attributes:
+        name: of the file, for messages.
+        kind: what it is, in words.
+        weights: its state dict, names without the prefixes that wrappers put before them.
+        memory: (N, D) memory bank, or None.
+        options: of `DESCRIPTION`, those the file tells; empty if it does not say.
+        statistics: what images are to be normalised with, or None if the file does not say.
+        fingerprint: of the training images that the rows of the bank belong to, or None.
+        unused: what the file holds besides that is not taken, in words.
+        about: where it comes from, plain data: session, round, epoch, data set, if it says so.
+    """
+
+    name: str
+    kind: str
+    weights: dict[str, Tensor]
+    memory: Optional[Tensor] = None
+    options: dict[str, Any] = field(default_factory=dict)
+    statistics: Optional[Statistics] = None
+    fingerprint: Optional[str] = None
+    unused: tuple[str, ...] = ()
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def layer(self, with_statistics: bool) -> dict[str, Any]:
+        """What the file says as options: below config files and the command line, above the defaults.
+
+        Args:
+            with_statistics: whether to say what images are normalised with.
+        """
+        if not with_statistics or self.statistics is None:
+            return dict(self.options)
+        means, stds = self.statistics
+        return {**self.options, "means": list(means), "stds": list(stds)}
+
+
+def read(path: Path) -> WeightsFile:
+    """Read a checkpoint of this project, one of the authors' released code, or a plain state dict.
+
+    The authors' has the network under `net`, the bank under `npc`, as `memory` in it or as `npc.memory`. A state dict
+    may also stand under `state_dict` or `model`. Of a network.pt that --export wrote, network.json is read too.
+
+    Raises:
+        UserError: there is no such file, it cannot be read as data alone, or it holds no weights.
+    """
+    if not path.is_file():
+        raise UserError(f"--pretrained {path}: there is no such file; it takes a checkpoint or a file of weights")
+    content = checkpoint.read_data(path)
+    if not isinstance(content, Mapping):
+        raise UserError(f"--pretrained {path}: it holds a {type(content).__name__}, no weights by name")
+    if set(content) >= _OF_OURS and all(isinstance(content[key], Mapping) for key in ("options", "net", "npc")):
+        return of_checkpoint(content, path)
+    net, place = _state_dict(content)
+    if not net:
+        keys = ", ".join(map(str, list(content)[:5])) or "nothing"
+        raise UserError(
+            f"--pretrained {path}: it holds no weights of a network (but {keys}); a state dict or a checkpoint with "
+            "one under `net` was expected"
+        )
+    memory, rest = _bank(content)
+    authors = place == "net" and ("npc" in content or "ANs_discovery" in content or memory is not None)
+    kind = "a checkpoint of the authors' code" if authors else "a state dict"
+    about = {key: content[key] for key in ("round", "epoch", "acc", "session") if _is_plain(content.get(key))}
+    unused = [*rest, *(name for name in _UNUSED if place and _holds(content, name))]
+    options, statistics = _described_beside(path)
+    return WeightsFile(
+        str(path), kind, net, memory, options, statistics, unused=tuple(unused), about=about if place else {}
+    )
+
+
+def of_checkpoint(saved: Mapping[str, Any], path: Path) -> WeightsFile:
+    """The same of a checkpoint of this project that `lib.session.checkpoint` has read."""
+    options, data = saved["options"], saved.get("dataset", {})
+    described = {name: options[name] for name in DESCRIPTION if name in options}
+    statistics = (tuple(data["means"]), tuple(data["stds"])) if "means" in data else None
+    about = {key: saved[key] for key in ("session", "round", "epoch", "acc") if key in saved}
+    if "name" in data:
+        about.update(dataset=data["name"], training_images=data["size"])
+    return WeightsFile(
+        name=str(path),
+        kind="a checkpoint of this project",
+        weights=_without_prefixes(saved["net"]),
+        memory=saved["npc"].get("memory"),
+        options=described,
+        statistics=statistics,
+        fingerprint=data.get("fingerprint"),
+        unused=tuple(name for name in _UNUSED if name in saved),
+        about=about,
+    )
+
+
+def description_of(file: Path) -> dict[str, Any]:
+    """What a network.json says.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is no JSON.
+    """
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _described_beside(path: Path) -> tuple[dict[str, Any], Optional[Statistics]]:
+    """What network.json says of the network.pt beside it, as --export writes them; nothing for other files."""
+    description = path.with_name(NETWORK_JSON)
+    if path.name != NETWORK_STATE or not description.is_file():
+        return {}, None
+    try:
+        told = description_of(description)
+        statistics = (tuple(map(float, told["means"])), tuple(map(float, told["stds"])))
+        return {name: told[name] for name in DESCRIPTION}, statistics
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"--pretrained {path}: {description} beside it is not as --export writes it ({error}); mend it or move it "
+            "away"
+        ) from error
+
+
+def _state_dict(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
+    """The weights, and under which key they stand; an empty key if the file itself is the state dict."""
+    for key in _NETS:
+        if isinstance(content.get(key), Mapping):
+            return _without_prefixes(content[key]), key
+    return _without_prefixes(content), ""
+
+
+def _without_prefixes(net: Mapping[str, Any]) -> dict[str, Tensor]:
+    weights = {}
+    for name, value in net.items():
+        if not isinstance(value, Tensor):
+            continue
+        while name.startswith(_PREFIXES):
+            name = name.split(".", 1)[1]
+        weights[name] = value
+    return weights
+
+
+def _bank(content: Mapping[str, Any]) -> tuple[Optional[Tensor], list[str]]:
+    """The memory bank, and the names of what else belongs to its classifier."""
+    npc = content.get("npc")
+    flat = {f"npc.{name}": value for name, value in npc.items()} if isinstance(npc, Mapping) else {}
+    flat.update({name: value for name, value in content.items() if str(name).startswith("npc.")})
+    flat = {name.replace("npc.module.", "npc."): value for name, value in flat.items()}
+    memory = flat.pop("npc.memory", None)
+    if not isinstance(memory, Tensor) or memory.dim() != 2:
+        memory = None
+    return memory, sorted(flat)
+
+
+def _holds(content: Mapping[str, Any], name: str) -> bool:
+    return any(key == name or str(key).startswith(name + ".") for key in content)
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, (str, int, float))

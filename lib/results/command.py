@@ -1,0 +1,115 @@
+"""`--embed` and `--export`, from the options to the folder; and the network that they and `--test-only` use."""
+
+import logging
+from pathlib import Path
+from typing import Any, Optional
+
+from torch import nn
+
+import models
+from datasets import normalisation
+from datasets.pipeline import Pipeline
+from lib import precision
+from lib.config import Options
+from lib.distributed.world import World
+from lib.embedder import Embedder
+from lib.errors import UserError
+from lib.pretrained.fitting import complete, fit, load_exactly, report
+from lib.pretrained.weights_file import WeightsFile, of_checkpoint
+from lib.results.embed import embed, output_folder
+from lib.results.export import check_export, export
+from lib.results.model import Model, Preprocessing, pictures_in
+from lib.session.journal import LOGGER, close_log, open_log
+
+log = logging.getLogger(LOGGER)
+
+Saved = Optional[dict[str, Any]]
+
+
+def take_network(
+    network: nn.Module, options: Options, saved: Saved, source: Optional[Path], weights: Optional[WeightsFile]
+) -> WeightsFile:
+    """Fill a network that is to be used as it is: exactly from a checkpoint of --resume, else from --pretrained.
+
+    Args:
+        saved, source: the checkpoint of --resume and its file, or None.
+        weights: of --pretrained; only its last layer may lack.
+
+    Returns:
+        what the file holds.
+
+    Raises:
+        UserError: it holds another network.
+    """
+    if saved is not None:
+        load_exactly(network, saved["net"], str(source))
+        return of_checkpoint(saved, source)
+    fitted = fit(network, weights)
+    complete(fitted, weights, options.network)
+    for line in report(fitted, weights, options.network):
+        # as warnings where something is not as one would think; --test-only shows no others
+        log.log(logging.WARNING if fitted.misfits else logging.INFO, "weights    %s", line)
+    return weights
+
+
+def embed_pictures(
+    options: Options, saved: Saved, source: Optional[Path], weights: Optional[WeightsFile], world: World
+) -> None:
+    """`--embed`.
+
+    Raises:
+        UserError, RunError: as `embed`; there are no pictures, the output is not free, or several processes were
+            started.
+    """
+    if world.size > 1:
+        raise UserError("--embed runs in one process; start it without torchrun and with one device in --gpus")
+    open_log(None, options.brief)
+    try:
+        output = output_folder(options, source or Path(options.pretrained))
+        paths = pictures_in(options.embed)
+        network = models.build(options.network, options.low_dim, options.stem, options.size)
+        file = take_network(network, options, saved, source, weights)
+        preprocessing = Preprocessing.of(options.size, options.resize, normalisation.chosen(options, file.statistics))
+        dtype = precision.choose(options.precision, world.device)
+        _say_what_computes(options, file, preprocessing, dtype)
+        embed(options, Model(network, preprocessing, file.memory, world.device, dtype), file, paths, output)
+    finally:
+        close_log()
+
+
+def export_results(
+    options: Options,
+    pipeline: Pipeline,
+    embedder: Embedder,
+    saved: Saved,
+    source: Optional[Path],
+    weights: Optional[WeightsFile],
+    world: World,
+) -> None:
+    """`--export`.
+
+    Raises:
+        UserError, RunError: as `check_export` and `export`.
+    """
+    open_log(None, options.brief, silent=not world.is_first)
+    try:
+        file = take_network(embedder.network, options, saved, source, weights)
+        check_export(options, pipeline, file)
+        preprocessing = Preprocessing(options.size, options.resize or options.size, pipeline.means, pipeline.stds)
+        _say_what_computes(options, file, preprocessing, embedder.dtype)
+        export(options, pipeline, preprocessing, embedder, file, world)
+    finally:
+        pipeline.close()
+        close_log()
+
+
+def _say_what_computes(options: Options, file: WeightsFile, preprocessing: Preprocessing, dtype: Any) -> None:
+    log.info("network    %s, %d features, from %s", options.network, options.low_dim, file.name)
+    log.info(
+        "images     scaled to %d, the middle %d pixels; means %s, stds %s; %s",
+        preprocessing.resize,
+        preprocessing.size,
+        " ".join(map(str, preprocessing.means)),
+        " ".join(map(str, preprocessing.stds)),
+        precision.describe(dtype),
+    )

@@ -1,0 +1,133 @@
+"""`--export`: a network and what it makes of its data set, as files that need nothing of this project."""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.image_set import ImageSet
+from datasets.pipeline import Pipeline
+from lib import precision
+from lib.config import Options
+from lib.distributed.world import World
+from lib.embedder import Embedder
+from lib.errors import UserError
+from lib.evaluation.features import extract
+from lib.nearest import ExactSearch
+from lib.pretrained.weights_file import WeightsFile
+from lib.results.clusters import check_number, find_clusters
+from lib.results.distances import cosine_distances
+from lib.results.model import Preprocessing
+from lib.results.network_files import write_network
+from lib.results.result_folder import (
+    CENTRES,
+    DISTANCES,
+    FEATURES,
+    IMAGES,
+    NEIGHBOURS,
+    result_folder,
+)
+from lib.results.table import write_table
+from lib.session.journal import LOGGER
+
+log = logging.getLogger(LOGGER)
+RESULT = {"result": True}
+
+
+def check_export(options: Options, pipeline: Pipeline, file: WeightsFile) -> None:
+    """What can be known before anything is computed.
+
+    Raises:
+        UserError: the checkpoint of --resume belongs to other images, or there are fewer
+            training images than neighbours or clusters are asked for.
+    """
+    if options.resume is not None and file.fingerprint not in (None, pipeline.fingerprint):
+        raise UserError(
+            f"--export: {file.name} was trained on other images ({file.about.get('dataset')}, "
+            f"{file.about.get('training_images')}) than those at hand ({pipeline.name}, {len(pipeline.train)}); use "
+            "the --dataset, --data-root, --limit-train and --seed it was made with, or --pretrained instead of --resume"
+        )
+    images = len(pipeline.train)
+    if options.neighbours >= images:
+        raise UserError(
+            f"--neighbours {options.neighbours}: an image has only {images - 1} other training images; lower it"
+        )
+    check_number(options.num_clusters, images)
+
+
+def export(
+    options: Options,
+    pipeline: Pipeline,
+    preprocessing: Preprocessing,
+    embedder: Embedder,
+    file: WeightsFile,
+    world: World,
+) -> None:
+    """Write the folder `--export`. All processes must call it; the first one writes.
+
+    Raises:
+        UserError: an image cannot be read.
+        RunError: the folder could not be written, or network.onnx is not what it should be.
+    """
+    train = _features(embedder, pipeline.train_batches_plain(), len(pipeline.train), options, world)
+    test = None
+    if pipeline.test is not None:
+        test = _features(embedder, pipeline.test_batches(), len(pipeline.test), options, world)
+    if not world.is_first:
+        return
+    sets = [("train", pipeline.train)] + ([] if test is None else [("test", pipeline.test)])
+    log.info("features   %s", ", ".join(f"{len(images):,} {split} images" for split, images in sets))
+    similarities, rows = _neighbours(train, test, options)
+    features = train if test is None else torch.cat([train, test])
+    known = file.memory is not None and file.fingerprint == pipeline.fingerprint
+    clusters = find_clusters(file.memory if known else train, options.num_clusters, options.seed)
+    about = {
+        "file": file.name,
+        **file.about,
+        "rows": {split: len(images) for split, images in sets},
+        "features_computed_in": precision.describe(embedder.dtype),
+    }
+    with result_folder("--export", Path(options.export), options.overwrite) as folder:
+        np.save(folder / FEATURES, features.numpy())
+        np.save(folder / NEIGHBOURS, rows.numpy())
+        np.save(folder / DISTANCES, cosine_distances(similarities).numpy())
+        np.save(folder / CENTRES, clusters.centres.numpy())
+        write_table(folder / IMAGES, _columns(sets, clusters.of(features)))
+        note = write_network(folder, embedder.network, options, preprocessing, about)
+    log.info("network    %s", note, extra=RESULT)
+    log.info("written to %s: %s", options.export, ", ".join(sorted(os.listdir(options.export))), extra=RESULT)
+
+
+def _features(embedder: Embedder, batches: Any, count: int, options: Options, world: World) -> Tensor:
+    """(count, D) on the CPU: each process computes its share."""
+    own = extract(embedder, batches, world.rows(count), options.low_dim)
+    return world.gather_rows(own, world.shares(count)).cpu()
+
+
+def _neighbours(train: Tensor, test: Optional[Tensor], options: Options) -> tuple[Tensor, Tensor]:
+    """The nearest training images of every image, itself left out: similarities and rows, (N, K)."""
+    search = ExactSearch(train)
+    similarities, rows = search(train, options.neighbours, torch.arange(len(train)))
+    if test is None:
+        return similarities, rows
+    of_test = search(test, options.neighbours)
+    return torch.cat([similarities, of_test[0]]), torch.cat([rows, of_test[1]])
+
+
+def _columns(sets: Sequence[tuple[str, ImageSet]], clusters: Tensor) -> dict[str, Sequence[Any]]:
+    """The columns of images.csv, training images first."""
+    columns: dict[str, list] = {"split": [], "path": [], "dataset_row": [], "label": [], "class": []}
+    for split, images in sets:
+        count = len(images)
+        labels = [None] * count if images.labels is None else images.labels.tolist()
+        columns["split"] += [split] * count
+        columns["path"] += [None] * count if images.paths is None else list(images.paths)
+        columns["dataset_row"] += images.numbers.tolist()
+        columns["label"] += labels
+        columns["class"] += [None if label is None else images.classes[label] for label in labels]
+    return {"row": range(len(clusters)), **columns, "cluster": clusters.tolist()}

@@ -1,0 +1,189 @@
+"""A finished network with what it takes to use it: preprocessing, and the features of the training images."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional, Union
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from datasets import transforms
+from datasets.image_file import read_rgb
+from datasets.image_folder import SUFFIXES, images_below
+from datasets.image_set import ImageSet
+from datasets.loading import WorkerLoader
+from datasets.normalisation import Statistics
+from datasets.pipeline import EVAL_PIXELS
+from lib.embedder import Embedder
+from lib.errors import UserError
+from lib.nearest import nearest
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From a picture to what the network sees: no randomness.
+
+    Attributes:
+        size: side of the square, in pixels.
+        resize: the shorter side is scaled to this before the centre crop.
+        means, stds: of the channels, for images in [0, 1].
+    """
+
+    size: int
+    resize: int
+    means: tuple[float, ...]
+    stds: tuple[float, ...]
+
+    @classmethod
+    def of(cls, size: int, resize: Optional[int], statistics: Statistics) -> "Preprocessing":
+        """With the options' `resize`, which may be None for `size`."""
+        return cls(size, resize or size, *statistics)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """A PIL image in mode RGB -> (3, S, S) float32."""
+        return transforms.test_transform(self.size, self.resize, self.means, self.stds)(image)
+
+    def steps(self) -> list[str]:
+        """The same in words."""
+        return [
+            "read as RGB, 8 bits a channel, upright (EXIF orientation applied), transparent parts on white",
+            f"scale the shorter side to {self.resize} pixels (PIL, bilinear)",
+            f"cut the central {self.size} x {self.size} pixels",
+            "divide by 255, so that values are in [0, 1]",
+            "take off means and divide by stds, for each channel",
+        ]
+
+
+class Model:
+    """Features of pictures, and the training images nearest to them.
+
+    Args:
+        network: images (B, 3, S, S) to unit features (B, D).
+        preprocessing: of its images.
+        memory: (N, D) features of the training images, or None where they are not known.
+        device: where the network runs.
+        dtype: of autocast, or None for plain float32.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        preprocessing: Preprocessing,
+        memory: Optional[Tensor],
+        device: torch.device,
+        dtype: Optional[torch.dtype] = None,
+    ):
+        self.preprocessing = preprocessing
+        self.memory = None if memory is None else F.normalize(memory.float().cpu(), dim=1)
+        self._embedder = Embedder(network.eval(), device, dtype).frozen()
+
+    def features(
+        self, images: Union[Tensor, Image.Image, str, os.PathLike, Sequence[Union[Image.Image, str, os.PathLike]]]
+    ) -> Tensor:
+        """Features (B, D) float32 on the CPU, rows of unit length.
+
+        Args:
+            images: a batch (B, 3, S, S) float32 that went through `preprocessing`; or pictures, as PIL images or
+                paths of files; a single one counts as a batch of one.
+
+        Raises:
+            UserError: a file cannot be read as an image, or the batch has another shape.
+        """
+        if isinstance(images, Tensor):
+            return self._features_of_batch(images)
+        if isinstance(images, (Image.Image, str, os.PathLike)):
+            images = [images]
+        pictures = list(images)
+        found = []
+        for start in range(0, len(pictures), self._batch_size):
+            batch = [self.preprocessing(_as_picture(each)) for each in pictures[start : start + self._batch_size]]
+            found.append(self._features_of_batch(torch.stack(batch)))
+        return torch.cat(found) if found else self._features_of_batch(torch.empty(0, 3, *[self.preprocessing.size] * 2))
+
+    def folder(self, folder: Union[str, os.PathLike], workers: int = 0) -> tuple[list[str], Tensor]:
+        """The paths of all pictures in a folder, at any depth, sorted, and their features (B, D).
+
+        Args:
+            workers: processes that load pictures; 0: this one.
+
+        Raises:
+            UserError: there is no such folder, or no picture in it, or one cannot be read.
+        """
+        paths = pictures_in(folder)
+        found = [features for features, _ in self.batches(paths, workers)]
+        return paths, torch.cat(found)
+
+    def batches(self, paths: Sequence[str], workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features (B, D) and row numbers (B,) of files, batch by batch, in order.
+
+        Raises:
+            UserError: a file cannot be read as an image.
+            RunError: a process that loads images died.
+        """
+        loader = WorkerLoader(
+            ImageSet(paths),
+            self.preprocessing,
+            self._batch_size,
+            workers,
+            0,
+            self._embedder.device,
+            self.preprocessing.size,
+        )
+        for images, rows in loader.batches(torch.arange(len(paths)), ()):
+            yield self._features_of_batch(images), rows.cpu()
+        loader.close()
+
+    def nearest(self, features: Tensor, k: int = 5) -> tuple[Tensor, Tensor]:
+        """The training images most similar to each feature.
+
+        Args:
+            features: (B, D) as `features` gives them.
+            k: how many, at most N.
+
+        Returns:
+            cosine similarities (B, k), highest first, and rows (B, k) int64 of the training set, from 0.
+
+        Raises:
+            UserError: the features of the training images are not known, or k is out of range.
+        """
+        if self.memory is None:
+            raise UserError("the file of this network holds no memory bank, so nearest training images are not known")
+        if not 1 <= k <= len(self.memory):
+            raise UserError(f"{k} nearest training images were asked for; there are {len(self.memory)}")
+        return nearest(features.float().cpu(), self.memory, k)
+
+    @property
+    def _batch_size(self) -> int:
+        return max(1, EVAL_PIXELS // self.preprocessing.size**2)
+
+    @torch.no_grad()  # not inference_mode, whose results autograd refuses ever after
+    def _features_of_batch(self, images: Tensor) -> Tensor:
+        side = self.preprocessing.size
+        if images.dim() != 4 or images.shape[1:] != (3, side, side):
+            raise UserError(f"a batch of shape {tuple(images.shape)}; this network takes (B, 3, {side}, {side})")
+        return self._embedder(images.to(self._embedder.device)).float().cpu()
+
+
+def pictures_in(folder: Union[str, os.PathLike]) -> list[str]:
+    """The paths of all image files in a folder, at any depth, sorted; hidden ones are passed over.
+
+    Raises:
+        UserError: there is no such folder, it cannot be read, or holds no picture.
+    """
+    if not Path(folder).is_dir():
+        raise UserError(f"{os.fspath(folder)}: there is no such folder of pictures")
+    try:
+        paths = images_below(os.fspath(folder))
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
+    if not paths:
+        raise UserError(f"{os.fspath(folder)}: the folder holds no pictures (files ending in {', '.join(SUFFIXES)})")
+    return paths
+
+
+def _as_picture(given: Union[Image.Image, str, os.PathLike]) -> Image.Image:
+    return given.convert("RGB") if isinstance(given, Image.Image) else read_rgb(os.fspath(given))
