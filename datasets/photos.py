@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from datasets.image_folder import IMAGENET_MEANS, IMAGENET_STDS, SUFFIXES, files_below, is_image
+from datasets.image_folder import SUFFIXES, files_below, is_image
 from datasets.image_set import ImageSet
+from datasets.normalisation import IMAGENET
 from datasets.split import Split
 from lib.errors import UserError
 
@@ -34,7 +35,7 @@ def photos(root: Path, download: bool) -> Split:
     if not pictures:
         found = f"; what it holds: {_counted(others.most_common())}" if others else ""
         raise UserError(f"--dataset photos: {root} holds no pictures (files ending in {', '.join(SUFFIXES)}){found}")
-    return Split("photos", ImageSet(pictures), None, IMAGENET_MEANS, IMAGENET_STDS, tuple(_notes(others)))
+    return Split("photos", ImageSet(pictures), None, *IMAGENET, tuple(_notes(others)))
 
 
 def _notes(others: Counter) -> Iterable[str]:

@@ -17,7 +17,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lib.errors import UserError
-from lib.plain_data import DataUnpickler, check_archive, not_data
+from lib.plain_data import DataUnpickler, check_archive, is_of_old_release, not_data
 
 
 def _release(version: str) -> tuple:
@@ -124,16 +124,20 @@ def export_onnx(network: nn.Module, images: torch.Tensor, path: str, inputs: str
             torch.onnx.export(network, (images,), path, opset_version=13, dynamic_axes=axes, **names)
 
 
-def load_data_only(path: str) -> Any:
+def load_data_only(path: str, old_releases: bool = False) -> Any:
     """Load a file written by `torch.save`, on the CPU, without executing anything it contains.
 
     Tensors, numbers, strings and the usual containers are read; any other object is refused.
+
+    Args:
+        old_releases: whether a file written before PyTorch 1.6 may be read too, such as the authors' checkpoints.
 
     Raises:
         pickle.UnpicklingError: the file asks for something other than data.
         Exception: whatever torch raises for a file that is damaged or is no checkpoint.
     """
-    check_archive(path)
+    if not (old_releases and is_of_old_release(path)):
+        check_archive(path)
     if HAS_WEIGHTS_ONLY:
         try:
             with warnings.catch_warnings():

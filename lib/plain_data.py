@@ -28,6 +28,16 @@ def not_data(name: str) -> str:
     return f"the file contains {name}, which is not plain data"
 
 
+_OLD_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+"""How files of torch.save's begin that were written before PyTorch 1.6, and by Python 2: bare pickles and numbers."""
+
+
+def is_of_old_release(path: str) -> bool:
+    """Whether a file is one of torch.save's before PyTorch 1.6; a tar file, which came before these, is not."""
+    with open(path, "rb") as file:
+        return file.read(len(_OLD_START)) == _OLD_START
+
+
 def check_archive(path: str) -> None:
     """Whether a file is an archive of torch.save's, and nothing else.
 

@@ -103,6 +103,7 @@ def test_groups_stand_together():
         "method",
         "optimisation",
         "evaluation",
+        "using a network",
         "session",
         "devices",
     ]
@@ -635,7 +636,7 @@ def test_to_yaml_and_back(tmp_path_factory, values):
     )
 )
 def test_any_command_line_is_read_or_refused_in_one_line(argv):
-    if "-h" in argv:
+    if {"-h", "--help"} & set(argv):
         return
     message = refusal(argv)
     assert message is None or (message and "\n" not in message)

@@ -11,6 +11,7 @@ from torch import Tensor
 from datasets.normalisation import Statistics
 from lib.errors import UserError
 from lib.session import checkpoint
+from lib.session.layout import REQUIRED
 
 DESCRIPTION = ("network", "low_dim", "stem", "size", "resize")
 """Options that say what network it is and what images it wants."""
@@ -20,7 +21,7 @@ NETWORK_STATE, NETWORK_JSON = "network.pt", "network.json"
 
 _NETS = ("net", "state_dict", "model")  # where others put the state dict
 _PREFIXES = ("module.", "_orig_mod.")  # of nn.DataParallel and torch.compile
-_OF_OURS = frozenset(checkpoint.REQUIRED)
+_OF_OURS = frozenset(REQUIRED)
 _UNUSED = ("optimizer", "ANs_discovery")  # of a run that is not gone on with
 
 
@@ -73,7 +74,7 @@ def read(path: Path) -> WeightsFile:
     """
     if not path.is_file():
         raise UserError(f"--pretrained {path}: there is no such file; it takes a checkpoint or a file of weights")
-    content = checkpoint.read_data(path)
+    content = checkpoint.read_data(path, old_releases=True)
     if not isinstance(content, Mapping):
         raise UserError(f"--pretrained {path}: it holds a {type(content).__name__}, no weights by name")
     if set(content) >= _OF_OURS and all(isinstance(content[key], Mapping) for key in ("options", "net", "npc")):

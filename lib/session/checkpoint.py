@@ -122,14 +122,14 @@ def _check_format(path: Path, layout: int) -> None:
         raise UserError(f"checkpoint {path} has layout {layout}; this version reads up to {FORMAT}: update the code")
 
 
-def read_data(path: Path) -> Any:
+def read_data(path: Path, old_releases: bool = False) -> Any:
     """What a file written by `torch.save` holds, on the CPU. Nothing in it is executed.
 
     Raises:
         UserError: it is damaged, no such file, or holds more than plain data and tensors.
     """
     try:
-        return load_data_only(str(path))
+        return load_data_only(str(path), old_releases)
     except Exception as error:  # torch, zipfile and pickle have many exceptions for bytes they cannot take
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"checkpoint {path} cannot be read ({reason}); it is damaged or no checkpoint") from error
