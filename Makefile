@@ -35,7 +35,7 @@ $(VENV)/.ready: requirements.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_INSTALL_FLAGS) -r requirements.txt
 	touch $@
 
-$(VENV)/.ready-dev: requirements-dev.txt $(VENV)/.ready
+$(VENV)/.ready-dev: requirements-dev.txt requirements-onnx.txt $(VENV)/.ready
 	$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_INSTALL_FLAGS) -r requirements-dev.txt
 	touch $@
 
