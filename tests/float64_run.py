@@ -52,6 +52,7 @@ def main(file, arguments):
         losses.append(ordinary(*batch).item())
         return torch.tensor(losses[-1])
 
+    step.watch = ordinary.watch
     runner.step = step
     runner.run()
     bank, found = state.bank.gathered(), state.neighbourhoods

@@ -26,11 +26,11 @@ def _afterwards_as_before():
 
 
 def test_the_number_of_loader_processes_and_of_saves_changes_nothing(tmp_path, capsys):
-    none = session(tmp_path, "none", "--workers-num", "0", "--save-every", "null")
+    alone = session(tmp_path, "alone", "--workers-num", "0", "--save-every", "null")
     three = session(tmp_path, "three", "--workers-num", "3", "--prefetch", "1", "--save-every", "1", "--keep", "1")
-    assert differences(none, three) == []
+    assert differences(alone, three) == []
     other = session(tmp_path, "other", "--workers-num", "0", "--seed", "8")
-    assert differences(none, other) != []
+    assert differences(alone, other) != []
 
 
 def test_deterministic_runs_on_a_cpu_and_gives_what_it_gives_without(tmp_path, capsys):
