@@ -67,7 +67,8 @@ class SessionLock:
                 fcntl.lockf(file, fcntl.LOCK_EX)
             if not self._path.exists() or not os.path.samestat(os.fstat(file.fileno()), os.stat(self._path)):
                 return False
-            self._refuse_if_held(_read(self._path))
+            # through this very file: closing another of the same would give the lock up
+            self._refuse_if_held(_parsed(file.read().decode("utf-8", "replace")))
             os.replace(own, self._path)
             return True
 
@@ -105,8 +106,15 @@ def _put(own: Path, path: Path) -> bool:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except (OSError, ValueError, RecursionError):
+        return _parsed(path.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return {}
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
