@@ -93,6 +93,7 @@ def test_a_failed_recording_is_said_and_the_run_goes_on_without(book, monkeypatc
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     monkeypatch.setattr(captured_step, "_Recording", fails)
+    monkeypatch.setattr(captured_step.log, "propagate", True)  # a run in this process turns it off
     step = CapturedStep(book)
     assert run(step, book, *[batch(8)] * (EAGER_STEPS + 4)) == [("eager", 8)] * (EAGER_STEPS + 4)
     assert [record.getMessage() for record in caplog.records] == [

@@ -165,6 +165,8 @@ class Model:
         side = self.preprocessing.size
         if images.dim() != 4 or images.shape[1:] != (3, side, side):
             raise UserError(f"a batch of shape {tuple(images.shape)}; this network takes (B, 3, {side}, {side})")
+        if len(images) == 0:  # PyTorch 1.10 does not convolve nothing
+            return self._features_of_batch(images.new_zeros(1, 3, side, side))[:0]
         return self._embedder(images.to(self._embedder.device)).float().cpu()
 
 
