@@ -1,6 +1,6 @@
 """Compare criteria for the number of clusters, print a table and write a dated report.
 
-python3 -m benchmarks.cluster_number --sessions FOLDER                    # trains 20 networks on digits first
+python3 -m benchmarks.cluster_number --sessions FOLDER                    # trains 35 networks on digits first
 python3 -m benchmarks.cluster_number --sessions FOLDER --cifar10 FOLDER   # and two on CIFAR-10
 python3 -m benchmarks.cluster_number --sessions FOLDER --only linkage eigengap
 """
