@@ -16,6 +16,7 @@ Exit status: 0 done, 1 the run failed, 2 a mistake in the call, 130 stopped by C
 ready to go on); under torchrun also 75, another process of the run ended.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -47,7 +48,8 @@ def main(arguments: Sequence[str]) -> int:
         raise
     except Interrupted as stop:
         if place.rank == 0:
-            print(one_line(stop), file=sys.stderr)
+            with contextlib.suppress(OSError):  # what stopped it may be that the terminal is gone
+                print(one_line(stop), file=sys.stderr)
         return stop.status
     except Exception as error:
         if debug:
@@ -120,13 +122,11 @@ def _failed(reason: object, status: int, place: Optional[Place] = None) -> int:
 
 
 if __name__ == "__main__":
+    status = 1
     try:
         status = main(sys.argv[1:])
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the output has seen enough, as in `main.py --help | head`
+    except OSError:  # whoever read the output has seen enough, as in `main.py --help | head`; or its disk is full
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
-    except OSError:  # the disk that standard output goes to is full
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
+        status = status or 1
     sys.exit(status)

@@ -1,7 +1,6 @@
 """`--shrink`: pictures read once, and kept as one array of small squares that fit in memory."""
 
 import logging
-import os
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -16,6 +15,7 @@ from datasets import image_cache
 from datasets.image_file import read_rgb
 from datasets.image_set import ImageSet
 from datasets.reading import ReadingProgress, in_processes
+from lib import memory
 from lib.errors import UserError
 from lib.session.journal import LOGGER
 
@@ -76,7 +76,7 @@ def _square(side: int, path: str) -> np.ndarray:
 
 def _check_memory(count: int, side: int) -> None:
     needed = count * side * side * 3
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    available = memory.physical()
     if needed > available // 2:
         raise UserError(
             f"--shrink {side}: {count:,} images would take {needed / 2**30:.1f} of {available / 2**30:.1f} GiB of "

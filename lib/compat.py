@@ -82,6 +82,16 @@ def fast_optimizer_arguments(kind: type, device: torch.device) -> dict[str, bool
     return {name: True for name in ("fused", "capturable") if name in known}
 
 
+HAS_CAPTURE_BESIDE_THREADS = "capture_error_mode" in inspect.signature(torch.cuda.graph.__init__).parameters
+"""Whether a CUDA graph can be captured while another thread, such as one that pins batches, allocates memory."""
+
+
+def capture(graph: "torch.cuda.CUDAGraph") -> torch.cuda.graph:
+    """Within it this thread's work goes into the graph, whatever other threads do if `HAS_CAPTURE_BESIDE_THREADS`."""
+    options = {"capture_error_mode": "thread_local"} if HAS_CAPTURE_BESIDE_THREADS else {}
+    return torch.cuda.graph(graph, **options)
+
+
 HAS_MIXED_BATCH_NORM = TORCH_RELEASE >= (2, 0)
 """Whether batch norm on a CPU takes bfloat16 images with float32 statistics."""
 

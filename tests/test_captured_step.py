@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lib.training import captured_step
-from lib.training.captured_step import EAGER_STEPS, CapturedStep
+from lib.training.captured_step import EAGER_STEPS, CapturedStep, can_be_captured
 
 
 class Book:
@@ -99,4 +99,15 @@ def test_a_failed_recording_is_said_and_the_run_goes_on_without(book, monkeypatc
     monkeypatch.setattr(captured_step.log, "handlers", [handler])
     step = CapturedStep(book)
     assert run(step, book, *[batch(8)] * (EAGER_STEPS + 4)) == [("eager", 8)] * (EAGER_STEPS + 4)
-    assert said == ["steps are not captured in a CUDA graph: operation not permitted when stream is capturing"]
+    reason = "operation not permitted when stream is capturing"
+    assert said == [f"steps of 8 images are not captured in a CUDA graph: {reason}"]
+
+
+def test_optimisers_that_count_in_python_are_not_captured():
+    """Their recorded step would be the fourth for ever."""
+    weights = [nn.Parameter(torch.zeros(2))]
+    assert can_be_captured(torch.optim.SGD(weights, lr=0.1, momentum=0.9))
+    assert not can_be_captured(torch.optim.Adam(weights, lr=0.1))
+    counted = torch.optim.Adam(weights, lr=0.1)
+    counted.param_groups[0]["capturable"] = True
+    assert can_be_captured(counted)

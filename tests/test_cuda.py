@@ -1,17 +1,23 @@
 """What only a GPU can show: the same numbers as on the CPU, captured steps, and no wait between looks at the loss."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+import datasets
 import models
 from datasets.augment_parameters import Recipe
 from datasets.device_loader import DeviceLoader
+from datasets.pipeline import Pipeline
 from lib.config import Options
+from lib.distributed.world import World
 from lib.embedder import Embedder
+from lib.evaluation import linear
 from lib.evaluation.knn import weighted_knn
+from lib.evaluation.subject import Subject
 from lib.method.discovery import discover
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
@@ -20,6 +26,7 @@ from lib.method.tiled_objective import tiled_and_loss
 from lib.training.captured_step import CapturedStep
 from lib.training.optimisation import build_optimizer
 from lib.training.step import Step
+from main import main
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -61,7 +68,7 @@ def trained(optimizer, captured, dtype=None, steps=12, rates=(0.03, 0.003)):
             rows = torch.randperm(64, generator=torch.Generator().manual_seed(number))[:size].to(GPU)
             losses.append(step(images[rows], rows[:, None], size))
     if captured:
-        assert step._possible
+        assert not step._failed
         assert step._recordings
     return torch.stack(losses).cpu(), bank.memory.cpu(), [value.cpu() for value in network.state_dict().values()]
 
@@ -156,3 +163,40 @@ def test_a_tiny_run_and_its_evaluation(tmp_path):
     assert main.main(arguments) == 0
     assert main.main(["--resume", str(tmp_path / "tiny"), "--test-only", "--gpus", "0"]) == 0
     assert main.main(["--resume", str(tmp_path / "tiny"), "--test-only", "--gpus", "cpu"]) == 0
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "rmsprop"])
+def test_a_run_goes_on_where_another_kind_of_device_left_it(optimizer, tmp_path):
+    """Where an optimiser's counts live differs between them."""
+    options = ["--cfgs", "configs/base.yaml", "configs/digits.yaml", "--limit-train", "64", "--batch-size", "16"]
+    options += ["--max-round", "2", "--optimizer", optimizer, "--base-lr", "0.001", "--no-report", "--no-log-tfb"]
+    session = ["--sess-dir", str(tmp_path), "--session", "s"]
+    assert main([*options, *session, "--max-epoch", "2", "--gpus", "cpu", "--max-round", "1"]) == 0
+    assert main(["--resume", str(tmp_path / "s"), "--gpus", "0", "--max-epoch", "4"]) == 0
+    assert main(["--resume", str(tmp_path / "s"), "--gpus", "cpu", "--max-round", "2"]) == 0
+
+
+def test_a_step_is_captured_while_pages_are_pinned(tmp_path):
+    """The loader's thread pins batches all the time."""
+    options = ["--cfgs", "configs/base.yaml", "configs/digits.yaml", "--limit-train", "96", "--batch-size", "8"]
+    options += ["--max-round", "1", "--max-epoch", "3", "--augment-on", "workers", "--workers-num", "2", "--gpus", "0"]
+    assert main([*options, "--sess-dir", str(tmp_path), "--session", "s", "--no-report", "--no-log-tfb"]) == 0
+    assert "not captured" not in (tmp_path / "s" / "log.txt").read_text()
+
+
+def test_linear_probes_whose_training_rows_do_not_fit(exact, monkeypatch):
+    """They lie in main memory then, and the fewer test rows on the GPU."""
+    options = replace(Options(), dataset="digits", size=8, low_dim=16, limit_train=200, limit_test=60)
+
+    def judged(device):
+        pipeline = Pipeline(datasets.load("digits", None, False), options, device)
+        torch.manual_seed(0)
+        embedder = Embedder(models.build("resnet18", 16, "small", 8), device)
+        world = World.alone(device)
+        subject = Subject(embedder, pipeline, world, 16)
+        return linear.Linear(pipeline, world, 0, 0, 8).judge(subject).scalars
+
+    plain = judged(CPU)
+    places = itertools.cycle([CPU, GPU])
+    monkeypatch.setattr(linear, "_place", lambda size, device: next(places))
+    assert judged(GPU) == pytest.approx(plain, abs=0.04)

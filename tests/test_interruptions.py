@@ -11,12 +11,15 @@ import sys
 import time
 
 import pytest
+from PIL import Image
 
 from benchmarks.same_run import differences
-from lib.errors import UserError
+from lib.errors import RunError, UserError
 from lib.session import checkpoint
+from lib.session.folder import SessionFolder
 from lib.session.lock import SessionLock
 from main import main
+from tests.test_full_disks import small_disk
 from tests.test_processes import free_port
 from tests.tiny_run import ROOT, TINY, WORKERS, call, checkpoints, error_line, start, wait_for
 
@@ -203,3 +206,69 @@ def test_links_in_a_session_are_not_followed(whole, tmp_path, capsys):
     assert main(["--resume", str(session), "--max-round", "3"]) == 2
     assert "is a link; a run writes into its own folder alone" in error_line(capsys.readouterr().err)
     assert ours.read_text() == "precious"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_run_whose_terminal_is_gone_stops_in_order(tmp_path, number):
+    """Who reads its words is gone first, as `tee` is after Ctrl-C."""
+    process = start(*TINY, "--no-brief", "--max-epoch", "500", "--sess-dir", tmp_path, "--session", "s")
+    session = tmp_path / "s"
+    wait_for(lambda: checkpoints(session), process)
+    process.stdout.close()
+    process.stderr.close()
+    time.sleep(1)  # some words that nobody hears
+    assert process.poll() is None
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 128 + number
+    assert not (session / "session.lock").exists()
+    assert checkpoint.load(session / "checkpoint" / "0000-00000.ckpt")["session"] == "s"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_finished_network_is_judged(tmp_path, number):
+    protocols = ["--protocol", "linear", "--max-round", "1", "--max-epoch", "1"]
+    process = start(*TINY, *protocols, "--no-brief", "--sess-dir", tmp_path, "--session", "s")
+    log = tmp_path / "s" / "log.txt"
+    wait_for(lambda: log.exists() and "linear, stem" in log.read_text(), process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    said = f"{number.name}: stopped while the finished network was judged; it is saved as "
+    assert error_line(err).startswith(said)
+    assert "judge it with: python3 main.py --resume " in err
+    go_on(tmp_path / "s")
+    assert "linear_fc_top1" in (tmp_path / "s" / "metrics.jsonl").read_text()
+
+
+def test_going_on_with_other_options_never_lacks_a_config(tmp_path):
+    """config.yaml is replaced in one step, and what it said is kept."""
+    session = SessionFolder.create(str(tmp_path), "s")
+    session.write_config("seed: 1\n")
+    session.write_config("seed: 1\n")
+    assert sorted(path.name for path in session.path.iterdir()) == ["checkpoint", "config.yaml"]
+    with small_disk(tmp_path / "disk", 8192) as disk:
+        full = SessionFolder.create(str(disk), "s")
+        full.write_config("seed: 1\n")
+        (disk / "filler").write_bytes(b"x" * 4096)
+        with pytest.raises(RunError, match="could not be written: No space left on device"):
+            full.write_config("seed: 2\n" * 1000)
+        assert full.config.read_text() == "seed: 1\n"
+    session.write_config("seed: 2\n")
+    assert session.config.read_text() == "seed: 2\n"
+    assert (session.path / "config.before.yaml").read_text() == "seed: 1\n"
+
+
+@pytest.mark.parametrize("way", ["--test-only", "--report-only", "--embed"])
+def test_nothing_is_written_through_a_link_in_a_session(whole, tmp_path, capsys, way):
+    session = shutil.copytree(whole("plain"), tmp_path / "s")
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "a.png")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "table").write_text("dear")
+    os.symlink(tmp_path / "mine" / "table", session / "cluster-table.csv")
+    os.symlink(tmp_path / "mine", session / "embedded")
+    more = {"--test-only": ["--protocol", "cluster"], "--embed": [str(tmp_path / "pictures")]}.get(way, [])
+    assert main(["--resume", str(session), way, *more]) == 2
+    assert "is a link" in error_line(capsys.readouterr().err)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["table"]
+    assert (tmp_path / "mine" / "table").read_text() == "dear"

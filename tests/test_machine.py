@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import models
-from lib import devices, precision
+from lib import devices, memory, precision
 from lib.embedder import Embedder
 from lib.errors import UserError
 
@@ -107,3 +107,15 @@ def test_kept_memory_is_not_faulted_in_again():
     if kept == -1:
         pytest.skip("another C library than glibc")
     assert kept < 100 < faults("give back")
+
+
+def test_running_out_of_memory_is_told_from_other_failures():
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**50)
+    assert memory.ran_out(error.value)
+    with pytest.raises(MemoryError) as error:
+        bytearray(2**60)
+    assert memory.ran_out(error.value)
+    assert memory.ran_out(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB (GPU 0; 79.15 GiB in all)"))
+    assert not memory.ran_out(RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"))
+    assert memory.physical() > 2**28

@@ -10,6 +10,7 @@ from typing import Optional
 import numpy as np
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
+from datasets.image_set import UNLABELLED
 from datasets.pipeline import Pipeline
 from lib.clustering.kmeans import Clustering, spherical_kmeans
 from lib.clustering.number import NumberOfClusters, choose_number
@@ -33,7 +34,7 @@ class Agreement:
     """Clusters against classes: shares of 1, the adjusted Rand index from -0.5 to 1.
 
     Attributes:
-        accuracy: of the best one-to-one matching of clusters and classes.
+        accuracy: of the best one-to-one matching of clusters and classes; as all the others, of the labelled images.
         nmi, ari: normalised mutual information (arithmetic mean), adjusted Rand index.
         table: (K, C) how many images of each class are in each cluster.
         class_of: the class that a cluster is matched with; clusters beyond the number of classes have none.
@@ -104,7 +105,8 @@ class Cluster(Protocol):
         labels = self.pipeline.train.labels
         if labels is None:
             return None
-        assignments = clustering.assignments.numpy()
+        labelled = labels != UNLABELLED
+        labels, assignments = labels[labelled], clustering.assignments.numpy()[labelled]
         table = contingency(assignments, labels, len(clustering.sizes), len(self.pipeline.train.classes))
         accuracy, class_of = matched(table)
         nmi = float(normalized_mutual_info_score(labels, assignments))

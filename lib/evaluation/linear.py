@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from datasets.pipeline import Pipeline
+from lib import memory
 from lib.distributed.world import World
+from lib.errors import RunError
 from lib.evaluation.knn import Accuracy, classes_ahead
 from lib.evaluation.logistic_regression import Classifier, fit
 from lib.evaluation.protocol import Findings, Protocol
@@ -127,6 +129,7 @@ class Linear(Protocol):
         batches = pipeline.train_batches_plain() if images == "train" else pipeline.test_batches()
         rows = self.world.rows(len(getattr(pipeline, images)))
         size = 4 * (rows.stop - rows.start) * sum(widths[stage] for stage in stages)
+        _check_memory(size, stages, images)
         return stage_rows(outputs, batches, rows, widths, stages, MOST_VALUES, _place(size, self.world.device))
 
     def _judge_stage(self, stage: str, train: Tensor, test: Tensor, seconds: float) -> StageResult:
@@ -135,7 +138,7 @@ class Linear(Protocol):
         labels = torch.from_numpy(self.pipeline.train.labels)[world.rows(len(self.pipeline.train))].to(train.device)
         mean, deviation = _moments(train, world)
         train.sub_(mean).div_(deviation)  # in place: the largest fill gigabytes
-        test.sub_(mean).div_(deviation)
+        test.sub_(mean.to(test.device)).div_(deviation.to(test.device))  # each lies where it has room
         penalty, held_out_top1, start = self._choose_penalty(train, labels, classes)
         classifier = fit(train, labels, classes, penalty, world, start, STEPS)
         truth = torch.from_numpy(self.pipeline.test.labels)[world.rows(len(self.pipeline.test))]
@@ -165,6 +168,15 @@ def _place(size: int, device: torch.device) -> torch.device:
     if device.type == "cuda" and 2 * size > torch.cuda.mem_get_info(device)[0]:
         return torch.device("cpu")
     return device
+
+
+def _check_memory(size: int, stages: list[str], images: str) -> None:
+    available = memory.physical()
+    if size > 0.8 * available:
+        raise RunError(
+            f"--protocol linear: {', '.join(stages)} of the {images} images would take {size / 2**30:.0f} of "
+            f"{available / 2**30:.0f} GiB of memory; use fewer images (--limit-train) or more processes"
+        )
 
 
 def _moments(rows: Tensor, world: World) -> tuple[Tensor, Tensor]:

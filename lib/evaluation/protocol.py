@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 from lib.evaluation.subject import Subject
 
@@ -49,6 +49,10 @@ class Protocol(ABC):
     @abstractmethod
     def judge(self, subject: Subject) -> Optional[Findings]:
         """The findings. All processes must call it; only the first one's answer counts, others may give None."""
+
+    def is_in(self, record: Mapping[str, Any]) -> bool:
+        """Whether a line of metrics.jsonl has this protocol's findings, whose names begin with its own."""
+        return any(key.startswith(f"{self.name}_") for key in record)
 
     def due(self, epoch: int, last: int) -> bool:
         """Whether to judge after this epoch of a round of `last` epochs, both counted from 1."""

@@ -1,5 +1,6 @@
 """The protocols that `--protocol` names, and when each has its turn."""
 
+from collections.abc import Sequence
 from typing import Optional
 
 from torch import Tensor
@@ -110,17 +111,18 @@ class Protocols:
             scalars.update({} if found is None else found.scalars)
         return scalars
 
-    def after_epoch(self, embedder: Embedder, round_number: int, epoch: int) -> Judged:
-        """What the others find, those that are due; not after the last epoch of the run, which `finished` is for."""
+    def due(self, round_number: int, epoch: int) -> list[Protocol]:
+        """Of the others those that judge after an epoch; none after the last of the run, which `finished` is for."""
         if (round_number + 1, epoch) == (self._rounds, self._epochs):
             return []
-        return self._judged([protocol for protocol in self.others if protocol.due(epoch, self._epochs)], embedder)
+        return [protocol for protocol in self.others if protocol.due(epoch, self._epochs)]
 
     def finished(self, embedder: Embedder) -> Judged:
         """What all find about a finished network. Every feature is computed anew."""
-        return self._judged([*self.votes, *self.others], embedder)
+        return self.judged([*self.votes, *self.others], embedder)
 
-    def _judged(self, protocols: list[Protocol], embedder: Embedder) -> Judged:
+    def judged(self, protocols: Sequence[Protocol], embedder: Embedder) -> Judged:
+        """What these find. Every feature is computed anew, once for all of them."""
         subject = self._subject(embedder)
         judged = [(protocol, protocol.judge(subject)) for protocol in protocols]
         return [(protocol, findings) for protocol, findings in judged if findings is not None]
@@ -132,4 +134,5 @@ class Protocols:
 def _check(protocol: Protocol) -> None:
     obstacle = protocol.obstacle()
     if obstacle is not None:
-        raise UserError(f"--protocol {protocol.name}: {obstacle}")
+        other = "" if protocol.name == "cluster" else "; --protocol cluster needs no labels"
+        raise UserError(f"--protocol {protocol.name}: {obstacle}{other}")

@@ -22,7 +22,9 @@ from lib.results.model import Model
 from lib.results.result_folder import DISTANCES, FEATURES, IMAGES, NEIGHBOURS, check_free, result_folder
 from lib.results.table import write_table
 from lib.results.training_images import training_paths
+from lib.session.folder import SessionFolder
 from lib.session.journal import LOGGER
+from lib.session.own_files import check_no_links
 
 log = logging.getLogger(LOGGER)
 RESULT = {"result": True}
@@ -37,9 +39,14 @@ def output_folder(options: Options, source: Path) -> Path:
         source: the file of the network.
 
     Raises:
-        UserError: that place is not free.
+        UserError: that place is not free, or there are links in the session, which may lead anywhere.
     """
-    output = Path(options.output) if options.output is not None else default_output(source, options.embed)
+    if options.output is not None:
+        output = Path(options.output)
+    else:
+        output = default_output(source, options.embed)
+        if source.resolve().parent.name == "checkpoint":
+            check_no_links(SessionFolder(output.parent.parent))
     check_free("--output", output, options.overwrite)
     return output
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Optional
 
 from lib.errors import RunError, UserError
+from lib.session.text_file import replace_text
 
 CHECKPOINT_NAME = re.compile(r"(\d{4,})-(\d{5,})(-best|-e(\d{4,})-s(\d{6,}))?\.ckpt")
 
@@ -129,10 +130,11 @@ class SessionFolder:
     def write_config(self, text: str) -> None:
         """config.yaml; one that says something else is kept beside it."""
         if self.config.exists():
-            if self.config.read_text(encoding="utf-8") == text:
+            before = self.config.read_text(encoding="utf-8", errors="surrogateescape")
+            if before == text:
                 return
-            self.config.replace(_free_name(self.path / "config.before.yaml"))
-        self.config.write_text(text, encoding="utf-8")
+            replace_text(_free_name(self.path / "config.before.yaml"), before)
+        replace_text(self.config, text)
 
 
 def _free_name(path: Path) -> Path:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import os
 import shutil
 import sys
 import textwrap
@@ -13,7 +12,7 @@ from typing import Any, Optional
 
 from tqdm import tqdm
 
-from lib.errors import RunError
+from lib.session.text_file import append_line, replace_text, writing
 
 LOGGER = "and"
 
@@ -25,9 +24,7 @@ class _TerminalHandler(logging.Handler):
         try:
             tqdm.write(_fitted(self.format(record)), file=sys.stdout)
             sys.stdout.flush()
-        except BrokenPipeError:
-            raise
-        except OSError:  # standard output goes to a full disk: the run is worth more than its words
+        except OSError:  # a full disk, a terminal that is gone: the run is worth more than its words
             pass
 
 
@@ -124,14 +121,12 @@ class Metrics:
         Raises:
             RunError: it cannot be written.
         """
-        try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            reason = error.strerror if self.path.parent.is_dir() else f"the folder {self.path.parent} is gone"
-            raise RunError(f"{self.path} could not be written: {reason}; the checkpoints are as they were") from error
+        append_line(self.path, json.dumps(record))
+
+    def last(self) -> dict[str, Any]:
+        """The last line, empty if there is none."""
+        lines = self._lines() if self.path.exists() else []
+        return json.loads(lines[-1]) if lines else {}
 
     def amend_last(self, values: Mapping[str, Any]) -> None:
         """Add values to the last line, or replace those it has; what was found when it was on disk already."""
@@ -141,12 +136,7 @@ class Metrics:
         if not lines:
             return
         lines[-1] = json.dumps({**json.loads(lines[-1]), **values})
-        self._replace("".join(line + "\n" for line in lines))
-
-    def _replace(self, text: str) -> None:
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(self.path)
+        replace_text(self.path, "".join(line + "\n" for line in lines))
 
     def rewind(self, round_number: int, epoch: int) -> None:
         """Keep what came up to and including (round, epoch). Lines that are not ours are put aside with the others."""
@@ -157,9 +147,10 @@ class Metrics:
             here = _place(line)
             (kept if here is not None and here <= (round_number, epoch) else superseded).append(line + "\n")
         if superseded:
-            with open(self.path.with_name("metrics.superseded.jsonl"), "a", encoding="utf-8") as file:
+            aside = self.path.with_name("metrics.superseded.jsonl")
+            with writing(aside), open(aside, "a", encoding="utf-8") as file:
                 file.writelines(superseded)
-        self._replace("".join(kept))
+        replace_text(self.path, "".join(kept))
 
 
 def _place(line: str) -> Optional[tuple[int, int]]:

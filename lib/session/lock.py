@@ -11,6 +11,7 @@ from typing import Any, Optional
 
 from lib.config.names import shown
 from lib.errors import UserError
+from lib.session.text_file import writing
 
 NAME = "session.lock"
 
@@ -36,14 +37,15 @@ class SessionLock:
 
         Raises:
             UserError: another run has it; the message says which.
-            OSError: it cannot be written.
+            RunError: it cannot be written.
         """
         own = self._path.with_name(f"{NAME}.{self._mine['host']}.{os.getpid()}.tmp")
-        own.write_text(json.dumps(self._mine), encoding="utf-8")
         try:
-            while not _put(own, self._path):
-                if self._take_over(own):
-                    return
+            with writing(self._path):
+                own.write_text(json.dumps(self._mine), encoding="utf-8")
+                while not _put(own, self._path):
+                    if self._take_over(own):
+                        return
         finally:
             own.unlink(missing_ok=True)
 

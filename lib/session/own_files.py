@@ -8,7 +8,9 @@ from lib.session.folder import SessionFolder
 
 
 def check_no_links(session: SessionFolder) -> None:
-    """Going on writes into the folder; a link would have us write somewhere else.
+    """What is written into the folder must not land somewhere else.
+
+    To be asked before anything is written into a session that was there before.
 
     Raises:
         UserError: something in it is a link.

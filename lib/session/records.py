@@ -8,18 +8,17 @@ import json
 from pathlib import Path
 from typing import Any, Optional
 
+from lib.session.text_file import append_line, replace_text
+
 
 def note_start(path: Path, record: dict[str, Any]) -> None:
     """Add a line. What it holds: `lib.training.start_record`."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    append_line(path, json.dumps(record))
 
 
 def note_final(path: Path, round_number: int, epoch: int, top1: float, top5: Optional[float]) -> None:
     """Write the accuracies, shares of 1, with all features recomputed after so many epochs of the round."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps({"round": round_number, "epoch": epoch, "top1": top1, "top5": top5}) + "\n")
-    temporary.replace(path)
+    replace_text(path, json.dumps({"round": round_number, "epoch": epoch, "top1": top1, "top5": top5}) + "\n")
 
 
 def read_final(path: Path, round_number: int, epoch: int) -> Optional[dict[str, Any]]:

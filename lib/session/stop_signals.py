@@ -1,10 +1,12 @@
 """Ctrl-C and SIGTERM: a wish to stop that the run grants at its next step; said twice, it stops at once."""
 
+import contextlib
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Optional
 
@@ -29,6 +31,7 @@ class StopSignals:
         self.wanted: Optional[signal.Signals] = None
         self._launched, self._quiet = launched, quiet
         self._heard = 0.0
+        self._error: Optional[Callable[[signal.Signals], BaseException]] = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -46,18 +49,27 @@ class StopSignals:
             signal.signal(number, before)
         self._before.clear()
 
+    def at_once(self, error: Callable[[signal.Signals], BaseException]) -> None:
+        """From here on nothing needs to be saved: the first signal raises this error, an earlier one does so now."""
+        self._error = error
+        if self.wanted is not None:
+            raise error(self.wanted)
+
     def _hear(self, number: int, frame: Optional[FrameType]) -> None:
         if self.wanted is not None:
             if not self._launched or time.monotonic() - self._heard > _SAME:
                 _end_by(number)
             return
         self.wanted, self._heard = signal.Signals(number), time.monotonic()
+        if self._error is not None:
+            raise self._error(self.wanted)
         if not self._quiet:
-            # not by print or logging, which may be in the middle of a line
-            os.write(
-                sys.__stderr__.fileno() if sys.__stderr__ is not None else 2,
-                f"\n{self.wanted.name}: stopping after this step and saving; once more stops at once\n".encode(),
-            )
+            # not by print or logging, which may be in the middle of a line; the terminal may be gone
+            with contextlib.suppress(OSError, ValueError):
+                os.write(
+                    sys.__stderr__.fileno() if sys.__stderr__ is not None else 2,
+                    f"\n{self.wanted.name}: stopping after this step and saving; once more stops at once\n".encode(),
+                )
 
 
 def _end_by(number: int) -> None:

@@ -5,7 +5,9 @@ from typing import Union
 
 import torch
 from torch import Tensor
+from torch.optim import SGD, Optimizer
 
+from lib.compat import capture
 from lib.session.journal import LOGGER
 from lib.training.finite import FiniteWatch
 from lib.training.step import Step
@@ -16,6 +18,14 @@ EAGER_STEPS = 3
 """Steps of each kind that run as they are before one is captured: libraries choose their algorithms in these."""
 
 _Kind = tuple
+
+
+def can_be_captured(optimizer: Optimizer) -> bool:
+    """Whether a replayed step of this optimiser is the next one, not the recorded one once more.
+
+    Adam counts its steps; before PyTorch 1.12, and without `capturable`, it does so in Python.
+    """
+    return isinstance(optimizer, SGD) or all(group.get("capturable", False) for group in optimizer.param_groups)
 
 
 class CapturedStep:
@@ -34,7 +44,7 @@ class CapturedStep:
         self._rates: tuple[float, ...] = ()
         self._seen: dict[_Kind, int] = {}
         self._recordings: dict[_Kind, _Recording] = {}
-        self._possible = True
+        self._failed: set[_Kind] = set()
         self._side_stream = torch.cuda.Stream()
 
     @property
@@ -46,13 +56,13 @@ class CapturedStep:
         self, images: Tensor, members: Tensor, size: int, share: float = 1.0, first: bool = True, last: bool = True
     ) -> Tensor:
         """As `Step.__call__`."""
-        if not (self._possible and share == 1.0 and first and last):
+        kind = (images.shape, members.shape)
+        if kind in self._failed or not (share == 1.0 and first and last):
             return self._step(images, members, size, share, first, last)
         rates = tuple(group["lr"] for group in self._step.optimizer.param_groups)
         if rates != self._rates:
             self._rates = rates
             self._recordings.clear()
-        kind = (images.shape, members.shape)
         if kind not in self._recordings:
             seen = self._seen.get(kind, 0)
             if seen < EAGER_STEPS:
@@ -60,6 +70,7 @@ class CapturedStep:
                 return self._aside(images, members)
             recording = self._record(images, members)
             if recording is None:
+                self._failed.add(kind)
                 return self._step(images, members, size)
             self._recordings[kind] = recording
         return self._recordings[kind].replay(images, members)
@@ -77,8 +88,9 @@ class CapturedStep:
         try:
             return _Recording(self._step, batch)
         except RuntimeError as error:
-            log.warning("steps are not captured in a CUDA graph: %s", str(error).splitlines()[0])
-            self._possible = False
+            log.warning(
+                "steps of %d images are not captured in a CUDA graph: %s", len(batch[0]), str(error).splitlines()[0]
+            )
             self._step.optimizer.zero_grad(set_to_none=True)
             return None
 
@@ -89,7 +101,7 @@ class _Recording:
     def __init__(self, step: Step, batch: tuple[Tensor, ...]):
         self._inputs = tuple(tensor.clone() for tensor in batch)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with capture(self._graph):
             self._loss = step(*self._inputs, len(batch[0]))
 
     def replay(self, *batch: Tensor) -> Tensor:

@@ -11,14 +11,14 @@ import torch
 
 import datasets
 from datasets.pipeline import Pipeline
-from lib import determinism, devices, precision
+from lib import determinism, devices, memory, precision
 from lib.allocator import keep_freed_memory
 from lib.config import Options, Settings, to_yaml
 from lib.distributed import group
 from lib.distributed.place import Place
 from lib.distributed.world import World
 from lib.embedder import Embedder
-from lib.errors import LostContact, UserError
+from lib.errors import LostContact, RunError, UserError, one_line
 from lib.evaluation.protocols import Judged, Protocols
 from lib.pretrained.bank import start_bank
 from lib.pretrained.fitting import Fit, fit, report
@@ -61,8 +61,13 @@ def execute(
     keep_freed_memory()
     try:
         _execute(settings, saved, source, weights, world)
-    except RuntimeError as error:
-        if world.size == 1:
+    except (RuntimeError, MemoryError) as error:
+        if memory.ran_out(error):
+            raise RunError(
+                f"out of memory on {world.device} ({str(error).strip().splitlines()[0]}); lower --batch-size or "
+                "--discovery-memory, or add --augment-on workers; what was saved goes on with --resume"
+            ) from error
+        if world.size == 1 or isinstance(error, MemoryError):
             raise
         # most likely a collective whose other side is gone; that one has said more
         raise LostContact(f"{str(error).splitlines()[0]} (what another process says comes first)") from error
@@ -140,6 +145,9 @@ def _test(
     The results are printed. Of the run nothing is changed; files with more than fits a terminal go to its session.
     """
     protocols.check_all()
+    session = None if source is None or settings.options.debug else SessionFolder.of_checkpoint(source)
+    if session is not None:
+        check_no_links(session)
     judged = protocols.finished(embedder)
     if not world.is_first:
         return
@@ -148,8 +156,7 @@ def _test(
         print(f"{name}: {protocol.name} {findings.summary} (training features recomputed)")
         if findings.table:
             print(findings.table)
-    session = None if source is None else SessionFolder.of_checkpoint(source)
-    if session is not None and not settings.options.debug:
+    if session is not None:
         for path in _written(judged, session.path):
             print(f"written: {path}")
 
@@ -163,6 +170,7 @@ def _report(pipeline: Pipeline, source: Path) -> None:
     session = SessionFolder.of_checkpoint(source)
     if session is None:
         raise UserError(f"--report-only: {source} is not in a session's checkpoint folder, so there is no session")
+    check_no_links(session)
     seconds = Report(session, pipeline.train, pipeline.fingerprint).write()
     pipeline.close()
     print(f"{session.report}: written in {seconds:.1f} s")
@@ -192,8 +200,8 @@ def _open_session(
         return session
     session = SessionFolder.create(options.sess_dir, options.session)
     _lock(session, at_end)
-    origin = "" if source is None else f"# This run went on from {source}; without it these options start anew.\n"
-    session.write_config(origin + to_yaml(settings))
+    origin = f"# This run went on from {one_line(source)}; without it these options start anew.\n"
+    session.write_config(("" if source is None else origin) + to_yaml(settings))
     return session
 
 

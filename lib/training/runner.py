@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from datasets.pipeline import Pipeline
+from lib.compat import HAS_CAPTURE_BESIDE_THREADS
 from lib.config import Options
 from lib.distributed.place import Place as ProcessPlace
 from lib.distributed.world import World
 from lib.errors import Interrupted, RunError, UserError
+from lib.evaluation.protocol import Protocol
 from lib.evaluation.protocols import Judged, Protocols
 from lib.method.discovery import anchor_count, discover
 from lib.method.neighbourhoods import Neighbourhoods
@@ -28,7 +30,7 @@ from lib.session.keeping import Checkpoints, Place
 from lib.session.progress import Progress
 from lib.session.stop_signals import StopSignals
 from lib.training.bad_batch import write_note
-from lib.training.captured_step import CapturedStep
+from lib.training.captured_step import CapturedStep, can_be_captured
 from lib.training.epoch import NotFiniteError, StepFunction, train_epoch
 from lib.training.history import RoundSummary, sizes
 from lib.training.observer import Observer
@@ -72,7 +74,10 @@ class Runner:
         self.options, self.session, self.labels, self.world = options, session, labels, world
         self.state, self.pipeline, self.protocols = state, pipeline, protocols
         self.step: StepFunction = Step(state.embedder, state.bank, state.optimizer, options.npc_temperature)
-        if world.device.type == "cuda" and options.cuda_graph and world.size == 1:
+        # pages are pinned in a thread of the loader, which an older PyTorch does not bear during a capture
+        undisturbed = pipeline.on_device or HAS_CAPTURE_BESIDE_THREADS
+        wanted = world.device.type == "cuda" and options.cuda_graph and world.size == 1
+        if wanted and undisturbed and can_be_captured(state.optimizer):
             self.step = CapturedStep(self.step)
         self.metrics = None if session is None else Metrics(session.metrics)
         folder = session.tensorboard if session is not None and options.log_tfb else None
@@ -81,6 +86,7 @@ class Runner:
         self.observer = Observer(options, pipeline, labels, world, self.board)
         self.report = report
         self.checkpoints = None if session is None else Checkpoints(session, options.keep)
+        self._after_epoch = source is not None and not options.debug and state.epoch > 0 and state.underway.step == 0
         if self.checkpoints is not None and source is not None:
             current, finished = state.history.current, state.underway.step == 0
             is_best = finished and state.epoch > 0 and current.best_epoch == state.epoch
@@ -105,11 +111,14 @@ class Runner:
         """
         try:
             with self.stop:
+                if self._after_epoch:
+                    self._judge_what_is_missing()
                 for round_number in range(self.state.round, self.options.max_round):
                     begun = self.state.epoch > 0 or self.state.underway.step > 0
                     if round_number > self.state.round or not begun:
                         self._start_round(round_number)
                     self._finish_round()
+                self.stop.at_once(self._stopped_while_judging)
                 judged = self.protocols.finished(self.state.embedder)
                 self._note(judged, but_votes=True)
                 self.board.finish()
@@ -214,20 +223,35 @@ class Runner:
             seconds,
         )
         # what may take long comes when the epoch is on disk
-        judged = self.protocols.after_epoch(state.embedder, state.round, state.epoch)
+        self._judge(self.protocols.due(state.round, state.epoch))
+        signal_number = self.pauses.after_epoch()
+        if signal_number is not None:
+            raise self._interrupted(signal_number)
+
+    def _judge(self, protocols: Sequence[Protocol]) -> None:
+        """Judge the network after an epoch that is on disk."""
+        state = self.state
+        judged = self.protocols.judged(protocols, state.embedder)
         self._note(judged)
         for protocol, findings in judged:
             log.info(
                 "round %d epoch %d/%d  %s: %s",
                 state.round,
                 state.epoch,
-                options.max_epoch,
+                self.options.max_epoch,
                 protocol.name,
                 findings.summary,
             )
-        signal_number = self.pauses.after_epoch()
-        if signal_number is not None:
-            raise self._interrupted(signal_number)
+
+    def _judge_what_is_missing(self) -> None:
+        """A process that was killed after an epoch's checkpoint may have left its slower protocols undone."""
+        due = self.protocols.due(self.state.round, self.state.epoch)
+        if not due:
+            return
+        known = {} if self.metrics is None else self.metrics.last()
+        there = torch.tensor([int(protocol.is_in(known)) for protocol in due], device=self.world.device)
+        self.world.broadcast(there)  # the file is the first process's
+        self._judge([protocol for protocol, is_there in zip(due, there.tolist()) if not is_there])
 
     def _pause(self, step: int, underway: Callable[[], Underway]) -> None:
         """Between two optimiser steps: save if it is time, and stop if somebody wishes it."""
@@ -250,6 +274,17 @@ class Runner:
         return Interrupted(
             signal_number,
             f"{where}, saved as {self.checkpoints.last}; go on with: python3 main.py --resume "
+            f"{shlex.quote(str(self.session.path))}",
+        )
+
+    def _stopped_while_judging(self, signal_number: signal.Signals) -> Interrupted:
+        last = None if self.checkpoints is None else self.checkpoints.last
+        where = f"{signal_number.name}: stopped while the finished network was judged"
+        if last is None:
+            return Interrupted(signal_number, f"{where}; nothing was saved (--debug)")
+        return Interrupted(
+            signal_number,
+            f"{where}; it is saved as {last}; judge it with: python3 main.py --resume "
             f"{shlex.quote(str(self.session.path))}",
         )
 
