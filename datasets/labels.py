@@ -1,10 +1,12 @@
 """`--labels`: what a person knows about some or all of their pictures. For reports only; nothing is learnt from it."""
 
 import csv
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -71,17 +73,20 @@ def _entries(table: str) -> Iterator[tuple[int, str, str]]:
     """(line, path, label) of each line that says something."""
     try:
         # utf-8-sig: spreadsheets write a byte-order mark in front
-        with open(os.path.expanduser(table), encoding="utf-8-sig", newline="") as file:
+        # surrogateescape: names of files may hold bytes that are no UTF-8, and --export writes them so
+        with open(os.path.expanduser(table), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             text = file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+    except OSError as error:
         raise UserError(
-            f"--labels {table}: cannot be read: {reason}; give `folders` or a CSV file of two columns, path and label"
+            f"--labels {table}: cannot be read: {error.strerror}; give `folders` or a CSV file of two columns, path "
+            "and label"
         ) from None
-    lines = text.splitlines()
-    separator = next((mark for mark in ",;\t" if lines and mark in lines[0]), ",")
-    reader = csv.reader(lines, delimiter=separator)
-    for cells in reader:
+    if "\0" in text:
+        raise UserError(f"--labels {table}: it is not UTF-8 text; save it as CSV in UTF-8")
+    first = text.partition("\n")[0]
+    separator = next((mark for mark in ",;\t" if mark in first), ",")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    for cells in _rows(reader, table):
         if not any(map(str.strip, cells)):
             continue
         if len(cells) != 2:
@@ -89,3 +94,10 @@ def _entries(table: str) -> Iterator[tuple[int, str, str]]:
         path, label = map(str.strip, cells)
         if reader.line_num > 1 or is_image(path):
             yield reader.line_num, path, label
+
+
+def _rows(reader: Any, table: str) -> Iterator[list[str]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise UserError(f"--labels {table}, line {reader.line_num}: {error}") from None

@@ -1,10 +1,11 @@
 """Some classes of a labelled data set, as if there were no others."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from datasets.image_set import ImageSet
+from datasets.image_set import UNLABELLED, ImageSet
 from datasets.split import Split
 from lib.errors import UserError
 
@@ -29,7 +30,7 @@ def only_classes(split: Split, wanted: Sequence[str]) -> Split:
     test = split.test
     if test is not None and test.labels is not None:
         test = _only(test, kept)
-    return Split(split.name, _only(split.train, kept), test, split.means, split.stds)
+    return replace(split, train=_only(split.train, kept), test=test)
 
 
 def _number(name: str, classes: Sequence[str], data_set: str) -> int:
@@ -44,8 +45,8 @@ def _number(name: str, classes: Sequence[str], data_set: str) -> int:
 
 
 def _only(images: ImageSet, kept: Sequence[int]) -> ImageSet:
-    new_number = np.full(len(images.classes), -1, dtype=np.int64)
+    # one entry more for images without a label: -1 counts from the end
+    new_number = np.full(len(images.classes) + 1, UNLABELLED, dtype=np.int64)
     new_number[list(kept)] = np.arange(len(kept))
-    rows = np.flatnonzero(new_number[images.labels] >= 0)
-    chosen = images.subset(rows)
-    return ImageSet(chosen.source, new_number[chosen.labels], tuple(images.classes[number] for number in kept))
+    chosen = images.subset(np.flatnonzero(new_number[images.labels] != UNLABELLED))
+    return replace(chosen, labels=new_number[chosen.labels], classes=tuple(images.classes[number] for number in kept))

@@ -1,5 +1,6 @@
 """Folders as people have them: what is found, labels, shrinking, and whole runs without labels."""
 
+import csv
 import json
 import os
 
@@ -286,6 +287,51 @@ def test_labels_bring_leave_one_out_accuracies(many, tmp_path, capsys):
     assert all(line["knn_top1"] is not None for line in metrics(tmp_path / "s"))
     assert main.main(["--resume", str(tmp_path / "s" / "x"), "--test-only"]) == 0
     assert closing.split("recomputed: ")[1].split(" (")[0] in capsys.readouterr().out
+
+
+def test_pictures_without_a_label_are_in_no_figure(many, tmp_path, capsys):
+    """20 of 24 have one."""
+    labelled = [*QUICK, "--data-root", str(many), "--labels", str(tmp_path / "kinds.csv"), "--max-round", "1"]
+    cluster = ["--protocol", "cluster", "--num-clusters", "2"]
+    assert main.main([*labelled, *cluster, "--sess-dir", str(tmp_path / "s")]) == 0
+    with open(tmp_path / "s" / "x" / "cluster-table.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sum(int(row["size"]) for row in rows) == 24
+    assert [sum(int(row[kind]) for row in rows) for kind in ("blue", "red")] == [10, 10]
+    best = max(int(rows[0]["blue"]) + int(rows[1]["red"]), int(rows[0]["red"]) + int(rows[1]["blue"]))
+    assert metrics(tmp_path / "s")[-1]["cluster_accuracy"] == best / 20
+    session = ["--resume", str(tmp_path / "s" / "x")]
+    assert main.main([*session, "--export", str(tmp_path / "e"), "--num-clusters", "2", "--neighbours", "3"]) == 0
+    with open(tmp_path / "e" / "images.csv", newline="") as file:
+        told = [(row["label"], row["class"]) for row in csv.DictReader(file)]
+    assert sorted(told) == [("", "")] * 4 + [("0", "blue")] * 10 + [("1", "red")] * 10
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a.png,x\nb.png,y\n".encode("utf-16"), "it is not UTF-8 text; save it as CSV in UTF-8"),
+        (b'a.png,"' + b"x" * 200_000 + b'"\n', "field larger than field limit"),
+    ],
+)
+def test_tables_that_are_something_else(folder, tmp_path, content, message):
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load(folder, labels=str(tmp_path / "t.csv"))
+
+
+def test_labels_for_names_that_are_not_utf_8_or_have_line_breaks(tmp_path):
+    root = tmp_path / "p"
+    root.mkdir()
+    names = [b"caf\xe9.png", b"two\nlines.png", b"plain.png"]
+    for name in names:
+        with open(os.path.join(os.fsencode(root), name), "wb") as file:
+            Image.new("RGB", (20, 20)).save(file, "PNG")
+    with open(tmp_path / "t.csv", "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        csv.writer(file).writerows(zip(map(os.fsdecode, names), "xyx"))
+    split = load(root, labels=str(tmp_path / "t.csv"))
+    found = {os.fsencode(os.path.basename(path)): label for path, label in zip(split.train.paths, split.train.labels)}
+    assert found == dict(zip(names, (0, 1, 0)))
 
 
 def test_labels_change_nothing_but_the_reports(many, tmp_path, capsys):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.image_set import ImageSet
+from datasets.image_set import UNLABELLED, ImageSet
 from datasets.pipeline import Pipeline
 from lib import precision
 from lib.config import Options
@@ -119,12 +119,16 @@ def _neighbours(train: Tensor, test: Optional[Tensor], options: Options) -> tupl
     return torch.cat([similarities, of_test[0]]), torch.cat([rows, of_test[1]])
 
 
+def _known(label: int) -> Optional[int]:
+    return None if label == UNLABELLED else label
+
+
 def _columns(sets: Sequence[tuple[str, ImageSet]], clusters: Tensor) -> dict[str, Sequence[Any]]:
     """The columns of images.csv, training images first."""
     columns: dict[str, list] = {"split": [], "path": [], "dataset_row": [], "label": [], "class": []}
     for split, images in sets:
         count = len(images)
-        labels = [None] * count if images.labels is None else images.labels.tolist()
+        labels = [None] * count if images.labels is None else [_known(label) for label in images.labels.tolist()]
         columns["split"] += [split] * count
         columns["path"] += [None] * count if images.paths is None else list(images.paths)
         columns["dataset_row"] += images.numbers.tolist()
