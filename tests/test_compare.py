@@ -115,6 +115,28 @@ def test_sessions_without_labels_have_no_empty_rows(tmp_path):
     assert "loss over the epochs" in words
 
 
+def test_sessions_without_labels_are_compared_by_what_needs_none(tmp_path, capsys):
+    sessions = [make(tmp_path / name, accuracies=False) for name in "ab"]
+    for number, session in enumerate(sessions):
+        lines = [json.loads(line) for line in (session / "metrics.jsonl").read_text().splitlines()]
+        for place, line in enumerate(lines):
+            line.update(entropy=2.0 + number, neighbours_kept=0.5, neighbour_cosine=0.1 * place, clusters=None)
+        lines[-1].update(clusters=[3, 2, 1 + number], linear_fc_top1=0.125, cluster_count=7)
+        (session / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    contrast = Contrast([Story.read(session, "--compare") for session in sessions])
+    results = {row[0]: row[1:] for row in contrast.results()[1]}
+    assert results["entropy, last"] == ["2", "3"]
+    assert results["kept their neighbour, last"] == ["50.00 %"] * 2
+    assert results["clusters, last"] == ["3", "3"]
+    assert results["linear, fc top-1"] == ["12.50 %"] * 2
+    assert results["cluster, count"] == ["7", "7"]
+    assert "mean entropy at the end of each round" in contrast.tables()
+    assert main.main(["--compare", *map(str, sessions), "--compare-html", str(tmp_path / "c.html")]) == 0
+    out = capsys.readouterr().out
+    assert "mean cosine with the nearest over the epochs" in out
+    assert "top-1 over" not in out
+
+
 def test_curves_lie_over_each_other():
     plot = text_plot([[(1, 0.0), (2, 0.5), (3, 1.0)], [(1, 0.0), (3, 0.5)], []], percent=True).splitlines()
     assert plot[0].startswith("100.0 % |")

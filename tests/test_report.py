@@ -13,10 +13,13 @@ from PIL import Image
 
 import main
 from datasets.image_set import ImageSet
+from lib.clustering.number import choose_number
 from lib.pages.page import TEMPLATES
 from lib.report import Report, pictures
+from lib.report.clusters import contact_sheets
 from lib.report.feature_map import layout
 from lib.report.galleries import Certainty
+from lib.report.pictures import Pictures
 from lib.report.round_view import stability
 from lib.session import checkpoint
 from lib.session.folder import SessionFolder
@@ -385,6 +388,31 @@ def test_pictures_without_labels_have_a_report_without_accuracies(tmp_path, caps
     assert "kNN accuracy" not in page.text
     assert "cluster 1" in page.text
     assert "00.jpg" in " ".join(image["alt"] for image in page.all("img"))
+
+
+def test_pictures_that_are_all_alike_are_one_cluster_here_as_in_the_log(session):
+    images = ImageSet(np.zeros((60, 8, 8, 3), np.uint8))
+    memory = torch.nn.functional.normalize(torch.randn(60, 64, generator=torch.Generator().manual_seed(0)), dim=1)
+    sheets = contact_sheets(np.arange(60), memory, Pictures(images), 0)
+    assert (sheets.count, [cluster.size for cluster in sheets.shown]) == (1, [60])
+    assert choose_number(memory, 0).clusters == 1
+    assert choose_number(memory, 0).explanation in sheets.why
+
+
+def test_what_protocols_found_is_shown(session, tmp_path):
+    copy = shutil.copytree(session, tmp_path / "s")
+    lines = (copy / "metrics.jsonl").read_text().splitlines()
+    found = {"linear_layer1_top1": 0.5, "cluster_nmi": 0.25, "cluster_count": 12, "nn_top5": 0.75}
+    lines[-1] = json.dumps({**json.loads(lines[-1]), **found})
+    (copy / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert main.main(["--resume", str(copy), "--report-only"]) == 0
+    page = check_rules((copy / "report.html").read_text(encoding="utf-8"))
+    assert page.tables["findings"][1:] == [
+        ["linear, layer1 top-1", "50.00 %"],
+        ["cluster, NMI", "0.25"],
+        ["cluster, count", "12"],
+        ["nn, top-5", "75.00 %"],
+    ]
 
 
 def test_a_checkpoint_less_session_says_so(session, tmp_path):

@@ -82,6 +82,8 @@ def choose_number(features: Tensor, seed: int = 0, runs: int = RUNS) -> NumberOf
     explanation = f"{100 * agreeing:.0f} % of {len(answers)} checks say {clusters}"
     if others:
         explanation += f", the others {others[0]}" + (f" to {others[-1]}" if len(others) > 1 else "")
+    if clusters == length + 1:
+        explanation += f"; more than {clusters} are not looked for among so few images"
     shown = min(length, max(20, 2 * clusters))
     return NumberOfClusters(
         clusters,

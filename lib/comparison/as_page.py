@@ -34,6 +34,8 @@ def _charts(contrast: Contrast) -> list[tuple[str, Any]]:
     for name, caption, key, keywords in (
         ("accuracy", "Top-1 accuracy", "knn_top1", {"percent": True}),
         ("loss", "Loss", "loss", {}),
+        ("entropy", "Mean entropy", "entropy", {}),
+        ("cosine", "Mean cosine with the nearest", "neighbour_cosine", {}),
         ("rate", "Learning rate", "lr", {"logarithmic": True}),
     ):
         points = [contrast.curve(place, key) for place in range(len(contrast.stories))]

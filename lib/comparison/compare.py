@@ -79,8 +79,10 @@ def in_words(contrast: Contrast) -> str:
         table.align[head[0]] = "l"
         table.add_rows(body) if hasattr(table, "add_rows") else [table.add_row(row) for row in body]
         parts += ["", title, table.get_string() if body else "none"]
-    for title, key, percent in (("top-1 over the epochs", "knn_top1", True), ("loss over the epochs", "loss", False)):
+    judged = any(story.latest("knn_top1") is not None for story in contrast.stories)
+    first = ("top-1", "knn_top1", True) if judged else ("mean cosine with the nearest", "neighbour_cosine", False)
+    for what, key, percent in (first, ("loss", "loss", False)):
         plot = text_plot([contrast.curve(place, key) for place in range(len(contrast.stories))], percent)
         if plot:
-            parts += ["", title, plot]
+            parts += ["", f"{what} over the epochs", plot]
     return "\n".join(parts)

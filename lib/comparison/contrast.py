@@ -5,7 +5,7 @@ from typing import Any, Optional
 
 from lib.config import OPTIONS, value_text
 from lib.session.progress import duration
-from lib.session.story import Story
+from lib.session.story import Story, finding_text, finding_words
 
 Table = tuple[list[str], list[list[str]]]
 """Column heads and rows."""
@@ -98,9 +98,22 @@ class Contrast:
             ["consistent pairs, last", *(_percent(_last(story, "consistency")) for story in self.stories)],
             ["anchors, last", *(_number(_last(story, "anchors")) for story in self.stories)],
             ["loss, last", *(_number(_last(story, "loss")) for story in self.stories)],
+            ["entropy, last", *(_number(story.latest("entropy")) for story in self.stories)],
+            ["kept their neighbour, last", *(_percent(story.latest("neighbours_kept")) for story in self.stories)],
+            ["cosine with the nearest, last", *(_number(story.latest("neighbour_cosine")) for story in self.stories)],
+            ["clusters, last", *(_clusters(story) for story in self.stories)],
+            *self._findings(),
             ["training time", *(_time(story) for story in self.stories)],
         ]
         return ["", *self.letters], [row for row in body if set(row[1:]) != {"-"}]
+
+    def _findings(self) -> list[list[str]]:
+        """A row for each figure of the protocols that any session was judged by."""
+        found = [story.findings for story in self.stories]
+        return [
+            [finding_words(key), *(finding_text(key, own[key]) if key in own else "-" for own in found)]
+            for key in dict.fromkeys(key for own in found for key in own)
+        ]
 
     def by_round(self) -> dict[str, Table]:
         """A table for each figure that a round comes to."""
@@ -108,6 +121,8 @@ class Contrast:
             "top-1 at the end of each round": lambda entry: _percent(entry.knn_last),
             "consistent pairs in each round": lambda entry: _percent(entry.consistency),
             "loss at the end of each round": lambda entry: _number(entry.loss),
+            "share that kept their neighbour in each round": lambda entry: _percent(entry.last.get("neighbours_kept")),
+            "mean entropy at the end of each round": lambda entry: _number(entry.last.get("entropy")),
         }
         rounds = [{entry.number: entry for entry in story.rounds} for story in self.stories]
         numbers = sorted(set().union(*rounds))
@@ -162,6 +177,11 @@ def _best(story: Story) -> Optional[dict[str, Any]]:
 
 def _where(epoch: Optional[dict[str, Any]]) -> str:
     return "-" if epoch is None else f"{epoch['round']}, {epoch['epoch']}"
+
+
+def _clusters(story: Story) -> str:
+    sizes = story.latest("clusters")
+    return _number(len(sizes)) if isinstance(sizes, list) else "-"
 
 
 def _time(story: Story) -> str:

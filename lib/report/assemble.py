@@ -21,7 +21,7 @@ from lib.report.quality import quality
 from lib.report.round_view import RoundView, checked, view
 from lib.seeding import derive
 from lib.session.folder import SessionFolder
-from lib.session.story import Story
+from lib.session.story import Story, finding_text, finding_words
 
 WATCHED = 6
 """Images whose attention is followed over the rounds."""
@@ -71,6 +71,7 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
         data=newest["dataset"],
         pictures=pictures,
         charts=_charts(story, len(images)),
+        findings=[(finding_words(key), finding_text(key, value)) for key, value in story.findings.items()],
         epochs=story.epochs[:: max(1, -(-len(story.epochs) // EPOCH_ROWS))],
         quality=quality(story, views, pictures),
         here=here,

@@ -12,8 +12,8 @@ from lib.clustering.kmeans import spherical_kmeans
 from lib.clustering.number import choose_number
 from lib.report.pictures import Picture, Pictures
 
-MOST_SHOWN, MOST_CLUSTERS = 12, 50
-"""Clusters on the page, and clusters at all."""
+MOST_SHOWN, MOST_CLASSES = 12, 50
+"""Clusters on the page, and classes up to which there are as many clusters as these."""
 ON_A_SHEET = 12
 """Images of a contact sheet."""
 RESTARTS = 2
@@ -62,18 +62,18 @@ class ContactSheets:
 def contact_sheets(rows: np.ndarray, memory: Tensor, pictures: Pictures, seed: int) -> ContactSheets:
     """Cluster the bank rows of some images.
 
-    As many clusters as classes where the classes are known, otherwise as many as the features suggest.
+    As many clusters as classes where the classes are known and not too many, otherwise as many as the features suggest.
 
     Args:
         rows: (n,) which images, n at least 2.
     """
     features = torch.nn.functional.normalize(memory[torch.from_numpy(rows)], dim=1)
     classes = len(pictures.classes)
-    if 2 <= classes <= min(MOST_CLUSTERS, len(rows)):
+    if 2 <= classes <= min(MOST_CLASSES, len(rows)):
         count, why = classes, "as many as there are classes"
     else:
-        found = choose_number(features, seed, min(MOST_CLUSTERS, len(rows) - 1))
-        count, why = max(2, found.clusters), f"the number suggested by the features themselves: {found.explanation}"
+        found = choose_number(features, seed)
+        count, why = found.clusters, f"the number suggested by the features themselves: {found.explanation}"
     clustering = spherical_kmeans(features, count, seed, RESTARTS)
     assignments = clustering.assignments.numpy()
     cosines = (features * clustering.centres[clustering.assignments]).sum(dim=1).numpy()

@@ -15,6 +15,8 @@ from lib.session.records import read_final, read_lines
 _BY_NAME = {option.name: option for option in OPTIONS}
 _DEFAULTS = Options()
 _NEEDED = {"round", "epoch", "anchors", "consistency", "loss", "lr", "knn_top1", "seconds"}
+_OF_PROTOCOLS = ("nn_", "linear_", "cluster_")
+_SHARES = ("top1", "top5", "accuracy", "confidence")
 _COUNTED_BY = ("max_round", "max_epoch", "ANs_size")
 
 
@@ -135,6 +137,17 @@ class Story:
         names = (protocol,) if isinstance(protocol, str) else tuple(protocol)
         return "1-NN" if "nn" in names and "knn" not in names else "kNN"
 
+    def latest(self, key: str) -> Any:
+        """The last value of a figure that not every line of metrics.jsonl has; None if none has."""
+        return next((epoch[key] for epoch in reversed(self.epochs) if epoch.get(key) is not None), None)
+
+    @property
+    def findings(self) -> dict[str, float]:
+        """What protocols beside the vote that judges epochs found last, by their names in metrics.jsonl."""
+        keys = dict.fromkeys(key for epoch in self.epochs for key in epoch if key.startswith(_OF_PROTOCOLS))
+        latest = {key: self.latest(key) for key in keys}
+        return {key: value for key, value in latest.items() if isinstance(value, (int, float))}
+
     def run_epoch(self, epoch: dict[str, Any]) -> int:
         """Epochs completed since the run began, counted over all rounds."""
         return epoch["round"] * self.value("max_epoch") + epoch["epoch"]
@@ -165,6 +178,20 @@ class Story:
             for name, value in self.options.items()
             if name in _BY_NAME and value != getattr(_DEFAULTS, name)
         }
+
+
+def finding_words(key: str) -> str:
+    """`linear_layer1_top1` for a person: linear, layer1 top-1."""
+    protocol, _, what = key.partition("_")
+    words = what.replace("_", " ").replace("top1", "top-1").replace("top5", "top-5")
+    return f"{protocol}, {words.upper() if words in ('nmi', 'ari') else words}"
+
+
+def finding_text(key: str, value: float) -> str:
+    """Shares in per cent, other figures as they are."""
+    if key.endswith(_SHARES):
+        return f"{100 * value:.2f} %"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _options(config: Path) -> dict[str, Any]:
