@@ -5,6 +5,7 @@ pickles of old releases; compressed archives, which may unpack to any size. None
 """
 
 import pickle
+import tarfile
 import zipfile
 from typing import Any, ClassVar
 
@@ -35,7 +36,13 @@ _OLD_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 def is_of_old_release(path: str) -> bool:
     """Whether a file is one of torch.save's before PyTorch 1.6; a tar file, which came before these, is not."""
     with open(path, "rb") as file:
-        return file.read(len(_OLD_START)) == _OLD_START
+        if file.read(len(_OLD_START)) != _OLD_START:
+            return False
+    try:  # a tar file begins with the name of its first file, which may look like that
+        tarfile.open(path, "r:").close()
+    except tarfile.TarError:
+        return True
+    return False
 
 
 def check_archive(path: str) -> None:

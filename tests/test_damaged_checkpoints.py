@@ -15,6 +15,7 @@ import torch
 
 from lib import compat
 from lib.errors import UserError
+from lib.plain_data import _OLD_START
 from lib.session import checkpoint
 from lib.session.folder import SessionFolder
 from lib.session.keeping import Checkpoints, Place
@@ -314,3 +315,16 @@ def test_a_checkpoint_does_not_say_where_to_write(tmp_path, monkeypatch):
     assert settings.options.session is None
     assert settings.options.seed == 3
     shutil.rmtree(tmp_path / "elsewhere", ignore_errors=True)
+
+
+def test_a_tar_file_that_begins_like_an_old_checkpoint_is_not_opened(tmp_path):
+    """PyTorch tries tar first; a FIFO in it would be waited on for ever."""
+    path = tmp_path / "x.pth"
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT, encoding="latin-1") as tar:
+        for member in (_OLD_START.decode("latin-1"), "storages", "tensors", "pickle"):
+            entry = tarfile.TarInfo(member)
+            entry.type = tarfile.FIFOTYPE
+            tar.addfile(entry)
+    assert path.read_bytes().startswith(_OLD_START)
+    with pytest.raises(UserError, match="no file of torch.save's|no zip archive"):
+        checkpoint.read_data(path, old_releases=True)

@@ -7,10 +7,13 @@ import subprocess
 import sys
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 
 from lib.session import checkpoint, journal
+from lib.session.board import Board
 from lib.session.event_file import EventFile
+from lib.session.projector import SIDE
 from main import main
 from tests.tiny_run import TINY, call, checkpoints, error_line, start, wait_for
 
@@ -137,3 +140,27 @@ def test_a_write_beyond_the_limit_of_a_file_leaves_the_one_before(tmp_path):
     assert "could not be written: File too large; the one before it is as it was" in message
     assert weights == "[0.0, 1.0, 2.0]"
     assert os.listdir(tmp_path) == ["x.ckpt"]
+
+
+def test_a_projector_that_finds_no_space_does_not_end_the_run(tmp_path, capsys):
+    board = Board(tmp_path, 2)
+    journal.open_log(None, brief=False)
+    with small_disk(tmp_path / "run", 65536):
+        squares = np.random.RandomState(0).randint(0, 255, (100, SIDE, SIDE, 3)).astype(np.uint8)
+        board.thumbnails(squares)
+        board.embeddings("a", np.zeros((100, 4)), {"image": ["x"] * 100})
+    journal.close_log()
+    said = capsys.readouterr().out
+    assert said.count("the projector's files can no longer be written: [Errno 28] No space left on device") == 1
+
+
+@pytest.mark.parametrize("free", [3, 20, 46])
+def test_an_export_that_finds_no_space_leaves_nothing(tmp_path, capsys, free):
+    """The network takes 45 MB, and 45 more as ONNX."""
+    assert main([*TINY, "--max-round", "1", "--max-epoch", "1", "--sess-dir", str(tmp_path), "--session", "s"]) == 0
+    with small_disk(tmp_path / "disk", free * MIB) as disk:
+        assert main(["--resume", str(tmp_path / "s"), "--export", str(disk / "e"), "--num-clusters", "2"]) == 1
+        message = error_line(capsys.readouterr().err)
+        assert f"--export {disk / 'e'} could not be written: " in message
+        assert "nothing was left there" in message
+        assert os.listdir(disk) == []

@@ -35,7 +35,10 @@ def write_network(
         RunError: network.onnx does not compute what the network computes.
     """
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    torch.save(weights, folder / STATE)
+    try:
+        torch.save(weights, folder / STATE)
+    except RuntimeError as error:  # how it puts that a disk is full
+        raise OSError(f"{STATE}: {str(error).splitlines()[0]}") from error
     plain = models.build(options.network, options.low_dim, options.stem, options.size)
     plain.load_state_dict(weights)
     note = write_onnx(plain.eval(), options.size, folder / ONNX)

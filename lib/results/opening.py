@@ -18,8 +18,7 @@ from lib.pretrained.fitting import load_exactly
 from lib.pretrained.weights_file import WeightsFile
 from lib.results.model import Model, Preprocessing
 from lib.results.result_folder import DESCRIPTION, FEATURES, STATE
-from lib.session import checkpoint
-from lib.session.folder import find_checkpoint
+from lib.session.resume import open_checkpoint
 
 
 def open_model(path: Union[str, os.PathLike], device: str = "auto", computes_in: str = "fp32") -> Model:
@@ -41,8 +40,8 @@ def open_model(path: Union[str, os.PathLike], device: str = "auto", computes_in:
     elif not path.exists():
         raise UserError(f"{path}: there is no such session, checkpoint or exported folder")
     else:
-        source = find_checkpoint(str(path), "sessions")
-        file = weights_file.of_checkpoint(checkpoint.load(source), source)
+        saved, source, _ = open_checkpoint(str(path), "sessions")
+        file = weights_file.of_checkpoint(saved, source)
         memory = file.memory
     chosen = devices.choose(device)
     return _model(file, memory, chosen, precision.choose(computes_in, chosen))

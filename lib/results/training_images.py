@@ -22,7 +22,7 @@ def training_paths(options: Options, fingerprint: Optional[str]) -> tuple[Option
     try:
         split = datasets.load(options.dataset, options.data_root, False)
         # names are all that is wanted: nothing is decoded, no batch will be asked for
-        pipeline = Pipeline(split, replace(options, augment_on="workers"), torch.device("cpu"))
+        pipeline = Pipeline(split, replace(options, augment_on="workers", shrink=None), torch.device("cpu"))
     except UserError as error:
         return None, f"named by their rows, since the data set is not at hand ({error})"
     if pipeline.fingerprint != fingerprint:

@@ -1,6 +1,8 @@
 """TensorBoard files: one writer for the whole run, and one a round so that rounds can be laid over each other."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional
 
@@ -17,7 +19,10 @@ from lib.session.board_summaries import (
     overview,
     start_of_hyperparameters,
 )
+from lib.session.journal import LOGGER
 from lib.session.projector import Projector
+
+log = logging.getLogger(LOGGER)
 
 
 class Board:
@@ -139,12 +144,23 @@ class Board:
     def embeddings(self, name: str, features: np.ndarray, about: Mapping[str, Sequence[str]]) -> None:
         """Features (S, D) for the projector; see `Projector.add`. Thumbnails must have been given before."""
         if self.projector is not None:
-            self.projector.add(name, features, about)
+            with self._or_without_projector():
+                self.projector.add(name, features, about)
 
     def thumbnails(self, squares: np.ndarray) -> None:
         """The images that `embeddings` are of, (S, SIDE, SIDE, 3) uint8."""
         if self.folder is not None:
-            self.projector = Projector(self.folder / "run", squares)
+            with self._or_without_projector():
+                self.projector = Projector(self.folder / "run", squares)
+
+    @contextmanager
+    def _or_without_projector(self) -> Iterator[None]:
+        """A full disk does not end the run."""
+        try:
+            yield
+        except OSError as error:
+            self.projector = None
+            log.warning("the projector's files can no longer be written: %s; the run goes on without", error)
 
     def finish(self) -> None:
         """The run came to its end."""
