@@ -53,7 +53,8 @@ class ExactSearch:
     Each process searches its own rows for all queries, and the best of all are merged.
 
     Args:
-        tile_elements: similarities that `torch` holds at a time; 0 takes the default for the device.
+        tile_elements: similarities held at a time; 0 takes the default for the device. An index of faiss is one more
+            copy of the database.
     """
 
     def __init__(self, database: Tensor, backend: str = "auto", shard: Optional[Shard] = None, tile_elements: int = 0):
@@ -77,7 +78,9 @@ class ExactSearch:
             similarities, indices = _by_torch(queries, self._database, width, own, tile_elements)
         else:
             own_array = None if own is None else own.detach().cpu().numpy()
-            found = _ordered(self._index, as_array(queries), width, own_array)
+            found = _ordered(
+                self._index, as_array(queries), width, own_array, self._tile_elements or CPU_TILE_ELEMENTS
+            )
             similarities, indices = (torch.from_numpy(array).to(queries.device) for array in found)
         if self._shard.world.size == 1:
             return similarities, indices
@@ -133,7 +136,7 @@ def _largest(sims: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _ordered(
-    index: "faiss.IndexFlatIP", queries: np.ndarray, k: int, own: Optional[np.ndarray]
+    index: "faiss.IndexFlatIP", queries: np.ndarray, k: int, own: Optional[np.ndarray], tile_elements: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Search wide enough to see past any tie at the k-th place, then order by (similarity, index).
 
@@ -146,7 +149,7 @@ def _ordered(
     while len(open_rows):
         width = min(width, index.ntotal)
         still_open = []
-        for rows in np.array_split(open_rows, math.ceil(len(open_rows) * width / CPU_TILE_ELEMENTS)):
+        for rows in np.array_split(open_rows, math.ceil(len(open_rows) * width / tile_elements)):
             sims, indices = index.search(queries[rows], width)
             if own is not None:
                 sims = np.where(indices == own[rows, None], -np.inf, sims)  # sorts to the very end

@@ -1,5 +1,10 @@
 """The tiled loss against the plain one: value, gradient, memory."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +13,8 @@ from hypothesis import strategies as st
 from lib.method.objective import ABSENT, and_loss
 from lib.method.tiled_objective import tiled_and_loss
 from tests.test_objective import unit_rows
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def random_members(batch, size, k, seed):
@@ -60,18 +67,31 @@ def test_no_gradient_is_computed_where_none_is_asked_for():
     assert not loss.requires_grad
 
 
-def test_nothing_of_size_b_times_n_is_allocated(tmp_path):
-    """Peak of torch's allocations at N = 200,000, B = 64: the plain form needs three of 51 MB."""
-    from torch.profiler import ProfilerActivity, profile
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux")
+def test_one_tile_is_held_and_never_two():
+    """Peak of a process at N = 2,000,000, B = 64, for a tile of 64 MiB: the plain form needs three of 512 MB."""
+    script = """
+import torch
+from lib.method.tiled_objective import tiled_and_loss
 
-    memory, features = torch.zeros(200_000, 8), unit_rows(64, 8, 0).requires_grad_()
-    members = torch.arange(64)[:, None]
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        tiled_and_loss(features, memory, members, 0.1).backward()
-    largest = max(allocation(event) for event in recorded.events())
-    assert 0 < largest <= 4 * 2**18 + 2**16  # one tile of 2**18 floats
+def loss(rows, tile):
+    features = torch.nn.functional.normalize(torch.ones(64, 8), dim=1).requires_grad_()
+    tiled_and_loss(features, memory[:rows], torch.arange(64)[:, None], 0.1, tile).backward()
 
+def status(name):
+    with open("/proc/self/status") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith(name + ":"))
 
-def allocation(event):
-    size = getattr(event, "self_cpu_memory_usage", None)
-    return size if size is not None else event.cpu_memory_usage
+memory = torch.full((2_000_000, 8), 8**-0.5)
+loss(1000, 2**12)
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak starts from here
+before = status("VmRSS")
+loss(2_000_000, 2**24)
+print(status("VmHWM") - before)
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    tile = 4 * 2**24
+    assert 0.9 * tile < int(done.stdout) < 1.25 * tile

@@ -530,7 +530,8 @@ _DEVICES = _group(
         "discovery_memory",
         INT,
         1024,
-        "memory that discovery may take beyond the bank and a few numbers for each image, in each process",
+        "memory that discovery may take beyond the bank and a few numbers for each image, in each process; the "
+        "backends faiss and ivf take a copy of the bank besides",
         "MiB",
         bounds=_at_least(1),
     ),

@@ -86,6 +86,8 @@ def nearest_neighbours(
 def _exact_search(memory: Tensor, backend: str, shard: Shard, memory_budget: int) -> ExactSearch:
     usual = GPU_TILE_ELEMENTS if memory.is_cuda else CPU_TILE_ELEMENTS
     fitting = max(1, memory_budget // 16)  # a similarity, and as much again for the k largest of them, and room
+    if backend == "auto" and memory.element_size() * memory.numel() > memory_budget // 2:
+        backend = "torch"  # faiss would make a copy of the bank
     return ExactSearch(memory, backend, shard, min(usual, fitting))
 
 
@@ -135,7 +137,8 @@ def discover(
             only and misses some neighbours; how many, `recall` of the result says.
         labels: (N,) int64, of all images, used for the reported consistency and nothing else.
         shard: which rows `memory` is; None: all of them.
-        memory_budget: bytes that may be held at a time beyond the bank and some numbers for each image.
+        memory_budget: bytes that may be held at a time beyond the bank and some numbers for each image; `faiss` and
+            `ivf` take a copy of the bank besides.
 
     Returns:
         the round's neighbourhoods of all N images, on the device of `memory`; the same on every process.

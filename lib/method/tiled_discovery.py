@@ -18,9 +18,14 @@ SAFE_SPREAD = 60.0
 """How far apart the rows' own logits may lie for one shift to keep every sum within float32."""
 
 
+def squared_lengths(memory: Tensor) -> Tensor:
+    """(N,), without a second bank in between."""
+    return memory.norm(dim=1).square_()
+
+
 def suits(memory: Tensor, temperature: float, shard: Shard) -> bool:
     """Whether one shift fits all rows, as it does for rows of unit length."""
-    own = memory.square().sum(dim=1) / temperature
+    own = squared_lengths(memory) / temperature
     extremes = memory.new_full((2,), float("-inf"))
     if len(own) > 0:
         extremes = torch.stack([own.max(), -own.min()])
@@ -52,7 +57,7 @@ def entropies_and_best_tiles(
     world = shard.world
     longest = memory.new_zeros(1)
     if len(memory) > 0:
-        longest = memory.square().sum(dim=1).max().view(1)
+        longest = squared_lengths(memory).max().view(1)
     shift = world.all_reduce_max(longest)[0] / temperature
     sums = torch.zeros(2, shard.count, dtype=torch.float64, device=memory.device)
     best = BestTiles(keep, memory, shard.count)

@@ -128,6 +128,7 @@ def _over_all_rows(scaled: Tensor, memory: Tensor, tile_rows: int, with_mean: bo
         if with_mean:
             row_sum.mul_(shrink).addmm_(weights, tile)
         maximum = higher
+        del logits, weights  # or this tile would live until the next one is there
     return maximum, total, row_sum
 
 
