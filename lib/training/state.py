@@ -144,9 +144,10 @@ class TrainingState:
         configured = [
             {name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups
         ]
-        self.optimizer.load_state_dict(saved["optimizer"])
-        for group, settings in zip(self.optimizer.param_groups, configured):
-            group.update(settings)  # momentum buffers come from the file, weight decay and the like from the options
+        # momentum buffers come from the file, weight decay and the like from the options. Put together before they are
+        # loaded: it is by the groups' settings that PyTorch decides on which device Adam's count of steps lives.
+        groups = [{**group, **settings} for group, settings in zip(saved["optimizer"]["param_groups"], configured)]
+        self.optimizer.load_state_dict({**saved["optimizer"], "param_groups": groups})
         check_neighbourhoods(saved["ANs_discovery"], len(self.bank))
         self.neighbourhoods = Neighbourhoods.from_state_dict(saved["ANs_discovery"], self.bank.memory.device)
         self.round, self.epoch = saved["round"], saved["epoch"]
@@ -170,9 +171,14 @@ def not_finite(saved: dict[str, Any]) -> Optional[str]:
     """Which part of a checkpoint holds a number that is not finite, if one does, among those that training changes."""
     parts = {"network": saved["net"], "optimiser": saved["optimizer"], "memory bank": saved["npc"]}
     for name, part in parts.items():
-        if not all(torch.isfinite(tensor).all() for tensor in _tensors(part) if tensor.is_floating_point()):
+        if not all(_is_finite(tensor) for tensor in _tensors(part) if tensor.is_floating_point()):
             return name
     return None
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    # one number that is not finite makes the sum so; if large ones alone did it, a closer look tells
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

@@ -13,9 +13,10 @@ from lib.training.finite import FiniteWatch
 
 
 class Step:
-    """Trains on one batch at a call. Nothing in it waits for the device.
+    """Trains on one batch at a call. With one process nothing in it waits for the device.
 
-    With several processes each brings its share of the batch, and all take the same step.
+    With several processes each brings its share of the batch, and all take the same step. On GPUs they wait where
+    they exchange sizes: PyTorch's synchronised batch norm does in each layer, the bank once.
 
     Args:
         embedder: the network.
