@@ -1,5 +1,5 @@
 # make demo    train on scikit-learn's digits, minutes on a CPU, nothing to download but packages
-# make test    the test suite; make test-slow: the long campaigns
+# make test    the test suite; make test-slow: those of its tests that take longest
 # make check   ruff
 # make bench   speed against a plain version and against the machine's limit (benchmarks/)
 #

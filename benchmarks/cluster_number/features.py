@@ -38,7 +38,7 @@ DIGITS = {  # classes: seeds
     "0 1 3 4 5 6 9": (3,),
     "0 1 2 3 4 5 6 7 8 9": (0, 1, 2, 3),
 }
-"""The first network of each number of classes, and more classes and seeds. The constants of `linkage` were set on these."""
+"""The first network of each number of classes, and more. The constants of `linkage` were set on these."""
 
 HELD_OUT = {
     "2 3 7": (11,),
