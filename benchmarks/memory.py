@@ -1,5 +1,6 @@
 """How much memory a call needs beyond what was there before it."""
 
+import ctypes
 import multiprocessing
 import resource
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Optional
 
 import torch
 
-from lib.allocator import keep_freed_memory
+M_MMAP_THRESHOLD, LARGE = -3, 128 << 10  # from glibc's malloc.h, and its default
 
 Preparation = Callable[..., Callable[[], object]]
 
@@ -17,7 +18,8 @@ Preparation = Callable[..., Callable[[], object]]
 def peak_beyond(prepare: Preparation, *arguments: object, device: torch.device) -> Optional[int]:
     """Bytes that `prepare(*arguments)()` takes at its peak beyond what `prepare` holds, in a process of its own.
 
-    On a CPU they are the process's resident pages; None where the system does not let their peak be read.
+    On a CPU they are the process's resident pages, while whatever is freed goes back to the system; a run keeps it and
+    may hold somewhat more. None where the system or the C library cannot do that.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -31,7 +33,7 @@ def peak_beyond(prepare: Preparation, *arguments: object, device: torch.device) 
 
 
 def _measure(connection: Connection, device: torch.device, prepare: Preparation, arguments: tuple) -> None:
-    keep_freed_memory()
+    gives_back = _give_back_large()
     function = prepare(*arguments)
     torch.ones(300, 300) @ torch.ones(300, 300)  # threads and their buffers exist now
     if device.type == "cuda":
@@ -41,6 +43,10 @@ def _measure(connection: Connection, device: torch.device, prepare: Preparation,
         torch.cuda.synchronize(device)
         connection.send(torch.cuda.max_memory_allocated(device) - before)
         return
+    # what prepare freed and malloc kept would be used again unseen
+    if not (gives_back and _give_back_rest()):
+        connection.send(None)
+        return
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins at what is resident now
     except OSError:
@@ -49,6 +55,23 @@ def _measure(connection: Connection, device: torch.device, prepare: Preparation,
     before = _resident_peak()
     function()
     connection.send(_resident_peak() - before)
+
+
+def _give_back_large() -> bool:
+    """Large blocks go back to the system when they are freed from now on; whether the C library can (glibc's can)."""
+    try:
+        return bool(ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE))
+    except (OSError, AttributeError, TypeError):
+        return False
+
+
+def _give_back_rest() -> bool:
+    """Return the pages between small blocks that nobody uses; whether the C library can."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError, TypeError):
+        return False
+    return True
 
 
 def _resident_peak() -> int:
