@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from benchmarks.memory import peak_beyond
 from benchmarks.setting import Setting
-from benchmarks.timing import Row, seconds
+from benchmarks.timing import ONCE, Row, seconds
 from lib.approximate import ApproximateSearch, recall
 from lib.evaluation.knn import weighted_knn
 from lib.method.discovery import discover
@@ -55,12 +55,12 @@ def exact(setting: Setting) -> list[Row]:
             f"discovery of all, N = {IMAGES:,}, exact",
             time * PART**2,
             memory=beyond,
-            note=f"{time:.1f} s on {rows:,} rows, times {PART**2}; memory on those",
+            note=f"{time:.1f} s on {rows:,} rows ({ONCE}), times {PART**2}; memory on those",
         ),
         Row(
             f"kNN of {TEST_IMAGES:,} test images, exact, without forwards",
             vote * TEST_IMAGES / QUERIES,
-            note=f"{vote:.1f} s for {QUERIES:,} of them, times {TEST_IMAGES // QUERIES}",
+            note=f"{vote:.1f} s for {QUERIES:,} of them ({ONCE}), times {TEST_IMAGES // QUERIES}",
         ),
     ]
 
@@ -104,12 +104,12 @@ def _approximate(setting: Setting, kind: str, database: Tensor, queries: Tensor)
             building + one * IMAGES / QUERIES,
             memory=size,
             note=f"recall {100 * share:.1f} %; built in {building:.0f} s, {one:.2f} s for {QUERIES:,} queries (exact "
-            f"{plain:.2f} s), scaled to all; entropies not included; memory computed",
+            f"{plain:.2f} s), scaled to all; {ONCE}; entropies not included; memory computed",
         ),
         Row(
             f"kNN of {TEST_IMAGES:,} test images by lists, {kind}",
             building + many * TEST_IMAGES / QUERIES,
             memory=size,
-            note=f"{many:.2f} s for {QUERIES:,} queries, scaled; index built before; memory computed",
+            note=f"{many:.2f} s for {QUERIES:,} queries ({ONCE}), scaled; index built before; memory computed",
         ),
     ]

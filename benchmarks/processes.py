@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -41,9 +42,9 @@ def _training_steps(repeats: int, kind: str) -> list[Row]:
     for _ in range(repeats):
         for way, (count, options) in ways.items():
             seconds[way].append(_seconds_per_step(count, [*options, "--precision", kind]))
-    best = {way: min(values) for way, values in seconds.items()}
+    usual = {way: median(values) for way, values in seconds.items()}
     return [
-        Row(f"a step in {processes} processes, {way}, {kind}", best[way], limit=best["one process"], note=ONE_THREAD)
+        Row(f"a step in {processes} processes, {way}, {kind}", usual[way], limit=usual["one process"], note=ONE_THREAD)
         for way in ("batch norm over all", "batch norm by process")
     ]
 
@@ -55,7 +56,11 @@ def shards(setting: Setting) -> list[Row]:
         return []
     rows = []
     for images in SHARED_IMAGES:
-        several, one = _shared_bank(processes, images, setting), _shared_bank(1, images, setting)
+        turns: dict[int, list[dict[str, float]]] = {processes: [], 1: []}
+        for _ in range(setting.repeats):
+            for count, found in turns.items():
+                found.append(_shared_bank(count, images, setting.batch))
+        several, one = ({what: median(turn[what] for turn in found) for what in found[0]} for found in turns.values())
         rows += [
             Row(f"{what}, N = {images:,}, {processes} processes", several[what], limit=one[what], note=ONE_THREAD)
             for what in one
@@ -63,17 +68,17 @@ def shards(setting: Setting) -> list[Row]:
     return rows
 
 
-def _shared_bank(processes: int, images: int, setting: Setting) -> dict[str, float]:
-    done = _run(processes, ["-m", "benchmarks.shared_bank"], [str(images), str(setting.batch), str(setting.repeats)])
+def _shared_bank(processes: int, images: int, batch: int) -> dict[str, float]:
+    done = _run(processes, ["-m", "benchmarks.shared_bank"], [str(images), str(batch)])
     return json.loads(done.stdout)
 
 
 def _seconds_per_step(processes: int, options: list[str]) -> float:
-    """Of the fastest epoch, from the run's own metrics."""
+    """Median of the epochs after the first, from the run's own metrics."""
     with tempfile.TemporaryDirectory() as folder:
         _run(processes, ["main.py"], [*RUN, *options, "--sess-dir", folder, "--session", "run", "--brief"])
         lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
-    return 128 / max(json.loads(line)["images_per_second"] for line in lines)
+    return median(128 / json.loads(line)["images_per_second"] for line in lines[1:])
 
 
 def _run(processes: int, program: list[str], arguments: list[str]) -> subprocess.CompletedProcess:

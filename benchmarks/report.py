@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from prettytable import PrettyTable
 
-from benchmarks.timing import Row
+from benchmarks.timing import ONCE, Row
 from lib import devices
 from lib.session import provenance
 
@@ -70,7 +70,7 @@ def heading(title: str, command: str, device: torch.device, note: str = "") -> l
 def write(rows: list[Row], device: torch.device, repeats: int) -> Path:
     """A Markdown report named after the day."""
     path = free_path()
-    note = f"medians over {repeats} turns or a multiple; the contenders of a row take turns in one run"
+    note = f"medians over {repeats} turns of a row's contenders or a multiple, unless a note says {ONCE}; memory once"
     lines = [
         *heading("Benchmarks", "python3 -m benchmarks", device, note),
         "| " + " | ".join(HEADINGS) + " |",

@@ -1,6 +1,6 @@
 """Times loss and discovery over random unit rows, in one process or in several; the first prints the seconds as JSON.
 
-python3 -m benchmarks.shared_bank IMAGES BATCH REPEATS        started by benchmarks/processes.py, alone or by torchrun
+python3 -m benchmarks.shared_bank IMAGES BATCH        started by benchmarks/processes.py, alone or by torchrun
 """
 
 import json
@@ -21,9 +21,11 @@ from lib.method.discovery import discover
 from lib.method.tiled_objective import tiled_and_loss
 
 DIM = 128
+LOSSES = 7
+"""Times the loss is taken in a turn; discovery takes long enough to be timed once, and needs no warm-up."""
 
 
-def main(images: int, batch: int, repeats: int) -> None:
+def main(images: int, batch: int) -> None:
     world = group.join("cpu", Place.here())
     keep_freed_memory()
     shard = Shard(world, images)
@@ -37,24 +39,24 @@ def main(images: int, batch: int, repeats: int) -> None:
         tiled_and_loss(features, memory, members, 0.1, shard=shard).backward()
 
     found = {
-        f"loss head, B = {batch}": _seconds(loss, 7 * repeats, world),
-        "discovery": _seconds(lambda: discover(memory, 4, 0.25, 1, 0.1, shard=shard), max(1, repeats // 2), world),
+        f"loss head, B = {batch}": _seconds(loss, LOSSES, world, warm_up=1),
+        "discovery": _seconds(lambda: discover(memory, 4, 0.25, 1, 0.1, shard=shard), 1, world, warm_up=0),
     }
     if world.is_first:
         print(json.dumps(found))
     group.leave()
 
 
-def _seconds(function: Callable[[], object], repeats: int, world: World) -> float:
-    """Median over the repeats, each from when all are ready until all are done; after one to warm up."""
+def _seconds(function: Callable[[], object], repeats: int, world: World, warm_up: int) -> float:
+    """Median over the repeats, each from when all are ready until all are done; after so many calls to warm up."""
     times = []
-    for _ in range(repeats + 1):
+    for _ in range(warm_up + repeats):
         world.barrier()
         started = time.perf_counter()
         function()
         world.barrier()
         times.append(time.perf_counter() - started)
-    return median(times[1:])
+    return median(times[warm_up:])
 
 
 if __name__ == "__main__":

@@ -29,6 +29,10 @@ def take_turns(
     return {name: median(values) for name, values in times.items()}
 
 
+ONCE = "timed once"
+"""The note of what takes too long for several turns."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of the report. Times in seconds; `textbook` and `limit` are None where there is none.
