@@ -50,4 +50,3 @@ def _serve(name: str, setting: Setting, connection: Connection) -> None:
         contender()
         setting.synchronise()
         connection.send("done")
-    getattr(contender, "close", lambda: None)()

@@ -5,19 +5,34 @@ The functions at the end take a Setting and return what is to be timed.
 
 from typing import Callable
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
 
 import models
 from benchmarks.setting import Setting
-from datasets.image_set import ImageSet
-from datasets.loading import WorkerLoader
-from datasets.transforms import test_transform, train_transform
+from datasets.transforms import train_transform
 from lib.config import Options
 
 MEANS, STDS = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 WORKERS = 2
+
+
+class Pictures(Dataset):
+    """Images (N, H, W, 3) uint8 and a transform from PIL to a tensor; gives an image and its number."""
+
+    def __init__(self, pixels: np.ndarray, transform: Callable[[Image.Image], Tensor]):
+        self._pixels, self._transform = pixels, transform
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self._transform(Image.fromarray(self._pixels[index])), index
 
 
 def loss(features: Tensor, memory: Tensor, members: Tensor, temperature: float) -> Tensor:
@@ -71,22 +86,21 @@ def head(setting: Setting) -> Callable[[], object]:
 
 def augmentation(setting: Setting) -> Callable[[], object]:
     torch.set_num_threads(1)
-    loader = WorkerLoader(ImageSet(setting.pixels(2048)), _train_transform(), setting.batch, 0, 0, torch.device("cpu"))
-    return lambda: list(loader.batches([torch.arange(setting.batch)], (0, 0)))
+    loader = DataLoader(Pictures(setting.pixels(setting.batch), _train_transform()), setting.batch)
+    return lambda: list(loader)
 
 
 def step(setting: Setting) -> Callable[[], object]:
     network = models.build("resnet18", setting.dim, "small", 32).to(setting.device).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.03, momentum=0.9, nesterov=True, weight_decay=5e-4)
     memory, pairs = setting.unit_rows(setting.images), setting.pairs(setting.images)
-    loader = WorkerLoader(ImageSet(setting.pixels(4096)), _train_transform(), setting.batch, WORKERS, 0, setting.device)
-    order = torch.arange(setting.steps * setting.batch).split(setting.batch)
+    loader = _loader(setting, setting.pixels(setting.steps * setting.batch), _train_transform(), setting.batch)
 
     def contender() -> None:
-        for images, indices in loader.batches(order, (0, 0)):
+        for images, indices in loader:
+            images, indices = (each.to(setting.device, non_blocking=True) for each in (images, indices))
             learn(network, optimizer, images, indices, memory, pairs[indices])
 
-    contender.close = loader.close
     return contender
 
 
@@ -99,15 +113,14 @@ def forwards(setting: Setting) -> Callable[[], object]:
     """Of a tenth of the test images."""
     network = models.build("resnet18", setting.dim, "small", 32).to(setting.device).eval()
     part = setting.test_images // 10
-    transform = test_transform(32, 32, MEANS, STDS)
-    loader = WorkerLoader(ImageSet(setting.pixels(part)), transform, 100, WORKERS, 0, setting.device)
+    steps = [transforms.Resize(32), transforms.CenterCrop(32), transforms.ToTensor(), transforms.Normalize(MEANS, STDS)]
+    loader = _loader(setting, setting.pixels(part), transforms.Compose(steps), 100)
 
     @torch.no_grad()
     def contender() -> None:
-        for images, _ in loader.batches(torch.arange(part).split(100), ()):
-            network(images)
+        for images, _ in loader:
+            network(images.to(setting.device, non_blocking=True))
 
-    contender.close = loader.close
     return contender
 
 
@@ -115,6 +128,13 @@ def knn(setting: Setting) -> Callable[[], object]:
     database, queries = setting.unit_rows(setting.images), setting.unit_rows(setting.test_images, 1)
     labels = torch.randint(10, (setting.images,), device=setting.device)
     return lambda: vote(queries, database, labels, 10, 200, 0.1)
+
+
+def _loader(setting: Setting, pixels: np.ndarray, transform: Callable[[Image.Image], Tensor], batch: int) -> DataLoader:
+    on_gpu = setting.device.type == "cuda"
+    return DataLoader(
+        Pictures(pixels, transform), batch, num_workers=WORKERS, pin_memory=on_gpu, persistent_workers=True
+    )
 
 
 def _train_transform():
