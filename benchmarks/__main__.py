@@ -9,9 +9,8 @@ import argparse
 
 from benchmarks.cases import CASES
 from benchmarks.report import table, write
-from benchmarks.setting import Setting
+from benchmarks.setting import Setting, as_in_a_run
 from lib import devices
-from lib.allocator import keep_freed_memory
 
 
 def main() -> None:
@@ -24,8 +23,8 @@ def main() -> None:
     unknown = [name for name in arguments.cases if name not in CASES]
     if unknown:
         parser.error(f"no such case: {', '.join(unknown)}; there are {', '.join(CASES)}")
-    keep_freed_memory()
     setting = Setting(devices.choose(arguments.gpus), arguments.repeats)
+    as_in_a_run(setting.device)
     rows = []
     for name in arguments.cases or CASES:
         found = CASES[name](setting)

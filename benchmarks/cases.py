@@ -1,5 +1,6 @@
 """What is timed. Each case is a function from a Setting to rows of the report."""
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import torch
 
 import models
 from benchmarks import imagenet_size
+from benchmarks.bare_step import BareStep
 from benchmarks.memory import peak_beyond
 from benchmarks.processes import shards, split_over_processes
 from benchmarks.rival import Rival
@@ -25,7 +27,7 @@ from lib.method.discovery import discover
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.method.tiled_objective import tiled_and_loss
-from lib.training.captured_step import CapturedStep
+from lib.training.captured_step import EAGER_STEPS, CapturedStep
 from lib.training.epoch import train_epoch
 from lib.training.optimisation import build_optimizer
 from lib.training.step import Step
@@ -92,19 +94,21 @@ def _step(setting: Setting, kind: str, rival: Rival) -> Row:
         each.train()
     images = torch.randn(setting.batch, 3, 32, 32, device=setting.device)
     upstream = setting.unit_rows(setting.batch)
-    one_step = Step(embedder, bank, optimizer, 0.1)
-    if setting.device.type == "cuda":
-        one_step = CapturedStep(one_step)
+    one_step, bare_step = Step(embedder, bank, optimizer, 0.1), BareStep(bare, bare_optimizer)
+    captured = setting.device.type == "cuda"
+    if captured:
+        one_step, bare_step = CapturedStep(one_step), CapturedStep(bare_step)
 
     def ours() -> None:
         train_epoch(one_step, found, loader.batches(order, (0, 0)), (setting.batch,) * setting.steps)
 
     def network_alone() -> None:
         for _ in range(setting.steps):
-            bare_optimizer.zero_grad(set_to_none=True)
-            bare(images).backward(upstream)
-            bare_optimizer.step()
+            bare_step(images, upstream, setting.batch)
 
+    for _ in range(math.ceil((EAGER_STEPS + 1) / setting.steps) if captured else 0):  # both are recorded after these
+        ours()
+        network_alone()
     times = setting.turns({"ours": ours, "textbook": rival, "limit": network_alone})
     per_step = {name: value / setting.steps for name, value in times.items()}
     return Row(f"training step, ResNet18, B = {setting.batch}, {kind}", **per_step)

@@ -49,7 +49,9 @@ def exact(setting: Setting) -> list[Row]:
     beyond = peak_beyond(_discovery, setting, device=setting.device)
     database, queries = setting.unit_rows(IMAGES), setting.unit_rows(QUERIES, 1)
     labels = torch.randint(CLASSES, (IMAGES,), device=setting.device)
-    vote = seconds(lambda: weighted_knn(queries, labels[:QUERIES], database, labels, CLASSES, 200, 0.1))
+    vote = seconds(
+        lambda: weighted_knn(queries, labels[:QUERIES], database, labels, CLASSES, 200, 0.1), setting.synchronise
+    )
     return [
         Row(
             f"discovery of all, N = {IMAGES:,}, exact",
@@ -93,8 +95,8 @@ def _approximate(setting: Setting, kind: str, database: Tensor, queries: Tensor)
     built: list[ApproximateSearch] = []
     building = seconds(lambda: built.append(ApproximateSearch(database)))
     search = built[0]
-    one, many = seconds(lambda: search(queries, 1)), seconds(lambda: search(queries, 200))
-    plain = seconds(lambda: nearest(queries, database, 1))
+    one, many = (seconds(lambda k=k: search(queries, k), setting.synchronise) for k in (1, 200))
+    plain = seconds(lambda: nearest(queries, database, 1), setting.synchronise)
     share = recall(search(queries, 1)[0], nearest(queries, database, 1)[0])
     # the index holds a copy of the rows with their numbers; an estimate, faiss does not say
     size = database.numel() * 4 + len(database) * 8

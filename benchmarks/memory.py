@@ -34,8 +34,11 @@ def peak_beyond(prepare: Preparation, *arguments: object, device: torch.device) 
 
 def _measure(connection: Connection, device: torch.device, prepare: Preparation, arguments: tuple) -> None:
     gives_back = _give_back_large()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     function = prepare(*arguments)
-    torch.ones(300, 300) @ torch.ones(300, 300)  # threads and their buffers exist now
+    square = torch.ones(300, 300, device=device)
+    square @ square  # threads, libraries and their buffers exist now
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

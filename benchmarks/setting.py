@@ -9,6 +9,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.timing import take_turns
+from lib import determinism
+from lib.allocator import keep_freed_memory
+from lib.config import Options
+
+
+def as_in_a_run(device: torch.device) -> None:
+    """Set PyTorch and the C library as `main.py` does with its default options, for this process."""
+    options = Options()
+    determinism.choose(options.deterministic)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = options.tf32
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # graphs are captured on the current device
+    keep_freed_memory()
 
 
 @dataclass(frozen=True)
