@@ -11,6 +11,7 @@ import torch
 import models
 from benchmarks import imagenet_size
 from benchmarks.bare_step import BareStep
+from benchmarks.epoch_end import epoch_end
 from benchmarks.memory import peak_beyond
 from benchmarks.processes import shards, split_over_processes
 from benchmarks.rival import Rival
@@ -211,6 +212,7 @@ CASES: dict[str, Callable[[Setting], list[Row]]] = {
     "step": step,
     "discovery": discovery,
     "evaluation": evaluation,
+    "epoch-end": epoch_end,
     "start-up": start_up,
     "processes": split_over_processes,
     "shards": shards,

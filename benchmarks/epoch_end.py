@@ -1,0 +1,64 @@
+"""What the end of an epoch costs beside the vote: in a recipe of 1,000 epochs it is paid so often."""
+
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+import models
+from benchmarks.setting import Setting
+from benchmarks.textbook import MEANS, STDS
+from benchmarks.timing import Row
+from lib import precision
+from lib.config import Options
+from lib.embedder import Embedder
+from lib.method.memory_bank import MemoryBank
+from lib.method.neighbourhoods import Neighbourhoods
+from lib.session import checkpoint
+from lib.training.optimisation import build_optimizer
+from lib.training.state import TrainingState, not_finite
+
+EPOCHS = 1000
+
+
+def epoch_end(setting: Setting) -> list[Row]:
+    """The state put together, looked through, written to the disk and flushed, and the network folded."""
+    options = Options()
+    state = _state(setting, options)
+    # what a checkpoint asks a pipeline for
+    images = SimpleNamespace(train=range(setting.images), name="random", fingerprint="", means=MEANS, stds=STDS)
+    saved = state.checkpoint(options, images, "benchmark", None)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "last.ckpt"
+        times = setting.turns(
+            {
+                "state put together": lambda: state.checkpoint(options, images, "benchmark", None),
+                "check that the state is finite": lambda: not_finite(saved),
+                "checkpoint written": lambda: checkpoint.save(saved, path),
+                "network folded": state.embedder.frozen,
+            }
+        )
+        size = path.stat().st_size
+    notes = {"checkpoint written": f"; {size / 2**20:.0f} MiB, flushed, in the temporary folder"}
+    return [
+        Row(
+            f"end of an epoch, ResNet18, N = {setting.images:,}: {what}",
+            time,
+            note=f"{EPOCHS * time:.0f} s in {EPOCHS:,} epochs" + notes.get(what, ""),
+        )
+        for what, time in [*times.items(), ("all of it", sum(times.values()))]
+    ]
+
+
+def _state(setting: Setting, options: Options) -> TrainingState:
+    """As after a first step, so that the optimiser has its momentum."""
+    network = models.build("resnet18", setting.dim, "small", 32)
+    embedder = Embedder(network, setting.device, precision.choose("auto", setting.device))
+    optimizer = build_optimizer(options, network.parameters())
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    bank = MemoryBank(setting.images, setting.dim, options.npc_momentum).to(setting.device)
+    nobody = Neighbourhoods.none(setting.images, options.ANs_size, setting.device)
+    return TrainingState(embedder, optimizer, bank, nobody)
