@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lib.method.discovery import discover
 from lib.session import checkpoint
@@ -187,6 +188,59 @@ def test_a_killed_process_ends_the_run_and_is_named(tmp_path, how):
     )
     assert not alive(victim)
     run(1, ["--resume", tmp_path / "run", "--test-only"])  # what was saved is intact
+
+
+FAILING = """
+import sys
+sys.path.insert(0, {root!r})
+import main
+from lib.distributed.place import Place
+from lib.method.memory_bank import MemoryBank
+
+update, steps = MemoryBank.update, []
+
+def failing(bank, *batch):
+    steps.append(batch)
+    if Place.here().rank == 1 and len(steps) == 3:
+        raise RuntimeError("a bug in one process")
+    update(bank, *batch)
+
+MemoryBank.update = failing
+sys.exit(main.main(sys.argv[1:]))
+"""
+
+
+def launched(arguments, program=None):
+    """The finished launcher of --gpus 0,1, with CPU processes in the GPUs' place, that run `program` or main.py."""
+    chosen = "" if program is None else f"import lib.distributed.launch as it; it.MAIN = {str(program)!r}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [sys.executable, "-c", chosen + LAUNCH, *map(str, arguments)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+
+
+def test_a_process_that_fails_says_why_and_is_named(tmp_path):
+    program = tmp_path / "failing.py"
+    program.write_text(FAILING.format(root=str(ROOT)))
+    done = launched([*SMALL, "--limit-train", 50, "--sess-dir", tmp_path], program)
+    assert done.returncode == 1
+    assert "error: rank 1: unforeseen RuntimeError: a bug in one process" in done.stderr
+    assert re.search(r"error: rank 1 \(process \d+\) ended with status 1, so all 2 processes were ended", done.stderr)
+
+
+def test_an_image_that_one_process_cannot_read_is_a_mistake_in_the_call(tmp_path):
+    """Each process opens the files of its half of the batch, so that one of them finds this one."""
+    folder = tmp_path / "data" / "train" / "a"
+    folder.mkdir(parents=True)
+    for number in range(16):
+        Image.fromarray(np.full((9, 9, 3), number, np.uint8)).save(folder / f"{number:02}.png")
+    (folder / "05.png").write_bytes(b"no image")
+    arguments = [*SMALL, "--dataset", "imagefolder", "--data-root", tmp_path / "data", "--augment-on", "workers"]
+    done = launched([*arguments, "--workers-num", 0, "--sess-dir", tmp_path, "--max-round", 1])
+    assert done.returncode == 2, done.stderr
+    assert len(re.findall(r"error: rank \d: .*05\.png", done.stderr)) == 1
+    assert "unforeseen" not in done.stderr
 
 
 def worker(parent, rank):

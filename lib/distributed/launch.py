@@ -16,6 +16,10 @@ from lib.errors import LOST_CONTACT, Interrupted, RunError
 
 _STOPPED = [128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)]  # see `Interrupted`
 
+_TOGETHER = 2
+"""Seconds between failures that were noticed together. PyTorch's launcher looks once a second; then it sends SIGTERM to
+those that are left, and SIGKILL 30 s later."""
+
 MAIN = Path(__file__).resolve().parents[2] / "main.py"
 
 
@@ -60,13 +64,25 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
 
 
 def _cause(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
-    """The process that failed by itself, rather than by losing contact with it."""
-    return min(failures.items(), key=lambda entry: (entry[1].exitcode == LOST_CONTACT, entry[1].timestamp))
+    """The process that failed by itself, rather than by losing contact with it or by being ended after it."""
+    first = min(failure.timestamp for failure in failures.values())
+
+    def order(entry: tuple[int, ProcessFailure]) -> tuple[int, int]:
+        status, time = entry[1].exitcode, entry[1].timestamp
+        if status > 0 and status != LOST_CONTACT and status not in _STOPPED:
+            return 0, time
+        if status < 0 and status != -signal.SIGTERM and time <= first + _TOGETHER:
+            return 1, time
+        return (2 if status == LOST_CONTACT else 3), time
+
+    return min(failures.items(), key=order)
 
 
 def _end(exit_code: int) -> str:
     if exit_code < 0:
         return f"was killed by {signal.Signals(-exit_code).name}"
+    if exit_code == LOST_CONTACT:
+        return "lost contact with the others"
     return f"ended with status {exit_code}"
 
 

@@ -15,6 +15,7 @@ from lib import determinism, devices, memory, precision
 from lib.allocator import keep_freed_memory
 from lib.config import Options, Settings, to_yaml
 from lib.distributed import group
+from lib.distributed.contact import lost_contact
 from lib.distributed.place import Place
 from lib.distributed.world import World
 from lib.embedder import Embedder
@@ -67,9 +68,8 @@ def execute(
                 f"out of memory on {world.device} ({str(error).strip().splitlines()[0]}); lower --batch-size or "
                 "--discovery-memory, or add --augment-on workers; what was saved goes on with --resume"
             ) from error
-        if world.size == 1 or isinstance(error, MemoryError):
+        if world.size == 1 or isinstance(error, MemoryError) or not lost_contact(error):
             raise
-        # most likely a collective whose other side is gone; that one has said more
         raise LostContact(f"{str(error).splitlines()[0]} (what another process says comes first)") from error
     group.leave()  # not after a failure: taking leave could wait for a process that is gone
 

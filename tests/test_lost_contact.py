@@ -1,0 +1,88 @@
+"""Which process is to blame when several end."""
+
+import signal
+
+import pytest
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+from lib.distributed.contact import lost_contact
+from lib.distributed.launch import _cause, _end
+from lib.errors import LOST_CONTACT
+
+
+class DistBackendError(RuntimeError):
+    """As PyTorch 2 raises it."""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[../third_party/gloo/gloo/transport/tcp/pair.cc:598] Connection closed by peer [127.0.0.1]:23456",
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Read error [::1]:1: Connection reset by peer",
+        "[../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:84] Timed out waiting 600000ms for recv operation",
+        "Application timeout caused pair closure",
+        "writev [127.0.0.1]:1: Broken pipe",
+        "NCCL communicator was aborted on rank 1.",
+        "NCCL error in: ../torch/lib/c10d/ProcessGroupNCCL.cpp:1, remote process exited or there was a network error",
+        "TCPStore: Socket Timeout",
+    ],
+)
+def test_communication_that_failed_is_lost_contact(words):
+    assert lost_contact(RuntimeError(words))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)",
+        "DataLoader worker (pid 7) is killed by signal: Killed.",
+        "DataLoader timed out after 5 seconds",
+        "ProcessGroupGloo::allreduce: invalid tensor type",
+        "[../third_party/gloo/gloo/transport/tcp/pair.cc:446] op.preamble.length <= op.nbytes. 8 vs 4",
+        "NCCL error in: ProcessGroupNCCL.cpp:1, invalid usage, NCCL version 21.0.3",
+        "NCCL error: unhandled cuda error (run with NCCL_DEBUG=INFO for details)",
+        "CUDA error: device-side assert triggered",
+        "",
+    ],
+)
+def test_any_other_error_is_one_of_this_process(words):
+    assert not lost_contact(RuntimeError(words))
+
+
+def test_errors_of_torch_distributed_are_known_by_their_class():
+    assert lost_contact(DistBackendError("something new"))
+    assert not lost_contact(DistBackendError("ncclInvalidUsage: Duplicate GPU detected"))
+
+
+KILLED, ENDED, STOPPED = -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "cause"),
+    [
+        ({0: (LOST_CONTACT, 100), 1: (1, 100)}, 1),
+        ({0: (LOST_CONTACT, 100), 1: (2, 101)}, 1),
+        ({0: (STOPPED, 100), 1: (1, 100)}, 1),  # ended by the launcher after the other's failure
+        ({0: (ENDED, 100), 1: (1, 100)}, 1),
+        ({0: (KILLED, 130), 1: (1, 100)}, 1),
+        ({0: (KILLED, 130), 1: (LOST_CONTACT, 100)}, 1),
+        ({0: (STOPPED, 100), 1: (LOST_CONTACT, 100)}, 1),
+        ({0: (LOST_CONTACT, 100), 1: (KILLED, 100)}, 1),
+        ({0: (LOST_CONTACT, 100), 1: (KILLED, 101), 2: (ENDED, 101)}, 1),
+        ({0: (LOST_CONTACT, 100), 1: (LOST_CONTACT, 99)}, 1),
+        ({0: (1, 101), 1: (1, 100)}, 1),
+        ({0: (STOPPED, 101), 1: (STOPPED, 100)}, 1),
+    ],
+)
+def test_the_process_that_failed_by_itself_is_named(outcomes, cause):
+    failures = {}
+    for rank, (status, time) in outcomes.items():
+        failures[rank] = ProcessFailure(rank, 1000 + rank, status, "/no file")
+        failures[rank].timestamp = time
+    assert _cause(failures)[0] == cause
+
+
+def test_ends_are_said_in_words():
+    assert _end(KILLED) == "was killed by SIGKILL"
+    assert _end(LOST_CONTACT) == "lost contact with the others"
+    assert _end(1) == "ended with status 1"
