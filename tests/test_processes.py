@@ -210,10 +210,10 @@ sys.exit(main.main(sys.argv[1:]))
 """
 
 
-def launched(arguments, program=None):
+def launched(arguments, program=None, **variables):
     """The finished launcher of --gpus 0,1, with CPU processes in the GPUs' place, that run `program` or main.py."""
     chosen = "" if program is None else f"import lib.distributed.launch as it; it.MAIN = {str(program)!r}"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
     return subprocess.run(
         [sys.executable, "-c", chosen + LAUNCH, *map(str, arguments)],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200,
@@ -240,6 +240,15 @@ def test_an_image_that_one_process_cannot_read_is_a_mistake_in_the_call(tmp_path
     done = launched([*arguments, "--workers-num", 0, "--sess-dir", tmp_path, "--max-round", 1])
     assert done.returncode == 2, done.stderr
     assert len(re.findall(r"error: rank \d: .*05\.png", done.stderr)) == 1
+    assert "unforeseen" not in done.stderr
+
+
+def test_a_download_that_fails_ends_the_processes_that_wait_for_it(tmp_path):
+    nowhere = f"http://localhost:{free_port()}"
+    arguments = [*SMALL, "--dataset", "cifar10", "--data-root", tmp_path, "--download", "--sess-dir", tmp_path]
+    done = launched(arguments, http_proxy=nowhere, https_proxy=nowhere)
+    assert done.returncode == 2, done.stderr
+    assert len(re.findall(r"error: rank 0: .*cifar10", done.stderr)) == 1
     assert "unforeseen" not in done.stderr
 
 

@@ -2,6 +2,7 @@
 
 import datetime
 import os
+from typing import Callable
 
 import torch
 from torch import distributed
@@ -14,6 +15,9 @@ from lib.errors import LostContact, UserError
 
 PATIENCE = datetime.timedelta(minutes=10)
 """How long a process waits for the others before it gives them up; one that has ended is noticed at once."""
+
+LONG_PATIENCE = datetime.timedelta(days=1)
+"""The same where one process may have files to fetch or to read first."""
 
 
 def join(gpus: str, place: Place) -> World:
@@ -44,6 +48,17 @@ def join(gpus: str, place: Place) -> World:
         raise LostContact(f"the {place.size} processes of the run do not find each other: {error}") from None
     spare_process_group()
     return World.joined(device)
+
+
+def patient_barrier(world: World) -> Callable[[], None]:
+    """A barrier for processes that come to it hours apart. All must ask for it, before the work that takes so long.
+
+    The waiting is done by CPUs, which notice at once that a process has ended.
+    """
+    if world.size == 1:
+        return lambda: None
+    waiting = distributed.new_group(timeout=LONG_PATIENCE, backend="gloo")
+    return lambda: distributed.barrier(group=waiting)
 
 
 def leave() -> None:

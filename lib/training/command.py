@@ -9,7 +9,6 @@ from typing import Any, Optional
 
 import torch
 
-import datasets
 from datasets.pipeline import Pipeline
 from lib import determinism, devices, memory, precision
 from lib.allocator import keep_freed_memory
@@ -34,6 +33,7 @@ from lib.session.lock import SessionLock
 from lib.session.own_files import check_no_links
 from lib.session.records import note_final, note_start
 from lib.training.history import UNLABELLED_LEGEND
+from lib.training.images import open_images
 from lib.training.runner import RESULT, Runner, check_curriculum
 from lib.training.start_record import start_record
 from lib.training.state import TrainingState
@@ -61,7 +61,7 @@ def execute(
     world = group.join(settings.options.gpus, place)
     keep_freed_memory()
     try:
-        _execute(settings, saved, source, weights, world)
+        _execute(settings, saved, source, weights, world, place)
     except (RuntimeError, MemoryError) as error:
         if memory.ran_out(error):
             raise RunError(
@@ -80,6 +80,7 @@ def _execute(
     source: Optional[Path],
     weights: Optional[WeightsFile],
     world: World,
+    place: Place,
 ) -> None:
     options, device = settings.options, world.device
     torch.backends.cuda.matmul.allow_tf32 = False  # loss, bank and entropies are float32 in any case
@@ -89,8 +90,7 @@ def _execute(
         return
     if options.export is not None:
         check_free("--export", Path(options.export), options.overwrite)  # before a large data set is looked through
-    images = datasets.load(options.dataset, options.data_root, options.download, options.labels)
-    pipeline = Pipeline(images, options, device, world.rank, world.size)
+    pipeline = open_images(options, world, place)
     if options.report_only:
         if world.is_first:
             _report(pipeline, source)
