@@ -15,7 +15,8 @@ from datasets.split import Split
 from lib.config import Options
 from lib.distributed.place import Place
 from lib.distributed.world import World
-from lib.training.images import open_images
+from lib.errors import UserError
+from lib.training.images import check_same, open_images
 
 
 def run(job, folder, *arguments):
@@ -62,6 +63,33 @@ def test_the_first_process_of_a_machine_fetches_and_the_other_waits(tmp_path):
 def test_on_machines_of_their_own_both_fetch(tmp_path):
     for noted in run(loads, tmp_path, (0, 0)):
         assert [download for _, download in noted] == [True, True]
+
+
+def compared(world):
+    """What is said about each kind of difference."""
+    train, other, test = pixels(4), pixels(4, 1), pixels(2)
+    pairs = {
+        "same": ((train, test), (train, test)),
+        "fewer": ((train, None), (pixels(3), None)),
+        "others": ((train, None), (other, None)),
+        "no test": ((train, test), (train, None)),
+    }
+    said = {}
+    for name, sides in pairs.items():
+        images, tests = sides[world.rank]
+        try:
+            check_same(world, len(images), images.fingerprint(), tests)
+        except UserError as error:
+            said[name] = str(error)
+    return said
+
+
+def test_processes_with_other_images_are_named(tmp_path):
+    first, second = run(compared, tmp_path)
+    assert first == second
+    assert list(first) == ["fewer", "others", "no test"]
+    assert all(words.startswith("rank 1 found other images than rank 0") for words in first.values())
+    assert "rank 0: 4 training, 0 test, rank 1: 3 training, 0 test" in first["fewer"]
 
 
 @pytest.mark.parametrize("download", [False, True])

@@ -252,6 +252,30 @@ def test_a_download_that_fails_ends_the_processes_that_wait_for_it(tmp_path):
     assert "unforeseen" not in done.stderr
 
 
+def test_a_process_with_other_images_is_named_by_all(tmp_path):
+    """Each process looks below its own folder, as on machines of their own."""
+    for rank, count in enumerate((6, 7)):
+        folder = tmp_path / str(rank) / "train" / "a"
+        folder.mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray(np.full((9, 9, 3), number, np.uint8)).save(folder / f"{number}.png")
+    program = tmp_path / "apart.py"
+    program.write_text(APART.format(root=str(ROOT), folder=str(tmp_path)))
+    done = launched([*SMALL, "--dataset", "imagefolder", "--sess-dir", tmp_path], program)
+    assert done.returncode == 2, done.stderr
+    said = r"error: rank \d: rank 1 found other images than rank 0 \(rank 0: 6 training, 0 test, rank 1: 7 training"
+    assert len(re.findall(said, done.stderr)) == 2
+
+
+APART = """
+import os
+import sys
+sys.path.insert(0, {root!r})
+import main
+sys.exit(main.main([*sys.argv[1:], "--data-root", os.path.join({folder!r}, os.environ["RANK"])]))
+"""
+
+
 def worker(parent, rank):
     """The process of that rank among the descendants of `parent`."""
     for folder in Path("/proc").glob("[0-9]*"):

@@ -60,17 +60,18 @@ def execute(
     determinism.choose(settings.options.deterministic)
     world = group.join(settings.options.gpus, place)
     keep_freed_memory()
-    try:
-        _execute(settings, saved, source, weights, world, place)
-    except (RuntimeError, MemoryError) as error:
-        if memory.ran_out(error):
-            raise RunError(
-                f"out of memory on {world.device} ({str(error).strip().splitlines()[0]}); lower --batch-size or "
-                "--discovery-memory, or add --augment-on workers; what was saved goes on with --resume"
-            ) from error
-        if world.size == 1 or isinstance(error, MemoryError) or not lost_contact(error):
-            raise
-        raise LostContact(f"{str(error).splitlines()[0]} (what another process says comes first)") from error
+    with group.at_rest_after_failure(world):
+        try:
+            _execute(settings, saved, source, weights, world, place)
+        except (RuntimeError, MemoryError) as error:
+            if memory.ran_out(error):
+                raise RunError(
+                    f"out of memory on {world.device} ({str(error).strip().splitlines()[0]}); lower --batch-size or "
+                    "--discovery-memory, or add --augment-on workers; what was saved goes on with --resume"
+                ) from error
+            if world.size == 1 or isinstance(error, MemoryError) or not lost_contact(error):
+                raise
+            raise LostContact(f"{str(error).splitlines()[0]} (what another process says comes first)") from error
     group.leave()  # not after a failure: taking leave could wait for a process that is gone
 
 

@@ -1,23 +1,32 @@
-"""The images of a run, found by each of its processes for itself."""
+"""The images of a run, found by each of its processes for itself, and the same in all."""
+
+from typing import Optional
+
+import torch
 
 import datasets
+from datasets.image_set import ImageSet
 from datasets.pipeline import Pipeline
 from datasets.split import Split
 from lib.config import Options
 from lib.distributed import group
 from lib.distributed.place import Place
 from lib.distributed.world import World
+from lib.errors import UserError
 
 
 def open_images(options: Options, world: World, place: Place) -> Pipeline:
     """Look the data set through and make it ready to be served. All processes must call it.
 
     Raises:
-        UserError: as `datasets.load` and `Pipeline`.
+        UserError: as `datasets.load` and `Pipeline`; or the processes have not found the same images.
         RunError: a process that reads images died.
     """
     split = _load(options, world, place)
-    return Pipeline(split, options, world.device, world.rank, world.size)
+    pipeline = Pipeline(split, options, world.device, world.rank, world.size)
+    if world.size > 1:
+        check_same(world, len(pipeline.train), pipeline.fingerprint, pipeline.test)
+    return pipeline
 
 
 def _load(options: Options, world: World, place: Place) -> Split:
@@ -32,3 +41,31 @@ def _load(options: Options, world: World, place: Place) -> Split:
     split = datasets.load(name, root, True, labels)
     wait()
     return split
+
+
+def check_same(world: World, count: int, fingerprint: str, test: Optional[ImageSet]) -> None:
+    """Whether all processes have the same images. They would wait for one another in vain if they had not.
+
+    Args:
+        count: of the training images.
+        fingerprint: of the training images, as `ImageSet.fingerprint`.
+        test: the test images, or None.
+
+    Raises:
+        UserError: some have others; all processes raise it.
+    """
+    tests = (0, 0) if test is None else (len(test), _number(test.fingerprint()))
+    own = torch.tensor([[count, _number(fingerprint), *tests]], device=world.device)
+    every = world.gather_rows(own, [1] * world.size).tolist()
+    others = [rank for rank, found in enumerate(every) if found != every[0]]
+    if not others:
+        return
+    found = ", ".join(f"rank {rank}: {every[rank][0]:,} training, {every[rank][2]:,} test" for rank in [0, *others])
+    raise UserError(
+        f"{'rank' if len(others) == 1 else 'ranks'} {', '.join(map(str, others))} found other images than rank 0 "
+        f"({found}); all processes need the same files below --data-root"
+    )
+
+
+def _number(fingerprint: str) -> int:
+    return int(fingerprint[:15], 16)  # fits int64
