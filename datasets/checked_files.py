@@ -35,15 +35,25 @@ class CheckedFiles:
         return np.flatnonzero(~np.isin(self._keys, self._known) | (self._keys == image_cache.NOT_THERE)).tolist()
 
     def remember(self, rows: Sequence[int]) -> None:
-        """The files of these rows are good. Where nothing can be written, they will be unknown again next time."""
+        """The files of these rows are good. Where nothing can be written, they will be unknown again next time.
+
+        What other processes have written in the meantime is kept.
+        """
         if not rows:
             return
         known = np.union1d(self._known, self._keys[list(rows)])
+        any(_add(file, known) for file in self._files)  # the first place that takes it
 
-        def content(file: BinaryIO) -> None:
-            np.save(file, known, allow_pickle=False)
 
-        any(image_cache.write(file, content) for file in self._files)  # the first place that takes it
+def _add(file: Path, known: np.ndarray) -> bool:
+    """Put keys beside those that are in a file by now. Returns whether it could be written."""
+    with image_cache.one_at_a_time(file):
+        every = np.union1d(known, _read(file))
+
+        def content(opened: BinaryIO) -> None:
+            np.save(opened, every, allow_pickle=False)
+
+        return image_cache.write(file, content)
 
 
 def _read(file: Path) -> np.ndarray:

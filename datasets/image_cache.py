@@ -1,10 +1,11 @@
 """Where what was found out about image files is kept, and how it is written there."""
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Callable
 
@@ -41,6 +42,21 @@ def write(file: Path, content: Callable[[BinaryIO], None]) -> bool:
             temporary.unlink()
         return False
     return True
+
+
+@contextlib.contextmanager
+def one_at_a_time(file: Path) -> Iterator[None]:
+    """Holds up other processes that want to change the same file, where its folder can be locked.
+
+    Some network disks cannot: of two that write there at once, the last one's version stays.
+    """
+    with contextlib.ExitStack() as at_end:
+        with contextlib.suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            folder = os.open(file.parent, os.O_RDONLY)
+            at_end.callback(os.close, folder)  # and so let others go on
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
 
 
 def places(folder: Path, name: str, suffix: str) -> list[Path]:

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from datasets import normalisation
 from datasets.augment_parameters import Recipe
-from datasets.bad_images import without_bad_images
+from datasets.bad_images import Gather, without_bad_images
 from datasets.decoded import decoded
 from datasets.device_loader import DeviceLoader, to_device
 from datasets.image_set import ImageSet, limit
 from datasets.loading import WorkerLoader
 from datasets.only_classes import only_classes
-from datasets.share import Share
+from datasets.share import WHOLE, Share
 from datasets.shrunk import shrunk
 from datasets.split import Split
 from datasets.transforms import test_transform, train_transform
@@ -38,6 +38,8 @@ class Pipeline:
         device: where batches are delivered.
         rank, processes: which of how many processes this is. Each serves its `Share`: of every training batch, and
             of all images where they are served without augmentation.
+        gather: what they tell each other of bad images (`--skip-bad-images`), of which each then checks its share;
+            None: each checks all images for itself.
 
     Attributes:
         train, test: all the images, whatever the share; test may be None.
@@ -52,12 +54,21 @@ class Pipeline:
         RunError: a process that checks images died.
     """
 
-    def __init__(self, split: Split, options: Options, device: torch.device, rank: int = 0, processes: int = 1):
+    def __init__(
+        self,
+        split: Split,
+        options: Options,
+        device: torch.device,
+        rank: int = 0,
+        processes: int = 1,
+        gather: Optional[Gather] = None,
+    ):
         self._share = Share(rank, processes)
         self.skipped: tuple[str, ...] = ()
         split = only_classes(split, options.classes)
         if options.skip_bad_images:
-            split, self.skipped = without_bad_images(split, options.workers_num, report=rank == 0)
+            checked = WHOLE if gather is None else self._share
+            split, self.skipped = without_bad_images(split, options.workers_num, rank == 0, checked, gather)
         self.name, self.notes = split.name, split.notes
         self.means, self.stds = normalisation.chosen(options, (split.means, split.stds))
         self._options, self._device = options, device

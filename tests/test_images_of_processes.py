@@ -1,6 +1,7 @@
 """What two processes do about the images of a run before it starts: fetch, compare, check."""
 
 import datetime
+import os
 import time
 
 import numpy as np
@@ -8,8 +9,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from PIL import Image
 
 import datasets
+from datasets import bad_images
+from datasets.checked_files import CheckedFiles
 from datasets.image_set import ImageSet
 from datasets.split import Split
 from lib.config import Options
@@ -90,6 +94,63 @@ def test_processes_with_other_images_are_named(tmp_path):
     assert list(first) == ["fewer", "others", "no test"]
     assert all(words.startswith("rank 1 found other images than rank 0") for words in first.values())
     assert "rank 0: 4 training, 0 test, rank 1: 3 training, 0 test" in first["fewer"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Ten training and three test images, one of each kind bad in either half, and one in the last of the tests."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    for part, count in (("train", 10), ("test", 3)):
+        where = tmp_path / "data" / part / "a"
+        where.mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray(np.full((9, 9, 3), 10 * number, np.uint8)).save(where / f"{number}.png")
+    for bad in ("train/a/1.png", "train/a/8.png", "test/a/2.png"):
+        (tmp_path / "data" / bad).write_bytes(b"no image")
+    return tmp_path / "data"
+
+
+def checks(world, folder):
+    """What is opened, kept, left out and said by each process."""
+    opened, said, read = [], [], bad_images.read_rgb
+    bad_images.read_rgb = lambda path: (opened.append(os.path.relpath(path, folder)), read(path))[1]
+    bad_images.log.warning = lambda text, *values: said.append(text % values)
+    options = Options(size=8, dataset="imagefolder", data_root=folder, skip_bad_images=True, workers_num=0)
+    pipeline = open_images(options, world, Place(world.rank, world.size, world.rank, world.size))
+    skipped = [os.path.relpath(path, folder) for path in pipeline.skipped]
+    return {
+        "opened": opened,
+        "said": said,
+        "skipped": skipped,
+        "train": len(pipeline.train),
+        "test": len(pipeline.test),
+    }
+
+
+def test_bad_images_in_either_share_are_left_out_by_both(folder, tmp_path):
+    first, second = run(checks, tmp_path, str(folder))
+    assert first["opened"] == [*(f"train/a/{number}.png" for number in range(5)), "test/a/0.png"]
+    assert second["opened"] == [*(f"train/a/{number}.png" for number in range(5, 10)), "test/a/1.png", "test/a/2.png"]
+    for found in (first, second):
+        assert found["skipped"] == ["train/a/1.png", "train/a/8.png", "test/a/2.png"]
+        assert (found["train"], found["test"]) == (8, 2)
+    assert second["said"] == []
+    assert "2 of 10 training images cannot be read" in first["said"][0]
+    assert "1.png" in first["said"][1]
+    assert "8.png" in first["said"][2]
+    (tmp_path / "meeting").unlink(missing_ok=True)
+    again = run(checks, tmp_path, str(folder))  # what each found good is remembered
+    assert [found["opened"] for found in again] == [["train/a/1.png"], ["train/a/8.png", "test/a/2.png"]]
+    assert CheckedFiles([str(folder / "train" / "a" / f"{number}.png") for number in range(10)]).unknown() == [1, 8]
+
+
+def test_records_of_good_files_by_several_writers_are_joined(folder):
+    paths = sorted(str(path) for path in folder.rglob("*.png"))
+    writers = [CheckedFiles(paths) for _ in range(3)]
+    for writer, rows in zip(writers, ([0, 1], [2], [5, 6])):
+        writer.remember(rows)
+    known = set(range(len(paths))) - set(CheckedFiles(paths).unknown())
+    assert known == {0, 1, 2, 5, 6}
 
 
 @pytest.mark.parametrize("download", [False, True])

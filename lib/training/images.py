@@ -3,8 +3,10 @@
 from typing import Optional
 
 import torch
+from torch import Tensor
 
 import datasets
+from datasets.bad_images import Gather
 from datasets.image_set import ImageSet
 from datasets.pipeline import Pipeline
 from datasets.split import Split
@@ -23,10 +25,26 @@ def open_images(options: Options, world: World, place: Place) -> Pipeline:
         RunError: a process that reads images died.
     """
     split = _load(options, world, place)
-    pipeline = Pipeline(split, options, world.device, world.rank, world.size)
-    if world.size > 1:
-        check_same(world, len(pipeline.train), pipeline.fingerprint, pipeline.test)
+    if world.size == 1:
+        return Pipeline(split, options, world.device)
+    gather = None
+    if options.skip_bad_images:
+        check_same(world, len(split.train), split.train.fingerprint(), split.test)  # what is told goes by their rows
+        gather = _patient_gather(world)
+    pipeline = Pipeline(split, options, world.device, world.rank, world.size, gather)
+    check_same(world, len(pipeline.train), pipeline.fingerprint, pipeline.test)
     return pipeline
+
+
+def _patient_gather(world: World) -> Gather:
+    """`World.gather_rows` of the CPU's tensors, for processes that are done hours apart."""
+    wait = group.patient_barrier(world)
+
+    def gather(rows: Tensor) -> Tensor:
+        wait()
+        return world.gather_rows(rows.to(world.device)).cpu()
+
+    return gather
 
 
 def _load(options: Options, world: World, place: Place) -> Split:
