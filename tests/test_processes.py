@@ -276,6 +276,36 @@ sys.exit(main.main([*sys.argv[1:], "--data-root", os.path.join({folder!r}, os.en
 """
 
 
+MASKS = """
+import os
+import sys
+sys.path.insert(0, {root!r})
+import torch
+import main
+drawn, forward = [], torch.nn.Dropout.forward
+
+def noting(layer, images):
+    if layer.training:
+        drawn.append(torch.nn.functional.dropout(torch.ones(64)))
+    return forward(layer, images)
+
+torch.nn.Dropout.forward = noting
+status = main.main(sys.argv[1:])
+torch.save(torch.stack(drawn), os.path.join({folder!r}, os.environ["RANK"]))
+sys.exit(status)
+"""
+
+
+def test_dropout_draws_other_masks_in_each_process_and_at_each_step(tmp_path):
+    program = tmp_path / "masks.py"
+    program.write_text(MASKS.format(root=str(ROOT), folder=str(tmp_path)))
+    done = launched([*SMALL, "--network", "alexnet", "--limit-train", 32, "--max-round", 1, "--debug"], program)
+    assert done.returncode == 0, done.stderr
+    masks = torch.cat([torch.load(tmp_path / str(rank)) for rank in range(2)])
+    assert len(masks) == 2 * 2 * 2 * 2  # processes, epochs, steps, layers
+    assert len(masks.unique(dim=0)) == len(masks)
+
+
 def worker(parent, rank):
     """The process of that rank among the descendants of `parent`."""
     for folder in Path("/proc").glob("[0-9]*"):

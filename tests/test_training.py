@@ -16,6 +16,7 @@ from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.training.epoch import train_epoch
 from lib.training.history import History
+from lib.training.masks import with_own_masks
 from lib.training.optimisation import build_optimizer, start_schedule
 from lib.training.step import Step
 from tests import oracles
@@ -233,3 +234,16 @@ def test_the_best_epoch_is_the_earliest_of_equals():
     summary = history.current
     assert (summary.knn_last, summary.knn_best, summary.best_epoch, summary.seconds) == (0.6, 0.7, 3, 5.0)
     assert History.from_state(history.state()).state() == history.state()
+
+
+def test_masks_depend_on_the_place_in_the_run_alone():
+    def drawn(start, *place):
+        torch.rand(start + 3)  # whatever was drawn before
+        batches = with_own_masks(iter([(torch.ones(64), torch.arange(1))] * (4 - start)), start, 7, *place)
+        return torch.stack([torch.nn.functional.dropout(images) for images, _ in batches])
+
+    masks = drawn(0, 1, 2, 3)
+    assert torch.equal(drawn(0, 1, 2, 3), masks)
+    assert torch.equal(drawn(2, 1, 2, 3), masks[2:])  # gone on with within the epoch
+    others = [masks, drawn(0, 0, 2, 3), drawn(0, 1, 3, 3), drawn(0, 1, 2, 4)]
+    assert len(torch.cat(others).unique(dim=0)) == 16
