@@ -94,9 +94,27 @@ class Pipeline:
     def epoch_order(self, *place: int) -> tuple[Tensor, ...]:
         """The shuffled batches of one epoch, row numbers (B,) each; `place` is (round, epoch)."""
         order = torch.randperm(len(self.train), generator=generator(self._options.seed, "order", *place))
-        # in a process with one image batch norm has no variance to work with, unless it is that of all processes
-        smallest = 2 if self._options.sync_bn else 2 * self._share.processes
-        return split_order(order, self._options.batch_size, smallest)
+        return split_order(order, self._options.batch_size, self._smallest)
+
+    def check_batches(self) -> None:
+        """Whether every process can train on its share of every batch.
+
+        Raises:
+            UserError: with `--no-sync-bn`, some would have a single image or none.
+        """
+        images, batch, processes = len(self.train), self._options.batch_size, self._share.processes
+        sizes = [len(rows) for rows in split_order(torch.arange(images), batch, self._smallest)]
+        if processes > 1 and min(sizes) < self._smallest:
+            raise UserError(
+                f"--no-sync-bn: {images:,} images at --batch-size {batch} make a batch of {min(sizes)}, and each of "
+                f"{processes} processes needs 2 images for batch norm; use --sync-bn, fewer processes, or at least "
+                f"{self._smallest} images and --batch-size {self._smallest}"
+            )
+
+    @property
+    def _smallest(self) -> int:
+        """Images in a batch: one alone has no variance for batch norm, unless it is that of all processes."""
+        return 2 if self._options.sync_bn else 2 * self._share.processes
 
     def train_batches(self, order: Sequence[Tensor], *place: int, start: int = 0) -> Batches:
         """This process's share of each training batch in the given order, augmented; it may be empty.

@@ -13,6 +13,7 @@ from datasets.pipeline import Pipeline
 from datasets.share import Share
 from datasets.split import Split
 from lib.config import Options
+from lib.errors import UserError
 
 CPU = torch.device("cpu")
 PROCESSES = (1, 2, 3, 5)
@@ -155,3 +156,29 @@ def test_paths_are_a_sequence_of_texts():
         with pytest.raises(IndexError):
             paths[row]
     assert len(Paths([])) == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "processes", "works"),
+    [
+        (20, 4, 2, True),
+        (20, 3, 2, False),
+        (3, 9, 2, False),
+        (4, 9, 2, True),
+        (21, 4, 2, True),  # the last image joins the batch before it
+        (21, 6, 3, True),
+        (20, 5, 3, False),
+        (20, 1, 1, True),
+    ],
+)
+def test_batch_norm_by_process_needs_two_images_in_each(count, batch, processes, works):
+    options = options_of("device", sync_bn=False, batch_size=batch)
+    for pipeline in pipelines(split_of(count, 4), options, processes):
+        if works:
+            pipeline.check_batches()
+            assert processes == 1 or all(len(rows) >= 2 * processes for rows in pipeline.epoch_order(0, 0))
+        else:
+            with pytest.raises(UserError, match=f"--no-sync-bn: {count} images at --batch-size {batch}.*use --sync-bn"):
+                pipeline.check_batches()
+    for pipeline in pipelines(split_of(count, 4), replace(options, sync_bn=True), processes):
+        pipeline.check_batches()

@@ -106,6 +106,7 @@ def _execute(
         _test(settings, protocols, state.embedder, saved, source, world)
         return
     check_curriculum(options, len(pipeline.train))
+    pipeline.check_batches()
     fitted: Optional[Fit] = None
     if saved is not None:
         state.restore(saved, str(source), options, pipeline)
