@@ -7,7 +7,6 @@ import os
 import pickle
 import re
 import shutil
-import time
 import types
 import warnings
 from typing import Any, Callable
@@ -59,16 +58,6 @@ def spare_process_group() -> None:
     """
     if TORCH_RELEASE < (2, 0):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(distributed.distributed_c10d._get_default_group()))
-
-
-def rest_process_group() -> None:
-    """Lets the threads of Gloo's group come to rest before the interpreter ends.
-
-    Before PyTorch 2 (seen in 1.10) such a thread lets go of its last tensor once it has the interpreter lock, and
-    takes the process down if the interpreter has ended by then. Sleeping leaves it the lock; microseconds would do.
-    """
-    if TORCH_RELEASE < (2, 0):
-        time.sleep(0.5)
 
 
 def fast_optimizer_arguments(kind: type, device: torch.device) -> dict[str, bool]:

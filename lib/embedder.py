@@ -55,7 +55,11 @@ class Embedder:
             return self._forward(images)
 
     def apart(self) -> AbstractContextManager:
-        """Within it backward leaves each process its own gradients, which the next backward outside adds to."""
+        """Where forward and backward are both within it, each process keeps the gradients for itself.
+
+        The next forward and backward outside add to them, and average the sums of all processes. Backward alone
+        within it exchanges them all the same: forward decides.
+        """
         if isinstance(self._forward, DistributedDataParallel):
             return self._forward.no_sync()
         return nullcontext()

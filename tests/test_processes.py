@@ -66,13 +66,16 @@ def run(processes, arguments, module=None):
     return done
 
 
-@pytest.mark.parametrize(("images", "rounds"), [(50, 3), (11, 2)])
-def test_two_and_three_processes_learn_what_one_learns(tmp_path, images, rounds):
+@pytest.mark.parametrize(("images", "rounds", "batches"), [(50, 3, 1), (50, 2, 2), (11, 2, 1)])
+def test_two_and_three_processes_learn_what_one_learns(tmp_path, images, rounds, batches):
     """The same losses, step by step, and bank, anchors, neighbours, weights and accuracies after all rounds.
+
+    One or two batches make an optimiser step.
 
     50 images leave a last batch of 2, fewer than 3 processes; 11 are fewer than a batch; 2 and 3 do not divide both.
     """
     arguments = [*SMALL, "--limit-train", images, "--size", "16", "--max-round", rounds, "--max-epoch", 1]
+    arguments += ["--iter-size", batches]
     found = {}
     for processes in (1, 2, 3):
         file = tmp_path / f"{processes}.pt"

@@ -11,7 +11,7 @@ import torch
 from torch import distributed
 
 from lib import devices
-from lib.compat import rest_process_group, spare_process_group
+from lib.compat import spare_process_group
 from lib.distributed.place import Place
 from lib.distributed.world import World
 from lib.errors import LostContact, UserError
@@ -66,21 +66,26 @@ def patient_barrier(world: World) -> Callable[[], None]:
 
 @contextmanager
 def at_rest_after_failure(world: World) -> Iterator[None]:
-    """Lets Gloo's threads come to rest before an error ends the process, which does not take leave then.
-
-    Such a thread lets go of the tensors of the last exchange once it has the interpreter lock. If the interpreter has
-    ended by then it takes the process down (SIGABRT), and the error's own status is lost.
-    """
+    """Lets Gloo's threads come to rest before an error ends the process, which does not take leave then."""
     try:
         yield
     except BaseException:
         if world.size > 1:
-            time.sleep(0.5)
+            _rest()
         raise
 
 
 def leave() -> None:
     """Part from the others, if there are any."""
     if distributed.is_available() and distributed.is_initialized():
-        rest_process_group()
+        _rest()
         distributed.destroy_process_group()
+
+
+def _rest() -> None:
+    """A thread of Gloo's lets go of the tensors of the last exchange once it has the interpreter lock.
+
+    If the interpreter has ended by then, that takes the process down (SIGABRT). Sleeping leaves it the lock;
+    microseconds would do.
+    """
+    time.sleep(0.5)

@@ -50,10 +50,10 @@ class Step:
         if first:
             self.optimizer.zero_grad(set_to_none=True)
         shard = self.bank.shard
-        features = self.embedder(images)  # (B, D)
-        batch = GlobalBatch.gather(features, members, shard.world, shard.world.shares(size))
-        loss = tiled_and_loss(features, self.bank.memory, members, self.temperature, shard=shard, batch=batch)
         with nullcontext() if last else self.embedder.apart():
+            features = self.embedder(images)  # (B, D)
+            batch = GlobalBatch.gather(features, members, shard.world, shard.world.shares(size))
+            loss = tiled_and_loss(features, self.bank.memory, members, self.temperature, shard=shard, batch=batch)
             (loss if share == 1.0 else loss * share).backward()
         parameters = (p for group in self.optimizer.param_groups for p in group["params"])
         self.watch.see(loss.detach(), [p.grad for p in parameters if p.grad is not None] if last else ())
