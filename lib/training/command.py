@@ -65,8 +65,9 @@ def execute(
             _execute(settings, saved, source, weights, world, place)
         except (RuntimeError, MemoryError) as error:
             if memory.ran_out(error):
+                reason = (str(error).strip().splitlines() or ["nothing more is known"])[0]
                 raise RunError(
-                    f"out of memory on {world.device} ({str(error).strip().splitlines()[0]}); lower --batch-size or "
+                    f"out of memory on {world.device} ({reason}); lower --batch-size or "
                     "--discovery-memory, or add --augment-on workers; what was saved goes on with --resume"
                 ) from error
             if world.size == 1 or isinstance(error, MemoryError) or not lost_contact(error):
