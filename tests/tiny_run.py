@@ -1,6 +1,7 @@
 """A run of main.py of a few seconds, on scikit-learn's digits, in a process of its own."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,8 +19,14 @@ WORKERS = ["--augment-on", "workers", "--workers-num", "2", "--iter-size", "2"]
 def start(*arguments, launcher=(), **options):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, *launcher, "main.py", *map(str, arguments)]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": _hears_signals, **options}
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, errors="surrogateescape", **options)
+
+
+def _hears_signals():
+    """Whoever runs the tests in the background or under nohup has them ignored, and what is ignored stays so."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def call(*arguments, **options):
