@@ -1,5 +1,6 @@
 """The network as files for others: weights, how to feed them, and ONNX."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,9 @@ def write_network(
         RunError: network.onnx does not compute what the network computes.
     """
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    try:
-        torch.save(weights, folder / STATE)
-    except RuntimeError as error:  # how it puts that a disk is full
-        raise OSError(f"{STATE}: {str(error).splitlines()[0]}") from error
+    whole = io.BytesIO()  # where the disk is full, PyTorch's own writing takes the process down (seen in 1.10)
+    torch.save(weights, whole)
+    (folder / STATE).write_bytes(whole.getbuffer())
     plain = models.build(options.network, options.low_dim, options.stem, options.size)
     plain.load_state_dict(weights)
     note = write_onnx(plain.eval(), options.size, folder / ONNX)
