@@ -90,7 +90,7 @@ class Contrast:
         """The figures that each has come to, a row for each figure."""
         body = [
             ["epochs completed", *(f"{len(story.epochs):,}" for story in self.stories)],
-            ["top-1, last", *(_percent(_last_knn(story)) for story in self.stories)],
+            ["top-1, last", *(_percent(story.latest("knn_top1")) for story in self.stories)],
             ["top-1, best epoch", *(_percent((_best(story) or {}).get("knn_top1")) for story in self.stories)],
             ["its round and epoch", *(_where(_best(story)) for story in self.stories)],
             ["top-1, recomputed", *(_percent((story.final or {}).get("top1")) for story in self.stories)],
@@ -162,11 +162,6 @@ def _text(value: Any) -> str:
 
 def _last(story: Story, key: str) -> Any:
     return story.epochs[-1][key] if story.epochs else None
-
-
-def _last_knn(story: Story) -> Optional[float]:
-    judged = [epoch["knn_top1"] for epoch in story.epochs if epoch["knn_top1"] is not None]
-    return judged[-1] if judged else None
 
 
 def _best(story: Story) -> Optional[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Optional
 
 from markupsafe import Markup
 
@@ -56,18 +56,18 @@ class Quality:
 
 def quality(story: Story, views: Sequence[RoundView], pictures: Pictures) -> Quality:
     """From metrics.jsonl, and from what the checkpoints of the rounds hold beside."""
-    of_all = any(_last(entry, "neighbour_cosine") is not None for entry in story.rounds)
+    of_all = any(entry.latest("neighbour_cosine") is not None for entry in story.rounds)
     by_number = {each.number: each for each in views}
     rounds = []
     for entry in story.rounds:
         now, before = by_number.get(entry.number), by_number.get(entry.number - 1)
         if of_all:
-            kept, cosine = _last(entry, "neighbours_kept"), _last(entry, "neighbour_cosine")
+            kept, cosine = entry.latest("neighbours_kept"), entry.latest("neighbour_cosine")
         else:
             kept = None if now is None or before is None else stability(before.found, now.found)
             cosine = None if now is None else now.closeness
         equal = _judged(entry, now, pictures)
-        rounds.append(RoundQuality(entry.number, entry.pairs, *equal, kept, cosine, _last(entry, "entropy")))
+        rounds.append(RoundQuality(entry.number, entry.pairs, *equal, kept, cosine, entry.latest("entropy")))
     return Quality(rounds, of_all, any(each.consistent is not None for each in rounds), _bars(rounds), _charts(rounds))
 
 
@@ -85,12 +85,6 @@ def _judged(entry: RoundStory, now: Optional[RoundView], pictures: Pictures) -> 
     if now is not None and pictures.labelled:
         return pairs_by_label(now.found, pictures)
     return entry.consistent, entry.pairs - entry.consistent
-
-
-def _last(entry: RoundStory, key: str) -> Any:
-    """The last value of a figure that not every epoch has."""
-    values = [epoch[key] for epoch in entry.epochs if epoch.get(key) is not None]
-    return values[-1] if values else None
 
 
 def _bars(rounds: Sequence[RoundQuality]) -> Optional[Markup]:

@@ -34,6 +34,10 @@ class RoundStory:
         """The line of the last epoch."""
         return self.epochs[-1]
 
+    def latest(self, key: str) -> Any:
+        """The last value of a figure that not every epoch has; None if none has."""
+        return _latest(self.epochs, key)
+
     @property
     def anchors(self) -> int:
         return self.last["anchors"]
@@ -59,8 +63,7 @@ class RoundStory:
     @property
     def knn_last(self) -> Optional[float]:
         """Top-1 of the last epoch that was evaluated."""
-        judged = [epoch["knn_top1"] for epoch in self.epochs if epoch["knn_top1"] is not None]
-        return judged[-1] if judged else None
+        return self.latest("knn_top1")
 
     @property
     def best(self) -> Optional[dict[str, Any]]:
@@ -139,7 +142,7 @@ class Story:
 
     def latest(self, key: str) -> Any:
         """The last value of a figure that not every line of metrics.jsonl has; None if none has."""
-        return next((epoch[key] for epoch in reversed(self.epochs) if epoch.get(key) is not None), None)
+        return _latest(self.epochs, key)
 
     @property
     def findings(self) -> dict[str, float]:
@@ -178,6 +181,10 @@ class Story:
             for name, value in self.options.items()
             if name in _BY_NAME and value != getattr(_DEFAULTS, name)
         }
+
+
+def _latest(epochs: list[dict[str, Any]], key: str) -> Any:
+    return next((epoch[key] for epoch in reversed(epochs) if epoch.get(key) is not None), None)
 
 
 def finding_words(key: str) -> str:

@@ -203,8 +203,10 @@ def _open_session(
         return session
     session = SessionFolder.create(options.sess_dir, options.session)
     _lock(session, at_end)
-    origin = f"# This run went on from {one_line(source)}; without it these options start anew.\n"
-    session.write_config(("" if source is None else origin) + to_yaml(settings))
+    origin = ""
+    if source is not None:
+        origin = f"# This run went on from {one_line(source)}; without it these options start anew.\n"
+    session.write_config(origin + to_yaml(settings))
     return session
 
 
