@@ -1,7 +1,6 @@
 """Batches of images that are read and transformed on the CPU, by worker processes or in this one."""
 
 import random
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Callable, Optional, Union
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader
 from datasets.image_set import ImageSet
 from datasets.lost_worker import watch
 from datasets.share import WHOLE, Share
+from datasets.worker_signals import obey_the_parent_alone
 from lib.errors import RunError, UserError
 from lib.seeding import derive
 
@@ -102,7 +102,7 @@ class WorkerLoader:
             **ahead,
             collate_fn=_collate,
             pin_memory=self._device.type == "cuda",
-            worker_init_fn=_ignore_interrupt,
+            worker_init_fn=obey_the_parent_alone,
             generator=torch.Generator(),  # without one it would draw from the default generator
         )
 
@@ -195,10 +195,3 @@ def _seeded(seed: int) -> Iterator[None]:
     finally:
         torch.default_generator.set_state(torch_state)
         random.setstate(python_state)
-
-
-def _ignore_interrupt(worker: int) -> None:
-    # Ctrl-C reaches all processes of a terminal, and a cluster's SIGTERM all of a job. The parent stops at its next
-    # step, for which it may still want images; it ends this process then, which also ends if the parent is gone
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)

@@ -158,6 +158,40 @@ def test_a_run_whose_loader_is_killed_ends_with_one_line(tmp_path):
     assert not any(os.path.exists(f"/proc/{child}") for child in children)
 
 
+def test_a_signal_to_all_leaves_the_workers_at_work():
+    loader = loader_of(40, 2)
+    batches = loader.batches(range(40), (0,))
+    next(batches)
+    ours = workers()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        stranger = f"import os; [os.kill(pid, {int(number)}) for pid in {ours}]"
+        subprocess.run([sys.executable, "-c", stranger], check=True)
+    assert len(list(batches)) == 19
+    assert workers() == ours
+    loader.close()
+    assert none_within(10)
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="torch's own handler does it there")
+def test_a_worker_ends_when_its_parent_says_so():
+    loader = loader_of(4000, 1, 0.05)
+    batches = loader.batches(range(4000), (0,))
+    next(batches)
+    os.kill(workers()[0], signal.SIGTERM)
+    assert none_within(5)
+    with pytest.raises(RunError, match="a process that loads images is gone"):
+        list(batches)
+
+
+def test_a_program_that_ends_with_a_loader_at_work_does_end():
+    """The traceback keeps the loader until the interpreter is taken down, and that waits for all child processes."""
+    program = "from tests.test_datasets_workers import loader_of\n"
+    program += "batches = loader_of(40, 2).batches(range(40), (0,))\nnext(batches)\nraise SystemError('kept')\n"
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 1
+    assert run.stderr.endswith("SystemError: kept\n")
+
+
 @pytest.mark.parametrize("prefetch", [1, 3])
 def test_prefetch_is_what_a_worker_loads_ahead(tmp_path, prefetch):
     class Noting(Slow):
