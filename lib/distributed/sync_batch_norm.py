@@ -127,7 +127,7 @@ class _Normalise(torch.autograd.Function):
             )
             own[0], own[1] = of_bias, of_weight
         through_mean, through_variance = ctx.world.all_reduce_sum(own.clone()) / ctx.count
-        gradient = rows.new_zeros(rows.shape)
+        gradient = torch.empty_like(rows)
         if rows.numel() > 0:
             scale = inverse if weight is None else inverse * weight
             # -scale (z sum u z + sum u) / n is a batch norm itself
