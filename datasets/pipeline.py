@@ -140,6 +140,12 @@ class Pipeline:
         """This process's share of the test images, in the order of their index."""
         return self._test_loader.batches(self._plain_order(self.test), ())
 
+    @property
+    def starts_processes(self) -> bool:
+        """Whether images are loaded by processes of their own, started when they are needed."""
+        loaders = (self._train_loader, self._plain_loader, self._test_loader)
+        return self._options.workers_num > 0 and any(isinstance(loader, WorkerLoader) for loader in loaders)
+
     def close(self) -> None:
         """Let the loader processes go."""
         for loader in (self._train_loader, self._plain_loader, self._test_loader):

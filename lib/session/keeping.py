@@ -74,6 +74,12 @@ class Checkpoints:
                 temporary.unlink()
             raise checkpoint.not_written(path, error) from error
 
+    def settle(self) -> None:
+        """Wait until all is written, where it is not at once."""
+
+    def close(self) -> None:
+        """The end of a run."""
+
     def _clear(self) -> None:
         """Remove the oldest of those that stand before a last one."""
         earlier = []

@@ -27,6 +27,7 @@ from lib.session.board import Board
 from lib.session.folder import SessionFolder
 from lib.session.journal import LOGGER, Metrics
 from lib.session.keeping import Checkpoints, Place
+from lib.session.keeping_behind import CheckpointsBehind
 from lib.session.progress import Progress
 from lib.session.stop_signals import StopSignals
 from lib.training.bad_batch import write_note
@@ -86,7 +87,9 @@ class Runner:
         self.board.introduce(options.as_dict(), protocols.can_vote)
         self.observer = Observer(options, pipeline, labels, world, self.board)
         self.report = report
-        self.checkpoints = None if session is None else Checkpoints(session, options.keep)
+        # a process that is forked while a thread is at work may take over a lock that nobody opens
+        kind = Checkpoints if pipeline.starts_processes else CheckpointsBehind
+        self.checkpoints = None if session is None else kind(session, options.keep)
         self._after_epoch = source is not None and not options.debug and state.epoch > 0 and state.underway.step == 0
         if self.checkpoints is not None and source is not None:
             current, finished = state.history.current, state.underway.step == 0
@@ -119,6 +122,7 @@ class Runner:
                     if round_number > self.state.round or not begun:
                         self._start_round(round_number)
                     self._finish_round()
+                self._settle()
                 self.stop.at_once(self._stopped_while_judging)
                 judged = self.protocols.finished(self.state.embedder)
                 self._note(judged, but_votes=True)
@@ -127,6 +131,8 @@ class Runner:
         finally:
             self.progress.close()
             self.board.close()
+            if self.checkpoints is not None:
+                self.checkpoints.close()
 
     def _start_round(self, round_number: int) -> None:
         """Choose anchors and neighbours from the bank as the round before left it."""
@@ -164,6 +170,7 @@ class Runner:
             schedule.step()
         log.info("%s", _closing_line(state.history.current, self.protocols.title), extra=RESULT)
         if self.report is not None:
+            self._settle()
             self.report.write_if_possible()
 
     def _train_one_epoch(self) -> None:
@@ -227,14 +234,16 @@ class Runner:
             record["images_per_second"],
             seconds,
         )
-        # what may take long comes when the epoch is on disk
         self._judge(self.protocols.due(state.round, state.epoch))
         signal_number = self.pauses.after_epoch()
         if signal_number is not None:
             raise self._interrupted(signal_number)
 
     def _judge(self, protocols: Sequence[Protocol]) -> None:
-        """Judge the network after an epoch that is on disk."""
+        """Judge the network after an epoch, which is on disk by then."""
+        if not protocols:
+            return
+        self._settle()
         state = self.state
         judged = self.protocols.judged(protocols, state.embedder)
         self._note(judged)
@@ -333,6 +342,11 @@ class Runner:
             history = self.state.history
             self.board.epoch(record, history.current.knn_best, history.best_top1)
         self._save(top1, is_best)
+
+    def _settle(self) -> None:
+        """What was saved is on disk from here on."""
+        if self.checkpoints is not None:
+            self.checkpoints.settle()
 
     def _save(self, top1: Optional[float], is_best: bool) -> None:
         """A checkpoint: every process brings its part of the bank, the first one writes."""

@@ -71,7 +71,8 @@ class TrainingState:
     ) -> dict[str, Any]:
         """The dict that is written to disk; see `lib.session.checkpoint` for its layout.
 
-        All processes must call it. That of the first is whole and does not depend on how many they are.
+        All processes must call it. That of the first is whole and does not depend on how many they are. Its tensors
+        are copies, which training does not change.
         """
         state = {
             "net": self.embedder.network.state_dict(),
@@ -98,7 +99,7 @@ class TrainingState:
                 "stds": list(pipeline.stds),
             },
         }
-        return _on_cpu(state)
+        return _copied_to_cpu(state)
 
     def restore(self, saved: dict[str, Any], source: str, options: Options, pipeline: Pipeline) -> None:
         """Take over a checkpoint. Options are not taken from it here: those of the run stand.
@@ -189,14 +190,14 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(inner)
 
 
-def _on_cpu(value: Any) -> Any:
+def _copied_to_cpu(value: Any) -> Any:
     """The same plain data with every tensor on the CPU: a file made on a GPU opens anywhere."""
     if isinstance(value, torch.Tensor):
-        return value.cpu()
+        return value.to("cpu", copy=True)
     if isinstance(value, dict):
-        return {key: _on_cpu(inner) for key, inner in value.items()}
+        return {key: _copied_to_cpu(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_on_cpu(inner) for inner in value]
+        return [_copied_to_cpu(inner) for inner in value]
     return value
 
 
