@@ -6,12 +6,12 @@ from typing import Optional
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 from torch.nn.parallel import DistributedDataParallel
 
 from lib.compat import HAS_EMPTY_CHANNELS_LAST, compiled, data_parallel
 from lib.distributed.sync_batch_norm import without_synchronisation
 from lib.distributed.world import World
+from lib.folded import FoldedNetwork
 from lib.precision import autocast
 
 
@@ -43,6 +43,8 @@ class Embedder:
         self.device, self.dtype = device, dtype
         self._forward = compiled(self.network) if compile else self.network
         self._world = world
+        self._folded: Optional[FoldedNetwork] = None
+        self._frozen: Optional[Embedder] = None
         if several:
             # statistics of batch norm are equal in all processes, or made so by agree()
             self._forward = data_parallel(self._forward)
@@ -74,9 +76,18 @@ class Embedder:
         self.network.train(mode)
 
     def frozen(self) -> "Embedder":
-        """A copy for evaluation, in which each batch norm has become part of the convolution before it."""
-        plain = without_synchronisation(self.network.eval())
-        return Embedder(fuse(plain).eval(), self.device, self.dtype)
+        """A copy for evaluation, in which each batch norm has become part of the convolution before it.
+
+        The network is left in evaluation mode. The next call brings the copies of earlier ones up to date.
+        """
+        self.network.eval()
+        if self._folded is None:
+            with torch.inference_mode(False):  # what is made in that mode cannot be changed outside of it
+                self._folded = FoldedNetwork(self.network)
+                self._frozen = Embedder(self._folded.module, self.device, self.dtype)
+        else:
+            self._folded.take_over(self.network)
+        return self._frozen
 
     def frozen_stages(self) -> Callable[[Tensor], dict[str, Tensor]]:
         """The network for evaluation, from images (B, 3, S, S) to the activations after each of its stages by name.

@@ -43,6 +43,61 @@ def test_the_frozen_network_gives_the_features_of_the_network_in_evaluation_mode
         assert torch.equal(value, before[key]), key
 
 
+class Awkward(nn.Module):
+    """Batch norms that cannot be folded, and a convolution with a bias before one that can."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.shared, self.last = nn.BatchNorm2d(3), nn.Conv2d(3, 5, 3), nn.Conv2d(5, 4, 1)
+        self.of_shared, self.of_last = nn.BatchNorm2d(5), nn.BatchNorm2d(4, eps=0.1)
+        self.of_batch, self.fc = nn.BatchNorm2d(4, track_running_stats=False), nn.Linear(4, 2)
+
+    def forward(self, images):
+        maps = self.shared(self.first(images))
+        maps = self.of_last(self.last(self.of_shared(maps) + maps))
+        return self.fc(self.of_batch(maps).mean(dim=(2, 3)))
+
+
+def changed(network):
+    """Other weights and other statistics."""
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.mul_(torch.rand_like(tensor) + 0.5)
+
+
+def test_what_cannot_be_folded_stays():
+    torch.manual_seed(1)
+    network = Awkward()
+    changed(network)
+    images = torch.randn(6, 3, 8, 8)
+    embedder = Embedder(network, CPU)
+    for _ in range(2):
+        with torch.no_grad():
+            expected = network.eval()(images)
+            torch.testing.assert_close(embedder.frozen()(images), expected, atol=1e-5, rtol=1e-5)
+        changed(network)
+    left = [name for name, layer in embedder.frozen().network.named_modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert left == ["first", "of_shared", "of_batch"]
+
+
+@pytest.mark.parametrize("first_in_inference_mode", [True, False])
+def test_the_frozen_network_is_brought_up_to_date(first_in_inference_mode):
+    network = trained_a_little("resnet18", 16)
+    images = torch.randn(6, 3, 16, 16)
+    embedder = Embedder(network, CPU)
+    for inference in (first_in_inference_mode, not first_in_inference_mode, first_in_inference_mode):
+        with torch.inference_mode(inference), torch.set_grad_enabled(False):
+            frozen = embedder.frozen()
+            torch.testing.assert_close(frozen(images), network.eval()(images), atol=1e-5, rtol=1e-5)
+        before = frozen(images).detach()
+        network.train()
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        network(images)[:, 0].sum().backward()
+        optimizer.step()
+        assert torch.equal(frozen(images), before)  # until the next call
+
+
 def test_features_come_in_the_order_of_their_rows_whatever_the_batches():
     network = trained_a_little("resnet18", 16)
     images = torch.randn(7, 3, 16, 16)
