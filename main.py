@@ -105,6 +105,11 @@ def _in_one_line(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    if isinstance(error, ModuleNotFoundError) and error.name and "." not in error.name:
+        return (
+            f"the Python package {error.name} is missing in {sys.executable}; use the environment that has what "
+            "requirements.txt lists (make demo makes one: . .venv/bin/activate), or pip install -r requirements.txt"
+        )
     reason = " ".join(str(error).split())
     return f"unforeseen {type(error).__name__}: {reason}; --debug-errors shows where it happened"
 

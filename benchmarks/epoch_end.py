@@ -13,6 +13,7 @@ from benchmarks.timing import Row
 from lib import precision
 from lib.config import Options
 from lib.embedder import Embedder
+from lib.insight.survey import sample_rows, survey
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.session import checkpoint
@@ -24,11 +25,15 @@ WRITTEN = "checkpoint written by a thread meanwhile"
 
 
 def epoch_end(setting: Setting) -> list[Row]:
-    """What the run waits for: the state copied and looked through, and the network folded. A thread writes the file."""
+    """What the run waits for: a sample of the bank looked at, the state copied and looked through, the network folded.
+
+    Lines of metrics and TensorBoard are left out. A thread writes the checkpoint.
+    """
     options = Options()
     state = _state(setting, options)
     # what a checkpoint asks a pipeline for
     images = SimpleNamespace(train=range(setting.images), name="random", fingerprint="", means=MEANS, stds=STDS)
+    rows = sample_rows(setting.images)
     saved = state.checkpoint(options, images, "benchmark", None)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "last.ckpt"
@@ -37,6 +42,7 @@ def epoch_end(setting: Setting) -> list[Row]:
                 "state copied": lambda: state.checkpoint(options, images, "benchmark", None),
                 "check that the state is finite": lambda: not_finite(saved),
                 "network folded": state.embedder.frozen,
+                "a sample of the bank looked at": lambda: survey(state.bank.memory, rows, options.npc_temperature),
                 WRITTEN: lambda: checkpoint.save(saved, path),
             }
         )

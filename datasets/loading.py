@@ -1,6 +1,7 @@
 """Batches of images that are read and transformed on the CPU, by worker processes or in this one."""
 
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Callable, Optional, Union
@@ -95,6 +96,9 @@ class WorkerLoader:
     def _new_loader(self) -> DataLoader:
         # without workers there is nobody to load ahead, and torch refuses to be told how much
         ahead = {"prefetch_factor": self._prefetch, "persistent_workers": True} if self._workers_num else {}
+        if self._workers_num and sys.platform.startswith("linux"):
+            # shares the images; from Python 3.14 on not the default, whose processes have another parent
+            ahead["multiprocessing_context"] = "fork"
         return DataLoader(
             self._images,
             batch_sampler=_Plan(),

@@ -6,11 +6,11 @@ import threading
 
 
 def obey_the_parent_alone(worker: int) -> None:
-    """For `worker_init_fn` of a DataLoader.
+    """For `worker_init_fn` of a DataLoader, in a process without other threads, as a fork leaves it.
 
     Ctrl-C reaches all processes of a terminal, and a cluster's SIGTERM all of a job. The parent stops at its next
-    step, for which it may still want images. When it has no more use for this process it sends SIGTERM itself, at the
-    latest when it ends, and then waits for it.
+    step, for which it may still want images. A process that is still there when the parent ends gets a SIGTERM from it,
+    and the parent waits.
     """
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

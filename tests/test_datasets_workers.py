@@ -161,13 +161,13 @@ def test_a_run_whose_loader_is_killed_ends_with_one_line(tmp_path):
 def test_a_signal_to_all_leaves_the_workers_at_work():
     loader = loader_of(40, 2)
     batches = loader.batches(range(40), (0,))
-    next(batches)
+    next(batches), next(batches)  # one of each
     ours = workers()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         stranger = f"import os; [os.kill(pid, {int(number)}) for pid in {ours}]"
         subprocess.run([sys.executable, "-c", stranger], check=True)
-    assert len(list(batches)) == 19
-    assert workers() == ours
+    assert len(list(batches)) == 18
+    assert sorted(workers()) == sorted(ours)
     loader.close()
     assert none_within(10)
 

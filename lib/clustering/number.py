@@ -4,8 +4,8 @@ In the graph of nearest neighbours a class is a region with many edges inside an
 merged, the most linked first. The number of clusters is the largest K at which no two of K groups have a linkage of
 `THRESHOLD` or more: roughly, the share of a group's edges that lead to one other group.
 
-`python3 -m benchmarks.cluster_number` measures this against the eigengap, silhouettes, prediction strength and other
-criteria; the constants below were chosen with it.
+`python3 -m benchmarks.cluster_number --sessions FOLDER` measures this against the eigengap, silhouettes, prediction
+strength and other criteria; the constants below were chosen with it.
 """
 
 from dataclasses import dataclass

@@ -322,7 +322,10 @@ class Runner:
         )
 
     def _last_good(self) -> str:
-        last = None if self.checkpoints is None else self.checkpoints.last
+        try:
+            last = None if self.checkpoints is None else self.checkpoints.last
+        except RunError as error:  # said beside what ends the run, not in its place
+            return str(error)
         return "there is no checkpoint from before" if last is None else f"the last good checkpoint is {last}"
 
     def _note(self, judged: Judged, but_votes: bool = False) -> None:
@@ -350,6 +353,7 @@ class Runner:
 
     def _save(self, top1: Optional[float], is_best: bool) -> None:
         """A checkpoint: every process brings its part of the bank, the first one writes."""
+        self._settle()  # before there is a second copy of everything
         name = "" if self.session is None else self.session.name
         state = self.state
         saved = state.checkpoint(self.options, self.pipeline, name, top1)
