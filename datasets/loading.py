@@ -1,7 +1,6 @@
 """Batches of images that are read and transformed on the CPU, by worker processes or in this one."""
 
 import random
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Callable, Optional, Union
@@ -14,7 +13,7 @@ from torch.utils.data import DataLoader
 from datasets.image_set import ImageSet
 from datasets.lost_worker import watch
 from datasets.share import WHOLE, Share
-from datasets.worker_signals import obey_the_parent_alone
+from datasets.worker_processes import context, ignore_signals_to_all
 from lib.errors import RunError, UserError
 from lib.seeding import derive
 
@@ -96,9 +95,8 @@ class WorkerLoader:
     def _new_loader(self) -> DataLoader:
         # without workers there is nobody to load ahead, and torch refuses to be told how much
         ahead = {"prefetch_factor": self._prefetch, "persistent_workers": True} if self._workers_num else {}
-        if self._workers_num and sys.platform.startswith("linux"):
-            # shares the images; from Python 3.14 on not the default, whose processes have another parent
-            ahead["multiprocessing_context"] = "fork"
+        if self._workers_num:
+            ahead["multiprocessing_context"] = context()
         return DataLoader(
             self._images,
             batch_sampler=_Plan(),
@@ -106,7 +104,7 @@ class WorkerLoader:
             **ahead,
             collate_fn=_collate,
             pin_memory=self._device.type == "cuda",
-            worker_init_fn=obey_the_parent_alone,
+            worker_init_fn=ignore_signals_to_all,
             generator=torch.Generator(),  # without one it would draw from the default generator
         )
 
