@@ -94,14 +94,16 @@ class WorkerLoader:
 
     def _new_loader(self) -> DataLoader:
         # without workers there is nobody to load ahead, and torch refuses to be told how much
-        ahead = {"prefetch_factor": self._prefetch, "persistent_workers": True} if self._workers_num else {}
-        if self._workers_num:
-            ahead["multiprocessing_context"] = context()
+        processes = {
+            "prefetch_factor": self._prefetch,
+            "persistent_workers": True,
+            "multiprocessing_context": context(),
+        }
         return DataLoader(
             self._images,
             batch_sampler=_Plan(),
             num_workers=self._workers_num,
-            **ahead,
+            **(processes if self._workers_num else {}),
             collate_fn=_collate,
             pin_memory=self._device.type == "cuda",
             worker_init_fn=ignore_signals_to_all,
