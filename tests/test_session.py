@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import logging
 import os
 import pickle
 import threading
@@ -203,6 +204,16 @@ def test_brief_shows_results_and_warnings_only(capsys):
     log.warning("a warning")
     journal.close_log()
     assert capsys.readouterr().out == "a round\na warning\n"
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_closed_log_leaves_the_logger_as_a_program_knows_it(tmp_path, silent):
+    logger = logging.getLogger(journal.LOGGER)
+    before = logger.level, logger.propagate, list(logger.handlers)
+    journal.open_log(tmp_path / "log.txt", brief=False, silent=silent)
+    assert (logger.level, logger.propagate) != before[:2]
+    journal.close_log()
+    assert (logger.level, logger.propagate, logger.handlers) == before
 
 
 @pytest.mark.parametrize(

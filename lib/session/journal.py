@@ -76,10 +76,10 @@ def open_log(log_file: Optional[Path], brief: bool, silent: bool = False) -> log
         brief: the terminal shows warnings and the records marked as results only.
         silent: nothing is shown: another process of the run tells the same.
     """
+    close_log()
     logger = logging.getLogger(LOGGER)
     logger.setLevel(logging.CRITICAL if silent else logging.INFO)
     logger.propagate = False
-    close_log()
     terminal = _TerminalHandler()
     terminal.setFormatter(logging.Formatter("%(message)s"))
     if brief:
@@ -93,11 +93,13 @@ def open_log(log_file: Optional[Path], brief: bool, silent: bool = False) -> log
 
 
 def close_log() -> None:
-    """Close the files of the run's logger; a second run in the same process starts with a clean one."""
+    """Undo `open_log`: a second run in this process starts with a clean logger, and a program hears its warnings."""
     logger = logging.getLogger(LOGGER)
     for handler in list(logger.handlers):
         handler.close()
         logger.removeHandler(handler)
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
 
 
 class Metrics:
