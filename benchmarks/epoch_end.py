@@ -3,6 +3,7 @@
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -34,12 +35,16 @@ def epoch_end(setting: Setting) -> list[Row]:
     # what a checkpoint asks a pipeline for
     images = SimpleNamespace(train=range(setting.images), name="random", fingerprint="", means=MEANS, stds=STDS)
     rows = sample_rows(setting.images)
-    saved = state.checkpoint(options, images, "benchmark", None)
+
+    def copied() -> dict[str, Any]:
+        return state.checkpoint(state.bank.gathered(), options, images, "benchmark", None)
+
+    saved = copied()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "last.ckpt"
         times = setting.turns(
             {
-                "state copied": lambda: state.checkpoint(options, images, "benchmark", None),
+                "state copied": copied,
                 "check that the state is finite": lambda: not_finite(saved),
                 "network folded": state.embedder.frozen,
                 "a sample of the bank looked at": lambda: survey(state.bank.memory, rows, options.npc_temperature),

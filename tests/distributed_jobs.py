@@ -71,7 +71,7 @@ def banks(world):
     found = {}
     for size in (2, 101):
         bank = MemoryBank(size, 5, 0.5, torch.Generator().manual_seed(7), world)
-        found[size, "start"] = _copy(bank.gathered())
+        found[size, "start"] = bank.gathered()
         for step in range(4):
             chosen = torch.randperm(size, generator=torch.Generator().manual_seed(step))[: 2 + step]
             own = world.rows(len(chosen))
@@ -86,10 +86,6 @@ def banks(world):
         found[size, "loaded"] = other.gathered()
     # only the first process is given the whole
     return {key: value if world.is_first or "loss" in key else None for key, value in found.items()}
-
-
-def _copy(whole):
-    return None if whole is None else whole.clone()
 
 
 def _network(kind):

@@ -108,7 +108,7 @@ def run():
     state = TrainingState.fresh(options, pipeline, World.alone(), None)
     state.history.start_round(0, 0, None)
     state.epoch = 1
-    return options, pipeline, state, state.checkpoint(options, pipeline, "s", 0.5)
+    return options, pipeline, state, state.checkpoint(state.bank.gathered(), options, pipeline, "s", 0.5)
 
 
 JUNK = [None, True, -1, 10**12, 1.5, float("nan"), "x", "../../x", [], [[]], {}, {"a": 1}]

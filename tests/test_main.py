@@ -452,6 +452,15 @@ def test_print_args_shows_values_and_their_origin(capsys):
     assert "default" in by_name["seed"]
 
 
+def test_a_missing_package_is_named_with_its_remedy():
+    """As for somebody who calls another Python than that of the environment."""
+    code = "import sys; sys.modules['prettytable'] = None; import main; sys.exit(main.main(['--print-args']))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: the Python package prettytable is missing in {sys.executable}; use the env")
+
+
 def test_help_starts_fast_and_survives_a_closed_pipe():
     started = time.monotonic()
     result = subprocess.run(

@@ -81,13 +81,12 @@ class MemoryBank(nn.Module):
         self.memory[indices] = F.normalize(mixed, dim=1)
 
     def gathered(self) -> Optional[Tensor]:
-        """The whole bank (N, D) on the CPU of the first process, block by block; None on the others.
+        """A copy of the whole bank (N, D) on the CPU of the first process, block by block; None on the others.
 
-        All processes must call it. It is what goes into a checkpoint, which so does not depend on P. With one
-        process on a CPU it is `memory` itself, not a copy.
+        All processes must call it. It is what goes into a checkpoint, which so does not depend on P.
         """
         if self.shard.world.size == 1:
-            return self.memory.cpu()
+            return self.memory.to("cpu", copy=True)
         whole = (
             torch.empty(self.size, self.memory.shape[1], dtype=self.memory.dtype) if self.shard.world.is_first else None
         )

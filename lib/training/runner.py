@@ -354,11 +354,11 @@ class Runner:
     def _save(self, top1: Optional[float], is_best: bool) -> None:
         """A checkpoint: every process brings its part of the bank, the first one writes."""
         self._settle()  # before there is a second copy of everything
-        name = "" if self.session is None else self.session.name
         state = self.state
-        saved = state.checkpoint(self.options, self.pipeline, name, top1)
-        if self.session is None:
+        memory = state.bank.gathered()
+        if self.session is None or memory is None:
             return
+        saved = state.checkpoint(memory, self.options, self.pipeline, self.session.name, top1)
         part = not_finite(saved)
         if part is not None:
             raise RunError(

@@ -67,17 +67,21 @@ class TrainingState:
         return cls(embedder, optimizer, bank, Neighbourhoods.none(size, options.ANs_size, world.device))
 
     def checkpoint(
-        self, options: Options, pipeline: Pipeline, session: str, accuracy: Optional[float]
+        self, memory: Tensor, options: Options, pipeline: Pipeline, session: str, accuracy: Optional[float]
     ) -> dict[str, Any]:
         """The dict that is written to disk; see `lib.session.checkpoint` for its layout.
 
-        All processes must call it. That of the first is whole and does not depend on how many they are. Its tensors
-        are copies, which training does not change.
+        It does not depend on how many processes there are. Its tensors are copies, which training does not change.
+
+        Args:
+            memory: (N, D), the whole bank, as `MemoryBank.gathered` gave it to this process.
+            options, pipeline: of this run.
+            session: its name.
+            accuracy: top-1 of the kNN evaluation, in [0, 1], if there was one.
         """
         state = {
             "net": self.embedder.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "npc": {"memory": self.bank.gathered()},
             "ANs_discovery": self.neighbourhoods.state_dict(),
             "acc": accuracy,
             "epoch": self.epoch,
@@ -99,7 +103,7 @@ class TrainingState:
                 "stds": list(pipeline.stds),
             },
         }
-        return _copied_to_cpu(state)
+        return {**_copied_to_cpu(state), "npc": {"memory": memory}}
 
     def restore(self, saved: dict[str, Any], source: str, options: Options, pipeline: Pipeline) -> None:
         """Take over a checkpoint. Options are not taken from it here: those of the run stand.
