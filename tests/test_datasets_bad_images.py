@@ -279,7 +279,7 @@ SMALL = ["--size", "16", "--batch-size", "4", "--max-round", "2", "--max-epoch",
 SMALL += ["--low-dim", "8", "--precision", "fp32", "--gpus", "cpu", "--dataset", "imagefolder"]
 
 
-def test_a_run_skips_and_resumes_and_without_the_option_it_ends(folder, tmp_path, capsys):
+def test_a_run_skips_and_resumes_and_without_the_option_it_ends(folder, tmp_path, capsys, caplog):
     arguments = [*SMALL, "--data-root", str(folder), "--sess-dir", str(tmp_path / "s")]
     assert main.main([*arguments, "--session", "strict"]) == 2
     error = capsys.readouterr().err
@@ -289,9 +289,8 @@ def test_a_run_skips_and_resumes_and_without_the_option_it_ends(folder, tmp_path
     assert any(name in error for name in BAD)
 
     assert main.main([*arguments, "--session", "lenient", "--skip-bad-images"]) == 0
-    printed = capsys.readouterr()
-    assert "8 training, 3 test images" in printed.out
-    assert "4 of 12 training images cannot be read and are left out" in printed.err
+    assert "8 training, 3 test images" in capsys.readouterr().out
+    assert "4 of 12 training images cannot be read and are left out" in caplog.text
     state = checkpoint.load(find_checkpoint(str(tmp_path / "s" / "lenient"), ""))
     assert state["npc"]["memory"].shape == (8, 8)
     assert state["dataset"]["size"] == 8
@@ -307,13 +306,13 @@ def test_a_run_skips_and_resumes_and_without_the_option_it_ends(folder, tmp_path
     assert "memory bank" in capsys.readouterr().err
 
 
-def test_without_bad_files_the_option_changes_nothing(folder, tmp_path, capsys):
+def test_without_bad_files_the_option_changes_nothing(folder, tmp_path, caplog):
     for name in BAD:
         (folder / name).unlink()
     arguments = [*SMALL, "--data-root", str(folder), "--sess-dir", str(tmp_path / "s"), "--max-round", "1"]
     assert main.main([*arguments, "--session", "with", "--skip-bad-images"]) == 0
     assert main.main([*arguments, "--session", "without"]) == 0
-    assert "left out" not in capsys.readouterr().err
+    assert "left out" not in caplog.text
     one, other = (
         checkpoint.load(find_checkpoint(str(tmp_path / "s" / name), ""))["npc"]["memory"]
         for name in ("with", "without")
