@@ -11,7 +11,7 @@ from PIL import Image
 from datasets import image_cache
 from datasets.image_cache import CACHE
 from datasets.image_set import ImageSet
-from lib.errors import UserError, one_line
+from lib.errors import UnreadableImage, one_line
 
 LARGEST_SIDE = 64  # pixels
 LARGEST_ARRAY = 2**31  # bytes
@@ -26,7 +26,7 @@ def decoded(images: ImageSet) -> Optional[ImageSet]:
     nothing is kept.
 
     Raises:
-        UserError: a file cannot be read as an image.
+        UnreadableImage: a file cannot be read as an image.
     """
     size = _small_size(images.source[0])
     if size is None or size[0] * size[1] * 3 * len(images) > LARGEST_ARRAY:
@@ -57,7 +57,7 @@ def _checksum(paths) -> str:
         try:
             content = Path(path).read_bytes()
         except OSError as error:
-            raise UserError(f"{one_line(path)}: cannot be read: {error.strerror}; mend or remove it") from error
+            raise UnreadableImage(f"{one_line(path)}: cannot be read: {error.strerror}; mend or remove it") from error
         digest.update(len(content).to_bytes(8, "big") + content)
     return digest.hexdigest()
 

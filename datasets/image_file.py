@@ -7,7 +7,7 @@ from typing import Optional
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lib.errors import UserError, one_line
+from lib.errors import UnreadableImage, UserError, one_line
 
 _WHITE = (255, 255, 255, 255)
 
@@ -25,7 +25,7 @@ def read_rgb(path: str, at_least: Optional[int] = None) -> Image.Image:
             an eighth of its size, which is several times faster. None: the whole image.
 
     Raises:
-        UserError: the file cannot be read or is too large, or its numbers have no agreed meaning as colours.
+        UnreadableImage: the file cannot be read or is too large, or its numbers have no agreed meaning as colours.
     """
     try:
         with warnings.catch_warnings():
@@ -40,7 +40,7 @@ def read_rgb(path: str, at_least: Optional[int] = None) -> Image.Image:
         raise
     except Exception as error:  # each of Pillow's decoders has its own exceptions for bytes it cannot take
         reason = one_line(_reason(path, error))
-        raise UserError(f"{one_line(path)}: not readable as an image: {reason}; mend or remove it") from error
+        raise UnreadableImage(f"{one_line(path)}: not readable as an image: {reason}; mend or remove it") from error
 
 
 def _reason(path: str, error: Exception) -> str:
@@ -62,7 +62,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _as_rgb(image: Image.Image, path: str) -> Image.Image:
     if image.mode == "F":
-        raise UserError(
+        raise UnreadableImage(
             f"{one_line(path)}: its pixels are floating-point numbers, which have no agreed range; convert it to 8 or "
             "16 bits"
         )

@@ -10,6 +10,7 @@ from datasets.image_set import ImageSet
 from datasets.normalisation import IMAGENET
 from datasets.split import Split
 from lib.errors import UserError
+from lib.session.folder import SessionFolder
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 """Files with these endings, in either case, are images; all others are passed over."""
@@ -104,14 +105,19 @@ def _scan(folder: Path) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def images_below(folder: str, above: Optional[str] = None) -> list[str]:
-    """The images at any depth, sorted. A folder that links lead to again, `above` included, is read once."""
-    return list(filter(is_image, files_below(folder, above)))
+    """The images at any depth, sorted. A folder that links lead to again, `above` included, is read once.
+
+    What lies in the session folder of a run is passed over.
+    """
+    return list(filter(is_image, files_below(folder, above)[0]))
 
 
-def files_below(folder: str, above: Optional[str] = None) -> list[str]:
-    """As `images_below`, all files but the hidden ones."""
+def files_below(folder: str, above: Optional[str] = None) -> tuple[list[str], list[str]]:
+    """As `images_below`, all files but the hidden ones; and the session folders of runs, which are passed over: a run
+    draws pictures into its own, and must find the same images when it is gone on with."""
     seen = set() if above is None else {os.path.realpath(above)}
     found: list[str] = []
+    sessions: list[str] = []
     pending = [folder]
     while pending:
         here = pending.pop()
@@ -119,10 +125,13 @@ def files_below(folder: str, above: Optional[str] = None) -> list[str]:
         if real in seen:
             continue
         seen.add(real)
+        if SessionFolder(Path(here)).is_one:
+            sessions.append(here)
+            continue
         files, folders = _entries(here)
         found.extend(files)
         pending.extend(reversed(folders))
-    return sorted(found)
+    return sorted(found), sorted(sessions)
 
 
 def _entries(folder: str) -> tuple[list[str], list[str]]:

@@ -165,7 +165,7 @@ class _TransformedImages:
         try:
             image = self._image_set.read(row)
         except UserError as error:
-            return UserError(str(error))
+            return type(error)(str(error))
         with _seeded(derive(self._seed, "image", *salt, row)):
             return self._transform(image), row
 

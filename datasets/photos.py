@@ -18,7 +18,8 @@ _NAMED = 6  # endings of other files that the note names
 def photos(root: Path, download: bool) -> Split:
     """Every picture below `root`, at any depth, in the order of the paths; all of them are there to learn from.
 
-    What begins with a dot is passed over, and so are files that are no pictures by their names; the notes count them.
+    What begins with a dot is passed over, and so are session folders, and files that are no pictures by their names;
+    the notes count them.
     Links are followed.
 
     Raises:
@@ -27,7 +28,7 @@ def photos(root: Path, download: bool) -> Split:
     if not root.is_dir():
         raise UserError(f"--dataset photos: there is no folder {root}; point --data-root at your pictures")
     try:
-        files = files_below(str(root))
+        files, sessions = files_below(str(root))
     except OSError as error:
         raise UserError(f"--dataset photos: {error.filename} cannot be read: {error.strerror}") from error
     pictures = [path for path in files if is_image(path)]
@@ -35,16 +36,18 @@ def photos(root: Path, download: bool) -> Split:
     if not pictures:
         found = f"; what it holds: {_counted(others.most_common())}" if others else ""
         raise UserError(f"--dataset photos: {root} holds no pictures (files ending in {', '.join(SUFFIXES)}){found}")
-    return Split("photos", ImageSet(pictures), None, *IMAGENET, tuple(_notes(others)))
+    return Split("photos", ImageSet(pictures), None, *IMAGENET, tuple(_notes(others, len(sessions))))
 
 
-def _notes(others: Counter) -> Iterable[str]:
+def _notes(others: Counter, sessions: int) -> Iterable[str]:
     unreadable = [(ending, others[ending]) for ending in _PICTURES_WE_CANNOT_READ if others[ending]]
     if unreadable:
         yield f"passed over: {_counted(unreadable)} (not readable here; convert them to JPEG to use them)"
     rest = [(ending, count) for ending, count in others.most_common() if ending not in _PICTURES_WE_CANNOT_READ]
     if rest:
         yield f"passed over: {_counted(rest)} (no pictures by their names)"
+    if sessions:
+        yield f"passed over: {sessions:,} session {'folder' if sessions == 1 else 'folders'} of runs"
 
 
 def _counted(endings: list[tuple[str, int]]) -> str:

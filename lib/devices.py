@@ -43,4 +43,5 @@ def describe(device: torch.device) -> str:
     """One line for the log: the device's name and, on a CPU, its threads."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)} ({device})"
-    return f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} {'thread' if threads == 1 else 'threads'}"

@@ -17,6 +17,10 @@ class UserError(Exception):
     """
 
 
+class UnreadableImage(UserError):
+    """An image file that cannot be read as one, which --skip-bad-images leaves out."""
+
+
 class RunError(Exception):
     """The run failed for a reason outside the command line: a full disk, a loss not finite. Exit status 1."""
 

@@ -102,9 +102,23 @@ def test_what_must_be_known_is_said(tmp_path):
     two = make(tmp_path / "two", protocol="nn", limit_train=40, done=3)
     notes = Contrast([Story.read(folder, "") for folder in (one, two)]).notes
     assert notes == [
-        "accuracies are not measured alike: protocol differ",
+        "accuracies are not measured alike: protocol differs",
         "losses are not measured alike: the numbers of training images differ, and chance is log N",
         "not finished: B",
+    ]
+
+
+def test_other_pictures_labels_or_temperatures_are_said(tmp_path):
+    folders = [make(tmp_path / name, labels=labels, npc_temperature=tau) for name, labels, tau in (
+        ("a", "folders", 0.1), ("b", "kinds.csv", 0.3))]  # fmt: skip
+    for folder, fingerprint in zip(folders, ("11", "22")):
+        start = json.loads((folder / "starts.jsonl").read_text().splitlines()[-1])
+        (folder / "starts.jsonl").write_text(json.dumps({**start, "fingerprint": fingerprint}) + "\n")
+    notes = Contrast([Story.read(folder, "") for folder in folders]).notes
+    assert notes == [
+        "accuracies are not measured alike: labels differs",
+        "losses are not measured alike: npc_temperature differs",
+        "accuracies and losses are not measured alike: the training images differ",
     ]
 
 
@@ -181,7 +195,7 @@ def test_the_page_keeps_the_rules_and_says_the_same(tmp_path, capsys):
     page = check_rules(text)
     assert not page.all("i")
     assert "A <i>a: all 2 rounds completed" in page.text
-    assert "Note: accuracies are not measured alike: protocol differ." in page.text
+    assert "Note: accuracies are not measured alike: protocol differs." in page.text
     assert page.tables[1][1:] == tables_of(*sessions)["results"][1]
     figures = [attributes for attributes in page.all("svg") if attributes.get("class") == "figure"]
     assert len(figures) == 4  # accuracy, loss, learning rate, consistency

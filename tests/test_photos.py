@@ -358,13 +358,27 @@ def test_a_resumed_run_remembers_the_neighbours_of_the_round_before(many, tmp_pa
     assert kept[0][-1] is not None
 
 
+def test_a_run_goes_on_where_its_session_lies_among_the_pictures(many, tmp_path, capsys):
+    """TensorBoard's files hold pictures; they are none of the user's."""
+    arguments = [*QUICK, "--data-root", str(many), "--sess-dir", str(many / "sessions"), "--max-round", "1"]
+    assert main.main(arguments) == 0
+    assert "24 training" in capsys.readouterr().out
+    assert list((many / "sessions").rglob("*.png"))
+    assert main.main(["--resume", str(many / "sessions" / "x"), "--max-round", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "24 training" in out
+    assert "passed over: 1 session folder of runs" in out
+
+
 def test_a_picture_that_cannot_be_read_is_named_or_skipped(many, tmp_path, capsys):
     (many / "0" / "0.png").write_bytes(b"broken")
     arguments = [*QUICK, "--data-root", str(many), "--sess-dir", str(tmp_path / "s"), "--max-round", "1"]
     assert main.main(arguments) == 2
-    assert "0.png: not readable as an image" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "0.png: not readable as an image" in err
+    assert err.endswith("; mend or remove it, or leave out all such files with --skip-bad-images\n")
     assert not (tmp_path / "s").exists()
     assert main.main([*arguments, "--skip-bad-images"]) == 0
     out = capsys.readouterr().out
     assert "photos: 23 training, no test images" in out
-    assert "1 unreadable images left out" in out
+    assert "1 unreadable image left out" in out

@@ -121,7 +121,7 @@ def test_one_process_writes_for_all(sessions):
     ]
     assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=0.02)
     log = (sessions / "two" / "log.txt").read_text()
-    assert "2 processes, the first on CPU, 1 threads" in log
+    assert "2 processes, the first on CPU, 1 thread;" in log
     assert log.count("round 0 done") == 1
     page = check_rules((sessions / "two" / "report.html").read_text(encoding="utf-8"))
     assert "; 2 processes" in page.text

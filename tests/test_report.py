@@ -201,12 +201,28 @@ def test_a_run_that_is_stopped_has_a_report_of_its_rounds(tmp_path, monkeypatch,
     assert sorted(path.name for path in (tmp_path / "s").glob("report*")) == ["report.html"]
 
 
+def test_a_run_that_is_stopped_in_its_first_round_has_a_report(tmp_path, monkeypatch, capsys):
+    from lib.training.runner import Runner
+
+    original = Runner._train_one_epoch
+
+    def stop_in_the_second(self):
+        if self.state.epoch == 1:
+            raise KeyboardInterrupt
+        original(self)
+
+    monkeypatch.setattr(Runner, "_train_one_epoch", stop_in_the_second)
+    assert main.main([*SMALL, "--sess-dir", str(tmp_path), "--session", "s"]) == 130
+    page = check_rules((tmp_path / "s" / "report.html").read_text(encoding="utf-8"))
+    assert "round 0 of 0 to 2, 1 of its 2 epochs completed. The run was going on, or was stopped" in page.text
+
+
 def test_a_resumed_run_has_the_report_of_one_that_was_not_stopped(session, text, tmp_path, capsys):
     copy = tmp_path / "run"
     shutil.copytree(session, copy)
     assert main.main(["--resume", str(copy / "checkpoint" / "0000-00000.ckpt")]) == 0
     resumed = (copy / "report.html").read_text(encoding="utf-8")
-    assert "gone on with 1 time, last" in Page(resumed).text
+    assert "1 time, last " in Page(resumed).text
     start, end = text.index('<section aria-labelledby="quality">'), text.index("<footer>")
     other = resumed[resumed.index('<section aria-labelledby="quality">') : resumed.index("<footer>")]
     assert other == text[start:end]

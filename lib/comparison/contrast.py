@@ -10,8 +10,10 @@ from lib.session.story import Story, finding_text, finding_words
 Table = tuple[list[str], list[list[str]]]
 """Column heads and rows."""
 
-_MEASURE = ("dataset", "protocol", "knn_k", "knn_sigma", "limit_test")
+_MEASURE = ("dataset", "labels", "protocol", "knn_k", "knn_sigma", "limit_test")
 """Options that decide what an accuracy means."""
+_LOSS = ("npc_temperature", "ANs_size")
+"""Options that decide what a loss means."""
 _STARTS = {
     "code": "code",
     "device": "device",
@@ -50,12 +52,18 @@ class Contrast:
     def notes(self) -> list[str]:
         """What must be known to read the figures."""
         notes = []
-        measures = [name for name in _MEASURE if len({_shown(story, name) for story in self.stories}) > 1]
-        if measures:
-            notes.append(f"accuracies are not measured alike: {', '.join(measures)} differ")
-        counts = {_started(story, "train_images") for story in self.stories} - {None}
+        for figures, options in (("accuracies", _MEASURE), ("losses", _LOSS)):
+            differing = [name for name in options if len({_shown(story, name) for story in self.stories}) > 1]
+            if differing:
+                verb = "differs" if len(differing) == 1 else "differ"
+                notes.append(f"{figures} are not measured alike: {', '.join(differing)} {verb}")
+        counts, images = (
+            {_started(story, key) for story in self.stories} - {None} for key in ("train_images", "fingerprint")
+        )
         if len(counts) > 1:
             notes.append("losses are not measured alike: the numbers of training images differ, and chance is log N")
+        elif len(images) > 1:
+            notes.append("accuracies and losses are not measured alike: the training images differ")
         unfinished = [letter for letter, _, story in self.rows() if not story.finished]
         if unfinished:
             notes.append(f"not finished: {', '.join(unfinished)}")

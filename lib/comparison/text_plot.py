@@ -23,7 +23,9 @@ def text_plot(curves: Sequence[Sequence[tuple[float, float]]], percent: bool) ->
             row = HEIGHT - 1 - round((y - low) / ((high - low) or 1) * (HEIGHT - 1))
             mark = chr(ord("A") + place % 26)
             cells[row][column] = mark if cells[row][column] in (" ", mark) else "*"
-    ends = {0: _shown(high, percent), HEIGHT - 1: _shown(low, percent)}
+    ends = {HEIGHT - 1: _shown(low, percent)}
+    if high > low:
+        ends[0] = _shown(high, percent)
     margin = max(map(len, ends.values()))
     lines = [f"{ends.get(row, ''):>{margin}} |{''.join(line).rstrip()}" for row, line in enumerate(cells)]
     lines.append(" " * margin + " +" + "-" * WIDTH)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from lib.pages.inks import BAD, FAINT, GOOD, INK, dash, series
+from lib.pages.inks import BAD, BORDER, FAINT, GOOD, INK, dash, series
 from lib.pages.inline_svg import inline_svg
 
 WIDTH, HEIGHT = 5.0, 3.0
@@ -59,7 +59,7 @@ def curves(
         return None
     figure, axes = _empty(across, up)
     for border in borders:
-        axes.axvline(border, color=FAINT, linewidth=1)
+        axes.axvline(border, color=BORDER, linewidth=1)
     for line in drawn:
         x, y = zip(*line.points)
         few = len(x) <= 40

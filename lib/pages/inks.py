@@ -3,7 +3,9 @@
 INK = "#010203"
 """Text and axes."""
 FAINT = "#020304"
-"""Grid lines and borders of rounds."""
+"""Grid lines."""
+BORDER = "#060708"
+"""Ends of rounds, which must be seen."""
 GOOD, BAD = "#030405", "#040506"
 """Pairs with equal labels, and with different ones."""
 SERIES = tuple(f"#0a0b{number:02x}" for number in range(10))
@@ -15,6 +17,7 @@ DASHES = ("none", "6 3", "2 2", "8 3 2 3", "10 4")
 CSS_NAMES = {
     INK: "currentColor",
     FAINT: "var(--faint)",
+    BORDER: "var(--muted)",
     GOOD: "var(--good)",
     BAD: "var(--bad)",
     **{stand_in: f"var(--series-{number})" for number, stand_in in enumerate(SERIES)},

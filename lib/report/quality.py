@@ -43,6 +43,7 @@ class Quality:
         rounds: in order.
         of_all: `kept` and `cosine` are of all images, as metrics.jsonl has them; otherwise of the anchors.
         labels: whether pairs are judged by labels.
+        unjudged: whether there are pairs that could not be, for want of a label.
         bars: consistent and inconsistent pairs, or None.
         charts: caption and figure of what needs no labels.
     """
@@ -50,6 +51,7 @@ class Quality:
     rounds: list[RoundQuality]
     of_all: bool
     labels: bool
+    unjudged: bool
     bars: Optional[Markup]
     charts: list[tuple[str, Markup]]
 
@@ -68,7 +70,9 @@ def quality(story: Story, views: Sequence[RoundView], pictures: Pictures) -> Qua
             cosine = None if now is None else now.closeness
         equal = _judged(entry, now, pictures)
         rounds.append(RoundQuality(entry.number, entry.pairs, *equal, kept, cosine, entry.latest("entropy")))
-    return Quality(rounds, of_all, any(each.consistent is not None for each in rounds), _bars(rounds), _charts(rounds))
+    judged = [each for each in rounds if each.consistent is not None]
+    unjudged = any(each.consistent + each.inconsistent < each.pairs for each in judged)
+    return Quality(rounds, of_all, bool(judged), unjudged, _bars(judged), _charts(rounds))
 
 
 def pairs_by_label(found: Neighbourhoods, pictures: Pictures) -> tuple[int, int]:
@@ -84,11 +88,12 @@ def _judged(entry: RoundStory, now: Optional[RoundView], pictures: Pictures) -> 
         return None, None
     if now is not None and pictures.labelled:
         return pairs_by_label(now.found, pictures)
+    if pictures.labelled and (pictures.labels < 0).any():  # how many pairs the share is of, the checkpoint knew
+        return None, None
     return entry.consistent, entry.pairs - entry.consistent
 
 
-def _bars(rounds: Sequence[RoundQuality]) -> Optional[Markup]:
-    judged = [each for each in rounds if each.consistent is not None]
+def _bars(judged: Sequence[RoundQuality]) -> Optional[Markup]:
     if not judged:
         return None
     words = "; ".join(f"round {each.number}: {each.consistent} and {each.inconsistent}" for each in judged)

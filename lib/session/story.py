@@ -53,7 +53,7 @@ class RoundStory:
 
     @property
     def consistent(self) -> Optional[int]:
-        """Pairs with equal labels, exactly: the share is a quotient of whole numbers."""
+        """Pairs with equal labels, exactly where all images have one: the share is a quotient of whole numbers."""
         return None if self.consistency is None else round(self.consistency * self.pairs)
 
     @property

@@ -18,7 +18,7 @@ from lib.distributed.contact import lost_contact
 from lib.distributed.place import Place
 from lib.distributed.world import World
 from lib.embedder import Embedder
-from lib.errors import LostContact, RunError, UserError, one_line
+from lib.errors import LostContact, RunError, UnreadableImage, UserError, one_line
 from lib.evaluation.protocols import Judged, Protocols
 from lib.pretrained.bank import start_bank
 from lib.pretrained.fitting import Fit, fit, report
@@ -63,6 +63,10 @@ def execute(
     with group.at_rest_after_failure(world):
         try:
             _execute(settings, saved, source, weights, world, place)
+        except UnreadableImage as error:
+            if settings.options.skip_bad_images:
+                raise
+            raise UserError(f"{error}, or leave out all such files with --skip-bad-images") from error
         except (RuntimeError, MemoryError) as error:
             if memory.ran_out(error):
                 reason = (str(error).strip().splitlines() or ["nothing more is known"])[0]
@@ -253,7 +257,9 @@ def _introduce(
     for note in pipeline.notes:
         log.info("          %s", note)
     if pipeline.skipped:
-        log.warning("data      %d unreadable images left out (--skip-bad-images)", len(pipeline.skipped))
+        count = len(pipeline.skipped)
+        noun = "image" if count == 1 else "images"
+        log.warning("data      %s unreadable %s left out (--skip-bad-images)", f"{count:,}", noun)
     log.info(
         "judged    %s",
         protocols.described

@@ -121,7 +121,7 @@ def _table(rows: list[dict[str, str]], least: tuple[str, ...], width: Optional[i
 
 UNLABELLED_LEGEND = (
     "entropy: mean over all images, and over the round's anchors; kept: images whose nearest neighbour is that of the "
-    "round before; cosine: mean to the nearest; clusters: how many, of what sizes"
+    "round before; cosine: mean to the nearest; clusters: how many, of what sizes (-: too few images to tell)"
 )
 """Explains `History.unlabelled_table`."""
 

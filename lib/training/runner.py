@@ -168,7 +168,13 @@ class Runner:
         while state.epoch < options.max_epoch:
             self._train_one_epoch()
             schedule.step()
+            if (state.round, state.epoch) == (0, 1) and options.max_epoch > 1:  # the round may take days
+                self._write_report()
         log.info("%s", _closing_line(state.history.current, self.protocols.title), extra=RESULT)
+        self._write_report()
+
+    def _write_report(self) -> None:
+        """From the files of the session."""
         if self.report is not None:
             self._settle()
             self.report.write_if_possible()

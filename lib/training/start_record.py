@@ -31,6 +31,7 @@ def start_record(
         "processes": world.size,
         "dataset": pipeline.name,
         "train_images": len(pipeline.train),
+        "fingerprint": pipeline.fingerprint,
         "test_images": 0 if pipeline.test is None else len(pipeline.test),
         "skipped_images": len(pipeline.skipped),
         "labels": pipeline.train.labels is not None,
