@@ -69,12 +69,14 @@ def run(settings: Settings, arguments: Sequence[str], place: Place) -> int:
         return 0
     saved = source = weights = None
     if settings.options.resume is not None:
-        from lib.session.resume import open_checkpoint
+        from lib.session.resume import open_checkpoint, statistics
 
         saved, source, passed_over = open_checkpoint(settings.options.resume, settings.options.sess_dir)
         for line in passed_over if place.rank == 0 else ():
             print(f"warning: {one_line(line)}", file=sys.stderr)
         settings = collect(arguments, saved["options"])
+        if settings.options.test_only and settings.options.normalise == saved["options"].get("normalise"):
+            settings = collect(arguments, {**saved["options"], **statistics(saved)})
         if settings.sources["pretrained"] == "command line":
             raise UserError("--pretrained starts a new run and --resume goes on with one; give one of them")
     elif settings.options.pretrained is not None:

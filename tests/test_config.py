@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from lib.config import OPTIONS, Options, Settings, collect, markdown, table, to_yaml
 from lib.config.option import BOOL, CHOICE, FLOAT, INT, Bounds
+from lib.config.values import LARGEST, MOST, SMALLEST
 from lib.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -176,6 +177,8 @@ def test_what_belonged_to_the_call_that_wrote_a_checkpoint_is_left_out():
     ("saved", "expected"),
     [
         ({"batch_size": "128"}, "batch_size: expected a whole number, at least 2, got '128'"),
+        ({"batch_size": 2**31}, "batch_size: expected a whole number, at least 2, below 2147483648, got 2147483648"),
+        ({"base_lr": 1e38}, "base_lr: expected a number, above 0, between 1e-30 and 1e+30 in size, got 1e+38"),
         ({"batch_size": True}, "batch_size: expected a whole number, at least 2, got True"),
         ({"batch_size": 1.0}, "batch_size: expected a whole number, at least 2, got 1.0"),
         ({"base_lr": float("nan")}, "base_lr: expected a number, above 0, got nan"),
@@ -594,10 +597,12 @@ def values_of(option):
     elif option.kind == CHOICE:
         one = st.sampled_from(option.choices)
     elif option.kind == INT:
-        high = bounds.high - 1 if bounds.high_open else bounds.high
-        one = st.integers(bounds.low, high)
+        high = MOST - 1 if bounds.high is None else bounds.high - 1 if bounds.high_open else bounds.high
+        one = st.integers(1 - MOST if bounds.low is None else bounds.low, high)
     elif option.kind == FLOAT:
-        one = st.floats(bounds.low, bounds.high, allow_nan=False, allow_infinity=False).filter(bounds.__contains__)
+        one = st.floats(bounds.low, bounds.high, allow_nan=False, allow_infinity=False).filter(
+            lambda value: value in bounds and (value == 0 or SMALLEST <= abs(value) <= LARGEST)
+        )
     elif option.name == "gpus":
         one = st.sampled_from(["auto", "cpu", "0", "07", "0,1"])
     elif option.name == "num_clusters":

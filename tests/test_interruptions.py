@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -176,6 +177,32 @@ def test_whose_locks_are_respected(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_lock_of_a_process_that_nobody_has_buried_is_taken_over(tmp_path):
+    """Killed, and its parent has not asked about it: a zombie has a number, but will write no more."""
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom lib.session.lock import SessionLock\n"
+        "SessionLock(Path(sys.argv[1])).take()\nprint('taken', flush=True)\ntime.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"taken\n"
+    with pytest.raises(UserError, match=f"in use by process {process.pid} on this host"):
+        SessionLock(tmp_path).take()
+    os.kill(process.pid, signal.SIGKILL)
+    wait_until_dead = time.monotonic() + 10
+    while "Z" not in Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]:
+        assert time.monotonic() < wait_until_dead
+    SessionLock(tmp_path).take()
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.mark.parametrize("pid", [0, -1, True, 1.5, None])
+def test_a_lock_of_no_process_is_taken_over(tmp_path, pid):
+    (tmp_path / "session.lock").write_text(stale(pid=pid))
+    SessionLock(tmp_path).take()
+    assert json.loads((tmp_path / "session.lock").read_text())["pid"] == os.getpid()
+
+
 def test_of_many_that_find_a_stale_lock_one_gets_it(tmp_path):
     """Real processes, released together."""
     (tmp_path / "session.lock").write_text(stale(process="gone"))
@@ -206,6 +233,47 @@ def test_links_in_a_session_are_not_followed(whole, tmp_path, capsys):
     assert main(["--resume", str(session), "--max-round", "3"]) == 2
     assert "is a link; a run writes into its own folder alone" in error_line(capsys.readouterr().err)
     assert ours.read_text() == "precious"
+
+
+@pytest.mark.parametrize("place", ["checkpoint", "checkpoint/0000-00000.ckpt"])
+def test_a_link_to_another_session_does_not_lead_the_run_there(whole, tmp_path, capsys, place):
+    theirs = shutil.copytree(whole("plain"), tmp_path / "theirs")
+    session = shutil.copytree(whole("plain"), tmp_path / "s")
+    shutil.rmtree(session / "checkpoint")
+    (session / place).parent.mkdir(exist_ok=True)
+    (session / place).symlink_to(theirs / place)
+    before = {path: path.read_bytes() for path in theirs.rglob("*") if path.is_file()}
+    assert main(["--resume", str(session), "--max-round", "3"]) == 2
+    assert "is a link; a run writes into its own folder alone" in error_line(capsys.readouterr().err)
+    assert {path: path.read_bytes() for path in theirs.rglob("*") if path.is_file()} == before
+
+
+def test_pipes_and_folders_in_a_session_keep_nobody_waiting(whole, tmp_path, capsys):
+    session = shutil.copytree(whole("plain"), tmp_path / "s")
+    newest = sorted(checkpoints(session))[-1]
+    (session / "metrics.jsonl").unlink()
+    os.mkfifo(session / "metrics.jsonl")
+    assert main(["--resume", str(session), "--max-round", "3"]) == 2
+    assert "metrics.jsonl is no ordinary file; remove it" in error_line(capsys.readouterr().err)
+    (session / "metrics.jsonl").unlink()
+    (session / "metrics.jsonl").mkdir()
+    assert main(["--resume", str(session), "--max-round", "3"]) == 2
+    assert "metrics.jsonl is a folder where a file belongs; move it away" in error_line(capsys.readouterr().err)
+    (session / "checkpoint" / newest).unlink()
+    os.mkfifo(session / "checkpoint" / newest)
+    assert main(["--resume", str(session / "checkpoint" / newest), "--print-args"]) == 2
+    capsys.readouterr()
+    assert main(["--resume", str(session), "--print-args"]) == 0
+    assert f"{newest} cannot be read (it is no ordinary file)" in capsys.readouterr().err
+
+
+def test_a_session_of_dead_links_does_not_hide_the_others(whole, tmp_path, capsys):
+    shutil.copytree(whole("plain"), tmp_path / "good")
+    (tmp_path / "bad" / "checkpoint").mkdir(parents=True)
+    (tmp_path / "bad" / "checkpoint" / "0000-00000.ckpt").symlink_to("nowhere")
+    (tmp_path / "bad" / "checkpoint" / "0001-00000.ckpt").symlink_to("0001-00000.ckpt")
+    assert main(["--resume", "last", "--sess-dir", str(tmp_path), "--print-args"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])

@@ -321,3 +321,35 @@ def test_names_of_statistics_are_those_of_the_option():
 
     (option,) = (option for option in OPTIONS if option.name == "normalise")
     assert set(option.choices) == set(NAMED)
+
+
+def test_files_whose_numbers_are_of_no_use_are_named(tmp_path):
+    net = fresh().state_dict()
+    name = "layer1.0.conv1.weight"
+    path = tmp_path / "x.pt"
+    for value, message in (
+        (torch.full_like(net[name], float("nan")), f"{name} holds numbers that are not finite"),
+        (net[name].to_sparse(), f"{name} is sparse or quantised"),
+    ):
+        torch.save({**net, name: value}, path)
+        with pytest.raises(UserError, match=message):
+            weights_file.read(path)
+    torch.save({"net": net, "npc": {"memory": torch.full((3, DIM), float("inf"))}}, path)
+    with pytest.raises(UserError, match="npc.memory holds numbers that are not finite"):
+        weights_file.read(path)
+    for bank in (7, {"memory": torch.zeros(3)}, {"memory": torch.zeros(3, DIM, dtype=torch.int64)}):
+        torch.save({"net": net, "npc": bank}, path)
+        file = weights_file.read(path)
+        assert file.memory is None
+        assert any(word.startswith("npc") for word in file.unused)
+    torch.save({**net, 3: net[name], name: net[name].long()}, path)  # a name that is none, and whole numbers
+    found = fitting.fit(fresh(), weights_file.read(path))
+    assert found.misfits == (f"{name} is 64 x 64 x 3 x 3 of int64 in the file, 64 x 64 x 3 x 3 here",)
+
+
+def test_a_checkpoint_of_ours_that_was_changed_is_refused(trained, tmp_path):
+    content = bytearray(trained[1].read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "x.ckpt").write_bytes(content)
+    with pytest.raises(UserError, match="is damaged: its content does not match its checksum"):
+        weights_file.read(tmp_path / "x.ckpt")

@@ -20,6 +20,7 @@ from lib.results.embed import default_output
 from lib.results.result_folder import result_folder
 from lib.results.table import read_table, write_table
 from lib.session import checkpoint
+from lib.training import command
 from tests.authors_files import authors_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -358,9 +359,68 @@ def test_a_file_without_a_bank_gives_features_alone(session, data, tmp_path, cap
     torch.save(checkpoint.load(last_checkpoint(session))["net"], tmp_path / "w.pt")
     out = call(capsys, "--pretrained", tmp_path / "w.pt", "--size", SIDE, "--low-dim", DIM, "--embed", data / "new",
                "--output", tmp_path / "out", "--normalise", "imagenet")  # fmt: skip
-    assert "holds no memory bank: no clusters and no nearest training images" in out
+    assert "holds no memory bank of this network: no clusters and no nearest training images" in out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["features.npy", "images.csv"]
     assert list(read_table(tmp_path / "out" / "images.csv")[0]) == ["row", "path"]
+
+
+def test_without_its_last_layer_a_network_gives_the_same_features_each_time_and_says_what_they_are(
+    session, data, tmp_path, capsys
+):
+    saved = checkpoint.load(last_checkpoint(session))
+    net = {name: value for name, value in saved["net"].items() if not name.startswith("fc.")}
+    torch.save({"net": net, "npc": {"memory": saved["npc"]["memory"]}}, tmp_path / "w.pt")
+    for name in ("one", "two"):
+        torch.manual_seed(len(name))
+        torch.rand(3 if name == "one" else 4)
+        out = call(capsys, "--pretrained", tmp_path / "w.pt", "--size", SIDE, "--low-dim", DIM, "--embed", data / "new",
+                   "--output", tmp_path / name, "--normalise", "imagenet", "--brief")  # fmt: skip
+    assert (tmp_path / "one" / "features.npy").read_bytes() == (tmp_path / "two" / "features.npy").read_bytes()
+    assert "the last layer (fc) is random: a feature is a random projection" in out
+    assert "npc.memory is not used: its rows are not of this last layer" in out
+    assert not (tmp_path / "one" / "neighbours.npy").exists()
+
+
+def test_other_images_are_judged_as_the_runs_own_were_prepared_and_change_nothing_in_it(
+    session, data, tmp_path, capsys, monkeypatch
+):
+    before = {path: path.read_bytes() for path in session.rglob("*") if path.is_file()}
+    judge = ["--test-only", "--protocol", "cluster", "--num-clusters", "2"]
+    other = ["--dataset", "photos", "--data-root", data / "new"]
+    out = call(capsys, "--resume", session, *judge, *other)
+    assert "trained on other images (imagefolder, 29) than these (photos, 11)" in out
+    assert "nothing is written into its session" in out
+    assert {path: path.read_bytes() for path in session.rglob("*") if path.is_file()} == before
+
+    # statistics unlike those of any data set, as only the file knows them
+    saved = checkpoint.load(last_checkpoint(session))
+    dataset = {**saved["dataset"], "means": [0.9, 0.1, 0.3], "stds": [0.5, 2.0, 1.0]}
+    checkpoint.save({**saved, "dataset": dataset}, tmp_path / "x.ckpt")
+    used = []
+    monkeypatch.setattr(command, "_test", lambda settings, images, *rest: used.append((images.means, images.stds)))
+    for more in ([], ["--normalise", "half"], ["--stds", "1", "1", "1"]):
+        call(capsys, "--resume", tmp_path / "x.ckpt", *judge, *other, *more)
+    assert used == [
+        ((0.9, 0.1, 0.3), (0.5, 2.0, 1.0)),
+        ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ((0.9, 0.1, 0.3), (1.0, 1.0, 1.0)),
+    ]
+
+
+def test_sigterm_during_an_export_leaves_nothing_behind(tmp_path):
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom lib.errors import Interrupted\n"
+        "from lib.results.result_folder import result_folder\npath = Path(sys.argv[1])\n"
+        "try:\n    with result_folder('--export', path, False) as folder:\n"
+        "        (folder / 'features.npy').write_text('x')\n        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        signal.pause()\n"
+        "except Interrupted as stop:\n    print(stop, stop.status)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "e"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == f"SIGTERM: stopped; nothing was written to {tmp_path / 'e'} 143\n"
+    assert os.listdir(tmp_path) == []
 
 
 def test_mistakes_are_one_line_and_leave_nothing(session, data, tmp_path, capsys):
@@ -381,7 +441,10 @@ def test_mistakes_are_one_line_and_leave_nothing(session, data, tmp_path, capsys
         (["--resume", session, "--overwrite"], "--overwrite goes with --export or --embed"),
         ([*embed, "--output", tmp_path / "x", "--neighbours", "30"], "there are only 29 training images; lower it"),
         ([*embed, "--output", tmp_path / "x", "--num-clusters", "30"], "there are only 29 training images; lower it"),
-        ([*embed, "--output", tmp_path / "x", "--network", "resnet34"], "holds another network than --network"),
+        (
+            [*embed, "--output", tmp_path / "x", "--network", "resnet34"],
+            "describe: layer1.2.conv1.weight is not in the file, layer1.2.bn1.weight is not in the file, layer1.2.bn1",
+        ),
         ([*embed, "--output", tmp_path / "x", "--low-dim", "8"], "holds another network than --network, --low-dim"),
         ([*export, tmp_path / "x", "--low-dim", "8"], "holds another network than --network, --low-dim"),
         (
@@ -473,7 +536,9 @@ shared = and_discovery.load({str(exported[0])!r})
 assert torch.allclose(shared.features(paths), features, atol=1e-5), "an exported folder"
 assert len(shared.memory) == len(model.memory) == 29
 assert model.features([]).shape == (0, {DIM})
-for wrong in (lambda: model.nearest(features, 30), lambda: model.features(torch.zeros(1, 3, 9, 9)),
+for wrong in (lambda: model.nearest(features, 30), lambda: model.nearest(features[0]),
+              lambda: model.nearest(features[:, :3].numpy()), lambda: model.features(batch.byte()),
+              lambda: model.features(torch.zeros(1, 3, 9, 9)),
               lambda: and_discovery.load("nowhere"), lambda: model.folder("nowhere")):
     try:
         wrong()
@@ -489,6 +554,9 @@ torch.save((paths, features, similarities, rows), "found.pt")
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [
         "error: 30 nearest training images were asked for; there are 29",
+        f"error: features of shape ({DIM},); (B, {DIM}) is needed",
+        f"error: features of shape (11, 3); (B, {DIM}) is needed",
+        "error: a batch of torch.uint8; this network takes what `preprocessing` makes of pictures",
         f"error: a batch of shape (1, 3, 9, 9); this network takes (B, 3, {SIDE}, {SIDE})",
         "error: nowhere: there is no such session, checkpoint or exported folder",
         "error: nowhere: there is no such folder of pictures",

@@ -12,6 +12,10 @@ Raw = Union[None, str, list[str]]
 
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _NULL = ("null", "none")
+MOST = 2**31
+"""Whole numbers stay below, unless an option has a limit of its own: they are counts and lengths of tensors."""
+SMALLEST, LARGEST = 1e-30, 1e30
+"""What other numbers may be in size: float32, squared in places, does not reach much further."""
 _SHOWN = 60  # characters of a wrong value that an error repeats
 
 
@@ -25,6 +29,8 @@ def from_text(option: Option, raw: Raw) -> Any:
     """
     try:
         return _scanned(option, raw)
+    except _NotComputable as error:
+        raise _mismatch(option, raw, str(error)) from None
     except (ValueError, OverflowError):
         raise _mismatch(option, raw) from None
 
@@ -37,11 +43,17 @@ def from_value(option: Option, value: Any) -> Any:
     """
     try:
         return _checked(option, value)
+    except _NotComputable as error:
+        raise _mismatch(option, value, str(error)) from None
     except (ValueError, OverflowError):
         raise _mismatch(option, value) from None
 
 
-def _mismatch(option: Option, got: Any) -> ValueError:
+class _NotComputable(ValueError):
+    """A number beyond what is computed with; in words, what it should be."""
+
+
+def _mismatch(option: Option, got: Any, besides: str = "") -> ValueError:
     if got is None:
         shown = "null"
     elif got in ("", []):
@@ -52,7 +64,7 @@ def _mismatch(option: Option, got: Any) -> ValueError:
         shown = repr(got)
     if len(shown) > _SHOWN:
         shown = shown[:_SHOWN] + "..."
-    return ValueError(f"expected {option.expected}, got {shown}")
+    return ValueError(f"expected {option.expected}{besides and ', ' + besides}, got {shown}")
 
 
 def _scanned(option: Option, raw: Raw) -> Any:
@@ -141,6 +153,10 @@ def _checked_number(option: Option, value: Any) -> Any:
         value = float(value)
         if not math.isfinite(value):
             raise ValueError
+        if value != 0 and not SMALLEST <= abs(value) <= LARGEST:
+            raise _NotComputable(f"between {SMALLEST:g} and {LARGEST:g} in size")
+    elif (option.bounds is None or option.bounds.high is None) and not -MOST < value < MOST:
+        raise _NotComputable(f"below {MOST}")
     if option.bounds is not None and value not in option.bounds:
         raise ValueError
     return value

@@ -94,8 +94,11 @@ class Cluster(Protocol):
 
         def write(folder: Path) -> list[Path]:
             paths = [_write_table(folder / "cluster-table.csv", clustering, agreement, classes)]
+            plot = folder / "cluster-number.png"
             if number is not None:
-                paths.append(plot_number(number, folder / "cluster-number.png"))
+                paths.append(plot_number(number, plot))
+            elif plot.exists():  # of another table
+                plot.unlink()
             return paths
 
         summary = _summary(clustering, clarity, agreement)

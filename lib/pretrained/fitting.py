@@ -33,6 +33,11 @@ class Fit:
     foreign: tuple[str, ...]
 
     @property
+    def last_is_random(self) -> bool:
+        """Whether any of the last layer was not taken over."""
+        return any(name.startswith(LAST) for name in self.left)
+
+    @property
     def whole(self) -> bool:
         """Whether it is the same network and everything but, at most, the last layer was taken over."""
         return not self.foreign and all(name.startswith(LAST) for name in self.left)
@@ -47,10 +52,12 @@ def load_exactly(network: nn.Module, weights: Mapping[str, Tensor], source: str)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        first = str(error).splitlines()[1:2] or [str(error)]
+        own = network.state_dict()
+        left = tuple(name for name in own if name not in weights or not _fits(own[name], weights[name]))
+        misfits = _misfits(own, weights, left) or tuple(str(error).splitlines()[:1])
         raise UserError(
             f"checkpoint {source} holds another network than --network, --low-dim, --stem and --size describe: "
-            + first[0].strip()
+            + _listed(misfits)
         ) from None
 
 
@@ -66,7 +73,7 @@ def fit(network: nn.Module, file: WeightsFile) -> Fit:
     """
     own = network.state_dict()
     offered = {_own_name(name, own): value for name, value in file.weights.items()}
-    taken = {name: value for name, value in offered.items() if name in own and own[name].shape == value.shape}
+    taken = {name: value for name, value in offered.items() if name in own and _fits(own[name], value)}
     if not any(name for name in taken if not name.endswith(_COUNTER) and not name.startswith(LAST)):
         raise UserError(
             f"{file.name}: none of its {len(file.weights)} tensors ({', '.join(list(file.weights)[:3])}, ...) fits the "
@@ -117,11 +124,15 @@ def _own_name(name: str, own: Mapping[str, Tensor]) -> str:
     return other if other in own else name
 
 
+def _fits(own: Tensor, offered: Tensor) -> bool:
+    return own.shape == offered.shape and own.is_floating_point() == offered.is_floating_point()
+
+
 def _misfits(own: Mapping[str, Tensor], offered: Mapping[str, Tensor], left: tuple[str, ...]) -> tuple[str, ...]:
     lines = []
     for name in left:
         if name in offered:
-            lines.append(f"{name} is {_shape(offered[name])} in the file, {_shape(own[name])} here")
+            lines.append(f"{name} is {_described(offered[name])} in the file, {_described(own[name])} here")
         else:
             lines.append(f"{name} is not in the file")
     lines += [f"{name} of the file is not in the network" for name in offered if name not in own]
@@ -133,5 +144,6 @@ def _listed(misfits: tuple[str, ...]) -> str:
     return ", ".join(misfits[:3]) + more
 
 
-def _shape(value: Tensor) -> str:
-    return " x ".join(map(str, value.shape)) or "a number"
+def _described(value: Tensor) -> str:
+    shape = " x ".join(map(str, value.shape)) or "a number"
+    return shape if value.is_floating_point() else f"{shape} of {str(value.dtype).replace('torch.', '')}"

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
+import torch
 from torch import Tensor
 
 from datasets.normalisation import Statistics
 from lib.errors import UserError
 from lib.session import checkpoint
-from lib.session.layout import REQUIRED
+from lib.session.layout import REQUIRED, check_layout
 
 DESCRIPTION = ("network", "low_dim", "stem", "size", "resize")
 """Options that say what network it is and what images it wants."""
@@ -74,11 +75,15 @@ def read(path: Path) -> WeightsFile:
     """
     if not path.is_file():
         raise UserError(f"--pretrained {path}: there is no such file; it takes a checkpoint or a file of weights")
-    content = checkpoint.read_data(path, old_releases=True)
+    content = checkpoint.read_foreign(path)
     if not isinstance(content, Mapping):
         raise UserError(f"--pretrained {path}: it holds a {type(content).__name__}, no weights by name")
     if set(content) >= _OF_OURS and all(isinstance(content[key], Mapping) for key in ("options", "net", "npc")):
-        return of_checkpoint(content, path)
+        try:
+            check_layout(content)
+        except ValueError as error:
+            raise UserError(f"--pretrained {path} {error}") from None
+        return _checked(of_checkpoint(content, path))
     net, place = _state_dict(content)
     if not net:
         keys = ", ".join(map(str, list(content)[:5])) or "nothing"
@@ -92,9 +97,26 @@ def read(path: Path) -> WeightsFile:
     about = {key: content[key] for key in ("round", "epoch", "acc", "session") if _is_plain(content.get(key))}
     unused = [*rest, *(name for name in _UNUSED if place and _holds(content, name))]
     options, statistics = _described_beside(path)
-    return WeightsFile(
-        str(path), kind, net, memory, options, statistics, unused=tuple(unused), about=about if place else {}
+    return _checked(
+        WeightsFile(
+            str(path), kind, net, memory, options, statistics, unused=tuple(unused), about=about if place else {}
+        )
     )
+
+
+def _checked(file: WeightsFile) -> WeightsFile:
+    """The same file, whose numbers can be computed with.
+
+    Raises:
+        UserError: they cannot.
+    """
+    bank = {} if file.memory is None else {"npc.memory": file.memory}
+    for name, tensor in {**file.weights, **bank}.items():
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            raise UserError(f"--pretrained {file.name}: {name} is sparse or quantised; plain numbers are needed")
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(f"--pretrained {file.name}: {name} holds numbers that are not finite; take another file")
+    return file
 
 
 def of_checkpoint(saved: Mapping[str, Any], path: Path) -> WeightsFile:
@@ -154,7 +176,7 @@ def _state_dict(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
 def _without_prefixes(net: Mapping[str, Any]) -> dict[str, Tensor]:
     weights = {}
     for name, value in net.items():
-        if not isinstance(value, Tensor):
+        if not isinstance(name, str) or not isinstance(value, Tensor):
             continue
         while name.startswith(_PREFIXES):
             name = name.split(".", 1)[1]
@@ -167,11 +189,13 @@ def _bank(content: Mapping[str, Any]) -> tuple[Optional[Tensor], list[str]]:
     npc = content.get("npc")
     flat = {f"npc.{name}": value for name, value in npc.items()} if isinstance(npc, Mapping) else {}
     flat.update({name: value for name, value in content.items() if str(name).startswith("npc.")})
+    if npc is not None and not isinstance(npc, Mapping):
+        flat["npc"] = npc
     flat = {name.replace("npc.module.", "npc."): value for name, value in flat.items()}
-    memory = flat.pop("npc.memory", None)
-    if not isinstance(memory, Tensor) or memory.dim() != 2:
-        memory = None
-    return memory, sorted(flat)
+    memory = flat.get("npc.memory")
+    if not isinstance(memory, Tensor) or memory.dim() != 2 or not memory.is_floating_point():
+        return None, sorted(flat)
+    return memory, sorted(flat.keys() - {"npc.memory"})
 
 
 def _holds(content: Mapping[str, Any], name: str) -> bool:

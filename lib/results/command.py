@@ -1,12 +1,12 @@
 """`--embed` and `--export`, from the options to the folder; and the network that they and `--test-only` use."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
 from torch import nn
 
-import models
 from datasets import normalisation
 from datasets.pipeline import Pipeline
 from lib import precision
@@ -14,6 +14,7 @@ from lib.config import Options
 from lib.distributed.world import World
 from lib.embedder import Embedder
 from lib.errors import UserError
+from lib.first_network import first_network
 from lib.pretrained.fitting import complete, fit, load_exactly, report
 from lib.pretrained.weights_file import WeightsFile, of_checkpoint
 from lib.results.embed import embed, output_folder
@@ -36,7 +37,7 @@ def take_network(
         weights: of --pretrained; only its last layer may lack.
 
     Returns:
-        what the file holds.
+        what the file holds; without its memory bank where that cannot be of this network's features.
 
     Raises:
         UserError: it holds another network.
@@ -49,7 +50,16 @@ def take_network(
     for line in report(fitted, weights, options.network):
         # as warnings where something is not as one would think; --test-only shows no others
         log.log(logging.WARNING if fitted.misfits else logging.INFO, "weights    %s", line)
-    return weights
+    reason = None
+    if fitted.last_is_random:
+        log.warning("weights    the last layer (fc) is random: a feature is a random projection of what comes before")
+        reason = "its rows are not of this last layer"
+    elif weights.memory is not None and weights.memory.shape[1] != options.low_dim:
+        reason = f"its rows have {weights.memory.shape[1]} values, features {options.low_dim}"
+    if weights.memory is None or reason is None:
+        return weights
+    log.warning("weights    npc.memory is not used: %s", reason)
+    return replace(weights, memory=None)
 
 
 def embed_pictures(
@@ -67,7 +77,7 @@ def embed_pictures(
     try:
         output = output_folder(options, source or Path(options.pretrained))
         paths = pictures_in(options.embed)
-        network = models.build(options.network, options.low_dim, options.stem, options.size)
+        network = first_network(options)
         file = take_network(network, options, saved, source, weights)
         preprocessing = Preprocessing.of(options.size, options.resize, normalisation.chosen(options, file.statistics))
         dtype = precision.choose(options.precision, world.device)

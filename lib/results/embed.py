@@ -45,7 +45,7 @@ def output_folder(options: Options, source: Path) -> Path:
         output = Path(options.output)
     else:
         output = default_output(source, options.embed)
-        if source.resolve().parent.name == "checkpoint":
+        if Path(os.path.abspath(source)).parent.name == "checkpoint":
             check_no_links(SessionFolder(output.parent.parent))
     check_free("--output", output, options.overwrite)
     return output
@@ -76,7 +76,7 @@ def embed(options: Options, model: Model, file: WeightsFile, paths: Sequence[str
     columns: dict[str, Sequence[Any]] = {"row": range(len(features)), "path": pictures.paths}
     similarities = rows = None
     if model.memory is None:
-        log.warning("%s holds no memory bank: no clusters and no nearest training images", file.name)
+        log.warning("%s holds no memory bank of this network: no clusters and no nearest training images", file.name)
     else:
         columns["cluster"] = find_clusters(model.memory, options.num_clusters, options.seed).of(features).tolist()
         similarities, rows = model.nearest(features, options.neighbours)

@@ -87,11 +87,11 @@ class Model:
         """Features (B, D) float32 on the CPU, rows of unit length.
 
         Args:
-            images: a batch (B, 3, S, S) float32 that went through `preprocessing`; or pictures, as PIL images or
-                paths of files; a single one counts as a batch of one.
+            images: a batch (B, 3, S, S) of floating-point numbers, gone through `preprocessing`; or pictures, as PIL
+                images or paths of files; a single one counts as a batch of one.
 
         Raises:
-            UserError: a file cannot be read as an image, or the batch has another shape.
+            UserError: a file cannot be read as an image, or the batch has another shape or holds whole numbers.
         """
         if isinstance(images, Tensor):
             return self._features_of_batch(images)
@@ -141,19 +141,23 @@ class Model:
         """The training images most similar to each feature.
 
         Args:
-            features: (B, D) as `features` gives them.
+            features: (B, D) as `features` gives them, also as a NumPy array.
             k: how many, at most N.
 
         Returns:
             cosine similarities (B, k), highest first, and rows (B, k) int64 of the training set, from 0.
 
         Raises:
-            UserError: the features of the training images are not known, or k is out of range.
+            UserError: the features of the training images are not known, k is out of range, or the features given
+                have another shape.
         """
         if self.memory is None:
             raise UserError("the file of this network holds no memory bank, so nearest training images are not known")
         if not 1 <= k <= len(self.memory):
             raise UserError(f"{k} nearest training images were asked for; there are {len(self.memory)}")
+        features = torch.as_tensor(features)
+        if features.dim() != 2 or features.shape[1] != self.memory.shape[1]:
+            raise UserError(f"features of shape {tuple(features.shape)}; (B, {self.memory.shape[1]}) is needed")
         return nearest(features.float().cpu(), self.memory, k)
 
     @property
@@ -165,9 +169,11 @@ class Model:
         side = self.preprocessing.size
         if images.dim() != 4 or images.shape[1:] != (3, side, side):
             raise UserError(f"a batch of shape {tuple(images.shape)}; this network takes (B, 3, {side}, {side})")
+        if not images.is_floating_point():
+            raise UserError(f"a batch of {images.dtype}; this network takes what `preprocessing` makes of pictures")
         if len(images) == 0:  # PyTorch 1.10 does not convolve nothing
             return self._features_of_batch(images.new_zeros(1, 3, side, side))[:0]
-        return self._embedder(images.to(self._embedder.device)).float().cpu()
+        return self._embedder(images.to(self._embedder.device, torch.float32)).float().cpu()
 
 
 def pictures_in(folder: Union[str, os.PathLike]) -> list[str]:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lib.errors import RunError, UserError
+from lib.errors import Interrupted, RunError, UserError
 from lib.pretrained.weights_file import NETWORK_JSON, NETWORK_STATE
+from lib.session.stop_signals import StopSignals
 
 FEATURES, IMAGES, NEIGHBOURS, DISTANCES = "features.npy", "images.csv", "neighbours.npy", "distances.npy"
 CENTRES, ONNX = "centres.npy", "network.onnx"
@@ -51,8 +52,17 @@ def result_folder(option: str, path: Path, overwrite: bool) -> Iterator[Path]:
     Raises:
         UserError: as `check_free`.
         RunError: the disk refused; what was at `path` is as it was.
+        Interrupted: Ctrl-C or SIGTERM came; likewise.
     """
     check_free(option, path, overwrite)
+    with StopSignals(quiet=True) as stop:
+        stop.at_once(lambda number: Interrupted(number, f"{number.name}: stopped; nothing was written to {path}"))
+        with _temporary_folder(option, path) as folder:
+            yield folder
+
+
+@contextmanager
+def _temporary_folder(option: str, path: Path) -> Iterator[Path]:
     final = Path(os.path.realpath(path))  # the folder that a link leads to, not the link
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     try:
@@ -73,8 +83,8 @@ def _take_place(temporary: Path, final: Path) -> None:
         final.rename(before)
     try:
         temporary.rename(final)
-    except OSError:
-        if before.exists():
+    except BaseException:
+        if before.exists() and not final.exists():
             before.rename(final)
         raise
     shutil.rmtree(before, ignore_errors=True)

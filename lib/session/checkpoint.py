@@ -28,14 +28,14 @@ dataset            name, size and fingerprint of the training images, their chan
 import contextlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
 
 from lib.compat import load_data_only
 from lib.errors import RunError, UserError
 from lib.session.layout import check_layout
-from lib.session.sealed_file import SealingWriter, read_seal
+from lib.session.sealed_file import Seal, SealingWriter, has_seal, read_seal
 
 FORMAT = 2
 """1 had no checksum (`sealed_file`) and was written after epochs only; it is read as well."""
@@ -92,16 +92,7 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is empty, cut short or changed, of a newer layout, or no checkpoint of this project.
     """
-    try:
-        seal = read_seal(path)
-    except ValueError as error:
-        raise UserError(f"checkpoint {path} cannot be read ({error}); it is damaged or no checkpoint") from error
-    except OSError as error:
-        raise UserError(f"checkpoint {path} cannot be read: {error.strerror}") from None
-    if seal is not None and not seal.intact:
-        raise UserError(f"checkpoint {path} is damaged: its content does not match its checksum")
-    if seal is not None:
-        _check_format(path, seal.format)
+    seal = _checked_seal(path)
     state = read_data(path)
     try:
         check_layout(state)
@@ -117,9 +108,39 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
+def _checked_seal(path: Path) -> Optional[Seal]:
+    try:
+        seal = read_seal(path)
+    except ValueError as error:
+        raise UserError(f"checkpoint {path} cannot be read ({error}); it is damaged or no checkpoint") from error
+    except OSError as error:
+        raise UserError(f"checkpoint {path} cannot be read: {error.strerror}") from None
+    if seal is not None and not seal.intact:
+        raise UserError(f"checkpoint {path} is damaged: its content does not match its checksum")
+    if seal is not None:
+        _check_format(path, seal.format)
+    return seal
+
+
 def _check_format(path: Path, layout: int) -> None:
     if layout > FORMAT:
         raise UserError(f"checkpoint {path} has layout {layout}; this version reads up to {FORMAT}: update the code")
+
+
+def read_foreign(path: Path) -> Any:
+    """As `read_data`, of a file that others may have written, with any release of PyTorch. If it is one of ours its
+    checksum is looked at.
+
+    Raises:
+        UserError: as `read_data`; or it does not match its checksum.
+    """
+    try:
+        ours = has_seal(path)
+    except OSError as error:
+        raise UserError(f"checkpoint {path} cannot be read: {error.strerror}") from None
+    if ours:
+        _checked_seal(path)
+    return read_data(path, old_releases=True)
 
 
 def read_data(path: Path, old_releases: bool = False) -> Any:

@@ -1,5 +1,6 @@
 """The session folder and the names inside it."""
 
+import os
 import re
 import time
 from collections.abc import Callable
@@ -54,8 +55,11 @@ class SessionFolder:
 
     @classmethod
     def of_checkpoint(cls, file: Path) -> Optional["SessionFolder"]:
-        """The session whose checkpoint folder a file is in, or None if that is no session's."""
-        folder = file.resolve().parent
+        """The session whose checkpoint folder a file is in, or None if that is no session's.
+
+        By its path as given: where a link in a session's folder leads to is no session that was asked for.
+        """
+        folder = Path(os.path.abspath(file)).parent
         session = cls(folder.parent)
         return session if folder.name == "checkpoint" and session.config.exists() else None
 
@@ -105,7 +109,8 @@ class SessionFolder:
                 read (UserError) is set aside too.
         """
         for left in self.checkpoints.glob("*.ckpt.*.tmp"):
-            left.unlink()
+            if left.is_file():
+                left.unlink()
 
         def later(path: Path) -> bool:
             try:
@@ -170,8 +175,16 @@ def newest_checkpoint(session: Path) -> Path:
     """
     found = checkpoints_of(session)
     if not found:
-        raise UserError(f"--resume: there is no checkpoint in {session / 'checkpoint'}")
+        raise UserError(f"there is no checkpoint in {session / 'checkpoint'}")
     return found[0]
+
+
+def _time_of_change(file: Path) -> int:
+    """In nanoseconds; 0 for a file that has gone in the meantime, and for a link that leads nowhere."""
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def find_checkpoint(resume: str, sess_dir: str) -> Path:
@@ -183,7 +196,7 @@ def find_checkpoint(resume: str, sess_dir: str) -> Path:
     if resume == "last":
         sessions = sorted(
             {file.parent.parent for file in Path(sess_dir).glob("*/checkpoint/*.ckpt")},
-            key=lambda path: max(file.stat().st_mtime_ns for file in (path / "checkpoint").glob("*.ckpt")),
+            key=lambda path: max(map(_time_of_change, (path / "checkpoint").glob("*.ckpt")), default=0),
         )
         if not sessions:
             raise UserError(f"--resume last: no session in {sess_dir} has a checkpoint")

@@ -160,5 +160,5 @@ def _place(line: str) -> Optional[tuple[int, int]]:
     try:
         record = json.loads(line)
         return int(record["round"]), int(record["epoch"])
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None

@@ -41,14 +41,14 @@ def check_layout(state: Any) -> None:
 
 def _is_summary(entry: Any) -> bool:
     """Whether it can be a `RoundSummary`."""
-    return isinstance(entry, Mapping) and all(
-        isinstance(name, str) and (value is None or _is_numeric(value)) for name, value in entry.items()
-    )
+    return isinstance(entry, Mapping) and all(_is_figure(name, value) for name, value in entry.items())
 
 
-def _is_numeric(value: Any) -> bool:
-    """A number, or a list of numbers such as the sizes of clusters."""
-    return all(isinstance(number, (int, float)) for number in (value if isinstance(value, list) else [value]))
+def _is_figure(name: Any, value: Any) -> bool:
+    """A number or None; whole ones for `clusters`, which is a list of sizes."""
+    if name == "clusters":
+        return value is None or (isinstance(value, list) and all(type(size) is int for size in value))
+    return isinstance(name, str) and (value is None or isinstance(value, (int, float)))
 
 
 def check_neighbourhoods(found: Mapping[str, Any], images: int) -> None:

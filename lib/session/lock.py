@@ -14,6 +14,7 @@ from lib.errors import UserError
 from lib.session.text_file import writing
 
 NAME = "session.lock"
+ENDED = "ended"
 
 
 class SessionLock:
@@ -76,8 +77,8 @@ class SessionLock:
 
     def _refuse_if_held(self, holder: dict[str, Any]) -> None:
         pid, host = holder.get("pid"), holder.get("host")
-        if not isinstance(pid, int) or not isinstance(host, str):
-            return  # cut short when its disk was full or its machine went down
+        if type(pid) is not int or pid <= 0 or not isinstance(host, str):
+            return  # cut short when its disk was full or its machine went down, or no lock of ours
         since = shown(str(holder.get("since")))
         if host != self._mine["host"]:
             raise UserError(
@@ -87,7 +88,7 @@ class SessionLock:
         if _alive(pid, holder.get("process")):
             raise UserError(
                 f"session {self._path.parent} is in use by process {pid} on this host ({shown(host)}) since {since}; "
-                "wait until it has ended, or stop it"
+                f"wait until it has ended, or stop it; if that is another program, delete {self._path}"
             )
 
 
@@ -124,6 +125,8 @@ def _parsed(text: str) -> dict[str, Any]:
 def _alive(pid: int, process: Any) -> bool:
     """Whether the process that wrote the lock still runs."""
     now = _identity(pid)
+    if now == ENDED:
+        return False
     if now is not None and process is not None:
         return now == process
     try:
@@ -136,11 +139,14 @@ def _alive(pid: int, process: Any) -> bool:
 
 
 def _identity(pid: int) -> Optional[str]:
-    """Tells a process from others that had or will have its number: the machine's start and its own (on Linux)."""
+    """Tells a process from others that had or will have its number: the machine's start and its own (on Linux).
+
+    `ENDED` for one that its parent has not asked about yet, a zombie; None where nothing can be found out.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
-    # fields 3 and 22 of proc(5): a zombie has ended
-    return None if fields[0] in ("Z", "X") else f"{boot} {fields[19]}"
+    # fields 3 and 22 of proc(5)
+    return ENDED if fields[0] in ("Z", "X") else f"{boot} {fields[19]}"

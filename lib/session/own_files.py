@@ -1,4 +1,4 @@
-"""Links in a session's folder, which may come from somebody else."""
+"""What is no file or folder of ours in a session's folder, which may come from somebody else."""
 
 import os
 
@@ -8,13 +8,16 @@ from lib.session.folder import SessionFolder
 
 
 def check_no_links(session: SessionFolder) -> None:
-    """What is written into the folder must not land somewhere else.
+    """What is written into the folder must not land somewhere else, nor wait for a reader that never comes.
 
     To be asked before anything is written into a session that was there before.
 
     Raises:
-        UserError: something in it is a link.
+        UserError: something in it is a link, a pipe or the like, or a folder that has the name of a file.
     """
+    for file in (session.log, session.config, session.metrics, session.starts, session.final, session.report):
+        if file.is_dir():
+            raise UserError(f"session {session.path}: {file} is a folder where a file belongs; move it away")
     for folder, folders, files in os.walk(session.path):
         for name in (*folders, *files):
             if os.path.islink(os.path.join(folder, name)):
@@ -22,3 +25,7 @@ def check_no_links(session: SessionFolder) -> None:
                     f"session {session.path}: {shown(os.path.join(folder, name))} is a link; a run writes into its own "
                     "folder alone: put there what it leads to, or remove it"
                 )
+        for name in files:
+            path = os.path.join(folder, name)
+            if not os.path.isfile(path) and os.path.lexists(path):  # what a run writes may go while we look
+                raise UserError(f"session {session.path}: {shown(path)} is no ordinary file; remove it")

@@ -27,7 +27,7 @@ def read_final(path: Path, round_number: int, epoch: int) -> Optional[dict[str, 
     Raises:
         ValueError: the file is damaged.
     """
-    if not path.exists():
+    if not path.is_file():
         return None
     try:
         final = json.loads(path.read_text(encoding="utf-8"))
@@ -42,7 +42,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: a line is not a JSON object; the message names file and line.
     """
-    if not path.exists():
+    if not path.is_file():
         return []
     text = path.read_text(encoding="utf-8", errors="replace")
     records = []

@@ -16,6 +16,12 @@ class Resumed(NamedTuple):
     passed_over: tuple[str, ...] = ()
 
 
+def statistics(saved: dict[str, Any]) -> dict[str, Any]:
+    """The channel means and stds of a checkpoint as options: other images too must come to its network as its own did.
+    Empty for one of an older version."""
+    return {name: saved["dataset"][name] for name in ("means", "stds") if name in saved.get("dataset", {})}
+
+
 def open_checkpoint(resume: str, sess_dir: str) -> Resumed:
     """The checkpoint that `--resume` means: a file, or the newest that can be read of a session folder or of `last`.
 
@@ -34,4 +40,4 @@ def open_checkpoint(resume: str, sess_dir: str) -> Resumed:
             errors.append(str(error))
             continue
         return Resumed(saved, path, tuple(f"{error}; going on from an earlier one, {path}" for error in errors))
-    raise UserError(f"--resume {resume}: none of {len(errors)} checkpoints in {session} can be read; {errors[0]}")
+    raise UserError(f"none of {len(errors)} checkpoints in {session} can be read; {errors[0]}")

@@ -8,6 +8,7 @@ Comment and content are one file and appear together: there is no moment at whic
 import hashlib
 import os
 import re
+import stat
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Optional
 
@@ -15,6 +16,7 @@ _START = b"PK\x03\x04"  # how a zip archive with something in it begins
 _END = b"PK\x05\x06"  # how its last record begins, 22 bytes without a comment
 _END_BYTES = 22
 _COMMENT = re.compile(rb"AND checkpoint, format (\d{1,9}), sha256 ([0-9a-f]{64})")
+_NAME = b"AND checkpoint, format "
 _DIGITS = 64
 _LONGEST_COMMENT = 120
 _BLOCK = 2**20
@@ -82,13 +84,27 @@ class SealingWriter:
             self._digest.update(data)
 
 
+def has_seal(path: Path) -> bool:
+    """Whether a file ends in our comment, be it whole or damaged.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _LONGEST_COMMENT))
+        return _NAME in file.read()
+
+
 def read_seal(path: Path) -> Optional[Seal]:
     """What a file says about itself; None for a zip archive without our comment, as older versions wrote it.
 
     Raises:
-        ValueError: it is empty, cut short, or no zip archive at all; the message says which.
+        ValueError: it is empty, cut short, no zip archive at all, or no file but a pipe or the like; the message says
+            which.
         OSError: it cannot be read.
     """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("it is no ordinary file")
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size == 0:

@@ -71,8 +71,9 @@ def execute(
             if memory.ran_out(error):
                 reason = (str(error).strip().splitlines() or ["nothing more is known"])[0]
                 raise RunError(
-                    f"out of memory on {world.device} ({reason}); lower --batch-size or "
-                    "--discovery-memory, or add --augment-on workers; what was saved goes on with --resume"
+                    f"out of memory on {world.device} ({reason}); lower --batch-size, "
+                    "--discovery-memory, --size or --low-dim, or add --augment-on workers; what was saved goes on with "
+                    "--resume"
                 ) from error
             if world.size == 1 or isinstance(error, MemoryError) or not lost_contact(error):
                 raise
@@ -102,13 +103,13 @@ def _execute(
             _report(pipeline, source)
         return
     state = TrainingState.fresh(options, pipeline, world, precision.choose(options.precision, device))
-    protocols = Protocols(options, pipeline, world)
     if options.export is not None:
         export_results(options, pipeline, state.embedder, saved, source, weights, world)
         return
+    protocols = Protocols(options, pipeline, world)
     if options.test_only:
         take_network(state.embedder.network, options, saved, source, weights)
-        _test(settings, protocols, state.embedder, saved, source, world)
+        _test(settings, pipeline, protocols, state.embedder, saved, source, world)
         return
     check_curriculum(options, len(pipeline.train))
     pipeline.check_batches()
@@ -141,6 +142,7 @@ def _execute(
 
 def _test(
     settings: Settings,
+    pipeline: Pipeline,
     protocols: Protocols,
     embedder: Embedder,
     saved: Optional[dict[str, Any]],
@@ -153,6 +155,13 @@ def _test(
     """
     protocols.check_all()
     session = None if source is None or settings.options.debug else SessionFolder.of_checkpoint(source)
+    data = {} if saved is None else saved.get("dataset", {})
+    if world.is_first and data.get("fingerprint", pipeline.fingerprint) != pipeline.fingerprint:
+        session = None
+        print(
+            f"{source}: trained on other images ({data['name']}, {data['size']:,}) than these ({pipeline.name}, "
+            f"{len(pipeline.train):,}), which are prepared as those were; nothing is written into its session"
+        )
     if session is not None:
         check_no_links(session)
     judged = protocols.finished(embedder)

@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import Callable
 
-from torch import optim
+from torch import Tensor, optim
 from torch.nn import Parameter
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -22,6 +22,27 @@ def build_optimizer(options, parameters: Iterable[Parameter]) -> optim.Optimizer
     if kind is optim.SGD:
         arguments.update(dampening=options.dampening, nesterov=options.nesterov)
     return kind(parameters, **arguments)
+
+
+_MOMENTS = {optim.SGD: (), optim.Adam: ("step", "exp_avg", "exp_avg_sq"), optim.RMSprop: ("step", "square_avg")}
+
+
+def check_state(optimizer: optim.Optimizer) -> None:
+    """Whether the state that was loaded can be gone on with: it may come from anywhere.
+
+    Raises:
+        ValueError: what it remembers of a parameter is missing or of another shape, or it counts no steps.
+    """
+    needed = _MOMENTS[type(optimizer)]
+    for parameter, kept in optimizer.state.items():
+        if not all(name in kept for name in needed):
+            raise ValueError(f"its optimiser's state has no {', '.join(name for name in needed if name not in kept)}")
+        shape = parameter.shape
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and value.dim() > 0 and value.shape != shape:
+                raise ValueError(f"its optimiser's {name} is {list(value.shape)} for weights of {list(shape)}")
+        if not float(kept.get("step", 0)) >= 0:
+            raise ValueError("its optimiser has counted fewer than 0 steps")
 
 
 def step_policy(offset: int, step: int, rate: float) -> Callable[[int], float]:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-import models
 from datasets.pipeline import Pipeline
 from lib.config import Options
 from lib.determinism import without_adaptive_pooling
@@ -15,14 +14,15 @@ from lib.distributed.sync_batch_norm import synchronise
 from lib.distributed.world import World
 from lib.embedder import Embedder
 from lib.errors import UserError
+from lib.first_network import first_network
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.pretrained.fitting import load_exactly
-from lib.seeding import derive, generator
+from lib.seeding import generator
 from lib.session.checkpoint import FORMAT
 from lib.session.layout import check_neighbourhoods
 from lib.training.history import History
-from lib.training.optimisation import build_optimizer
+from lib.training.optimisation import build_optimizer, check_state
 from lib.training.underway import Underway
 
 
@@ -53,8 +53,7 @@ class TrainingState:
     @classmethod
     def fresh(cls, options: Options, pipeline: Pipeline, world: World, dtype: Optional[torch.dtype]) -> "TrainingState":
         """The state before the first epoch, a function of the seed. `dtype` is that of autocast."""
-        torch.manual_seed(derive(options.seed, "network"))
-        network = models.build(options.network, options.low_dim, options.stem, options.size)
+        network = first_network(options)
         if options.deterministic:
             network = without_adaptive_pooling(network, options.size)
         if options.sync_bn:
@@ -125,6 +124,9 @@ class TrainingState:
             raise UserError(f"checkpoint {source} cannot be gone on from: {reason}") from error
 
     def _restore(self, saved: dict[str, Any], source: str, options: Options, pipeline: Pipeline) -> None:
+        part = not_finite(saved)
+        if part is not None:
+            raise ValueError(f"a number in its {part} is not finite; take an earlier one")
         self.restore_network(saved, source)
         memory = saved["npc"]["memory"]
         expected = (len(self.bank), self.bank.memory.shape[1])
@@ -153,6 +155,7 @@ class TrainingState:
         # loaded: it is by the groups' settings that PyTorch decides on which device Adam's count of steps lives.
         groups = [{**group, **settings} for group, settings in zip(saved["optimizer"]["param_groups"], configured)]
         self.optimizer.load_state_dict({**saved["optimizer"], "param_groups": groups})
+        check_state(self.optimizer)
         check_neighbourhoods(saved["ANs_discovery"], len(self.bank))
         self.neighbourhoods = Neighbourhoods.from_state_dict(saved["ANs_discovery"], self.bank.memory.device)
         self.round, self.epoch = saved["round"], saved["epoch"]
@@ -160,6 +163,8 @@ class TrainingState:
         sizes = tuple(len(batch) for batch in pipeline.epoch_order(self.round, self.epoch))
         self.underway.check_fits(sizes, options.iter_size)
         self.history = History.from_state(saved.get("history", []))
+        if len(self.history.rounds) != self.round + 1:
+            raise ValueError(f"its history is of {len(self.history.rounds)} rounds, not of {self.round + 1}")
         self.nearest = dict(saved.get("nearest", {}))
         _set_random_state(saved.get("random", {}))
 
