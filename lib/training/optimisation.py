@@ -34,6 +34,8 @@ def check_state(optimizer: optim.Optimizer) -> None:
         ValueError: what it remembers of a parameter is missing or of another shape, or it counts no steps.
     """
     needed = _MOMENTS[type(optimizer)]
+    if type(optimizer) is optim.RMSprop and optimizer.param_groups[0]["momentum"] > 0:
+        needed += ("momentum_buffer",)
     for parameter, kept in optimizer.state.items():
         if not all(name in kept for name in needed):
             raise ValueError(f"its optimiser's state has no {', '.join(name for name in needed if name not in kept)}")
