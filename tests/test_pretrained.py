@@ -329,7 +329,8 @@ def test_files_whose_numbers_are_of_no_use_are_named(tmp_path):
     path = tmp_path / "x.pt"
     for value, message in (
         (torch.full_like(net[name], float("nan")), f"{name} holds numbers that are not finite"),
-        (net[name].to_sparse(), f"{name} is sparse or quantised"),
+        # where torch has no safe loading of its own, ours knows no sparse tensors
+        (net[name].to_sparse(), f"{name} is sparse or quantised|_rebuild_sparse_tensor, which is not plain data"),
     ):
         torch.save({**net, name: value}, path)
         with pytest.raises(UserError, match=message):
