@@ -24,7 +24,7 @@ from lib.results.table import write_table
 from lib.results.training_images import training_paths
 from lib.session.folder import SessionFolder
 from lib.session.journal import LOGGER
-from lib.session.own_files import check_no_links
+from lib.session.own_files import check_own_files
 
 log = logging.getLogger(LOGGER)
 RESULT = {"result": True}
@@ -46,7 +46,7 @@ def output_folder(options: Options, source: Path) -> Path:
     else:
         output = default_output(source, options.embed)
         if Path(os.path.abspath(source)).parent.name == "checkpoint":
-            check_no_links(SessionFolder(output.parent.parent))
+            check_own_files(SessionFolder(output.parent.parent))
     check_free("--output", output, options.overwrite)
     return output
 

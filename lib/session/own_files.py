@@ -7,7 +7,7 @@ from lib.errors import UserError
 from lib.session.folder import SessionFolder
 
 
-def check_no_links(session: SessionFolder) -> None:
+def check_own_files(session: SessionFolder) -> None:
     """What is written into the folder must not land somewhere else, nor wait for a reader that never comes.
 
     To be asked before anything is written into a session that was there before.
@@ -20,12 +20,12 @@ def check_no_links(session: SessionFolder) -> None:
             raise UserError(f"session {session.path}: {file} is a folder where a file belongs; move it away")
     for folder, folders, files in os.walk(session.path):
         for name in (*folders, *files):
-            if os.path.islink(os.path.join(folder, name)):
-                raise UserError(
-                    f"session {session.path}: {shown(os.path.join(folder, name))} is a link; a run writes into its own "
-                    "folder alone: put there what it leads to, or remove it"
-                )
-        for name in files:
             path = os.path.join(folder, name)
-            if not os.path.isfile(path) and os.path.lexists(path):  # what a run writes may go while we look
+            if os.path.islink(path):
+                raise UserError(
+                    f"session {session.path}: {shown(path)} is a link; a run writes into its own folder alone: put "
+                    "there what it leads to, or remove it"
+                )
+            # a file that has gone while we look is no matter
+            if not os.path.isdir(path) and not os.path.isfile(path) and os.path.lexists(path):
                 raise UserError(f"session {session.path}: {shown(path)} is no ordinary file; remove it")

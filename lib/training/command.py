@@ -30,7 +30,7 @@ from lib.session import checkpoint, provenance
 from lib.session.folder import SessionFolder
 from lib.session.journal import LOGGER, Metrics, close_log, open_log
 from lib.session.lock import SessionLock
-from lib.session.own_files import check_no_links
+from lib.session.own_files import check_own_files
 from lib.session.records import note_final, note_start
 from lib.training.history import UNLABELLED_LEGEND
 from lib.training.images import open_images
@@ -159,11 +159,11 @@ def _test(
     if world.is_first and data.get("fingerprint", pipeline.fingerprint) != pipeline.fingerprint:
         session = None
         print(
-            f"{source}: trained on other images ({data['name']}, {data['size']:,}) than these ({pipeline.name}, "
-            f"{len(pipeline.train):,}), which are prepared as those were; nothing is written into its session"
+            f"{source}: trained on other images ({data.get('name')}, {data.get('size')}) than these ({pipeline.name}, "
+            f"{len(pipeline.train)}), which are prepared as those were; nothing is written into its session"
         )
     if session is not None:
-        check_no_links(session)
+        check_own_files(session)
     judged = protocols.finished(embedder)
     if not world.is_first:
         return
@@ -186,7 +186,7 @@ def _report(pipeline: Pipeline, source: Path) -> None:
     session = SessionFolder.of_checkpoint(source)
     if session is None:
         raise UserError(f"--report-only: {source} is not in a session's checkpoint folder, so there is no session")
-    check_no_links(session)
+    check_own_files(session)
     seconds = Report(session, pipeline.train, pipeline.fingerprint).write()
     pipeline.close()
     print(f"{session.report}: written in {seconds:.1f} s")
@@ -206,7 +206,7 @@ def _open_session(
                 f"--resume {source}: the file is not in a session's checkpoint folder, so there is no session to go on"
                 " in; add --restart to start a new one from it"
             )
-        check_no_links(session)
+        check_own_files(session)
         _lock(session, at_end)
         if _place_of(source) != _place(saved):
             raise UserError(f"session {session.path} has gone on while this run started; start it again")
