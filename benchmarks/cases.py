@@ -32,6 +32,7 @@ from lib.training.captured_step import EAGER_STEPS, CapturedStep
 from lib.training.epoch import train_epoch
 from lib.training.optimisation import build_optimizer
 from lib.training.step import Step
+from lib.winograd_layers import use_winograd
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -186,6 +187,7 @@ def _loader(setting: Setting, images: int) -> DeviceLoader:
 
 def _network(setting: Setting, dtype) -> tuple[Embedder, torch.optim.Optimizer]:
     network = models.build("resnet18", setting.dim, "small", 32)
+    use_winograd(network, setting.device, dtype)
     embedder = Embedder(network, setting.device, dtype)
     return embedder, build_optimizer(Options(), network.parameters())
 

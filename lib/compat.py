@@ -81,6 +81,10 @@ def capture(graph: "torch.cuda.CUDAGraph") -> torch.cuda.graph:
     return torch.cuda.graph(graph, **options)
 
 
+HAS_FAST_BATCHED_PRODUCTS = TORCH_RELEASE >= (2, 0)
+"""Whether batched products on a CPU run near its peak: the MKL in PyTorch 1.10 is slow on AMD's."""
+
+
 HAS_MIXED_BATCH_NORM = TORCH_RELEASE >= (2, 0)
 """Whether batch norm on a CPU takes bfloat16 images with float32 statistics."""
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lib.compat import HAS_EMPTY_CHANNELS_LAST, compiled, data_parallel
-from lib.distributed.sync_batch_norm import without_synchronisation
 from lib.distributed.world import World
 from lib.folded import FoldedNetwork
+from lib.plain_network import plain_copy
 from lib.precision import autocast
 
 
@@ -94,7 +94,7 @@ class Embedder:
 
         The network is left in evaluation mode.
         """
-        plain = without_synchronisation(self.network.eval())
+        plain = plain_copy(self.network.eval())
 
         def outputs(images: Tensor) -> dict[str, Tensor]:
             with autocast(self.device, self.dtype):

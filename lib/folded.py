@@ -4,7 +4,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from lib.distributed.sync_batch_norm import without_synchronisation
+from lib.plain_network import plain_copy
 
 
 class FoldedNetwork:
@@ -21,7 +21,7 @@ class FoldedNetwork:
 
     def __init__(self, network: nn.Module):
         with torch.inference_mode(False):  # what is made in that mode cannot be changed outside of it
-            self.module = fx.symbolic_trace(without_synchronisation(network).eval())
+            self.module = fx.symbolic_trace(plain_copy(network).eval())
             self._pairs = _fold(self.module)
             folded = tuple(f"{convolution}." for convolution, _ in self._pairs)
             self._rest = {

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from lib.approximate import ApproximateSearch, recall
 from lib.distributed.shard import Shard
-from lib.distributed.sync_batch_norm import synchronise, without_synchronisation
+from lib.distributed.sync_batch_norm import synchronise
 from lib.evaluation.knn import weighted_knn
 from lib.insight.survey import sample_rows, survey
 from lib.method.discovery import discover
@@ -17,6 +17,7 @@ from lib.method.global_batch import GlobalBatch
 from lib.method.memory_bank import MemoryBank
 from lib.method.tiled_objective import tiled_and_loss
 from lib.nearest import nearest
+from lib.plain_network import plain_copy
 from tests.test_discovery import grid_rows
 from tests.test_objective import unit_rows
 from tests.test_tiled_objective import random_members
@@ -115,7 +116,7 @@ def batch_norms(world):
                 weights = upstream[own].view(-1, *[1] * (output.dim() - 1))
                 (output.square() * weights).sum().backward()
             gradients = [world.all_reduce_sum(p.grad.clone()) for p in network.parameters()]
-            plain = without_synchronisation(network).eval()
+            plain = plain_copy(network).eval()
             found[kind, count] = {
                 "output": world.gather_rows(output.detach()),
                 "gradient": world.gather_rows(local.grad),

@@ -506,6 +506,13 @@ _DEVICES = _group(
         "measured",
     ),
     Option(
+        "winograd",
+        BOOL,
+        True,
+        "CPU, fp32, PyTorch 2: in training, compute wide 3x3 convolutions of large batches by Winograd's minimal "
+        "filtering, which is faster and rounds to about 3e-6 of the result instead of 1e-6",
+    ),
+    Option(
         "cuda_graph",
         BOOL,
         True,

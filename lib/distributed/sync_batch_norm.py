@@ -1,6 +1,5 @@
 """Batch norm over the images of all processes, as if they had gone through one network together."""
 
-import copy
 from typing import Any, Callable, Optional
 
 import torch
@@ -30,9 +29,9 @@ def synchronise(network: nn.Module, world: World) -> nn.Module:
 
 
 def without_synchronisation(network: nn.Module) -> nn.Module:
-    """A copy with plain batch norms, of the same weights: for evaluation, where no process needs another's images."""
+    """The same network with plain batch norms, where no process needs another's images; see `synchronise`."""
     kinds = (SynchronisedBatchNorm, nn.SyncBatchNorm)
-    return _replaced(copy.deepcopy(network), kinds, lambda layer: _taking_over(layer, layer.plain_kind(1)))
+    return _replaced(network, kinds, lambda layer: _taking_over(layer, layer.plain_kind(1)))
 
 
 class SynchronisedBatchNorm(_BatchNorm):

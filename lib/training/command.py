@@ -37,6 +37,7 @@ from lib.training.images import open_images
 from lib.training.runner import RESULT, Runner, check_curriculum
 from lib.training.start_record import start_record
 from lib.training.state import TrainingState
+from lib.winograd_layers import count_winograd
 
 log = logging.getLogger(LOGGER)
 
@@ -275,7 +276,9 @@ def _introduce(
         if protocols.can_vote
         else "without labels: loss, entropy, neighbours, clusters; no accuracy",
     )
-    log.info("network   %s, %d features", options.network, options.low_dim)
+    fast = count_winograd(state.embedder.network)
+    how = f"; {fast} convolutions by Winograd's filtering in large batches" if fast else ""
+    log.info("network   %s, %d features%s", options.network, options.low_dim, how)
     defaults = Options().as_dict()
     changed = {name: value for name, value in options.as_dict().items() if value != defaults[name]}
     log.info("options   %s", ", ".join(f"{name}={value}" for name, value in changed.items()) or "all defaults")

@@ -24,6 +24,7 @@ from lib.session.layout import check_neighbourhoods
 from lib.training.history import History
 from lib.training.optimisation import build_optimizer, check_state
 from lib.training.underway import Underway
+from lib.winograd_layers import use_winograd
 
 
 class TrainingState:
@@ -58,6 +59,8 @@ class TrainingState:
             network = without_adaptive_pooling(network, options.size)
         if options.sync_bn:
             network = synchronise(network, world)
+        if options.winograd and not options.compile:
+            use_winograd(network, world.device, dtype)
         embedder = Embedder(network, world.device, dtype, options.compile, world)
         size = len(pipeline.train)
         first_rows = generator(options.seed, "memory bank")
