@@ -89,7 +89,7 @@ def _step(setting: Setting, kind: str, rival: Rival) -> Row:
         torch.zeros(setting.images, device=setting.device),
         None,
     )
-    loader = _loader(setting, 4096)
+    loader = _loader(setting, max(4096, setting.steps * setting.batch))
     embedder, optimizer = _network(setting, dtype)
     bare, bare_optimizer = _network(setting, dtype)
     for each in (embedder, bare):
@@ -108,12 +108,18 @@ def _step(setting: Setting, kind: str, rival: Rival) -> Row:
         for _ in range(setting.steps):
             bare_step(images, upstream, setting.batch)
 
+    def augmentation_alone() -> None:
+        for _ in loader.batches(order, (0, 0)):
+            pass
+
     for _ in range(math.ceil((EAGER_STEPS + 1) / setting.steps) if captured else 0):  # both are recorded after these
         ours()
         network_alone()
-    times = setting.turns({"ours": ours, "textbook": rival, "limit": network_alone})
+    times = setting.turns({"ours": ours, "textbook": rival, "limit": network_alone, "augmentation": augmentation_alone})
+    share = times.pop("augmentation") / times["ours"]
     per_step = {name: value / setting.steps for name, value in times.items()}
-    return Row(f"training step, ResNet18, B = {setting.batch}, {kind}", **per_step)
+    note = f"augmentation alone: {100 * share:.1f} % of ours"
+    return Row(f"training step, ResNet18, B = {setting.batch}, {kind}", **per_step, note=note)
 
 
 def discovery(setting: Setting) -> list[Row]:

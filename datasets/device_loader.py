@@ -11,6 +11,7 @@ from datasets import augment_parameters
 from datasets.augment_batch import augment, resize_matrix
 from datasets.augment_parameters import Parameters, Recipe
 from datasets.share import WHOLE, Share
+from datasets.side_stream import SideStream
 from lib.seeding import generator
 
 _BLOCK = 16  # images: 16 float32 numbers fill a cache line of 64 bytes
@@ -60,15 +61,18 @@ class DeviceLoader:
                 augmented as it is where the whole batch is served.
             start: the first batch to serve, counted from 0; those before it are passed over.
         """
+        beside = SideStream(self.device)
         for step, rows in enumerate(order[start:], start=start):
-            part = share.span(len(rows))
-            made = _in_blocks(part, len(rows))
-            indices = rows[made].to(self.device, non_blocking=True)
-            served = slice(part.start - made.start, part.stop - made.start)
-            yield self._make(indices, made, len(rows), (*salt, step))[served], indices[served]
+            yield beside.run(self._serve, rows, share.span(len(rows)), (*salt, step))
 
     def close(self) -> None:
         """Nothing is held open here."""
+
+    def _serve(self, rows: Tensor, part: slice, place: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        made = _in_blocks(part, len(rows))
+        indices = rows[made].to(self.device, non_blocking=True)
+        served = slice(part.start - made.start, part.stop - made.start)
+        return self._make(indices, made, len(rows), place)[served], indices[served]
 
     def _make(self, indices: Tensor, part: slice, count: int, place: tuple[int, ...]) -> Tensor:
         """The images of these indices, which are one part of a batch of `count`."""

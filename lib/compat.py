@@ -9,6 +9,7 @@ import re
 import shutil
 import types
 import warnings
+from collections.abc import Sequence
 from typing import Any, Callable
 
 import torch
@@ -69,6 +70,13 @@ def fast_optimizer_arguments(kind: type, device: torch.device) -> dict[str, bool
         return {}
     known = inspect.signature(kind).parameters
     return {name: True for name in ("fused", "capturable") if name in known}
+
+
+def sums_or_norms(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """A scalar of each, whichever is faster: on CUDA norms, a few kernels for all tensors where PyTorch has them."""
+    if tensors and tensors[0].is_cuda and hasattr(torch, "_foreach_norm"):
+        return list(torch._foreach_norm(tensors))
+    return [tensor.sum() for tensor in tensors]
 
 
 HAS_CAPTURE_BESIDE_THREADS = "capture_error_mode" in inspect.signature(torch.cuda.graph.__init__).parameters

@@ -72,9 +72,7 @@ class _Convolution(torch.autograd.Function):
         outputs = _both(_TO_OUTPUTS, images) @ products
         ctx.save_for_backward(inputs, weights)
         ctx.shape = images.shape
-        whole = outputs.view(SIDE, SIDE, batch, down, across, kernels).permute(2, 3, 0, 4, 1, 5)
-        whole = whole.reshape(batch, down * SIDE, across * SIDE, kernels)
-        return whole[:, :height, :width].permute(0, 3, 1, 2)
+        return _side_by_side(outputs.view(SIDE, SIDE, batch, down, across, kernels), height, width)
 
     @staticmethod
     @once_differentiable
@@ -122,6 +120,19 @@ def _output_tiles(maps: Tensor, down: int, across: int) -> Tensor:
     return tiles.permute(2, 4, 0, 1, 3, 5).reshape(SIDE**2, -1)
 
 
+def _side_by_side(tiles: Tensor, height: int, width: int) -> Tensor:
+    """(4, 4, B, down, across, K) -> (B, K, H, W): `_output_tiles` in reverse."""
+    _, _, batch, down, across, kernels = tiles.shape
+    tiles = tiles.permute(2, 3, 0, 4, 1, 5)
+    maps = _empty(batch, kernels, height, width, tiles)
+    pixels = maps.permute(0, 2, 3, 1)
+    if (height, width) == (down * SIDE, across * SIDE):
+        pixels.view(tiles.shape).copy_(tiles)
+    else:
+        pixels.copy_(tiles.reshape(batch, down * SIDE, across * SIDE, kernels)[:, :height, :width])
+    return maps
+
+
 def _joined(tiles: Tensor, height: int, width: int) -> Tensor:
     """(6, 6, B, down, across, C) -> (B, C, H, W): the sum of what lies on each pixel; `_input_tiles` in reverse."""
     _, _, batch, down, across, channels = tiles.shape
@@ -130,4 +141,12 @@ def _joined(tiles: Tensor, height: int, width: int) -> Tensor:
     for row in range(_INPUTS):
         for column in range(_INPUTS):
             places[..., row, column] += tiles[row, column]
-    return padded[:, 1 : 1 + height, 1 : 1 + width].permute(0, 3, 1, 2)
+    return _empty(batch, channels, height, width, tiles).copy_(
+        padded[:, 1 : 1 + height, 1 : 1 + width].permute(0, 3, 1, 2)
+    )
+
+
+def _empty(batch: int, channels: int, height: int, width: int, like: Tensor) -> Tensor:
+    """Channels last and no view: what comes next may change it in place, and reads it without a copy."""
+    shape = (batch, channels, height, width)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)

@@ -24,6 +24,7 @@ from lib.method.neighbourhoods import Neighbourhoods
 from lib.method.objective import and_loss
 from lib.method.tiled_objective import tiled_and_loss
 from lib.training.captured_step import CapturedStep
+from lib.training.finite import FiniteWatch
 from lib.training.optimisation import build_optimizer
 from lib.training.step import Step
 from main import main
@@ -119,6 +120,31 @@ def test_a_step_and_its_augmentation_never_wait_for_the_device(captured):
         learn()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_batches_made_beside_other_work_are_those_of_the_cpu():
+    options = Options()
+    recipe = Recipe(options.scale, options.ratio, options.colorjitter, options.random_grayscale, 0.5)
+    pixels = torch.randint(0, 256, (300, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    order = torch.arange(300).split(20)
+    served = {}
+    busy = torch.randn(4096, 4096, device=GPU)
+    for device in (CPU, GPU):
+        loader, kept = DeviceLoader(pixels.to(device), 32, 32, (0.5,) * 3, (0.2,) * 3, recipe, 0), []
+        for images, indices in loader.batches(order, (0, 0)):
+            if device is GPU:
+                busy = F.normalize(busy @ busy)
+            kept.append((images * 1.0, indices + 0))  # read behind the work, and let go of at once
+        served[device] = [torch.cat(each).cpu() for each in zip(*kept)]
+    torch.testing.assert_close(served[GPU][0], served[CPU][0], atol=1e-4, rtol=1e-4)
+    assert torch.equal(served[GPU][1], served[CPU][1])
+
+
+def test_norms_and_sums_tell_what_is_not_finite():
+    for value in (1.0, float("nan"), float("inf")):
+        watch = FiniteWatch(GPU)
+        watch.see(torch.ones((), device=GPU), [torch.ones(3, 2, device=GPU), torch.tensor([1.0, value], device=GPU)])
+        assert (watch.found() is None) == (value == 1.0)
 
 
 def test_the_loss_and_its_gradient_are_those_of_the_cpu():

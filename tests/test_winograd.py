@@ -179,6 +179,32 @@ def test_small_batches_and_maps_that_do_not_fill_their_tiles_stay_plain(monkeypa
     layer.double()(torch.randn(64, 512, 4, 4, dtype=torch.float64))
 
 
+@pytest.mark.parametrize(("channels", "side"), [(128, 16), (256, 8), (512, 4)])
+def test_the_batch_of_the_paper_is_large_enough(channels, side, monkeypatch):
+    """ResNet18 at 32 pixels and B = 128, also where two processes share it, but not where four do."""
+    monkeypatch.setattr(winograd_layers, "HAS_FAST_BATCHED_PRODUCTS", True)
+    uses = []
+    monkeypatch.setattr(winograd_layers, "convolution", lambda images, _: uses.append(len(images)) or images)
+    layer = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False))
+    use_winograd(layer, CPU, None)
+    for batch in (128, 64, 32):
+        layer(torch.zeros(batch, channels, side, side))
+    assert uses == [128, 64]
+
+
+@pytest.mark.parametrize("side", [7, 8, 14])
+def test_the_result_and_the_gradient_can_be_used_like_any_other(side):
+    """In place, and by kernels that want the channels last."""
+    images, weight, upstream = example(2, 3, 5, side, side)
+    images.requires_grad_()
+    result = convolution(images, weight)
+    (of_images,) = torch.autograd.grad(result, images, upstream, retain_graph=True)
+    for each in (result, of_images):
+        assert each.is_contiguous(memory_format=torch.channels_last)
+    expected = result.detach().clamp_min(0)
+    assert torch.equal(torch.relu_(result), expected)
+
+
 def test_only_what_it_can_compute_is_changed(monkeypatch):
     monkeypatch.setattr(winograd_layers, "HAS_FAST_BATCHED_PRODUCTS", True)
     others = [

@@ -6,6 +6,8 @@ from typing import NamedTuple, Optional
 import torch
 from torch import Tensor
 
+from lib.compat import sums_or_norms
+
 _NONE = -1
 
 
@@ -34,8 +36,8 @@ class FiniteWatch:
     @torch.no_grad()
     def see(self, loss: Tensor, gradients: Iterable[Tensor] = ()) -> None:
         """A batch with its loss, and the gradients of the optimiser step if it ends one."""
-        # a sum is finite if all its terms are, unless these are so large that nothing could be learnt from them
-        sums = [gradient.sum() for gradient in gradients]
+        # sums and norms are finite if all terms are, unless these are so large that nothing could be learnt from them
+        sums = sums_or_norms(list(gradients))
         total = torch.stack(sums).sum() if sums else torch.zeros_like(loss)
         bad = ~torch.isfinite(torch.stack([loss.float(), total.float()]))
         self._first.copy_(torch.where(bad & (self._first == _NONE), self._count, self._first))
