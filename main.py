@@ -21,7 +21,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 from lib.config import Settings, collect, table
 from lib.distributed.place import Place
@@ -67,6 +67,16 @@ def run(settings: Settings, arguments: Sequence[str], place: Place) -> int:
 
             compare(settings.options.compare, settings.options.compare_html, settings.options.sess_dir)
         return 0
+    if place.size == 1:
+        return _run(settings, arguments, place, None)
+    from lib.distributed.group import together
+
+    with together(settings.options.gpus, place) as world:
+        return _run(settings, arguments, place, world)
+
+
+def _run(settings: Settings, arguments: Sequence[str], place: Place, world: Any) -> int:
+    """What `run` does, but for comparing. `world`: the processes of the run, or None for this one alone."""
     saved = source = weights = None
     if settings.options.resume is not None:
         from lib.session.resume import open_checkpoint, statistics
@@ -74,9 +84,11 @@ def run(settings: Settings, arguments: Sequence[str], place: Place) -> int:
         saved, source, passed_over = open_checkpoint(settings.options.resume, settings.options.sess_dir)
         for line in passed_over if place.rank == 0 else ():
             print(f"warning: {one_line(line)}", file=sys.stderr)
-        settings = collect(arguments, saved["options"])
-        if settings.options.test_only and settings.options.normalise == saved["options"].get("normalise"):
-            settings = collect(arguments, {**saved["options"], **statistics(saved)})
+        # it may go on on another machine, and in another number of processes
+        stored = {name: value for name, value in saved["options"].items() if name != "gpus"}
+        settings = collect(arguments, stored)
+        if settings.options.test_only and settings.options.normalise == stored.get("normalise"):
+            settings = collect(arguments, {**stored, **statistics(saved)})
         if settings.sources["pretrained"] == "command line":
             raise UserError("--pretrained starts a new run and --resume goes on with one; give one of them")
     elif settings.options.pretrained is not None:
@@ -97,7 +109,7 @@ def run(settings: Settings, arguments: Sequence[str], place: Place) -> int:
         return launch(several, arguments)
     from lib.training.command import execute  # PyTorch is loaded only now, when there is something to compute
 
-    execute(settings, saved, source, place, weights)
+    execute(settings, saved, source, place, weights, world)
     return 0
 
 
@@ -136,4 +148,7 @@ if __name__ == "__main__":
     except OSError:  # whoever read the output has seen enough, as in `main.py --help | head`; or its disk is full
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = status or 1
+    if status and Place.here().size > 1:  # a GPU may wait for a process that is gone, and Python's end for that GPU
+        sys.stderr.flush()
+        os._exit(status)
     sys.exit(status)

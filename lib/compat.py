@@ -51,6 +51,12 @@ def data_parallel(network: nn.Module) -> DistributedDataParallel:
     return DistributedDataParallel(network, gradient_as_bucket_view=True, **{own_buffers: False})
 
 
+def own_address(config: type) -> dict[str, str]:
+    """What keeps PyTorch's launcher from looking up the name of this machine, where its LaunchConfig can be told."""
+    known = inspect.signature(config).parameters
+    return {"local_addr": "localhost"} if "local_addr" in known else {}
+
+
 def spare_process_group() -> None:
     """Keeps torch.distributed's default group from ever being destructed, where that can hang.
 
@@ -95,6 +101,10 @@ HAS_FAST_BATCHED_PRODUCTS = TORCH_RELEASE >= (2, 0)
 
 HAS_MIXED_BATCH_NORM = TORCH_RELEASE >= (2, 0)
 """Whether batch norm on a CPU takes bfloat16 images with float32 statistics."""
+
+
+HAS_SYNC_BATCH_NORM_OF_NOTHING = TORCH_RELEASE >= (1, 12)
+"""Whether nn.SyncBatchNorm lets a process have no images of a batch."""
 
 
 HAS_EMPTY_CHANNELS_LAST = TORCH_RELEASE >= (2, 0)

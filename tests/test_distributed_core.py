@@ -12,7 +12,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from lib.distributed.sync_batch_norm import SynchronisedBatchNorm, synchronise
+from lib.distributed import sync_batch_norm
+from lib.distributed.sync_batch_norm import SynchronisedBatchNorm, synchronise, without_synchronisation
 from lib.distributed.world import World
 from lib.method.memory_bank import MemoryBank
 from lib.method.objective import ABSENT
@@ -231,3 +232,24 @@ def test_surveys_are_those_of_one_process(alone, together):
     for found in together:
         assert_same(found["surveys"], alone["surveys"], atol=2e-6, rtol=1e-6)
     assert alone["surveys"]["two"].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gpu_without_images_sends_what_the_others_send(monkeypatch, dtype):
+    """Their statistics are float32 whatever the images are; PyTorch would take the type of the images it has not."""
+    seen = []
+    monkeypatch.setattr(sync_batch_norm, "HAS_SYNC_BATCH_NORM_OF_NOTHING", True)
+    monkeypatch.setattr(nn.SyncBatchNorm, "forward", lambda layer, rows: seen.append((len(rows), rows.dtype)) or rows)
+    plain = nn.BatchNorm2d(3)
+    layer = synchronise(plain, World(0, 2, torch.device("cuda")))
+    assert isinstance(layer, nn.SyncBatchNorm)  # DistributedDataParallel looks for it
+    assert layer.weight is plain.weight
+    for count in (0, 2):
+        assert layer(torch.zeros(count, 3, 2, 2, dtype=dtype)).dtype == dtype
+    assert seen == [(0, torch.float32), (2, dtype)]
+    assert type(without_synchronisation(layer)) is nn.BatchNorm2d
+
+
+def test_where_pytorch_refuses_no_images_ours_is_taken(monkeypatch):
+    monkeypatch.setattr(sync_batch_norm, "HAS_SYNC_BATCH_NORM_OF_NOTHING", False)
+    assert isinstance(synchronise(nn.BatchNorm2d(3), World(0, 2, torch.device("cuda"))), SynchronisedBatchNorm)

@@ -19,8 +19,7 @@ class Agreement:
     """
 
     def __init__(self, world: World):
-        self._several = world.size > 1
-        self._group = distributed.new_group(backend="gloo") if self._several else None
+        self._several, self._line = world.size > 1, world.line
         self._wish: Optional[torch.Tensor] = None
         self._exchange: Any = None
 
@@ -43,7 +42,7 @@ class Agreement:
     def _begin(self, wish: int) -> None:
         self._wish = torch.tensor([wish])
         self._exchange = distributed.all_reduce(
-            self._wish, distributed.ReduceOp.MAX, group=self._group, async_op=True
+            self._wish, distributed.ReduceOp.MAX, group=self._line, async_op=True
         )
 
     def _arrived(self) -> int:

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Callable
+from typing import Any
 
 import torch
 from torch import distributed
@@ -16,17 +16,17 @@ from lib.distributed.place import Place
 from lib.distributed.world import World
 from lib.errors import LostContact, UserError
 
+MEETING = datetime.timedelta(minutes=3)
+"""How long a process waits for the others to start: they do at the same time, and load no more than PyTorch first."""
+
 PATIENCE = datetime.timedelta(minutes=10)
 """How long a process waits for the others before it gives them up; one that has ended is noticed at once."""
-
-LONG_PATIENCE = datetime.timedelta(days=1)
-"""The same where one process may have files to fetch or to read first."""
 
 
 def join(gpus: str, place: Place) -> World:
     """Meet the other processes, if there are any. This process computes on `world.device` from now on.
 
-    NCCL connects GPUs, Gloo connects CPUs. On a CPU the processes of a machine share its cores evenly.
+    NCCL connects GPUs, Gloo connects CPUs. The processes of a machine share its cores evenly.
 
     Args:
         gpus: the option.
@@ -41,38 +41,54 @@ def join(gpus: str, place: Place) -> World:
         torch.cuda.set_device(device)  # so that nothing opens a context on another
     if place.size == 1:
         return World.alone(device)
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // place.local_size))
+    # torchrun leaves each a single one; searches and clusters are the CPU's work on GPUs, too
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // place.local_size))
     if not distributed.is_available():
         raise UserError("this PyTorch was built without torch.distributed; run one process")
+    backend = "nccl" if device.type == "cuda" else "gloo"
     try:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        distributed.init_process_group(
+            backend, store=_meet(place), rank=place.rank, world_size=place.size, timeout=PATIENCE
+        )
+        spare_process_group()
+        return World.joined(device)
     except (RuntimeError, ValueError) as error:
-        raise LostContact(f"the {place.size} processes of the run do not find each other: {error}") from None
-    spare_process_group()
-    return World.joined(device)
+        raise LostContact(
+            f"the {place.size} processes of the run do not find each other ({_first_line(error)}); if none of them "
+            "says why, see that what torchrun was told is right on each machine, and name the network between them in "
+            "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
+        ) from None
 
 
-def patient_barrier(world: World) -> Callable[[], None]:
-    """A barrier for processes that come to it hours apart. All must ask for it, before the work that takes so long.
+def _meet(place: Place) -> Any:
+    """The store where torchrun has the processes meet, once all of them are there."""
+    from torch.distributed.rendezvous import rendezvous  # not every PyTorch has it
 
-    The waiting is done by CPUs, which notice at once that a process has ended.
-    """
-    if world.size == 1:
-        return lambda: None
-    waiting = distributed.new_group(timeout=LONG_PATIENCE, backend="gloo")
-    return lambda: distributed.barrier(group=waiting)
+    store, _, _ = next(rendezvous("env://", timeout=MEETING))
+    store.set(f"here: {place.rank}", "1")
+    store.wait([f"here: {rank}" for rank in range(place.size)], MEETING)
+    return store
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager
-def at_rest_after_failure(world: World) -> Iterator[None]:
-    """Lets Gloo's threads come to rest before an error ends the process, which does not take leave then."""
+def together(gpus: str, place: Place) -> Iterator[World]:
+    """Within it the processes are joined; see `join`.
+
+    It is entered before any of them reads a file: one that fails from then on closes its connections, by which the
+    others notice at once, on other machines too.
+    """
+    world = join(gpus, place)
     try:
-        yield
+        yield world
     except BaseException:
-        if world.size > 1:
+        if world.size > 1:  # taking leave could wait for a process that is gone
             _rest()
         raise
+    leave()
 
 
 def leave() -> None:

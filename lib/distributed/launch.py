@@ -12,6 +12,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from lib.compat import own_address
 from lib.errors import LOST_CONTACT, Interrupted, RunError
 
 _STOPPED = [128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)]  # see `Interrupted`
@@ -43,6 +44,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
         rdzv_endpoint=f"localhost:{_free_port()}",
         max_restarts=0,
         monitor_interval=1,
+        **own_address(LaunchConfig),
     )
     try:
         elastic_launch(config, sys.executable)(str(MAIN), *arguments)

@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lib.compat import HAS_MIXED_BATCH_NORM
+from lib.compat import HAS_MIXED_BATCH_NORM, HAS_SYNC_BATCH_NORM_OF_NOTHING
 from lib.distributed.world import World
 
 
 def synchronise(network: nn.Module, world: World) -> nn.Module:
-    """The same network with its batch norms taken over all processes: PyTorch's own on GPUs, ours on CPUs.
+    """The same network with its batch norms taken over all processes: PyTorch's own on GPUs if it can, else ours.
 
     Parameters, buffers and the keys of the state dict stay. The network is changed in place, but the returned one
     must be used: it is another object if the network itself is a batch norm.
@@ -21,7 +21,8 @@ def synchronise(network: nn.Module, world: World) -> nn.Module:
         return network
 
     def synchronised(layer: nn.Module) -> nn.Module:
-        new = nn.SyncBatchNorm(1) if world.device.type == "cuda" else SynchronisedBatchNorm(1, world)
+        theirs = world.device.type == "cuda" and HAS_SYNC_BATCH_NORM_OF_NOTHING
+        new = _OfOneKind(1) if theirs else SynchronisedBatchNorm(1, world)
         new.plain_kind = type(layer)
         return _taking_over(layer, new)
 
@@ -30,8 +31,18 @@ def synchronise(network: nn.Module, world: World) -> nn.Module:
 
 def without_synchronisation(network: nn.Module) -> nn.Module:
     """The same network with plain batch norms, where no process needs another's images; see `synchronise`."""
-    kinds = (SynchronisedBatchNorm, nn.SyncBatchNorm)
+    kinds = (SynchronisedBatchNorm, _OfOneKind)
     return _replaced(network, kinds, lambda layer: _taking_over(layer, layer.plain_kind(1)))
+
+
+class _OfOneKind(nn.SyncBatchNorm):
+    """PyTorch's, which sends statistics as float32, but for a process without images as what the images would be."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(B, C, ...) -> (B, C, ...)."""
+        if len(rows) == 0 and rows.dtype != torch.float32:
+            return super().forward(rows.float()).to(rows.dtype)
+        return super().forward(rows)
 
 
 class SynchronisedBatchNorm(_BatchNorm):

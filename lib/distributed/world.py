@@ -3,12 +3,16 @@
 A run of one process is the same code: every exchange is then the identity and no process group is needed.
 """
 
+import datetime
 from collections.abc import Sequence
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+LONG_PATIENCE = datetime.timedelta(days=1)
+"""How long processes wait for one that may have files to fetch or clusters to find."""
 
 
 class World:
@@ -16,10 +20,14 @@ class World:
 
     Every method that exchanges something must be called by all processes, in the same order. Tensors live on
     `device`, which the backend of the process group can reach: a GPU for NCCL, the CPU for Gloo.
+
+    Attributes:
+        line: a process group of the CPUs, for what is no part of the computation; None for one process. Those who wait
+            there do so for hours if need be, and notice at once that a process has ended.
     """
 
-    def __init__(self, rank: int, size: int, device: torch.device):
-        self.rank, self.size, self.device = rank, size, device
+    def __init__(self, rank: int, size: int, device: torch.device, line: Optional[Any] = None):
+        self.rank, self.size, self.device, self.line = rank, size, device, line
 
     @classmethod
     def alone(cls, device: Optional[torch.device] = None) -> "World":
@@ -28,8 +36,13 @@ class World:
 
     @classmethod
     def joined(cls, device: torch.device) -> "World":
-        """The processes of torch.distributed's default group, which must be initialised."""
-        return cls(dist.get_rank(), dist.get_world_size(), device)
+        """The processes of torch.distributed's default group, which must be initialised. All must call it."""
+        line = dist.new_group(timeout=LONG_PATIENCE, backend="gloo")
+        return cls(dist.get_rank(), dist.get_world_size(), device, line)
+
+    def __deepcopy__(self, memo: dict) -> "World":
+        """A copy of a network is of the same processes."""
+        return self
 
     @property
     def is_first(self) -> bool:
@@ -99,6 +112,20 @@ class World:
         if self.size > 1:
             dist.broadcast(tensor, source)
         return tensor
+
+    def hear_all(self, numbers: Sequence[int]) -> list[list[int]]:
+        """What every process says, by rank; as many int64 each. Through `line`."""
+        if self.size == 1:
+            return [list(numbers)]
+        own = torch.tensor(list(numbers), dtype=torch.int64)
+        heard = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(heard, own, group=self.line)
+        return [each.tolist() for each in heard]
+
+    def wait_for_all(self) -> None:
+        """As `barrier`, for processes that may come hours apart. Through `line`."""
+        if self.size > 1:
+            dist.barrier(group=self.line)
 
     def barrier(self) -> None:
         """Waits until every process has come here."""

@@ -35,6 +35,7 @@ from lib.session.records import note_final, note_start
 from lib.training.history import UNLABELLED_LEGEND
 from lib.training.images import open_images
 from lib.training.runner import RESULT, Runner, check_curriculum
+from lib.training.same_call import check_same_call
 from lib.training.start_record import start_record
 from lib.training.state import TrainingState
 from lib.winograd_layers import count_winograd
@@ -48,6 +49,7 @@ def execute(
     source: Optional[Path],
     place: Place,
     weights: Optional[WeightsFile] = None,
+    world: Optional[World] = None,
 ) -> None:
     """Run the command.
 
@@ -57,29 +59,29 @@ def execute(
         source: the file it came from.
         place: of this process among those of the run.
         weights: what --pretrained names, or None.
+        world: the processes of the run, if they are joined already.
     """
     determinism.choose(settings.options.deterministic)
-    world = group.join(settings.options.gpus, place)
+    world = group.join(settings.options.gpus, place) if world is None else world
     keep_freed_memory()
-    with group.at_rest_after_failure(world):
-        try:
-            _execute(settings, saved, source, weights, world, place)
-        except UnreadableImage as error:
-            if settings.options.skip_bad_images:
-                raise
-            raise UserError(f"{error}, or leave out all such files with --skip-bad-images") from error
-        except (RuntimeError, MemoryError) as error:
-            if memory.ran_out(error):
-                reason = (str(error).strip().splitlines() or ["nothing more is known"])[0]
-                raise RunError(
-                    f"out of memory on {world.device} ({reason}); lower --batch-size, "
-                    "--discovery-memory, --size or --low-dim, or add --augment-on workers; what was saved goes on with "
-                    "--resume"
-                ) from error
-            if world.size == 1 or isinstance(error, MemoryError) or not lost_contact(error):
-                raise
-            raise LostContact(f"{str(error).splitlines()[0]} (what another process says comes first)") from error
-    group.leave()  # not after a failure: taking leave could wait for a process that is gone
+    try:
+        check_same_call(world, settings.options, saved, weights)
+        _execute(settings, saved, source, weights, world, place)
+    except UnreadableImage as error:
+        if settings.options.skip_bad_images:
+            raise
+        raise UserError(f"{error}, or leave out all such files with --skip-bad-images") from error
+    except (RuntimeError, MemoryError) as error:
+        if memory.ran_out(error):
+            reason = (str(error).strip().splitlines() or ["nothing more is known"])[0]
+            raise RunError(
+                f"out of memory on {world.device} ({reason}); lower --batch-size, "
+                "--discovery-memory, --size or --low-dim, or add --augment-on workers; what was saved goes on with "
+                "--resume"
+            ) from error
+        if world.size == 1 or isinstance(error, MemoryError) or not lost_contact(error):
+            raise
+        raise LostContact(f"{str(error).splitlines()[0]} (what another process says comes first)") from error
 
 
 def _execute(
@@ -117,6 +119,8 @@ def _execute(
     fitted: Optional[Fit] = None
     if saved is not None:
         state.restore(saved, str(source), options, pipeline)
+        for part in ("net", "npc", "optimizer", "ANs_discovery"):
+            del saved[part]  # of a large data set each process has its share by now, and this was all of it
     elif weights is not None:
         fitted = fit(state.embedder.network, weights)
     world.barrier()  # all have read the checkpoint before the first puts later ones aside
@@ -126,6 +130,7 @@ def _execute(
         open_log(log_file, options.brief, silent=not world.is_first)
         at_end.callback(close_log)
         at_end.callback(pipeline.close)
+        world.wait_for_all()  # here it is noticed at once if the first cannot write
         _introduce(settings, state, pipeline, protocols, world, session, saved, source)
         if session is not None:
             note_start(session.starts, start_record(pipeline, world, state.embedder.dtype, source))

@@ -2,7 +2,6 @@
 
 from typing import Optional
 
-import torch
 from torch import Tensor
 
 import datasets
@@ -11,7 +10,6 @@ from datasets.image_set import ImageSet
 from datasets.pipeline import Pipeline
 from datasets.split import Split
 from lib.config import Options
-from lib.distributed import group
 from lib.distributed.place import Place
 from lib.distributed.world import World
 from lib.errors import UserError
@@ -38,10 +36,9 @@ def open_images(options: Options, world: World, place: Place) -> Pipeline:
 
 def _patient_gather(world: World) -> Gather:
     """`World.gather_rows` of the CPU's tensors, for processes that are done hours apart."""
-    wait = group.patient_barrier(world)
 
     def gather(rows: Tensor) -> Tensor:
-        wait()
+        world.wait_for_all()
         return world.gather_rows(rows.to(world.device)).cpu()
 
     return gather
@@ -52,12 +49,11 @@ def _load(options: Options, world: World, place: Place) -> Split:
     name, root, labels = options.dataset, options.data_root, options.labels
     if not options.download or world.size == 1:
         return datasets.load(name, root, options.download, labels)
-    wait = group.patient_barrier(world)
     if place.local_rank > 0:
-        wait()
+        world.wait_for_all()
         return datasets.load(name, root, False, labels)
     split = datasets.load(name, root, True, labels)
-    wait()
+    world.wait_for_all()
     return split
 
 
@@ -73,8 +69,7 @@ def check_same(world: World, count: int, fingerprint: str, test: Optional[ImageS
         UserError: some have others; all processes raise it.
     """
     tests = (0, 0) if test is None else (len(test), _number(test.fingerprint()))
-    own = torch.tensor([[count, _number(fingerprint), *tests]], device=world.device)
-    every = world.gather_rows(own, [1] * world.size).tolist()
+    every = world.hear_all([count, _number(fingerprint), *tests])
     others = [rank for rank, found in enumerate(every) if found != every[0]]
     if not others:
         return

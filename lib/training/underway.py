@@ -53,6 +53,6 @@ class Underway:
         if not same or not 0 < self.step < self.batches or self.step % iter_size != 0:
             raise ValueError(
                 f"it was written within an epoch, after {self.step} of {self.batches} batches, and the epoch cannot be "
-                "gone on with in other ones: use the --batch-size and --iter-size it was made with, or a checkpoint "
-                "from the end of an epoch"
+                "gone on with in other ones: use the --batch-size and --iter-size it was made with (with "
+                "--no-sync-bn as many processes, too), or a checkpoint from the end of an epoch"
             )

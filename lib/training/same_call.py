@@ -1,0 +1,78 @@
+"""Whether all processes of a run were asked for the same: on several machines each has its own command and files."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from lib.config import Options
+from lib.distributed.world import World
+from lib.errors import UserError
+from lib.pretrained.weights_file import WeightsFile
+
+_OF_A_MACHINE = frozenset(
+    [
+        *("cfgs", "data_root", "labels", "sess_dir", "resume", "pretrained", "export", "embed", "output"),
+        *("gpus", "workers_num", "prefetch", "download", "brief", "debug_errors"),
+    ]
+)
+"""Options that may differ from machine to machine, such as where files lie there."""
+
+
+def check_same_call(
+    world: World, options: Options, saved: Optional[dict[str, Any]], weights: Optional[WeightsFile]
+) -> None:
+    """Whether options and weights are the same in all processes. All must call it.
+
+    Args:
+        world: the processes.
+        options: merged, of this one.
+        saved: the checkpoint that this one has read, or None.
+        weights: what it has read for --pretrained, or None.
+
+    Raises:
+        UserError: some have others; all processes raise it.
+    """
+    if world.size == 1:
+        return
+    asked = {name: value for name, value in sorted(options.as_dict().items()) if name not in _OF_A_MACHINE}
+    own = [_number(repr(value).encode()) for value in asked.values()]
+    every = world.hear_all([*own, _number(_read(saved, weights))])
+    for rank, heard in enumerate(every):
+        different = [name for name, one, other in zip(asked, every[0], heard) if one != other]
+        if different:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in different)
+            raise UserError(
+                f"rank {rank} was started with another {names} than rank 0; give all machines the same options"
+            )
+        if heard != every[0]:
+            raise UserError(
+                f"rank {rank} has read other weights than rank 0; give all machines the same checkpoint (--resume, "
+                "--pretrained)"
+            )
+
+
+def _read(saved: Optional[dict[str, Any]], weights: Optional[WeightsFile]) -> bytes:
+    """A digest of the weights and the bank, and of where in the run they are."""
+    digest = hashlib.blake2b()
+    if saved is not None:
+        digest.update(repr([saved["round"], saved["epoch"], saved.get("step")]).encode())
+        _add(digest, saved["net"])
+        _add(digest, saved["npc"])
+    if weights is not None:
+        _add(digest, weights.weights)
+        _add(digest, {} if weights.memory is None else {"memory": weights.memory})
+    return digest.digest()
+
+
+def _add(digest: Any, tensors: Mapping[str, Any]) -> None:
+    for name, tensor in tensors.items():
+        digest.update(name.encode())
+        if isinstance(tensor, Tensor):
+            digest.update(memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()))
+
+
+def _number(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=7).digest(), "big")  # fits int64
