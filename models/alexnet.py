@@ -7,6 +7,8 @@ the Sobel filter; the one for small images is ours.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.shared_dropout import SharedDropout
+
 
 class AlexNet(nn.Module):
     """Five convolutions (96-256-384-384-256 channels), two layers 4096 wide, and a linear map to D.
@@ -41,10 +43,10 @@ class AlexNet(nn.Module):
         side = 4 if small_stem else 6
         self.fit = nn.AdaptiveAvgPool2d(side)
         self.hidden = nn.Sequential(
-            nn.Dropout(0.5),
+            SharedDropout(0.5),
             nn.Linear(256 * side * side, 4096),
             nn.ReLU(inplace=True),
-            nn.Dropout(0.5),
+            SharedDropout(0.5),
             nn.Linear(4096, 4096),
             nn.ReLU(inplace=True),
         )

@@ -3,14 +3,20 @@
 Each returns plain data or tensors. A job must give the same on every process, or what it gives is named `own`.
 """
 
+from types import SimpleNamespace
+
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from datasets.image_set import UNLABELLED, ImageSet
 from lib.approximate import ApproximateSearch, recall
 from lib.distributed.shard import Shard
 from lib.distributed.sync_batch_norm import synchronise
+from lib.evaluation import leave_one_out as judging
 from lib.evaluation.knn import weighted_knn
+from lib.evaluation.subject import Subject
 from lib.insight.survey import sample_rows, survey
 from lib.method.discovery import discover
 from lib.method.global_batch import GlobalBatch
@@ -222,4 +228,20 @@ def surveys(world):
     return found
 
 
-JOBS = [exchanges, fetches, losses, banks, batch_norms, discoveries, searches, approximate, surveys]
+def leave_one_out(world):
+    """With all images labelled and with some, of whom a process may have none; all are judged, and a sample."""
+    found, before = {}, judging.LARGEST_SAMPLE
+    for known, largest in ((53, 100), (53, 10), (20, 100), (3, 2)):
+        labels = torch.randint(6, (53,), generator=torch.Generator().manual_seed(known)).numpy()
+        labels[known:] = UNLABELLED
+        images = ImageSet(np.zeros((53, 4, 4, 3), np.uint8), labels, tuple("abcdef"))
+        pipeline, memory = SimpleNamespace(name="some", train=images, test=None), unit_rows(53, 6, 9)
+        judging.LARGEST_SAMPLE = largest
+        judge = judging.LeaveOneOut(pipeline, world, "knn", 1, 5, 0.1, "auto")
+        subject = Subject(None, pipeline, world, 6, memory[world.rows(53)])
+        found[known, largest] = judge.judge(subject).scalars
+    judging.LARGEST_SAMPLE = before
+    return found
+
+
+JOBS = [exchanges, fetches, losses, banks, batch_norms, discoveries, searches, approximate, surveys, leave_one_out]

@@ -125,6 +125,11 @@ def test_the_bank_starts_moves_and_is_saved_as_in_one_process(alone, together):
         assert all((value is None) == ("loss" not in key) for key, value in found["banks"].items())
 
 
+def test_leave_one_out_judges_as_one_process_does(alone, together):
+    for found in together:
+        assert_same(found["leave_one_out"], alone["leave_one_out"])
+
+
 def test_the_bank_is_the_one_stream_of_random_numbers(monkeypatch):
     whole = MemoryBank(50, 3, 0.5, torch.Generator().manual_seed(1)).memory
     assert torch.equal(whole, torch.rand(50, 3, generator=torch.Generator().manual_seed(1)).mul_(2).sub_(1))

@@ -10,15 +10,17 @@ from torch.nn import functional as F
 
 from datasets.pipeline import split_order
 from lib.config import Options
+from lib.distributed.world import World
 from lib.embedder import Embedder
 from lib.errors import RunError
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.training.epoch import train_epoch
 from lib.training.history import History
-from lib.training.masks import with_own_masks
+from lib.training.masks import with_same_masks
 from lib.training.optimisation import build_optimizer, start_schedule
 from lib.training.step import Step
+from models.shared_dropout import SharedDropout
 from tests import oracles
 
 CPU = torch.device("cpu")
@@ -237,13 +239,41 @@ def test_the_best_epoch_is_the_earliest_of_equals():
 
 
 def test_masks_depend_on_the_place_in_the_run_alone():
-    def drawn(start, *place):
-        torch.rand(start + 3)  # whatever was drawn before
-        batches = with_own_masks(iter([(torch.ones(64), torch.arange(1))] * (4 - start)), start, 7, *place)
-        return torch.stack([torch.nn.functional.dropout(images) for images, _ in batches])
+    layer = SharedDropout(0.5)
 
-    masks = drawn(0, 1, 2, 3)
-    assert torch.equal(drawn(0, 1, 2, 3), masks)
-    assert torch.equal(drawn(2, 1, 2, 3), masks[2:])  # gone on with within the epoch
-    others = [masks, drawn(0, 0, 2, 3), drawn(0, 1, 3, 3), drawn(0, 1, 2, 4)]
-    assert len(torch.cat(others).unique(dim=0)) == 16
+    def drawn(start, *place, world=None, size=8):
+        """(steps, rows, 64) of this process, for batches of `size`."""
+        torch.rand(start + 3)  # whatever was drawn before
+        world = World.alone() if world is None else world
+        own = world.rows(size)
+        batches = iter([(torch.ones(own.stop - own.start, 64), torch.arange(1))] * (4 - start))
+        shown = with_same_masks(batches, nn.Sequential(layer), world, [size] * 4, start, 7, *place)
+        return torch.stack([layer(images) for images, _ in shown])
+
+    masks = drawn(0, 2, 3)
+    assert set(masks.unique().tolist()) == {0.0, 2.0}
+    assert masks.mean().item() == pytest.approx(1.0, abs=0.1)
+    assert torch.equal(drawn(0, 2, 3), masks)
+    assert torch.equal(drawn(2, 2, 3), masks[2:])  # gone on with within the epoch
+    assert len(torch.cat([masks, drawn(0, 3, 3), drawn(0, 2, 4)]).flatten(0, 1).unique(dim=0)) == 3 * 4 * 8
+    for size in (2, 3, 8):
+        parts = [drawn(0, 2, 3, world=World(rank, size, torch.device("cpu"))) for rank in range(size)]
+        assert torch.equal(torch.cat(parts, dim=1), masks)
+    few = [drawn(0, 2, 3, world=World(rank, 3, torch.device("cpu")), size=2) for rank in range(3)]
+    assert torch.equal(torch.cat(few, dim=1), drawn(0, 2, 3, size=2))
+
+
+def test_shared_dropout_is_dropout_otherwise():
+    rows = torch.ones(4, 100)
+    torch.manual_seed(0)
+    expected = nn.Dropout(0.5)(rows)
+    layer = SharedDropout(0.5)
+    torch.manual_seed(0)
+    assert torch.equal(layer(rows), expected)
+    layer.take(0, 4)
+    assert torch.equal(layer.eval()(rows), rows)
+    leaf = rows.bfloat16().requires_grad_()
+    result = layer.train()(leaf)
+    result.sum().backward()
+    assert result.dtype == torch.bfloat16
+    assert torch.equal(leaf.grad, result)

@@ -4,6 +4,7 @@ from typing import Optional
 
 import torch
 
+from lib.distributed.shard import Shard
 from lib.evaluation.knn import Accuracy, weighted_knn
 from lib.evaluation.subject import Subject
 from lib.evaluation.voting import Voting
@@ -30,21 +31,26 @@ class LeaveOneOut(Voting):
 
     def accuracy(self, subject: Subject) -> Accuracy:
         """The vote of all labelled training images but itself on each that is judged."""
-        rows = subject.all_train()  # (N, D)
-        labelled = self._labelled()
-        database = rows[labelled.to(rows.device)]  # (L, D)
-        labels = torch.from_numpy(self.pipeline.train.labels)[labelled].to(rows.device)
-        judged = sample_rows(len(labels), LARGEST_SAMPLE).to(rows.device)
-        classes = len(self.pipeline.train.classes)
+        rows, train = subject.train, self.pipeline.train  # (n, D), of this process
+        everything, labelled = Shard(self.world, len(train)), self._labelled()
+        shard = Shard.part_of(everything, labelled)
+        here = labelled[shard.start : shard.stop] - everything.start
+        database = rows[here.to(rows.device)]  # those with a label
+        labels = torch.from_numpy(train.labels)[labelled].to(rows.device)
+        judged = sample_rows(len(labels), LARGEST_SAMPLE)
+        asked = Shard.part_of(shard, judged)
+        own = database[(judged[asked.start : asked.stop] - shard.start).to(rows.device)]
+        judged = judged.to(rows.device)
         return weighted_knn(
-            database[judged],
+            self.world.gather_rows(own, asked.counts),
             labels[judged],
             database,
             labels,
-            classes,
+            len(train.classes),
             self.k,
             self.sigma,
             self.backend,
+            shard,
             own=judged,
         )
 

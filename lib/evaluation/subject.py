@@ -5,6 +5,7 @@ from typing import Optional
 from torch import Tensor
 
 from datasets.pipeline import Pipeline
+from lib.distributed.shard import Shard
 from lib.distributed.world import World
 from lib.embedder import Embedder
 from lib.evaluation.features import extract
@@ -46,6 +47,6 @@ class Subject:
             self._test = self.world.gather_rows(own, self.world.shares(count))
         return self._test
 
-    def all_train(self) -> Tensor:
-        """(N, D) unit features of all training images, the same in every process."""
-        return self.world.gather_rows(self.train, self.world.shares(len(self.pipeline.train)))
+    def all_train(self) -> Optional[Tensor]:
+        """(N, D) unit features of all training images, on the CPU of the first process; None in the others."""
+        return Shard(self.world, len(self.pipeline.train)).collected(self.train)

@@ -7,11 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib.distributed.shard import Shard
+from lib.distributed.shard import BLOCK_ROWS, Shard
 from lib.distributed.world import World
-
-BLOCK_ROWS = 2**16
-"""Rows that pass through every process at a time, where all N must: 32 MiB at D = 128."""
 
 
 class MemoryBank(nn.Module):
@@ -81,21 +78,11 @@ class MemoryBank(nn.Module):
         self.memory[indices] = F.normalize(mixed, dim=1)
 
     def gathered(self) -> Optional[Tensor]:
-        """A copy of the whole bank (N, D) on the CPU of the first process, block by block; None on the others.
+        """A copy of the whole bank (N, D) on the CPU of the first process; None on the others.
 
         All processes must call it. It is what goes into a checkpoint, which so does not depend on P.
         """
-        if self.shard.world.size == 1:
-            return self.memory.to("cpu", copy=True)
-        whole = (
-            torch.empty(self.size, self.memory.shape[1], dtype=self.memory.dtype) if self.shard.world.is_first else None
-        )
-        for start in range(0, self.size, BLOCK_ROWS):
-            stop = min(start + BLOCK_ROWS, self.size)
-            block = self.shard.fetch(self.memory, start, stop)
-            if whole is not None:
-                whole[start:stop] = block
-        return whole
+        return self.shard.collected(self.memory)
 
     def load_whole(self, memory: Tensor) -> None:
         """Take over this process's part of a whole bank (N, D), as `gathered` made it with any number of processes.

@@ -34,7 +34,7 @@ from lib.training.bad_batch import write_note
 from lib.training.captured_step import CapturedStep, can_be_captured
 from lib.training.epoch import NotFiniteError, StepFunction, train_epoch
 from lib.training.history import RoundSummary, sizes
-from lib.training.masks import with_own_masks
+from lib.training.masks import with_same_masks
 from lib.training.observer import Observer
 from lib.training.optimisation import start_schedule
 from lib.training.pauses import Pauses, SaveEvery
@@ -188,16 +188,16 @@ class Runner:
         self.progress.label(f"round {state.round}/{options.max_round - 1} epoch {state.epoch + 1}/{options.max_epoch}")
         rate = state.optimizer.param_groups[0]["lr"]
         batches = self.pipeline.train_batches(order, state.round, state.epoch, start=begun.step)
-        if self.world.size > 1:  # one process goes on with its random state, which checkpoints hold
-            place = (self.world.rank, state.round, state.epoch)
-            batches = with_own_masks(batches, begun.step, options.seed, *place)
+        sizes, place = tuple(len(batch) for batch in order), (state.round, state.epoch)
+        network = state.embedder.network
+        batches = with_same_masks(batches, network, self.world, sizes, begun.step, options.seed, *place)
         state.embedder.train()
         try:
             result = train_epoch(
                 self.step,
                 state.neighbourhoods,
                 batches,
-                tuple(len(batch) for batch in order),
+                sizes,
                 options.iter_size,
                 options.display_freq,
                 self.progress.advance,

@@ -1,0 +1,30 @@
+"""Dropout that is the same however a batch is dealt out to processes."""
+
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+
+
+class SharedDropout(nn.Dropout):
+    """nn.Dropout whose masks can be drawn for a whole batch, of which each process takes the rows it has.
+
+    Until `take` is called it is nn.Dropout. Processes whose default generators are in the same state then draw the
+    same masks.
+    """
+
+    _start: int = 0
+    _total: Optional[int] = None
+
+    def take(self, start: int, total: int) -> None:
+        """The rows that come next are those from `start` on of a batch of `total`."""
+        self._start, self._total = start, total
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(B, ...) -> (B, ...)."""
+        if not self.training or self._total is None:
+            return super().forward(rows)
+        kept = 1.0 - self.p
+        # in float32 whatever the rows are: a generator may give other numbers for another type
+        mask = torch.empty(self._total, *rows.shape[1:], device=rows.device).bernoulli_(kept).div_(kept)
+        return rows * mask[self._start : self._start + len(rows)].to(rows.dtype)
