@@ -14,6 +14,9 @@ from torch import Tensor
 LONG_PATIENCE = datetime.timedelta(days=1)
 """How long processes wait for one that may have files to fetch or clusters to find."""
 
+_SMALL = 2**14
+"""Numbers that a process may receive in place of their sum."""
+
 
 class World:
     """P processes, this one of which has number `rank`.
@@ -63,15 +66,29 @@ class World:
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """The sum over processes, in place; the same bits everywhere. Returns `tensor`, which must be contiguous."""
+        if self._is_small(tensor):
+            return tensor.copy_(self._of_all(tensor).sum(dim=0))
         if self.size > 1:
             dist.all_reduce(tensor, dist.ReduceOp.SUM)
         return tensor
 
     def all_reduce_max(self, tensor: Tensor) -> Tensor:
         """The largest over processes of each element, in place. Returns `tensor`, which must be contiguous."""
+        if self._is_small(tensor):
+            return tensor.copy_(self._of_all(tensor).amax(dim=0))
         if self.size > 1:
             dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor
+
+    def _is_small(self, tensor: Tensor) -> bool:
+        """Whether each process had better get it from each: a reduction of Gloo's takes two rounds, twice the time."""
+        return self.size > 1 and tensor.device.type == "cpu" and 0 < self.size * tensor.numel() <= _SMALL
+
+    def _of_all(self, tensor: Tensor) -> Tensor:
+        """(P, ...) the tensors of all processes, of the same shape."""
+        gathered = tensor.new_empty(self.size, *tensor.shape)
+        dist.all_gather(list(gathered.unbind()), tensor)
+        return gathered
 
     def counts(self, rows: int) -> list[int]:
         """How many rows each process has. Waits for the device."""
