@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 
 from lib.distributed.shard import Shard
-from lib.nearest import nearest
+from lib.nearest import ExactSearch
+
+LOT_ELEMENTS = 2**24
+"""Votes, and similarities of neighbours, that are held at a time: 128 MiB each."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,11 @@ def weighted_knn(
         own: (Q,) int64, the row of the database that a query is and that has no vote on it; or None.
     """
     k = min(k, len(database_labels) - (own is not None))
-    similarities, indices = nearest(queries, database, k, own, backend, shard)
-    votes = class_votes(similarities, database_labels[indices], classes, sigma)
-    rank = rank_of_truth(votes, labels)
+    search, ranks = ExactSearch(database, backend, shard), []
+    for lot in torch.arange(len(queries), device=queries.device).split(max(1, LOT_ELEMENTS // max(k, classes))):
+        similarities, indices = search(queries[lot], k, None if own is None else own[lot])
+        votes = class_votes(similarities, database_labels[indices], classes, sigma)
+        ranks.append(rank_of_truth(votes, labels[lot]))
+    rank = torch.cat(ranks)
     top5 = (rank < 5).double().mean().item() if classes >= 5 else None
     return Accuracy((rank == 0).double().mean().item(), top5)
