@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any, Optional
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,7 +72,8 @@ def _add(digest: Any, tensors: Mapping[str, Any]) -> None:
     for name, tensor in tensors.items():
         digest.update(name.encode())
         if isinstance(tensor, Tensor):
-            digest.update(memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()))
+            known = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # which NumPy does not know
+            digest.update(known.detach().cpu().contiguous().numpy().reshape(-1).view(np.uint8))
 
 
 def _number(data: bytes) -> int:
