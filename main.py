@@ -21,6 +21,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from traceback import print_exc
 from typing import Any, Optional
 
 from lib.config import Settings, collect, table
@@ -29,7 +30,11 @@ from lib.errors import LOST_CONTACT, Interrupted, LostContact, RunError, UserErr
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command and return its exit status. Errors are one line on standard error."""
+    """Run the command and return its exit status. Errors are one line on standard error, or a traceback if asked for.
+
+    Raises:
+        BrokenPipeError: whoever reads the output has seen enough.
+    """
     place = Place.here()
     for stream in (sys.stdout, sys.stderr):  # a file's name may hold what the terminal's encoding does not
         if hasattr(stream, "reconfigure"):
@@ -40,8 +45,9 @@ def main(arguments: Sequence[str]) -> int:
         debug = settings.options.debug_errors
     except UserError as error:
         if debug:
-            raise
-        return 2 if place.rank > 0 else _failed(error, 2)  # all processes read the same; one says it
+            print_exc()
+            return 2
+        return 2 if place.local_rank > 0 else _failed(error, 2, place)  # one of each machine says it
     try:
         return run(settings, arguments, place)
     except BrokenPipeError:
@@ -53,7 +59,8 @@ def main(arguments: Sequence[str]) -> int:
         return stop.status
     except Exception as error:
         if debug:
-            raise
+            print_exc()
+            return _status(error)
         return _failed(_in_one_line(error), _status(error), place)
     except KeyboardInterrupt:
         return _failed("stopped by the keyboard", 130, place)
@@ -84,8 +91,9 @@ def _run(settings: Settings, arguments: Sequence[str], place: Place, world: Any)
         saved, source, passed_over = open_checkpoint(settings.options.resume, settings.options.sess_dir)
         for line in passed_over if place.rank == 0 else ():
             print(f"warning: {one_line(line)}", file=sys.stderr)
-        # it may go on on another machine, and in another number of processes
-        stored = {name: value for name, value in saved["options"].items() if name != "gpus"}
+        # numbers of GPUs are of a machine; processes that have met have their devices already
+        stays = world is None and saved["options"].get("gpus") == "cpu"
+        stored = {name: value for name, value in saved["options"].items() if stays or name != "gpus"}
         settings = collect(arguments, stored)
         if settings.options.test_only and settings.options.normalise == stored.get("normalise"):
             settings = collect(arguments, {**stored, **statistics(saved)})

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Optional
 
 import torch
 
@@ -32,7 +33,7 @@ from lib.training.captured_step import EAGER_STEPS, CapturedStep
 from lib.training.epoch import train_epoch
 from lib.training.optimisation import build_optimizer
 from lib.training.step import Step
-from lib.winograd_layers import use_winograd
+from lib.winograd_layers import count_winograd, use_winograd
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -73,7 +74,10 @@ def augmentation(setting: Setting) -> list[Row]:
 
 
 def step(setting: Setting) -> list[Row]:
-    """A training step with everything in it; the limit is the bare network's forward, backward and optimiser step."""
+    """A training step with everything in it; the limit is the bare network's forward, backward and optimiser step.
+
+    Both have Winograd's convolutions where a run has them; the note says what the bare step takes without.
+    """
     kinds = ["fp32", "bf16"] if precision.has_bf16(setting.device) else ["fp32"]
     with Rival("step", setting) as rival:
         return [_step(setting, kind, rival) for kind in kinds]
@@ -104,9 +108,12 @@ def _step(setting: Setting, kind: str, rival: Rival) -> Row:
     def ours() -> None:
         train_epoch(one_step, found, loader.batches(order, (0, 0)), (setting.batch,) * setting.steps)
 
-    def network_alone() -> None:
-        for _ in range(setting.steps):
-            bare_step(images, upstream, setting.batch)
+    def alone(network_step: BareStep) -> Callable[[], None]:
+        def turn() -> None:
+            for _ in range(setting.steps):
+                network_step(images, upstream, setting.batch)
+
+        return turn
 
     def augmentation_alone() -> None:
         for _ in loader.batches(order, (0, 0)):
@@ -114,11 +121,17 @@ def _step(setting: Setting, kind: str, rival: Rival) -> Row:
 
     for _ in range(math.ceil((EAGER_STEPS + 1) / setting.steps) if captured else 0):  # both are recorded after these
         ours()
-        network_alone()
-    times = setting.turns({"ours": ours, "textbook": rival, "limit": network_alone, "augmentation": augmentation_alone})
-    share = times.pop("augmentation") / times["ours"]
+        alone(bare_step)()
+    contenders = {"ours": ours, "textbook": rival, "limit": alone(bare_step), "augmentation": augmentation_alone}
+    if count_winograd(bare.network):
+        plain, plain_optimizer = _network(setting, dtype, winograd=False)
+        plain.train()
+        contenders["plain"] = alone(BareStep(plain, plain_optimizer))
+    times = setting.turns(contenders)
     per_step = {name: value / setting.steps for name, value in times.items()}
-    note = f"augmentation alone: {100 * share:.1f} % of ours"
+    note = f"augmentation alone: {100 * per_step.pop('augmentation') / per_step['ours']:.1f} % of ours"
+    if "plain" in per_step:
+        note += f"; the limit with plain convolutions: {per_step.pop('plain'):.2f} s"
     return Row(f"training step, ResNet18, B = {setting.batch}, {kind}", **per_step, note=note)
 
 
@@ -191,9 +204,12 @@ def _loader(setting: Setting, images: int) -> DeviceLoader:
     return DeviceLoader(to_device(setting.pixels(images), setting.device), 32, 32, MEANS, STDS, recipe, 0)
 
 
-def _network(setting: Setting, dtype) -> tuple[Embedder, torch.optim.Optimizer]:
+def _network(
+    setting: Setting, dtype: Optional[torch.dtype], winograd: bool = True
+) -> tuple[Embedder, torch.optim.Optimizer]:
     network = models.build("resnet18", setting.dim, "small", 32)
-    use_winograd(network, setting.device, dtype)
+    if winograd:
+        use_winograd(network, setting.device, dtype)
     embedder = Embedder(network, setting.device, dtype)
     return embedder, build_optimizer(Options(), network.parameters())
 

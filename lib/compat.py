@@ -27,6 +27,9 @@ def _release(version: str) -> tuple:
 TORCH_RELEASE = _release(torch.__version__)
 """(major, minor) of the PyTorch that is running."""
 
+HAS_SEEDS_IN_GRAPHS = TORCH_RELEASE >= (2, 0)
+"""Whether a CUDA graph draws by the seed of its replay; before, by that of its capture (1.10's headers)."""
+
 HAS_WEIGHTS_ONLY = TORCH_RELEASE >= (1, 13)
 
 

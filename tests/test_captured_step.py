@@ -9,6 +9,7 @@ from torch import nn
 
 from lib.training import captured_step
 from lib.training.captured_step import EAGER_STEPS, CapturedStep, can_be_captured
+from models.shared_dropout import SharedDropout
 
 
 class Book:
@@ -106,8 +107,18 @@ def test_a_failed_recording_is_said_and_the_run_goes_on_without(book, monkeypatc
 def test_optimisers_that_count_in_python_are_not_captured():
     """Their recorded step would be the fourth for ever."""
     weights = [nn.Parameter(torch.zeros(2))]
-    assert can_be_captured(torch.optim.SGD(weights, lr=0.1, momentum=0.9))
-    assert not can_be_captured(torch.optim.Adam(weights, lr=0.1))
+    network = nn.Linear(2, 2)
+    assert can_be_captured(network, torch.optim.SGD(weights, lr=0.1, momentum=0.9))
+    assert not can_be_captured(network, torch.optim.Adam(weights, lr=0.1))
     counted = torch.optim.Adam(weights, lr=0.1)
     counted.param_groups[0]["capturable"] = True
-    assert can_be_captured(counted)
+    assert can_be_captured(network, counted)
+
+
+@pytest.mark.parametrize("seeded", [True, False])
+def test_dropout_is_captured_where_a_replay_draws_by_a_new_seed(monkeypatch, seeded):
+    monkeypatch.setattr(captured_step, "HAS_SEEDS_IN_GRAPHS", seeded)
+    network = nn.Sequential(nn.Linear(2, 2), SharedDropout(0.5))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    assert can_be_captured(network, optimizer) == seeded
+    assert can_be_captured(network[0], optimizer)

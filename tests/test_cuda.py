@@ -12,6 +12,7 @@ import models
 from datasets.augment_parameters import Recipe
 from datasets.device_loader import DeviceLoader
 from datasets.pipeline import Pipeline
+from lib.compat import HAS_SEEDS_IN_GRAPHS, capture
 from lib.config import Options
 from lib.distributed.world import World
 from lib.embedder import Embedder
@@ -28,6 +29,7 @@ from lib.training.finite import FiniteWatch
 from lib.training.optimisation import build_optimizer
 from lib.training.step import Step
 from main import main
+from models.shared_dropout import SharedDropout
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -208,6 +210,26 @@ def test_a_step_is_captured_while_pages_are_pinned(tmp_path):
     options += ["--max-round", "1", "--max-epoch", "3", "--augment-on", "workers", "--workers-num", "2", "--gpus", "0"]
     assert main([*options, "--sess-dir", str(tmp_path), "--session", "s", "--no-report", "--no-log-tfb"]) == 0
     assert "not captured" not in (tmp_path / "s" / "log.txt").read_text()
+
+
+@pytest.mark.skipif(not HAS_SEEDS_IN_GRAPHS, reason="such steps are not captured in this PyTorch")
+def test_a_replay_drops_by_the_seed_that_was_set_before_it():
+    layer, rows = SharedDropout(0.5), torch.ones(64, 64, device=GPU)
+    layer.take(0, 64)
+    layer(rows)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with capture(graph):
+        dropped = layer(rows)
+
+    def replayed(seed):
+        torch.manual_seed(seed)
+        graph.replay()
+        return dropped.clone()
+
+    one, other = replayed(1), replayed(2)
+    assert not torch.equal(one, other)
+    assert torch.equal(replayed(1), one)
 
 
 def test_linear_probes_whose_training_rows_do_not_fit(exact, monkeypatch):

@@ -248,5 +248,18 @@ def test_an_error_that_nobody_foresaw_is_one_line_too_and_shown_on_demand(monkey
     assert error_line(capsys.readouterr().err) == (
         "error: unforeseen LookupError: no such thing; --debug-errors shows where it happened"
     )
-    with pytest.raises(LookupError):
-        main(["--resume", "last", "--debug-errors"])
+    assert main(["--resume", "last", "--debug-errors"]) == 1
+    assert capsys.readouterr().err.endswith("LookupError: no such\nthing\n")
+
+
+def test_an_error_of_the_system_is_shown_on_demand_too(monkeypatch, capsys):
+    import lib.session.resume
+
+    def broken(*arguments):
+        raise PermissionError(13, "not yours", "somewhere")
+
+    monkeypatch.setattr(lib.session.resume, "open_checkpoint", broken)
+    assert main(["--resume", "last", "--debug-errors"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback")
+    assert err.endswith("PermissionError: [Errno 13] not yours: 'somewhere'\n")

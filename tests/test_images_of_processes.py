@@ -38,11 +38,11 @@ def _process(rank, job, folder, arguments):
     dist.destroy_process_group()
 
 
-def pixels(count, value=0):
-    return ImageSet(np.full((count, 8, 8, 3), value, np.uint8))
+def pixels(count, value=0, **more):
+    return ImageSet(np.full((count, 8, 8, 3), value, np.uint8), **more)
 
 
-def loads(world, local_ranks):
+def loads(world, local_ranks, wanted=(True, True)):
     """When and how each process loads, where loading takes a while."""
     noted = []
 
@@ -53,7 +53,7 @@ def loads(world, local_ranks):
         return Split("some", pixels(4), None, (0.5,) * 3, (0.5,) * 3)
 
     datasets.load = load
-    open_images(Options(size=8, download=True), world, Place(world.rank, 2, local_ranks[world.rank], 2))
+    open_images(Options(size=8, download=wanted[world.rank]), world, Place(world.rank, 2, local_ranks[world.rank], 2))
     return noted
 
 
@@ -69,20 +69,31 @@ def test_on_machines_of_their_own_both_fetch(tmp_path):
         assert [download for _, download in noted] == [True, True]
 
 
+def test_a_machine_that_fetches_nothing_waits_for_one_that_does(tmp_path):
+    first, second = run(loads, tmp_path, (0, 0), (False, True))
+    assert [download for _, download in first] == [False, False]
+    assert [download for _, download in second] == [True, True]
+
+
 def compared(world):
     """What is said about each kind of difference."""
     train, other, test = pixels(4), pixels(4, 1), pixels(2)
+    labelled = [pixels(4, labels=np.array([0, 1, 1, last]), classes=("a", "b")) for last in (0, 1)]
     pairs = {
         "same": ((train, test), (train, test)),
         "fewer": ((train, None), (pixels(3), None)),
         "others": ((train, None), (other, None)),
         "no test": ((train, test), (train, None)),
+        "same labels": ((labelled[0], test), (labelled[0], test)),
+        "no labels": ((labelled[0], test), (train, test)),
+        "other labels": ((labelled[0], test), (labelled[1], test)),
+        "other test labels": ((train, labelled[0]), (train, labelled[1])),
     }
     said = {}
     for name, sides in pairs.items():
         images, tests = sides[world.rank]
         try:
-            check_same(world, len(images), images.fingerprint(), tests)
+            check_same(world, images, images.fingerprint(), tests)
         except UserError as error:
             said[name] = str(error)
     return said
@@ -91,8 +102,10 @@ def compared(world):
 def test_processes_with_other_images_are_named(tmp_path):
     first, second = run(compared, tmp_path)
     assert first == second
-    assert list(first) == ["fewer", "others", "no test"]
-    assert all(words.startswith("rank 1 found other images than rank 0") for words in first.values())
+    images, labels = ["fewer", "others", "no test"], ["no labels", "other labels", "other test labels"]
+    assert list(first) == images + labels
+    assert all(first[name].startswith("rank 1 found other images than rank 0") for name in images)
+    assert all(first[name].startswith("rank 1 found other labels than rank 0") for name in labels)
     assert "rank 0: 4 training, 0 test, rank 1: 3 training, 0 test" in first["fewer"]
 
 

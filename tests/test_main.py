@@ -437,10 +437,22 @@ def test_a_loss_that_runs_away_is_one_line_with_status_1(tmp_path, capsys):
 
 
 def test_debug_errors_shows_where_it_happened(tmp_path):
-    from lib.errors import UserError
+    command = [sys.executable, "main.py", "--dataset", "imagefolder", "--debug-errors", "--sess-dir", str(tmp_path)]
+    done = subprocess.run([*command, "--data-root", str(tmp_path / "none")], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Traceback")
+    assert "UserError" in done.stderr.splitlines()[-1]
 
-    with pytest.raises(UserError):
-        main.main(["--dataset", "imagefolder", "--data-root", str(tmp_path / "none"), "--debug-errors"])
+
+@pytest.mark.parametrize("gpus, back", [("cpu", ("cpu", "checkpoint")), ("0,1", ("auto", "default"))])
+def test_numbers_of_gpus_stay_where_they_were(monkeypatch, capsys, gpus, back):
+    import lib.session.resume
+
+    resumed = ({"options": {"gpus": gpus}}, Path("some"), ())
+    monkeypatch.setattr(lib.session.resume, "open_checkpoint", lambda *arguments: resumed)
+    assert main.main(["--resume", "some", "--print-args"]) == 0
+    rows = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()]
+    assert [(row[2], row[-2]) for row in rows if len(row) > 3 and row[1] == "gpus"] == [back]
 
 
 def test_print_args_shows_values_and_their_origin(capsys):

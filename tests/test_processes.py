@@ -308,7 +308,7 @@ def test_two_processes_drop_what_one_drops(tmp_path):
     assert launched(arguments, program).returncode == 0
     assert subprocess.run([sys.executable, program, *map(str, arguments)], cwd=ROOT).returncode == 0
     alone, first, second = (torch.load(tmp_path / name) for name in ("alone", "0", "1"))
-    assert len(alone) == 2 * 2 * 2  # epochs, steps, layers
+    assert len(alone) == len(first) == len(second) == 2 * 2 * 2  # epochs, steps, layers
     for whole, *parts in zip(alone, first, second):
         two = torch.cat(parts)
         known = (whole >= 0) & (two >= 0)  # what is not zero anyway, which rounding decides for a few
@@ -340,4 +340,4 @@ def alive(pid):
 def test_a_mistake_is_said_once_by_all_processes(tmp_path):
     with pytest.raises(AssertionError) as failure:
         run(2, [*SMALL, "--batch-size", "none", "--sess-dir", tmp_path])
-    assert str(failure.value).count("error: --batch-size") == 1
+    assert str(failure.value).count("error: rank 0: --batch-size") == 1

@@ -111,6 +111,52 @@ def test_another_option_is_named_by_both(machines, tmp_path):
         assert re.search(r"error: rank \d: rank 1 was started with another --base-lr, --seed than rank 0", text)
 
 
+@pytest.mark.parametrize("more", ["--restart", "--test-only"])
+def test_an_option_of_one_call_is_named_too(machines, tmp_path, more):
+    """A checkpoint does not keep these, but those who have them do something else."""
+    run(1, [*SHORT, "--sess-dir", tmp_path, "--session", "run"])
+    machines.start(["--gpus", "cpu", "--sess-dir", tmp_path, "--resume", tmp_path / "run"], [], [more])
+    statuses, said = machines.ends(60)
+    assert all(statuses), said
+    for text in said:
+        assert re.search(rf"error: rank \d: rank 1 was started with another (--[a-z]+, )*{more} than rank 0", text)
+
+
+def test_a_mistake_on_one_machine_is_said_there(machines, tmp_path):
+    machines.start([*SHORT, "--sess-dir", tmp_path], [], ["--batch-size", "none"])
+    said = machines.agents[1].communicate(timeout=60)[1]
+    assert machines.agents[1].returncode != 0
+    assert "error: rank 1: --batch-size" in said
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_devices_of_other_kinds_are_named_by_both(machines, tmp_path, number):
+    """A process that takes a GPU gets no further than this where there is none."""
+    program = tmp_path / "pretending.py"
+    program.write_text(PRETENDING.format(root=str(ROOT), number=number))
+    machines.start([*SHORT, "--sess-dir", tmp_path], program=str(program))
+    statuses, said = machines.ends(60)
+    assert all(statuses), said
+    kinds = ("cuda", "cpu") if number == 0 else ("cpu", "cuda")
+    for text in said:
+        assert re.search(rf"error: rank \d: rank 1 would compute on {kinds[1]} and rank 0 on {kinds[0]}", text), text
+
+
+PRETENDING = """
+import os
+import sys
+sys.path.insert(0, {root!r})
+import torch
+import main
+from lib import devices
+
+if os.environ["RANK"] == "{number}":
+    devices.choose = lambda *arguments: torch.device("cuda", 0)
+    torch.cuda.set_device = lambda device: None
+sys.exit(main.main(sys.argv[1:]))
+"""
+
+
 def test_what_is_of_a_machine_may_differ(machines, tmp_path):
     machines.start([*SHORT, "--debug"], ["--sess-dir", tmp_path / "a"], ["--sess-dir", tmp_path / "b", "--brief"])
     assert machines.ends(120)[0] == [0, 0]

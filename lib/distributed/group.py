@@ -33,7 +33,7 @@ def join(gpus: str, place: Place) -> World:
         place: of this process.
 
     Raises:
-        UserError: there is no device for this process.
+        UserError: there is no device for this process, or one of another kind than for the others.
         LostContact: the others cannot be reached.
     """
     device = devices.choose(gpus, place.local_rank, place.local_size)
@@ -48,9 +48,11 @@ def join(gpus: str, place: Place) -> World:
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
         distributed.init_process_group(
-            backend, store=_meet(place), rank=place.rank, world_size=place.size, timeout=PATIENCE
+            backend, store=_meet(place, device), rank=place.rank, world_size=place.size, timeout=PATIENCE
         )
         spare_process_group()
+        if backend != "gloo":
+            distributed.new_group(timeout=PATIENCE, backend="gloo")  # the first to connect CPUs; others are patient
         return World.joined(device)
     except (RuntimeError, ValueError) as error:
         raise LostContact(
@@ -60,13 +62,25 @@ def join(gpus: str, place: Place) -> World:
         ) from None
 
 
-def _meet(place: Place) -> Any:
-    """The store where torchrun has the processes meet, once all of them are there."""
+def _meet(place: Place, device: torch.device) -> Any:
+    """The store where torchrun has the processes meet, once all of them are there.
+
+    Raises:
+        UserError: they would compute on devices of different kinds; all raise it.
+    """
     from torch.distributed.rendezvous import rendezvous  # not every PyTorch has it
 
     store, _, _ = next(rendezvous("env://", timeout=MEETING))
-    store.set(f"here: {place.rank}", "1")
-    store.wait([f"here: {rank}" for rank in range(place.size)], MEETING)
+    store.set(f"here: {place.rank}", device.type)
+    names = [f"here: {rank}" for rank in range(place.size)]
+    store.wait(names, MEETING)
+    kinds = [store.get(name).decode() for name in names]
+    others = [rank for rank, kind in enumerate(kinds) if kind != kinds[0]]
+    if others:
+        raise UserError(
+            f"rank {others[0]} would compute on {kinds[others[0]]} and rank 0 on {kinds[0]}; see why --gpus finds "
+            "no GPU there, or give all machines --gpus cpu"
+        )
     return store
 
 

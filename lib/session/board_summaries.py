@@ -20,7 +20,7 @@ _IN_OVERVIEW = {
 _NOT_COMPARED = frozenset(
     [
         *("sess_dir", "debug", "brief", "display_freq", "log_file", "log_tfb", "tfb_anchors", "tfb_projector", "gpus"),
-        *("compile", "cuda_graph", "discovery_memory", "workers_num", "prefetch", "skip_bad_images"),
+        *("compile", "winograd", "cuda_graph", "discovery_memory", "workers_num", "prefetch", "skip_bad_images"),
     ]
 )
 """Options that no result depends on."""

@@ -4,10 +4,10 @@ import logging
 from typing import Union
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from lib.compat import capture
+from lib.compat import HAS_SEEDS_IN_GRAPHS, capture
 from lib.session.journal import LOGGER
 from lib.training.finite import FiniteWatch
 from lib.training.step import Step
@@ -20,11 +20,14 @@ EAGER_STEPS = 3
 _Kind = tuple
 
 
-def can_be_captured(optimizer: Optimizer) -> bool:
-    """Whether a replayed step of this optimiser is the next one, not the recorded one once more.
+def can_be_captured(network: nn.Module, optimizer: Optimizer) -> bool:
+    """Whether a replayed step is the next one, not the recorded one once more.
 
-    Adam counts its steps; before PyTorch 1.12, and without `capturable`, it does so in Python.
+    Adam counts its steps; before PyTorch 1.12, and without `capturable`, it does so in Python. Dropout draws by a seed
+    that is set before each step.
     """
+    if not HAS_SEEDS_IN_GRAPHS and any(isinstance(layer, nn.Dropout) for layer in network.modules()):
+        return False
     return isinstance(optimizer, SGD) or all(group.get("capturable", False) for group in optimizer.param_groups)
 
 

@@ -65,8 +65,9 @@ def execute(
     world = group.join(settings.options.gpus, place) if world is None else world
     keep_freed_memory()
     try:
-        check_same_call(world, settings.options, saved, weights)
-        _execute(settings, saved, source, weights, world, place)
+        dtype = precision.choose(settings.options.precision, world.device)
+        check_same_call(world, settings.options, dtype, saved, weights)
+        _execute(settings, saved, source, weights, world, place, dtype)
     except UnreadableImage as error:
         if settings.options.skip_bad_images:
             raise
@@ -76,8 +77,8 @@ def execute(
             reason = (str(error).strip().splitlines() or ["nothing more is known"])[0]
             raise RunError(
                 f"out of memory on {world.device} ({reason}); lower --batch-size, "
-                "--discovery-memory, --size or --low-dim, or add --augment-on workers; what was saved goes on with "
-                "--resume"
+                "--discovery-memory, --size or --low-dim, or add --augment-on workers or --no-winograd; what was saved "
+                "goes on with --resume"
             ) from error
         if world.size == 1 or isinstance(error, MemoryError) or not lost_contact(error):
             raise
@@ -91,8 +92,9 @@ def _execute(
     weights: Optional[WeightsFile],
     world: World,
     place: Place,
+    dtype: Optional[torch.dtype],
 ) -> None:
-    options, device = settings.options, world.device
+    options = settings.options
     torch.backends.cuda.matmul.allow_tf32 = False  # loss, bank and entropies are float32 in any case
     torch.backends.cudnn.allow_tf32 = options.tf32
     if options.embed is not None:
@@ -105,7 +107,7 @@ def _execute(
         if world.is_first:
             _report(pipeline, source)
         return
-    state = TrainingState.fresh(options, pipeline, world, precision.choose(options.precision, device))
+    state = TrainingState.fresh(options, pipeline, world, dtype)
     if options.export is not None:
         export_results(options, pipeline, state.embedder, saved, source, weights, world)
         return

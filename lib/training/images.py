@@ -1,5 +1,6 @@
 """The images of a run, found by each of its processes for itself, and the same in all."""
 
+import hashlib
 from typing import Optional
 
 from torch import Tensor
@@ -27,10 +28,10 @@ def open_images(options: Options, world: World, place: Place) -> Pipeline:
         return Pipeline(split, options, world.device)
     gather = None
     if options.skip_bad_images:
-        check_same(world, len(split.train), split.train.fingerprint(), split.test)  # what is told goes by their rows
+        check_same(world, split.train, split.train.fingerprint(), split.test)  # what is told goes by their rows
         gather = _patient_gather(world)
     pipeline = Pipeline(split, options, world.device, world.rank, world.size, gather)
-    check_same(world, len(pipeline.train), pipeline.fingerprint, pipeline.test)
+    check_same(world, pipeline.train, pipeline.fingerprint, pipeline.test)
     return pipeline
 
 
@@ -45,39 +46,59 @@ def _patient_gather(world: World) -> Gather:
 
 
 def _load(options: Options, world: World, place: Place) -> Split:
-    """The data set; what is missing is fetched by the first process of each machine, while the others wait."""
+    """The data set; what is missing is fetched by the first process of each machine, while the others wait.
+
+    With --download on one machine alone those of the others wait as well.
+    """
     name, root, labels = options.dataset, options.data_root, options.labels
-    if not options.download or world.size == 1:
+    if world.size == 1 or not any(wanted for [wanted] in world.hear_all([int(options.download)])):
         return datasets.load(name, root, options.download, labels)
     if place.local_rank > 0:
         world.wait_for_all()
         return datasets.load(name, root, False, labels)
-    split = datasets.load(name, root, True, labels)
+    split = datasets.load(name, root, options.download, labels)
     world.wait_for_all()
     return split
 
 
-def check_same(world: World, count: int, fingerprint: str, test: Optional[ImageSet]) -> None:
-    """Whether all processes have the same images. They would wait for one another in vain if they had not.
+def check_same(world: World, train: ImageSet, fingerprint: str, test: Optional[ImageSet]) -> None:
+    """Whether all processes have the same images and labels. They would wait for one another in vain if they had not.
 
     Args:
-        count: of the training images.
-        fingerprint: of the training images, as `ImageSet.fingerprint`.
+        train: the training images.
+        fingerprint: theirs, as `ImageSet.fingerprint`.
         test: the test images, or None.
 
     Raises:
         UserError: some have others; all processes raise it.
     """
     tests = (0, 0) if test is None else (len(test), _number(test.fingerprint()))
-    every = world.hear_all([count, _number(fingerprint), *tests])
+    heard = world.hear_all([len(train), _number(fingerprint), *tests, _number(_labels(train, test))])
+    every = [found[:-1] for found in heard]
     others = [rank for rank, found in enumerate(every) if found != every[0]]
     if not others:
+        labelled = [rank for rank, found in enumerate(heard) if found != heard[0]]
+        if labelled:
+            raise UserError(
+                f"rank {labelled[0]} found other labels than rank 0; all processes need the same (--labels, or the "
+                "folders below --data-root)"
+            )
         return
     found = ", ".join(f"rank {rank}: {every[rank][0]:,} training, {every[rank][2]:,} test" for rank in [0, *others])
     raise UserError(
         f"{'rank' if len(others) == 1 else 'ranks'} {', '.join(map(str, others))} found other images than rank 0 "
         f"({found}); all processes need the same files below --data-root"
     )
+
+
+def _labels(*sets: Optional[ImageSet]) -> str:
+    """A digest of labels and names of classes."""
+    digest = hashlib.blake2b()
+    for each in sets:
+        if each is not None:
+            digest.update(repr((each.classes, each.labels is None)).encode())
+            digest.update(b"" if each.labels is None else each.labels.tobytes())
+    return digest.hexdigest()
 
 
 def _number(fingerprint: str) -> int:

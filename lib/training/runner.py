@@ -79,7 +79,7 @@ class Runner:
         # pages are pinned in a thread of the loader, which an older PyTorch does not bear during a capture
         undisturbed = pipeline.on_device or HAS_CAPTURE_BESIDE_THREADS
         wanted = world.device.type == "cuda" and options.cuda_graph and world.size == 1
-        if wanted and undisturbed and can_be_captured(state.optimizer):
+        if wanted and undisturbed and can_be_captured(state.embedder.network, state.optimizer):
             self.step = CapturedStep(self.step)
         self.metrics = None if session is None else Metrics(session.metrics)
         folder = session.tensorboard if session is not None and options.log_tfb else None
@@ -293,8 +293,7 @@ class Runner:
             return Interrupted(signal_number, f"{where}; nothing was saved (--debug)")
         return Interrupted(
             signal_number,
-            f"{where}, saved as {self.checkpoints.last}; go on with: python3 main.py --resume "
-            f"{shlex.quote(str(self.session.path))}",
+            f"{where}, saved as {self.checkpoints.last}; go on with: {self._go_on()}",
         )
 
     def _stopped_while_judging(self, signal_number: signal.Signals) -> Interrupted:
@@ -304,9 +303,14 @@ class Runner:
             return Interrupted(signal_number, f"{where}; nothing was saved (--debug)")
         return Interrupted(
             signal_number,
-            f"{where}; it is saved as {last}; judge it with: python3 main.py --resume "
-            f"{shlex.quote(str(self.session.path))}",
+            f"{where}; it is saved as {last}; judge it with: {self._go_on()}",
         )
+
+    def _go_on(self) -> str:
+        """The command. Numbers of GPUs do not come back with a checkpoint."""
+        gpus = self.options.gpus
+        numbers = "" if gpus in ("auto", "cpu") else f" --gpus {gpus}"
+        return f"python3 main.py --resume {shlex.quote(str(self.session.path))}{numbers}"
 
     def _not_finite(self, error: NotFiniteError, order: Sequence[Tensor]) -> RunError:
         """Puts down which images it was, and says where."""

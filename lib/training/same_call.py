@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, Optional
 
 import numpy as np
@@ -14,22 +15,27 @@ from lib.errors import UserError
 from lib.pretrained.weights_file import WeightsFile
 
 _OF_A_MACHINE = frozenset(
-    [
-        *("cfgs", "data_root", "labels", "sess_dir", "resume", "pretrained", "export", "embed", "output"),
-        *("gpus", "workers_num", "prefetch", "download", "brief", "debug_errors"),
-    ]
+    ["cfgs", "data_root", "sess_dir", "gpus", "workers_num", "prefetch", "download", "brief", "debug_errors"]
 )
-"""Options that may differ from machine to machine, such as where files lie there."""
+"""Options that may differ from machine to machine."""
+
+_FILES = frozenset(["labels", "resume", "pretrained", "export", "embed", "output"])
+"""Options that all or none must be given; where the files lie may differ."""
 
 
 def check_same_call(
-    world: World, options: Options, saved: Optional[dict[str, Any]], weights: Optional[WeightsFile]
+    world: World,
+    options: Options,
+    dtype: Optional[torch.dtype],
+    saved: Optional[dict[str, Any]],
+    weights: Optional[WeightsFile],
 ) -> None:
-    """Whether options and weights are the same in all processes. All must call it.
+    """Whether options, precision and weights are the same in all processes. All must call it.
 
     Args:
         world: the processes.
         options: merged, of this one.
+        dtype: of autocast, or None: what --precision has come to here.
         saved: the checkpoint that this one has read, or None.
         weights: what it has read for --pretrained, or None.
 
@@ -38,8 +44,8 @@ def check_same_call(
     """
     if world.size == 1:
         return
-    asked = {name: value for name, value in sorted(options.as_dict().items()) if name not in _OF_A_MACHINE}
-    own = [_number(repr(value).encode()) for value in asked.values()]
+    asked = _asked(options)
+    own = [_number(repr(value).encode()) for value in [*asked.values(), dtype]]
     every = world.hear_all([*own, _number(_read(saved, weights))])
     for rank, heard in enumerate(every):
         different = [name for name, one, other in zip(asked, every[0], heard) if one != other]
@@ -48,11 +54,22 @@ def check_same_call(
             raise UserError(
                 f"rank {rank} was started with another {names} than rank 0; give all machines the same options"
             )
+        if heard[len(asked)] != every[0][len(asked)]:
+            raise UserError(
+                f"rank {rank} would compute in another precision than rank 0; give all machines --precision fp32, or "
+                "bf16 if all have it"
+            )
         if heard != every[0]:
             raise UserError(
                 f"rank {rank} has read other weights than rank 0; give all machines the same checkpoint (--resume, "
                 "--pretrained)"
             )
+
+
+def _asked(options: Options) -> dict[str, Any]:
+    """What must be the same, by the names of the options."""
+    values = {each.name: getattr(options, each.name) for each in fields(options) if each.name not in _OF_A_MACHINE}
+    return {name: value is not None if name in _FILES else value for name, value in values.items()}
 
 
 def _read(saved: Optional[dict[str, Any]], weights: Optional[WeightsFile]) -> bytes:
