@@ -444,7 +444,7 @@ def test_debug_errors_shows_where_it_happened(tmp_path):
     assert "UserError" in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("gpus, back", [("cpu", ("cpu", "checkpoint")), ("0,1", ("auto", "default"))])
+@pytest.mark.parametrize(("gpus", "back"), [("cpu", ("cpu", "checkpoint")), ("0,1", ("auto", "default"))])
 def test_numbers_of_gpus_stay_where_they_were(monkeypatch, capsys, gpus, back):
     import lib.session.resume
 
