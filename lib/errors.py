@@ -31,11 +31,13 @@ class Interrupted(Exception):
     Args:
         number: of the signal.
         message: where the run stopped and how to go on, in one line.
+        by_all: whether all processes of the run have agreed on it, and each raises it.
     """
 
-    def __init__(self, number: int, message: str):
+    def __init__(self, number: int, message: str, by_all: bool = False):
         super().__init__(message)
         self.status = 128 + number
+        self.by_all = by_all
 
 
 class LostContact(RunError):

@@ -113,7 +113,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(tmp_path):
     os.kill(ranks["1"], signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert "SIGTERM: stopped in round" in err
+    assert "SIGTERM: stopped in round" in err, err
     assert "go on with: python3 main.py --resume" in err
     assert "rank 0" not in [line for line in err.splitlines() if line.startswith("error:")]
     saved = checkpoint.load(next(path for path in [session / "checkpoint" / name for name in checkpoints(session)]))

@@ -2,9 +2,10 @@
 
 import datetime
 import os
+import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from lib import devices
 from lib.compat import spare_process_group
 from lib.distributed.place import Place
 from lib.distributed.world import World
-from lib.errors import LostContact, UserError
+from lib.errors import Interrupted, LostContact, UserError
 
 MEETING = datetime.timedelta(minutes=3)
 """How long a process waits for the others to start: they do at the same time, and load no more than PyTorch first."""
@@ -98,11 +99,24 @@ def together(gpus: str, place: Place) -> Iterator[World]:
     world = join(gpus, place)
     try:
         yield world
-    except BaseException:
+    except BaseException as error:
         if world.size > 1:  # taking leave could wait for a process that is gone
+            if isinstance(error, Interrupted) and error.by_all:
+                _stop_together(world)
             _rest()
         raise
     leave()
+
+
+def _stop_together(world: World) -> None:
+    """Wait until all have put down what they had to: a launcher ends the others with SIGTERM once one has left.
+
+    From then on signals count no more: there is nothing left but to say where the run stopped.
+    """
+    with suppress(RuntimeError):  # a process that failed instead has said why
+        world.wait_for_all()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def leave() -> None:

@@ -290,11 +290,9 @@ class Runner:
         state, name = self.state, signal.Signals(signal_number).name
         where = f"{name}: stopped in round {state.round} after {state.epoch} epochs and {state.underway.step} steps"
         if self.session is None:
-            return Interrupted(signal_number, f"{where}; nothing was saved (--debug)")
-        return Interrupted(
-            signal_number,
-            f"{where}, saved as {self.checkpoints.last}; go on with: {self._go_on()}",
-        )
+            return Interrupted(signal_number, f"{where}; nothing was saved (--debug)", by_all=True)
+        message = f"{where}, saved as {self.checkpoints.last}; go on with: {self._go_on()}"
+        return Interrupted(signal_number, message, by_all=True)
 
     def _stopped_while_judging(self, signal_number: signal.Signals) -> Interrupted:
         last = None if self.checkpoints is None else self.checkpoints.last
