@@ -22,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from traceback import print_exc
-from typing import Any, Optional
+from typing import Any
 
 from lib.config import Settings, collect, table
 from lib.distributed.place import Place
@@ -44,10 +44,9 @@ def main(arguments: Sequence[str]) -> int:
         settings = collect(arguments)
         debug = settings.options.debug_errors
     except UserError as error:
-        if debug:
-            print_exc()
-            return 2
-        return 2 if place.local_rank > 0 else _failed(error, 2, place)  # one of each machine says it
+        if debug or place.local_rank == 0:  # one of each machine says it
+            _say(error, place, debug)
+        return _status(error)
     try:
         return run(settings, arguments, place)
     except BrokenPipeError:
@@ -58,12 +57,11 @@ def main(arguments: Sequence[str]) -> int:
                 print(one_line(stop), file=sys.stderr)
         return stop.status
     except Exception as error:
-        if debug:
-            print_exc()
-            return _status(error)
-        return _failed(_in_one_line(error), _status(error), place)
+        _say(error, place, debug)
+        return _status(error)
     except KeyboardInterrupt:
-        return _failed("stopped by the keyboard", 130, place)
+        _print_error("stopped by the keyboard", place)
+        return 130
 
 
 def run(settings: Settings, arguments: Sequence[str], place: Place) -> int:
@@ -142,10 +140,17 @@ def _status(error: Exception) -> int:
     return 2 if isinstance(error, UserError) else 1
 
 
-def _failed(reason: object, status: int, place: Optional[Place] = None) -> int:
-    who = f"rank {place.rank}: " if place is not None and place.size > 1 else ""
+def _say(error: Exception, place: Place, debug: bool) -> None:
+    """On standard error: one line, or where the error that is being handled happened."""
+    if debug:
+        print_exc()
+    else:
+        _print_error(_in_one_line(error), place)
+
+
+def _print_error(reason: str, place: Place) -> None:
+    who = f"rank {place.rank}: " if place.size > 1 else ""
     print(f"error: {who}{one_line(reason)}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

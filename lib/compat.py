@@ -27,9 +27,6 @@ def _release(version: str) -> tuple:
 TORCH_RELEASE = _release(torch.__version__)
 """(major, minor) of the PyTorch that is running."""
 
-HAS_SEEDS_IN_GRAPHS = TORCH_RELEASE >= (2, 0)
-"""Whether a CUDA graph draws by the seed of its replay; before, by that of its capture (1.10's headers)."""
-
 HAS_WEIGHTS_ONLY = TORCH_RELEASE >= (1, 13)
 
 
@@ -86,6 +83,10 @@ def sums_or_norms(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     if tensors and tensors[0].is_cuda and hasattr(torch, "_foreach_norm"):
         return list(torch._foreach_norm(tensors))
     return [tensor.sum() for tensor in tensors]
+
+
+HAS_SEEDS_IN_GRAPHS = TORCH_RELEASE >= (2, 0)
+"""Whether a CUDA graph draws by the seed of its replay; before, by that of its capture (1.10's headers)."""
 
 
 HAS_CAPTURE_BESIDE_THREADS = "capture_error_mode" in inspect.signature(torch.cuda.graph.__init__).parameters

@@ -451,14 +451,19 @@ def test_numbers_of_gpus_stay_where_they_were(monkeypatch, capsys, gpus, back):
     resumed = ({"options": {"gpus": gpus}}, Path("some"), ())
     monkeypatch.setattr(lib.session.resume, "open_checkpoint", lambda *arguments: resumed)
     assert main.main(["--resume", "some", "--print-args"]) == 0
+    row = printed_options(capsys)["gpus"]
+    assert (row[2], row[-2]) == back
+
+
+def printed_options(capsys):
+    """The rows of the table, by the names of the options."""
     rows = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()]
-    assert [(row[2], row[-2]) for row in rows if len(row) > 3 and row[1] == "gpus"] == [back]
+    return {row[1]: row for row in rows if len(row) > 3}
 
 
 def test_print_args_shows_values_and_their_origin(capsys):
     assert main.main([*TINY, "--print-args"]) == 0
-    rows = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()]
-    by_name = {row[1]: row for row in rows if len(row) > 3}
+    by_name = printed_options(capsys)
     assert "command line" in by_name["max_round"]
     assert "configs/base.yaml" in by_name["weight_decay"]
     assert "default" in by_name["seed"]

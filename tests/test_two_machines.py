@@ -124,12 +124,8 @@ def test_an_option_of_one_call_is_named_too(machines, tmp_path, more):
 
 def test_a_mistake_on_one_machine_is_said_there(machines, tmp_path):
     machines.start([*SHORT, "--sess-dir", tmp_path], [], ["--batch-size", "none"])
-    said = []
-    for line in machines.agents[1].stderr:  # an older agent then waits for the other one
-        said.append(line)
-        if line.startswith("error: "):
-            break
-    assert "error: rank 1: --batch-size" in said[-1]
+    said = machines.agents[1].stderr  # to its end an older agent would wait for the other one
+    assert "error: rank 1: --batch-size" in next(line for line in said if line.startswith("error: "))
 
 
 @pytest.mark.parametrize("number", [0, 1])

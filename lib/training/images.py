@@ -12,7 +12,7 @@ from datasets.pipeline import Pipeline
 from datasets.split import Split
 from lib.config import Options
 from lib.distributed.place import Place
-from lib.distributed.world import World
+from lib.distributed.world import World, number_of
 from lib.errors import UserError
 
 
@@ -72,34 +72,30 @@ def check_same(world: World, train: ImageSet, fingerprint: str, test: Optional[I
     Raises:
         UserError: some have others; all processes raise it.
     """
-    tests = (0, 0) if test is None else (len(test), _number(test.fingerprint()))
-    heard = world.hear_all([len(train), _number(fingerprint), *tests, _number(_labels(train, test))])
-    every = [found[:-1] for found in heard]
-    others = [rank for rank, found in enumerate(every) if found != every[0]]
-    if not others:
-        labelled = [rank for rank, found in enumerate(heard) if found != heard[0]]
-        if labelled:
-            raise UserError(
-                f"rank {labelled[0]} found other labels than rank 0; all processes need the same (--labels, or the "
-                "folders below --data-root)"
-            )
-        return
-    found = ", ".join(f"rank {rank}: {every[rank][0]:,} training, {every[rank][2]:,} test" for rank in [0, *others])
-    raise UserError(
-        f"{'rank' if len(others) == 1 else 'ranks'} {', '.join(map(str, others))} found other images than rank 0 "
-        f"({found}); all processes need the same files below --data-root"
-    )
+    tests = (0, 0) if test is None else (len(test), number_of(test.fingerprint().encode()))
+    images = world.hear_all([len(train), number_of(fingerprint.encode()), *tests])
+    others = [rank for rank, heard in enumerate(images) if heard != images[0]]
+    if others:
+        counts = [(rank, images[rank][0], images[rank][2]) for rank in [0, *others]]
+        found = ", ".join(f"rank {rank}: {trains:,} training, {tests:,} test" for rank, trains, tests in counts)
+        raise UserError(
+            f"{'rank' if len(others) == 1 else 'ranks'} {', '.join(map(str, others))} found other images than rank 0 "
+            f"({found}); all processes need the same files below --data-root"
+        )
+    labels = world.hear_all([number_of(_labels(train, test))])
+    others = [rank for rank, heard in enumerate(labels) if heard != labels[0]]
+    if others:
+        raise UserError(
+            f"rank {others[0]} found other labels than rank 0; all processes need the same (--labels, or the folders "
+            "below --data-root)"
+        )
 
 
-def _labels(*sets: Optional[ImageSet]) -> str:
+def _labels(*sets: Optional[ImageSet]) -> bytes:
     """A digest of labels and names of classes."""
     digest = hashlib.blake2b()
     for each in sets:
         if each is not None:
             digest.update(repr((each.classes, each.labels is None)).encode())
             digest.update(b"" if each.labels is None else each.labels.tobytes())
-    return digest.hexdigest()
-
-
-def _number(fingerprint: str) -> int:
-    return int(fingerprint[:15], 16)  # fits int64
+    return digest.digest()

@@ -2,15 +2,14 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any, Optional
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lib.config import Options
-from lib.distributed.world import World
+from lib.config import OPTIONS, Options
+from lib.distributed.world import World, number_of
 from lib.errors import UserError
 from lib.pretrained.weights_file import WeightsFile
 
@@ -45,14 +44,14 @@ def check_same_call(
     if world.size == 1:
         return
     asked = _asked(options)
-    own = [_number(repr(value).encode()) for value in [*asked.values(), dtype]]
-    every = world.hear_all([*own, _number(_read(saved, weights))])
+    own = [number_of(repr(value).encode()) for value in [*asked.values(), dtype]]
+    every = world.hear_all([*own, number_of(_read(saved, weights))])
     for rank, heard in enumerate(every):
-        different = [name for name, one, other in zip(asked, every[0], heard) if one != other]
+        different = [flag for flag, one, other in zip(asked, every[0], heard) if one != other]
         if different:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in different)
             raise UserError(
-                f"rank {rank} was started with another {names} than rank 0; give all machines the same options"
+                f"rank {rank} was started with another {', '.join(different)} than rank 0; give all machines the same "
+                "options"
             )
         if heard[len(asked)] != every[0][len(asked)]:
             raise UserError(
@@ -67,9 +66,13 @@ def check_same_call(
 
 
 def _asked(options: Options) -> dict[str, Any]:
-    """What must be the same, by the names of the options."""
-    values = {each.name: getattr(options, each.name) for each in fields(options) if each.name not in _OF_A_MACHINE}
-    return {name: value is not None if name in _FILES else value for name, value in values.items()}
+    """What must be the same, by the flags of the options."""
+    asked = {}
+    for option in OPTIONS:
+        if option.name not in _OF_A_MACHINE:
+            value = getattr(options, option.name)
+            asked[option.flag] = value is not None if option.name in _FILES else value
+    return asked
 
 
 def _read(saved: Optional[dict[str, Any]], weights: Optional[WeightsFile]) -> bytes:
@@ -91,7 +94,3 @@ def _add(digest: Any, tensors: Mapping[str, Any]) -> None:
         if isinstance(tensor, Tensor):
             known = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # which NumPy does not know
             digest.update(known.detach().cpu().contiguous().numpy().reshape(-1).view(np.uint8))
-
-
-def _number(data: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(data, digest_size=7).digest(), "big")  # fits int64
