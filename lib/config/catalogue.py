@@ -480,7 +480,7 @@ _DEVICES = _group(
         TEXT,
         "auto",
         "where to compute; auto: a GPU for each process if there are any, else the CPU; several indices: a process for "
-        "each. --resume does not bring it back: say it anew",
+        "each. --resume does not bring indices back, and cpu to one process only: say it anew",
         form=_GPUS,
     ),
     Option(
