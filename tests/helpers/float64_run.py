@@ -1,0 +1,77 @@
+"""A small run in float64, in any number of processes; what it came to is written to a file.
+
+In float32 the last digits of a sum, which depend on how many add it up, grow into visible differences within some
+steps of so small a run: batch norm divides by the spread of a few values. In float64 they stay out of sight.
+
+python3 -m tests.helpers.float64_run FILE OPTION...        started by tests/test_processes.py, alone or by torchrun
+"""
+
+import sys
+
+import torch
+import torchvision
+from torch.nn import functional as F
+
+import datasets
+from datasets.pipeline import Pipeline
+from lib.config import collect
+from lib.distributed import group
+from lib.distributed.place import Place
+from lib.embedder import Embedder
+from lib.evaluation.protocols import Protocols
+from lib.training.runner import Runner
+from lib.training.state import TrainingState
+
+
+class InFloat64(torch.nn.Module):
+    """A ResNet whose features are not rounded to float32."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network.double()
+
+    def forward(self, images):
+        features = F.normalize(torchvision.models.ResNet.forward(self.network, images.double()), dim=1)
+        return features if self.training else features.float()
+
+
+def main(file, arguments):
+    options = collect([*arguments, "--debug", "--brief"]).options
+    world = group.join(options.gpus, Place.here())
+    images = datasets.load(options.dataset, options.data_root, options.download)
+    pipeline = Pipeline(images, options, world.device, world.rank, world.size)
+    state = TrainingState.fresh(options, pipeline, world, None)
+    state.bank.double()
+    state.embedder = Embedder(InFloat64(state.embedder.network), world.device, world=world)
+    state.optimizer.param_groups[0]["params"] = list(state.embedder.network.parameters())
+    protocols = Protocols(options, pipeline, world)
+    runner = Runner(options, state, pipeline, protocols, None, torch.from_numpy(pipeline.train.labels), world)
+    losses, ordinary = [], runner.step
+
+    def step(*batch):
+        losses.append(ordinary(*batch).item())
+        return torch.tensor(losses[-1])
+
+    step.watch = ordinary.watch
+    runner.step = step
+    runner.run()
+    bank, found = state.bank.gathered(), state.neighbourhoods
+    if world.is_first:
+        torch.save(
+            {
+                "losses": losses,
+                "bank": bank,
+                "anchors": found.anchor_indexes,
+                "neighbours": found.neighbours,
+                "entropy": found.entropy,
+                "consistency": found.consistency,
+                "knn": [entry.knn_last for entry in state.history.rounds],
+                "network": {key: value.clone() for key, value in state.embedder.network.state_dict().items()},
+            },
+            file,
+        )
+    group.leave()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

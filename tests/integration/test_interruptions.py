@@ -1,0 +1,342 @@
+"""Runs that are killed, asked to stop, or share a session: real processes, compared bit for bit with one left alone."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from benchmarks.same_run import differences
+from lib.errors import RunError, UserError
+from lib.session import checkpoint
+from lib.session.folder import SessionFolder
+from lib.session.lock import SessionLock
+from main import main
+from tests.helpers.disks import small_disk
+from tests.helpers.processes import free_port
+from tests.helpers.runs import ROOT, TINY, WORKERS, call, checkpoints, error_line, start, wait_for
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run that was not stopped, in the way of training that is asked for."""
+    base = tmp_path_factory.mktemp("whole")
+
+    def session(way):
+        if not (base / way).exists():
+            status, _, err = call(*TINY, *WAYS[way], "--sess-dir", base, "--session", way)
+            assert status == 0, err
+        return base / way
+
+    return session
+
+
+WAYS = {"plain": [], "workers": WORKERS}
+
+
+def go_on(*arguments):
+    status, out, err = call("--resume", *arguments)
+    assert status == 0, err
+    return out
+
+
+def test_a_kill_within_an_epoch_changes_nothing(whole, tmp_path):
+    process = start(*TINY, "--sess-dir", tmp_path, "--session", "s")
+    session = tmp_path / "s"
+    wait_for(lambda: any("-e0001-s000002" in name for name in checkpoints(session)), process)
+    process.kill()
+    process.communicate()
+    saved = checkpoint.load(session / "checkpoint" / checkpoints(session)[-1])
+    assert saved["step"] > 0
+    out = go_on("last", "--sess-dir", tmp_path, "--no-brief")
+    assert re.search(r"resumed .*: round 0, 1 epochs and \d steps completed", out)
+    assert differences(whole("plain"), session) == []
+    # what is kept: last and best of each round, and one before the last
+    assert len(checkpoints(session)) == 5
+
+
+@pytest.mark.parametrize(
+    ("number", "way"),
+    [(signal.SIGINT, "plain"), pytest.param(signal.SIGTERM, "workers", marks=pytest.mark.slow)],
+)
+def test_a_signal_stops_at_the_next_step_and_saves(whole, tmp_path, number, way):
+    """To the whole group of processes, as a terminal and a cluster send it: loader processes hear it too."""
+    process = start(*TINY, *WAYS[way], "--sess-dir", tmp_path, "--session", "s s", start_new_session=True)
+    session = tmp_path / "s s"
+    wait_for(lambda: checkpoints(session), process)
+    os.killpg(process.pid, number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    said = [line for line in err.splitlines() if line]
+    assert len(said) == 2, err
+    assert said[0] == f"{number.name}: stopping after this step and saving; once more stops at once"
+    place = r"stopped in round \d after \d epochs and \d steps"
+    last = re.fullmatch(rf"{number.name}: {place}, saved as (.*\.ckpt); (.*)", said[1])
+    assert last[2] == f"go on with: python3 main.py --resume '{session}'"
+    assert checkpoint.load(last[1])["session"] == "s s"
+    assert not (session / "session.lock").exists()
+    go_on(session)
+    assert differences(whole(way), session) == []
+
+
+def test_a_second_signal_stops_at_once(tmp_path):
+    process = start(*TINY, "--limit-train", "1400", "--save-every", "null", "--sess-dir", tmp_path, "--session", "s")
+    wait_for(lambda: (tmp_path / "s" / "log.txt").exists(), process)
+    wait_for(lambda: "session " in (tmp_path / "s" / "log.txt").read_text(), process)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGSTOP)  # so that it cannot have ended before the second
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
+    process.communicate(timeout=20)
+    # either one was delivered first; the other then ended the process
+    assert process.returncode in (-signal.SIGINT, -signal.SIGTERM)
+    assert checkpoints(tmp_path / "s") == []
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    process = start(*TINY, "--sess-dir", tmp_path, "--session", "s", launcher=launcher)
+    session = tmp_path / "s"
+    wait_for(lambda: checkpoints(session), process)
+    second = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    ranks = {rank_of(pid): int(pid) for pid in second}
+    os.kill(ranks["1"], signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "SIGTERM: stopped in round" in err, err
+    assert "go on with: python3 main.py --resume" in err
+    assert "rank 0" not in [line for line in err.splitlines() if line.startswith("error:")]
+    saved = checkpoint.load(next(path for path in [session / "checkpoint" / name for name in checkpoints(session)]))
+    assert saved["epoch"] + saved["step"] > 0
+    assert not (session / "session.lock").exists()
+    go_on(session)
+
+
+def rank_of(pid):
+    with open(f"/proc/{pid}/environ", "rb") as file:
+        found = re.search(rb"(?:^|\0)RANK=(\d+)\0", file.read())
+    return found[1].decode() if found else None
+
+
+# --- one run at a time
+
+
+def test_a_second_run_is_refused_and_a_dead_one_is_taken_over(whole, tmp_path, capsys):
+    session = tmp_path / "plain"
+    shutil.copytree(whole("plain"), session)
+    process = start("--resume", session, "--max-round", "50")
+    lock = session / "session.lock"
+    wait_for(lock.exists, process)
+    wait_for(lambda: len(checkpoints(session)) > 5, process)
+    assert main(["--resume", str(session)]) == 2
+    message = error_line(capsys.readouterr().err)
+    assert f"is in use by process {process.pid} on this host ({socket.gethostname()})" in message
+    process.kill()
+    process.communicate()
+    assert json.loads(lock.read_text())["pid"] == process.pid
+    assert main(["--resume", str(session), "--max-round", "2"]) == 0
+    assert not lock.exists()
+
+
+def stale(**changes):
+    """A lock of this very process, before the changes."""
+    lock = SessionLock.__new__(SessionLock)
+    SessionLock.__init__(lock, ROOT)
+    return json.dumps({**lock._mine, **changes})
+
+
+def test_whose_locks_are_respected(tmp_path):
+    file = tmp_path / "session.lock"
+    other = SessionLock(tmp_path)
+    file.write_text(stale())  # ours, alive
+    with pytest.raises(UserError, match=f"in use by process {os.getpid()} on this host"):
+        other.take()
+    file.write_text(stale(host="elsewhere"))
+    with pytest.raises(UserError, match="on host elsewhere since .*; if that run is gone, delete .*session.lock"):
+        other.take()
+    file.write_text(stale(process="another start of the machine 5"))  # the number was given to another process
+    other.take()
+    assert json.loads(file.read_text())["pid"] == os.getpid()
+    other.release()
+    assert not file.exists()
+    nobody = stale(pid=99999999999999999999, process=None)
+    for damaged in ("", "{", "[1]", '{"pid": "x", "host": 3}', nobody):
+        file.write_text(damaged)
+        other.take()
+        other.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_of_a_process_that_nobody_has_buried_is_taken_over(tmp_path):
+    """Killed, and its parent has not asked about it: a zombie has a number, but will write no more."""
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom lib.session.lock import SessionLock\n"
+        "SessionLock(Path(sys.argv[1])).take()\nprint('taken', flush=True)\ntime.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"taken\n"
+    with pytest.raises(UserError, match=f"in use by process {process.pid} on this host"):
+        SessionLock(tmp_path).take()
+    os.kill(process.pid, signal.SIGKILL)
+    wait_until_dead = time.monotonic() + 10
+    while "Z" not in Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]:
+        assert time.monotonic() < wait_until_dead
+    SessionLock(tmp_path).take()
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.mark.parametrize("pid", [0, -1, True, 1.5, None])
+def test_a_lock_of_no_process_is_taken_over(tmp_path, pid):
+    (tmp_path / "session.lock").write_text(stale(pid=pid))
+    SessionLock(tmp_path).take()
+    assert json.loads((tmp_path / "session.lock").read_text())["pid"] == os.getpid()
+
+
+def test_of_many_that_find_a_stale_lock_one_gets_it(tmp_path):
+    """Real processes, released together."""
+    (tmp_path / "session.lock").write_text(stale(process="gone"))
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom lib.errors import UserError\n"
+        "from lib.session.lock import SessionLock\nlock = SessionLock(Path(sys.argv[1]))\n"
+        "time.sleep(max(0, float(sys.argv[2]) - time.time()))\n"
+        "try:\n    lock.take()\n    print('mine')\nexcept UserError:\n    print('theirs')\n"
+        "sys.stdout.flush()\nsys.stdin.read()\n"
+    )
+    begin = str(time.time() + 2)
+    command = [sys.executable, "-c", code, tmp_path, begin]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    running = [subprocess.Popen(command, cwd=ROOT, text=True, **pipes) for _ in range(8)]
+    said = [process.stdout.readline().strip() for process in running]
+    for process in running:
+        process.communicate()
+    assert sorted(said) == ["mine"] + ["theirs"] * 7
+
+
+def test_links_in_a_session_are_not_followed(whole, tmp_path, capsys):
+    """A session from somebody else, whose log.txt is a link to a file of ours."""
+    session, ours = tmp_path / "plain", tmp_path / "ours"
+    shutil.copytree(whole("plain"), session)
+    ours.write_text("precious")
+    (session / "log.txt").unlink()
+    (session / "log.txt").symlink_to(ours)
+    assert main(["--resume", str(session), "--max-round", "3"]) == 2
+    assert "is a link; a run writes into its own folder alone" in error_line(capsys.readouterr().err)
+    assert ours.read_text() == "precious"
+
+
+@pytest.mark.parametrize("place", ["checkpoint", "checkpoint/0000-00000.ckpt"])
+def test_a_link_to_another_session_does_not_lead_the_run_there(whole, tmp_path, capsys, place):
+    theirs = shutil.copytree(whole("plain"), tmp_path / "theirs")
+    session = shutil.copytree(whole("plain"), tmp_path / "s")
+    shutil.rmtree(session / "checkpoint")
+    (session / place).parent.mkdir(exist_ok=True)
+    (session / place).symlink_to(theirs / place)
+    before = {path: path.read_bytes() for path in theirs.rglob("*") if path.is_file()}
+    assert main(["--resume", str(session), "--max-round", "3"]) == 2
+    assert "is a link; a run writes into its own folder alone" in error_line(capsys.readouterr().err)
+    assert {path: path.read_bytes() for path in theirs.rglob("*") if path.is_file()} == before
+
+
+def test_pipes_and_folders_in_a_session_keep_nobody_waiting(whole, tmp_path, capsys):
+    session = shutil.copytree(whole("plain"), tmp_path / "s")
+    newest = sorted(checkpoints(session))[-1]
+    (session / "metrics.jsonl").unlink()
+    os.mkfifo(session / "metrics.jsonl")
+    assert main(["--resume", str(session), "--max-round", "3"]) == 2
+    assert "metrics.jsonl is no ordinary file; remove it" in error_line(capsys.readouterr().err)
+    (session / "metrics.jsonl").unlink()
+    (session / "metrics.jsonl").mkdir()
+    assert main(["--resume", str(session), "--max-round", "3"]) == 2
+    assert "metrics.jsonl is a folder where a file belongs; move it away" in error_line(capsys.readouterr().err)
+    (session / "checkpoint" / newest).unlink()
+    os.mkfifo(session / "checkpoint" / newest)
+    assert main(["--resume", str(session / "checkpoint" / newest), "--print-args"]) == 2
+    capsys.readouterr()
+    assert main(["--resume", str(session), "--print-args"]) == 0
+    assert f"{newest} cannot be read (it is no ordinary file)" in capsys.readouterr().err
+
+
+def test_a_session_of_dead_links_does_not_hide_the_others(whole, tmp_path, capsys):
+    shutil.copytree(whole("plain"), tmp_path / "good")
+    (tmp_path / "bad" / "checkpoint").mkdir(parents=True)
+    (tmp_path / "bad" / "checkpoint" / "0000-00000.ckpt").symlink_to("nowhere")
+    (tmp_path / "bad" / "checkpoint" / "0001-00000.ckpt").symlink_to("0001-00000.ckpt")
+    assert main(["--resume", "last", "--sess-dir", str(tmp_path), "--print-args"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_run_whose_terminal_is_gone_stops_in_order(tmp_path, number):
+    """Who reads its words is gone first, as `tee` is after Ctrl-C."""
+    process = start(*TINY, "--no-brief", "--max-epoch", "500", "--sess-dir", tmp_path, "--session", "s")
+    session = tmp_path / "s"
+    wait_for(lambda: checkpoints(session), process)
+    process.stdout.close()
+    process.stderr.close()
+    time.sleep(1)  # some words that nobody hears
+    assert process.poll() is None
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 128 + number
+    assert not (session / "session.lock").exists()
+    assert checkpoint.load(session / "checkpoint" / "0000-00000.ckpt")["session"] == "s"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_finished_network_is_judged(tmp_path, number):
+    protocols = ["--protocol", "linear", "--max-round", "1", "--max-epoch", "1"]
+    process = start(*TINY, *protocols, "--no-brief", "--sess-dir", tmp_path, "--session", "s")
+    log = tmp_path / "s" / "log.txt"
+    wait_for(lambda: log.exists() and "linear, stem" in log.read_text(), process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    said = f"{number.name}: stopped while the finished network was judged; it is saved as "
+    assert error_line(err).startswith(said)
+    assert "judge it with: python3 main.py --resume " in err
+    go_on(tmp_path / "s")
+    assert "linear_fc_top1" in (tmp_path / "s" / "metrics.jsonl").read_text()
+
+
+def test_going_on_with_other_options_never_lacks_a_config(tmp_path):
+    """config.yaml is replaced in one step, and what it said is kept."""
+    session = SessionFolder.create(str(tmp_path), "s")
+    session.write_config("seed: 1\n")
+    session.write_config("seed: 1\n")
+    assert sorted(path.name for path in session.path.iterdir()) == ["checkpoint", "config.yaml"]
+    with small_disk(tmp_path / "disk", 8192) as disk:
+        full = SessionFolder.create(str(disk), "s")
+        full.write_config("seed: 1\n")
+        (disk / "filler").write_bytes(b"x" * 4096)
+        with pytest.raises(RunError, match="could not be written: No space left on device"):
+            full.write_config("seed: 2\n" * 1000)
+        assert full.config.read_text() == "seed: 1\n"
+    session.write_config("seed: 2\n")
+    assert session.config.read_text() == "seed: 2\n"
+    assert (session.path / "config.before.yaml").read_text() == "seed: 1\n"
+
+
+@pytest.mark.parametrize("way", ["--test-only", "--report-only", "--embed"])
+def test_nothing_is_written_through_a_link_in_a_session(whole, tmp_path, capsys, way):
+    session = shutil.copytree(whole("plain"), tmp_path / "s")
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "a.png")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "table").write_text("dear")
+    os.symlink(tmp_path / "mine" / "table", session / "cluster-table.csv")
+    os.symlink(tmp_path / "mine", session / "embedded")
+    more = {"--test-only": ["--protocol", "cluster"], "--embed": [str(tmp_path / "pictures")]}.get(way, [])
+    assert main(["--resume", str(session), way, *more]) == 2
+    assert "is a link" in error_line(capsys.readouterr().err)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["table"]
+    assert (tmp_path / "mine" / "table").read_text() == "dear"

@@ -1,0 +1,82 @@
+"""The weighted vote against an independent one, and by hand."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lib.evaluation.knn import Accuracy, class_votes, rank_of_truth, weighted_knn
+from tests.helpers import oracles
+from tests.helpers.rows import unit_rows
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    q=st.integers(1, 12),
+    n=st.integers(1, 40),
+    classes=st.integers(1, 9),
+    k=st.sampled_from([1, 3, 10, 200]),
+    sigma=st.sampled_from([0.07, 0.1, 1.0]),
+    seed=st.integers(0, 2**31),
+)
+def test_accuracy_matches_the_oracle(q, n, classes, k, sigma, seed):
+    rng = np.random.default_rng(seed)
+    queries, database = unit_rows(q, 4, seed), unit_rows(n, 4, seed + 1)
+    query_labels, labels = rng.integers(0, classes, q), rng.integers(0, classes, n)
+    accuracy = weighted_knn(
+        queries, torch.from_numpy(query_labels), database, torch.from_numpy(labels), classes, k, sigma
+    )
+    top1, top5 = oracles.knn_accuracy(
+        queries.double().numpy(), query_labels, database.double().numpy(), labels, classes, k, sigma
+    )
+    assert accuracy.top1 == pytest.approx(top1)
+    assert accuracy.top5 == (pytest.approx(top5) if classes >= 5 else None)
+
+
+def test_votes_by_hand():
+    votes = class_votes(torch.tensor([[1.0, 0.9, 0.9]]), torch.tensor([[2, 0, 0]]), 3, 0.1)
+    assert votes[0].tolist() == pytest.approx([2 * np.exp(-1), 0.0, 1.0])
+
+
+def test_many_weak_votes_beat_one_strong_one():
+    # three neighbours at cos 0.95 against one at 1.0, sigma 0.1: 3 exp(-0.5) = 1.82 > 1
+    votes = class_votes(torch.tensor([[1.0, 0.95, 0.95, 0.95]]), torch.tensor([[0, 1, 1, 1]]), 2, 0.1)
+    assert rank_of_truth(votes, torch.tensor([1])).item() == 0
+    # at sigma 0.03 the strong one wins: 3 exp(-1.67) = 0.57
+    votes = class_votes(torch.tensor([[1.0, 0.95, 0.95, 0.95]]), torch.tensor([[0, 1, 1, 1]]), 2, 0.03)
+    assert rank_of_truth(votes, torch.tensor([1])).item() == 1
+
+
+def test_a_tiny_sigma_does_not_overflow():
+    votes = class_votes(torch.tensor([[1.0, 0.5]]), torch.tensor([[0, 1]]), 2, 1e-4)
+    assert votes.tolist() == [[1.0, 0.0]]
+
+
+def test_equal_votes_go_to_the_lower_class():
+    votes = torch.tensor([[1.0, 1.0, 0.5]])
+    assert [rank_of_truth(votes, torch.tensor([c])).item() for c in range(3)] == [0, 1, 2]
+
+
+def test_a_class_without_votes_is_never_right():
+    votes = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0]])
+    assert rank_of_truth(votes, torch.tensor([1])).item() == 5
+
+
+def test_one_class():
+    ones = torch.zeros(4, dtype=torch.int64)
+    result = weighted_knn(unit_rows(4, 3, 0), ones, unit_rows(4, 3, 1), ones, 1, 200, 0.1)
+    assert result == Accuracy(1.0, None)
+
+
+def test_the_nearest_alone_decides_with_k_1():
+    database = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.1, 0.99], [0.2, 0.97]])
+    labels = torch.tensor([0, 1, 1, 1])
+    query = torch.tensor([[0.8, 0.6]])
+    assert weighted_knn(query, torch.tensor([0]), database, labels, 2, 1, 0.2).top1 == 1.0
+    assert weighted_knn(query, torch.tensor([0]), database, labels, 2, 4, 0.2).top1 == 0.0
+
+
+def test_how_an_accuracy_reads():
+    assert str(Accuracy(0.9512, 0.999)) == "top-1 95.12 %, top-5 99.90 %"
+    assert str(Accuracy(0.5, None)) == "top-1 50.00 %"
