@@ -1,5 +1,5 @@
 # make demo    train on scikit-learn's digits, minutes on a CPU, nothing to download but packages
-# make test    the test suite; make test-slow: those of its tests that take longest
+# make test    the fast tests, minutes; make test-all: all, also those that take longest
 # make check   ruff
 # make bench   speed against a plain version and against the machine's limit (benchmarks/)
 #
@@ -12,16 +12,16 @@ VENV ?= .venv
 PIP_INSTALL_FLAGS ?=
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-slow check bench clean
+.PHONY: demo test test-all check bench clean
 
 demo: $(VENV)/.ready
 	$(RUN) main.py --cfgs configs/base.yaml configs/digits.yaml
 
 test: $(VENV)/.ready-dev
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2
 
-test-slow: $(VENV)/.ready-dev
-	$(RUN) -m pytest -m slow
+test-all: $(VENV)/.ready-dev
+	$(RUN) -m pytest -n 2 -m "slow or not slow"
 
 check: $(VENV)/.ready-dev
 	$(RUN) -m ruff check .

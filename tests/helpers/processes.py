@@ -1,40 +1,31 @@
-"""Runs in several processes."""
+"""Runs in several processes, by the real launchers."""
 
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
-from tests.helpers.runs import ROOT
+from tests.helpers.runs import ROOT, SERVER, start
 
 SMALL = [
-    "--cfgs",
-    "configs/base.yaml",
-    "configs/digits.yaml",
-    "--gpus",
-    "cpu",
-    "--low-dim",
-    "16",
-    "--precision",
-    "fp32",
-]
-
-
-SMALL += ["--limit-test", "30", "--batch-size", "16", "--max-round", "2", "--max-epoch", "2"]
-
-
-SMALL += ["--optimizer", "sgd", "--base-lr", "0.01"]
-
-
-LAUNCH = """
+    "--cfgs", "configs/base.yaml", "configs/digits.yaml", "--gpus", "cpu", "--low-dim", "16", "--precision", "fp32",
+    "--limit-test", "30", "--batch-size", "16", "--max-round", "2", "--max-epoch", "2", "--optimizer", "sgd",
+    "--base-lr", "0.01",
+]  # fmt: skip
+_ADOPT = """
 import sys
-from lib.distributed.launch import launch
+from tests.helpers.fork_server import adopt
+adopt({path!r})
+"""
+_TORCHRUN = "from torch.distributed.run import main\nmain(sys.argv[1:])\n"
+_LAUNCH = """
+import lib.distributed.launch as it
 from lib.errors import RunError
+it.MAIN = {program!r}
 try:
-    sys.exit(launch(2, sys.argv[1:]))
+    sys.exit(it.launch(2, sys.argv[1:]))
 except RunError as error:
-    sys.exit(f"error: {error}")
+    sys.exit(f"error: {{error}}")
 """
 
 
@@ -44,38 +35,58 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def run(processes, arguments, module=None):
-    launcher = [] if processes == 1 else ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-    launcher += [] if processes == 1 else ["--master_port", str(free_port())]
-    program = ["main.py"] if module is None else ["-m", module]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, *launcher, *program, *map(str, arguments)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+def torchrun(arguments, fresh=False, **options):
+    """A running torchrun with these arguments. Unless `fresh`, its processes are forked from the fork server."""
+    if fresh:
+        return start(*arguments, program=("-m", "torch.distributed.run"), fresh=True, **options)
+    SERVER.ready()
+    return start(*arguments, program=("-c", _ADOPT.format(path=SERVER.path) + _TORCHRUN), **options)
+
+
+def start_run(processes, arguments, program=("main.py",), fresh=False, **options):
+    """A running program in so many processes of torchrun, or in one without it."""
+    if processes == 1:
+        return start(*arguments, program=program, fresh=fresh, **options)
+    flags = ["--nproc_per_node", processes, "--master_port", free_port()]
+    return torchrun([*flags, *program, *arguments], fresh, **options)
+
+
+def run(processes, arguments, module=None, fresh=False):
+    """The finished program, which must have ended well."""
+    program = ("main.py",) if module is None else ("-m", module)
+    process = start_run(processes, arguments, program, fresh)
+    out, err = process.communicate(timeout=300)
+    done = subprocess.CompletedProcess(arguments, process.returncode, out, err)
     assert done.returncode == 0, done.stderr
     return done
 
 
+def start_launcher(arguments, program=None, fresh=False, **options):
+    """The running launcher of --gpus 0,1, with CPU processes in the GPUs' place, that run `program` or main.py."""
+    code = _LAUNCH.format(program=str(program or ROOT / "main.py"))
+    if not fresh:
+        SERVER.ready()
+    code = ("import sys\n" if fresh else _ADOPT.format(path=SERVER.path)) + code
+    return start(*arguments, program=("-c", code), fresh=fresh, **options)
+
+
 def launched(arguments, program=None, **variables):
-    """The finished launcher of --gpus 0,1, with CPU processes in the GPUs' place, that run `program` or main.py."""
-    chosen = "" if program is None else f"import lib.distributed.launch as it; it.MAIN = {str(program)!r}"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
-    return subprocess.run(
-        [sys.executable, "-c", chosen + LAUNCH, *map(str, arguments)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+    """It, when it has ended."""
+    process = start_launcher(arguments, program, env=variables)
+    out, err = process.communicate(timeout=200)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 def worker(parent, rank):
-    """The process of that rank among the descendants of `parent`."""
+    """The process of that rank that the launcher `parent` started."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             environment = (folder / "environ").read_bytes().split(b"\0")
             status = (folder / "status").read_text()
         except OSError:
             continue
-        if b"RANK=%d" % rank in environment and f"PPid:\t{parent}\n" in status:
+        forked = f"Name:\t{rank}:{parent}\n" in status  # by the fork server
+        if forked or (b"RANK=%d" % rank in environment and f"PPid:\t{parent}\n" in status):
             return int(folder.name)
     raise AssertionError("no such process")
 

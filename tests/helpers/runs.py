@@ -1,11 +1,14 @@
-"""A run of main.py of a few seconds, on scikit-learn's digits, in a process of its own."""
+"""main.py as a user starts it, in a process of its own."""
 
+import atexit
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from tests.helpers.fork_server import ForkedProcess, ForkServer
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
@@ -14,13 +17,27 @@ TINY = [
     "sgd", "--base-lr", "0.01", "--momentum", "0", "--no-nesterov", "--save-every", "2", "--brief", "--no-log-tfb",
 ]  # fmt: skip
 WORKERS = ["--augment-on", "workers", "--workers-num", "2", "--iter-size", "2"]
+SERVER = ForkServer()
+atexit.register(SERVER.close)
 
 
-def start(*arguments, launcher=(), **options):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, *launcher, "main.py", *map(str, arguments)]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": _hears_signals, **options}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, errors="surrogateescape", **options)
+def start(*arguments, program=("main.py",), fresh=False, env=None, **options):
+    """A running program of Python, whose output can be read.
+
+    Args:
+        program: what comes before the arguments; -m or -c as of Python.
+        fresh: in a new interpreter, and not forked from one that has imported everything.
+        env: variables to change; None takes one out.
+        options: as of subprocess.Popen.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **(env or {})}
+    environment = {name: str(value) for name, value in environment.items() if value is not None}
+    options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True,
+               "errors": "surrogateescape", **options}  # fmt: skip
+    arguments = [*map(str, program), *map(str, arguments)]
+    if fresh:
+        return subprocess.Popen([sys.executable, *arguments], env=environment, preexec_fn=_hears_signals, **options)
+    return ForkedProcess(SERVER, arguments, environment, **options)
 
 
 def _hears_signals():
@@ -29,10 +46,14 @@ def _hears_signals():
         signal.signal(number, signal.SIG_DFL)
 
 
-def call(*arguments, **options):
-    """(status, standard output, standard error)."""
+def call(*arguments, timeout=120, **options):
+    """(status, standard output, standard error) of a program that `start` starts."""
     process = start(*arguments, **options)
-    out, err = process.communicate(timeout=120)
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except BaseException:
+        process.kill()
+        raise
     return process.returncode, out, err
 
 
