@@ -5,9 +5,10 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from lib.errors import UserError
 from models.alexnet import AlexNet
+from models.convnet import ConvNet
 from models.resnet import ResNet
 
-__all__ = ["AlexNet", "ResNet", "build", "stem_for"]
+__all__ = ["AlexNet", "ConvNet", "ResNet", "build", "stem_for"]
 
 _RESNETS = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
@@ -16,7 +17,7 @@ _RESNETS = {
     "resnet101": (Bottleneck, (3, 4, 23, 3)),
     "resnet152": (Bottleneck, (3, 8, 36, 3)),
 }
-_NAMES = (*_RESNETS, "alexnet")
+_NAMES = (*_RESNETS, "alexnet", "convnet")
 _STEMS = ("auto", "small", "large")
 _LARGE_FROM = 64  # pixels; below this the stride of a large stem leaves too little to look at
 
@@ -32,7 +33,7 @@ def build(name: str, low_dim: int, stem: str, size: int) -> nn.Module:
     """A network with random weights.
 
     Args:
-        name: resnet18, resnet34, resnet50, resnet101, resnet152 or alexnet, in either case.
+        name: resnet18, resnet34, resnet50, resnet101, resnet152, alexnet or convnet, in either case.
         low_dim: length D of the feature.
         stem: `small` keeps the resolution of small images, `large` reduces that of large ones at once, and
             `auto` is small for images of less than 64 pixels.
@@ -54,6 +55,8 @@ def build(name: str, low_dim: int, stem: str, size: int) -> nn.Module:
     if network in _RESNETS:
         block, layers = _RESNETS[network]
         return ResNet(block, layers, low_dim, small_stem)
+    if network == "convnet":
+        return ConvNet(low_dim, small_stem)
     if not small_stem and size < AlexNet.SMALLEST_LARGE:
         raise UserError(
             f"--stem {stem}: the large stem of alexnet needs images of at least {AlexNet.SMALLEST_LARGE} pixels "

@@ -19,7 +19,7 @@ _SHARE_ABOVE_0 = Bounds(low=0, high=1, low_open=True)
 _SHARE_BELOW_1 = Bounds(low=0, high=1, high_open=True)
 
 _DATASETS = ("digits", "cifar10", "cifar100", "svhn", "imagefolder", "imagenet12", "cub200", "dogs", "photos")
-_NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "alexnet")
+_NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "alexnet", "convnet")
 _NORMALISATIONS = ("imagenet", "cifar10", "cifar100", "svhn", "half")
 _FOLDER_NAME = Form(r"(?!\.{1,2}$)[^/\\\x00-\x1f]+", "a plain folder name")
 _SAVE_EVERY = Form(r"[1-9][0-9]{0,8}( ?(steps?|s|min|h))?", "a number of steps such as 500, or a time such as 10min")

@@ -36,7 +36,13 @@ def by_hooks(network, images, rows, stage):
 
 @pytest.mark.parametrize(
     ("name", "size", "stage", "side"),
-    [("resnet18", 32, "layer4", 4), ("resnet18", 8, "layer2", 4), ("alexnet", 32, "conv5", 8)],
+    [
+        ("resnet18", 32, "layer4", 4),
+        ("resnet18", 8, "layer2", 4),
+        ("alexnet", 32, "conv5", 8),
+        ("convnet", 8, "layer2", 4),
+        ("convnet", 32, "layer3", 8),
+    ],
 )
 def test_it_is_grad_cam_of_the_similarity(name, size, stage, side):
     torch.manual_seed(0)

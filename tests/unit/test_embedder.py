@@ -28,7 +28,7 @@ def trained_a_little(name, size):
     return network
 
 
-@pytest.mark.parametrize(("name", "size"), [("resnet18", 16), ("resnet50", 16), ("alexnet", 32)])
+@pytest.mark.parametrize(("name", "size"), [("resnet18", 16), ("resnet50", 16), ("alexnet", 32), ("convnet", 8)])
 def test_the_frozen_network_gives_the_features_of_the_network_in_evaluation_mode(name, size):
     network = trained_a_little(name, size)
     before = {key: value.clone() for key, value in network.state_dict().items()}

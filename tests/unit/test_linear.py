@@ -104,6 +104,7 @@ def test_pooling_keeps_at_most_ten_thousand_values(shape, side):
     [
         ("resnet18", 16, {"stem": 9216, "layer1": 9216, "layer2": 8192, "layer3": 4096, "layer4": 2048, "fc": 32}),
         ("alexnet", 16, {"conv1": 9600, "conv2": 9216, "conv3": 6144, "conv4": 6144, "conv5": 4096, "fc": 32}),
+        ("convnet", 16, {"stem": 8192, "layer1": 8192, "layer2": 4096, "layer3": 2048, "fc": 32}),
     ],
 )
 def test_the_activations_of_every_stage(network, size, widths):

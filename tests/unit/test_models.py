@@ -1,13 +1,16 @@
 """The networks: shapes, sizes, names of weights, and features of unit length."""
 
+import numpy as np
 import pytest
 import torch
 import torchvision
+from numpy.lib.stride_tricks import sliding_window_view
+from torch import nn
 
 import models
 from lib.errors import UserError
 
-NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "alexnet")
+NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "alexnet", "convnet")
 
 
 def images(count, size):
@@ -120,6 +123,64 @@ def test_alexnet_stages_at_224_pixels():
     }
 
 
+def test_convnet_parameter_count():
+    convolutions = 9 * (3 * 32 + 32 * 32 + 32 * 64 + 64 * 128)
+    norms = 2 * (32 + 32 + 64 + 128)
+    assert parameters(models.build("convnet", 128, "auto", 8)) == convolutions + norms + (128 * 128 + 128) == 119_264
+
+
+@pytest.mark.parametrize(
+    ("size", "sides"), [(8, (8, 8, 4, 2)), (16, (16, 16, 8, 4)), (32, (32, 32, 16, 8)), (64, (16, 16, 8, 4))]
+)
+def test_convnet_stages(size, sides):
+    stem, layer1, layer2, layer3 = ((width, side, side) for width, side in zip((32, 32, 64, 128), sides))
+    expected = {"stem": stem, "layer1": layer1, "layer2": layer2, "layer3": layer3, "fc": (16,)}
+    assert shapes(models.build("convnet", 16, "auto", size), size) == expected
+
+
+def test_convnet_starts_from_pytorchs_default_initialisation():
+    torch.manual_seed(0)
+    network = models.build("convnet", 128, "small", 8)
+    for layer in network.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            bound = layer.weight[0].numel() ** -0.5
+            assert 0.98 * bound < layer.weight.abs().max() <= bound
+            assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+
+
+def convolved(images, weight, stride):
+    """3x3, padding 1, by a loop over the nine places of the kernel."""
+    count, _, height, width = images.shape
+    padded = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    result = np.zeros((count, len(weight), -(-height // stride), -(-width // stride)))
+    for row in range(3):
+        for column in range(3):
+            shifted = padded[:, :, row : row + height : stride, column : column + width : stride]
+            result += np.einsum("oc,nchw->nohw", weight[:, :, row, column], shifted)
+    return result
+
+
+@pytest.mark.parametrize(("stem", "strides"), [("small", (1, 1, 2, 2)), ("large", (2, 1, 2, 2))])
+def test_convnet_against_numpy_in_float64(stem, strides):
+    torch.manual_seed(0)
+    network = models.build("convnet", 5, stem, 16).double().train()
+    inputs = images(3, 16).double()
+    with torch.no_grad():
+        found = network(inputs).numpy()
+    maps = inputs.numpy()
+    for stage, stride in zip(network.stages[:4], strides):
+        weight = getattr(network, stage)[0].weight.detach().numpy()
+        maps = convolved(maps, weight, stride)
+        mean, variance = maps.mean(axis=(0, 2, 3), keepdims=True), maps.var(axis=(0, 2, 3), keepdims=True)
+        maps = np.maximum((maps - mean) / np.sqrt(variance + 1e-5), 0)
+        if stage == "stem" and stem == "large":
+            padded = np.pad(maps, ((0, 0), (0, 0), (1, 1), (1, 1)))
+            maps = sliding_window_view(padded, (3, 3), axis=(2, 3))[:, :, ::2, ::2].max(axis=(4, 5))
+    features = maps.mean(axis=(2, 3)) @ network.fc.weight.detach().numpy().T + network.fc.bias.detach().numpy()
+    expected = features / np.linalg.norm(features, axis=1, keepdims=True)
+    assert found == pytest.approx(expected, abs=1e-6)  # features leave the network as float32
+
+
 @pytest.mark.parametrize("size", [8, 9, 28, 63])
 def test_small_alexnet_takes_every_small_size(small_alexnet, size):
     small_alexnet.train()
@@ -134,7 +195,7 @@ def test_large_alexnet_takes_the_smallest_size_it_names():
         models.build("alexnet", 16, "large", 62)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "alexnet"])  # one of each kind of block
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "alexnet", "convnet"])  # one of each kind of block
 def test_features_have_unit_length_and_gradients_reach_every_weight(name):
     network = models.build(name, 16, "small", 32)
     features = network(images(2, 8))
@@ -144,10 +205,10 @@ def test_features_have_unit_length_and_gradients_reach_every_weight(name):
     features[0, 0].backward()
     without = [key for key, weight in network.named_parameters() if weight.grad is None]
     assert without == []
-    assert next(network.conv1.parameters()).grad.abs().sum() > 0
+    assert next(network.parameters()).grad.abs().sum() > 0  # of the first convolution
 
 
-@pytest.mark.parametrize("name", ["resnet18", "alexnet"])
+@pytest.mark.parametrize("name", ["resnet18", "alexnet", "convnet"])
 def test_feature_is_normalised_in_float32_under_autocast(name):
     network = models.build(name, 16, "small", 16).eval()
     inputs = images(2, 16)
@@ -162,7 +223,7 @@ def test_feature_is_normalised_in_float32_under_autocast(name):
         assert (result * exact).sum(dim=1).min() > 0.95
 
 
-@pytest.mark.parametrize("name", ["resnet18", "alexnet"])
+@pytest.mark.parametrize("name", ["resnet18", "alexnet", "convnet"])
 def test_stage_outputs_end_in_the_feature(name):
     network = models.build(name, 16, "small", 16).eval()
     inputs = images(3, 16)
@@ -197,7 +258,7 @@ def test_unknown_stem_is_told_what_is_known():
         models.build("resnet18", 128, "tiny", 32)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "alexnet"])
+@pytest.mark.parametrize("name", ["resnet18", "alexnet", "convnet"])
 def test_same_seed_same_weights(name):
     built = []
     for _ in range(2):
