@@ -1,4 +1,4 @@
-"""What the processes of tests/test_distributed_core.py run; every job is a function of a world alone.
+"""What the processes of test_distributed_core.py run; every job is a function of a world alone.
 
 Each returns plain data or tensors. A job must give the same on every process, or what it gives is named `own`.
 """
@@ -243,3 +243,8 @@ def leave_one_out(world):
 
 
 JOBS = [exchanges, fetches, losses, banks, batch_norms, discoveries, searches, approximate, surveys, leave_one_out]
+
+
+def all_jobs(world):
+    """What each job found, by its name."""
+    return {job.__name__: job(world) for job in JOBS}

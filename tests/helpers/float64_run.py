@@ -3,13 +3,12 @@
 In float32 the last digits of a sum, which depend on how many add it up, grow into visible differences within some
 steps of so small a run: batch norm divides by the spread of a few values. In float64 they stay out of sight.
 
-python3 -m tests.helpers.float64_run FILE OPTION...        started by tests/test_processes.py, alone or by torchrun
+python3 -m tests.helpers.float64_run FILE OPTION...        started by test_processes.py, alone or by torchrun
 """
 
 import sys
 
 import torch
-import torchvision
 from torch.nn import functional as F
 
 import datasets
@@ -24,14 +23,16 @@ from lib.training.state import TrainingState
 
 
 class InFloat64(torch.nn.Module):
-    """A ResNet whose features are not rounded to float32."""
+    """A ConvNet whose features are not rounded to float32."""
 
     def __init__(self, network):
         super().__init__()
         self.network = network.double()
 
     def forward(self, images):
-        features = F.normalize(torchvision.models.ResNet.forward(self.network, images.double()), dim=1)
+        network = self.network
+        maps = network.layer3(network.layer2(network.layer1(network.stem(images.double()))))
+        features = F.normalize(network.fc(network.avgpool(maps).flatten(1)), dim=1)
         return features if self.training else features.float()
 
 

@@ -197,7 +197,9 @@ def adopt(path):
         options.pop("universal_newlines", None)
         return ForkedProcess(server, args[1:], os.environ if env is None else env, os.getcwd(), **options)
 
-    subprocess.Popen = popen
+    for module in list(sys.modules.values()):  # torchrun's takes it by its name
+        if getattr(module, "__dict__", {}).get("Popen") is ordinary:
+            module.Popen = popen
 
 
 def _import_all():
@@ -207,7 +209,8 @@ def _import_all():
         "lib.session.resume", "lib.report", "lib.results.model", "lib.results.onnx_file",
         "lib.pretrained.weights_file", "lib.evaluation.linear", "lib.evaluation.cluster", "lib.clustering.kmeans",
         "datasets.digits", "sklearn.datasets", "faiss", "matplotlib.pyplot", "tensorboardX", "jinja2",
-        "torch.distributed", "torch.utils.data", "torchvision",
+        "torch.distributed", "torch.distributed.run", "torch.utils.data", "torch.fx", "torchvision",
+        "sklearn.cluster", "sklearn.metrics", "pytest",
     ):  # fmt: skip
         with contextlib.suppress(ImportError):
             __import__(name)
@@ -304,7 +307,7 @@ def _become(request, streams):
     kept = {"errors": "strict", "newline": None, "closefd": False, "encoding": "utf-8"}
     sys.stdin = sys.__stdin__ = os.fdopen(0, **kept)
     sys.stdout = sys.__stdout__ = os.fdopen(1, "w", **kept)
-    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", **{**kept, "errors": "backslashreplace"})
+    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", 1, **{**kept, "errors": "backslashreplace"})  # by lines
     import torch
 
     torch.set_num_threads(int(request["environment"].get("OMP_NUM_THREADS") or os.cpu_count()))
@@ -323,6 +326,7 @@ def _become(request, streams):
 def _run(arguments):
     """The status with which Python would exit."""
     while arguments[0] == "-u":
+        sys.stdout.reconfigure(write_through=True)
         arguments = arguments[1:]
     try:
         if arguments[0] == "-c":

@@ -1,16 +1,24 @@
-"""Runs in several processes, by the real launchers."""
+"""Runs in several processes, by the real launchers, and functions in several processes."""
 
+import datetime
+import json
 import os
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
+import torch
+import torch.distributed as dist
+
+from lib.distributed.world import World
 from tests.helpers.runs import ROOT, SERVER, start
 
 SMALL = [
-    "--cfgs", "configs/base.yaml", "configs/digits.yaml", "--gpus", "cpu", "--low-dim", "16", "--precision", "fp32",
-    "--limit-test", "30", "--batch-size", "16", "--max-round", "2", "--max-epoch", "2", "--optimizer", "sgd",
-    "--base-lr", "0.01",
+    "--cfgs", "configs/base.yaml", "configs/digits.yaml", "--gpus", "cpu", "--network", "convnet",
+    "--low-dim", "16", "--precision", "fp32", "--limit-test", "30", "--batch-size", "16", "--max-round", "2",
+    "--max-epoch", "2", "--optimizer", "sgd", "--base-lr", "0.01",
+    "--no-log-tfb", "--no-report",
 ]  # fmt: skip
 _ADOPT = """
 import sys
@@ -75,6 +83,33 @@ def launched(arguments, program=None, **variables):
     process = start_launcher(arguments, program, env=variables)
     out, err = process.communicate(timeout=200)
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def in_processes(job, size, folder, *arguments):
+    """What each of `size` processes made of `job(world, *arguments)`, a function of a module.
+
+    Args:
+        folder: an empty one for what the processes leave.
+        arguments: as JSON keeps them.
+    """
+    code = "from tests.helpers.processes import do; import sys; do(*sys.argv[1:])"
+    given = [job.__module__, job.__name__, folder, json.dumps(arguments), size]
+    running = [start(*given, rank, program=("-c", code)) for rank in range(size)]
+    said = [process.communicate(timeout=120)[1] for process in running]
+    assert [process.returncode for process in running] == [0] * size, said
+    return [torch.load(f"{folder}/{rank}") for rank in range(size)]
+
+
+def do(module, name, folder, arguments, size, rank):
+    """One process of `in_processes`."""
+    limit = datetime.timedelta(seconds=60)
+    size, rank = int(size), int(rank)
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=size, timeout=limit)
+    __import__(module)
+    job = getattr(sys.modules[module], name)
+    torch.save(job(World.joined(torch.device("cpu")), *json.loads(arguments)), f"{folder}/{rank}")
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def worker(parent, rank):

@@ -12,9 +12,10 @@ from tests.helpers.fork_server import ForkedProcess, ForkServer
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
-    "--cfgs", "configs/base.yaml", "configs/digits.yaml", "--gpus", "cpu", "--precision", "fp32", "--limit-train", "40",
-    "--limit-test", "30", "--batch-size", "8", "--low-dim", "16", "--max-round", "2", "--max-epoch", "2", "--optimizer",
-    "sgd", "--base-lr", "0.01", "--momentum", "0", "--no-nesterov", "--save-every", "2", "--brief", "--no-log-tfb",
+    "--cfgs", "configs/base.yaml", "configs/digits.yaml", "--gpus", "cpu", "--network", "convnet", "--precision",
+    "fp32", "--limit-train", "40", "--limit-test", "30", "--batch-size", "8", "--low-dim", "16", "--max-round", "2",
+    "--max-epoch", "2", "--optimizer", "sgd", "--base-lr", "0.01", "--momentum", "0", "--no-nesterov", "--save-every",
+    "2", "--brief", "--no-log-tfb", "--no-report",
 ]  # fmt: skip
 WORKERS = ["--augment-on", "workers", "--workers-num", "2", "--iter-size", "2"]
 SERVER = ForkServer()

@@ -1,15 +1,11 @@
 """Two and three Gloo processes against one: exchanges, loss, bank, batch norm, discovery and search.
 
-The processes start once for each P, run all jobs of tests/distributed_jobs.py and leave what they found in files.
+The processes start once for each P and run all jobs of tests/helpers/distributed_jobs.py.
 """
-
-import datetime
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from lib.distributed import sync_batch_norm
@@ -19,29 +15,19 @@ from lib.method.memory_bank import MemoryBank
 from lib.method.objective import ABSENT
 from tests.helpers import distributed_jobs as jobs
 from tests.helpers import oracles
+from tests.helpers.processes import in_processes
 from tests.helpers.rows import random_members, unit_rows
-
-
-def _run(rank, size, folder):
-    torch.set_num_threads(1)
-    limit = datetime.timedelta(seconds=120)
-    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=size, timeout=limit)
-    world = World.joined(torch.device("cpu"))
-    torch.save({job.__name__: job(world) for job in jobs.JOBS}, f"{folder}/{rank}")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def alone():
-    return {job.__name__: job(World.alone()) for job in jobs.JOBS}
+    return jobs.all_jobs(World.alone())
 
 
 @pytest.fixture(scope="module", params=[2, 3])
 def together(request, tmp_path_factory):
     """What each of P processes found."""
-    folder = tmp_path_factory.mktemp("processes")
-    mp.start_processes(_run, (request.param, str(folder)), nprocs=request.param, start_method="spawn")
-    return [torch.load(f"{folder}/{rank}") for rank in range(request.param)]
+    return in_processes(jobs.all_jobs, request.param, tmp_path_factory.mktemp("processes"))
 
 
 def assert_same(found, expected, **tolerance):

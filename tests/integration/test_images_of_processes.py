@@ -1,14 +1,10 @@
 """What two processes do about the images of a run before it starts: fetch, compare, check."""
 
-import datetime
 import os
 import time
 
 import numpy as np
 import pytest
-import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from PIL import Image
 
 import datasets
@@ -21,21 +17,7 @@ from lib.distributed.place import Place
 from lib.distributed.world import World
 from lib.errors import UserError
 from lib.training.images import check_same, open_images
-
-
-def run(job, folder, *arguments):
-    """What each of two processes made of `job(world, *arguments)`."""
-    mp.start_processes(_process, (job, str(folder), arguments), nprocs=2, start_method="spawn")
-    return [torch.load(folder / str(rank)) for rank in range(2)]
-
-
-def _process(rank, job, folder, arguments):
-    torch.set_num_threads(1)
-    limit = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2, timeout=limit)
-    torch.save(job(World.joined(torch.device("cpu")), *arguments), f"{folder}/{rank}")
-    dist.barrier()
-    dist.destroy_process_group()
+from tests.helpers.processes import in_processes
 
 
 def pixels(count, value=0, **more):
@@ -58,19 +40,19 @@ def loads(world, local_ranks, wanted=(True, True)):
 
 
 def test_the_first_process_of_a_machine_fetches_and_the_other_waits(tmp_path):
-    first, second = run(loads, tmp_path, (0, 1))
+    first, second = in_processes(loads, 2, tmp_path, (0, 1))
     assert [download for _, download in first] == [True, True]
     assert [download for _, download in second] == [False, False]
     assert second[0][0] >= first[1][0]
 
 
 def test_on_machines_of_their_own_both_fetch(tmp_path):
-    for noted in run(loads, tmp_path, (0, 0)):
+    for noted in in_processes(loads, 2, tmp_path, (0, 0)):
         assert [download for _, download in noted] == [True, True]
 
 
 def test_a_machine_that_fetches_nothing_waits_for_one_that_does(tmp_path):
-    first, second = run(loads, tmp_path, (0, 0), (False, True))
+    first, second = in_processes(loads, 2, tmp_path, (0, 0), (False, True))
     assert [download for _, download in first] == [False, False]
     assert [download for _, download in second] == [True, True]
 
@@ -100,7 +82,7 @@ def compared(world):
 
 
 def test_processes_with_other_images_are_named(tmp_path):
-    first, second = run(compared, tmp_path)
+    first, second = in_processes(compared, 2, tmp_path)
     assert first == second
     images, labels = ["fewer", "others", "no test"], ["no labels", "other labels", "other test labels"]
     assert list(first) == images + labels
@@ -141,7 +123,7 @@ def checks(world, folder):
 
 
 def test_bad_images_in_either_share_are_left_out_by_both(folder, tmp_path):
-    first, second = run(checks, tmp_path, str(folder))
+    first, second = in_processes(checks, 2, tmp_path, str(folder))
     assert first["opened"] == [*(f"train/a/{number}.png" for number in range(5)), "test/a/0.png"]
     assert second["opened"] == [*(f"train/a/{number}.png" for number in range(5, 10)), "test/a/1.png", "test/a/2.png"]
     for found in (first, second):
@@ -152,7 +134,7 @@ def test_bad_images_in_either_share_are_left_out_by_both(folder, tmp_path):
     assert "1.png" in first["said"][1]
     assert "8.png" in first["said"][2]
     (tmp_path / "meeting").unlink(missing_ok=True)
-    again = run(checks, tmp_path, str(folder))  # what each found good is remembered
+    again = in_processes(checks, 2, tmp_path, str(folder))  # what each found good is remembered
     assert [found["opened"] for found in again] == [["train/a/1.png"], ["train/a/8.png", "test/a/2.png"]]
     assert CheckedFiles([str(folder / "train" / "a" / f"{number}.png") for number in range(10)]).unknown() == [1, 8]
 

@@ -21,7 +21,7 @@ from lib.session.folder import SessionFolder
 from lib.session.lock import SessionLock
 from main import main
 from tests.helpers.disks import small_disk
-from tests.helpers.processes import free_port
+from tests.helpers.processes import start_run, worker
 from tests.helpers.runs import ROOT, TINY, WORKERS, call, checkpoints, error_line, start, wait_for
 
 
@@ -102,15 +102,12 @@ def test_a_second_signal_stops_at_once(tmp_path):
     assert checkpoints(tmp_path / "s") == []
 
 
-@pytest.mark.slow
-def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(tmp_path):
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
-    process = start(*TINY, "--sess-dir", tmp_path, "--session", "s", launcher=launcher)
+@pytest.mark.parametrize("fresh", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(tmp_path, fresh):
+    process = start_run(2, [*TINY, "--max-epoch", "50", "--sess-dir", tmp_path, "--session", "s"], fresh=fresh)
     session = tmp_path / "s"
     wait_for(lambda: checkpoints(session), process)
-    second = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    ranks = {rank_of(pid): int(pid) for pid in second}
-    os.kill(ranks["1"], signal.SIGTERM)
+    os.kill(worker(process.pid, rank=1), signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "SIGTERM: stopped in round" in err, err
@@ -119,13 +116,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(tmp_path):
     saved = checkpoint.load(next(path for path in [session / "checkpoint" / name for name in checkpoints(session)]))
     assert saved["epoch"] + saved["step"] > 0
     assert not (session / "session.lock").exists()
-    go_on(session)
-
-
-def rank_of(pid):
-    with open(f"/proc/{pid}/environ", "rb") as file:
-        found = re.search(rb"(?:^|\0)RANK=(\d+)\0", file.read())
-    return found[1].decode() if found else None
+    go_on(session, "--max-epoch", saved["epoch"] + 1, "--max-round", "1")
 
 
 # --- one run at a time
@@ -214,9 +205,7 @@ def test_of_many_that_find_a_stale_lock_one_gets_it(tmp_path):
         "sys.stdout.flush()\nsys.stdin.read()\n"
     )
     begin = str(time.time() + 2)
-    command = [sys.executable, "-c", code, tmp_path, begin]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    running = [subprocess.Popen(command, cwd=ROOT, text=True, **pipes) for _ in range(8)]
+    running = [start(tmp_path, begin, program=("-c", code), stdin=subprocess.PIPE) for _ in range(8)]
     said = [process.stdout.readline().strip() for process in running]
     for process in running:
         process.communicate()

@@ -6,10 +6,7 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,9 +16,10 @@ from PIL import Image
 from lib.method.discovery import discover
 from lib.session import checkpoint
 from tests.helpers.html_page import check_rules
-from tests.helpers.processes import LAUNCH, SMALL, alive, free_port, launched, run, worker
+from tests.helpers.processes import SMALL, alive, free_port, launched, run, start_launcher, start_run, worker
+from tests.helpers.runs import ROOT, checkpoints, start, wait_for
 
-ROOT = Path(__file__).resolve().parents[2]
+
 @pytest.mark.parametrize(("images", "rounds", "batches"), [(50, 3, 1), (50, 2, 2), (11, 2, 1)])
 def test_two_and_three_processes_learn_what_one_learns(tmp_path, images, rounds, batches):
     """The same losses, step by step, and bank, anchors, neighbours, weights and accuracies after all rounds.
@@ -57,7 +55,7 @@ def sessions(tmp_path_factory):
     """A folder with the same run in one process and in two."""
     folder = tmp_path_factory.mktemp("sessions")
     for processes, name in ((1, "one"), (2, "two")):
-        run(processes, [*SMALL, "--limit-train", 50, "--sess-dir", folder, "--session", name])
+        run(processes, [*SMALL, "--limit-train", 50, "--log-tfb", "--report", "--sess-dir", folder, "--session", name])
     return folder
 
 
@@ -118,22 +116,16 @@ def test_batch_norm_by_process_is_another_run_that_works(sessions, tmp_path):
     assert apart[0]["loss"] != pytest.approx(two[0]["loss"], rel=1e-6)
 
 
-@pytest.mark.parametrize("how", ["torchrun", "--gpus"])
-def test_a_killed_process_ends_the_run_and_is_named(tmp_path, how):
+@pytest.mark.parametrize(
+    ("how", "fresh"),
+    [("torchrun", False), ("--gpus", False)]
+    + [pytest.param(how, True, marks=pytest.mark.slow) for how in ("torchrun", "--gpus")],
+)
+def test_a_killed_process_ends_the_run_and_is_named(tmp_path, how, fresh):
     arguments = [*SMALL, "--limit-train", "100", "--max-epoch", "500", "--sess-dir", str(tmp_path), "--session", "run"]
-    if how == "torchrun":
-        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
-        call = [sys.executable, *launcher, "main.py", *arguments]
-    else:  # the launcher of --gpus 0,1 with CPU processes in the GPUs' place
-        call = [sys.executable, "-c", LAUNCH, *arguments]
-    running = subprocess.Popen(call, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    checkpoints = tmp_path / "run" / "checkpoint"
+    running = start_run(2, arguments, fresh=fresh) if how == "torchrun" else start_launcher(arguments, fresh=fresh)
     try:
-        deadline = time.monotonic() + 120
-        while not (checkpoints.is_dir() and any(path.suffix == ".ckpt" for path in checkpoints.iterdir())):
-            assert running.poll() is None, running.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        wait_for(lambda: checkpoints(tmp_path / "run"), running)
         victim = worker(running.pid, rank=1)
         killed_at = time.monotonic()
         os.kill(victim, signal.SIGKILL)
@@ -252,7 +244,7 @@ def test_two_processes_drop_what_one_drops(tmp_path):
     program.write_text(MASKS.format(root=str(ROOT), folder=str(tmp_path)))
     arguments = [*SMALL, "--network", "alexnet", "--limit-train", 32, "--max-round", 1, "--debug"]
     assert launched(arguments, program).returncode == 0
-    assert subprocess.run([sys.executable, program, *map(str, arguments)], cwd=ROOT).returncode == 0
+    assert start(*arguments, program=(program,)).wait(60) == 0
     alone, first, second = (torch.load(tmp_path / name) for name in ("alone", "0", "1"))
     assert len(alone) == len(first) == len(second) == 2 * 2 * 2  # epochs, steps, layers
     for whole, *parts in zip(alone, first, second):
