@@ -235,17 +235,26 @@ def _serve(path):
         for key, _ in sockets.select():
             if key.fileobj is listener:
                 connection = listener.accept()[0]
-                pid = _fork(connection, [listener.fileno(), read, write, *(c.fileno() for c in children.values())])
+                try:
+                    streams, request = _receive(connection)
+                except EOFError:
+                    continue
+                inherited = [connection, listener, *children.values()]
+                pid = _fork(request, streams, [read, write, *(each.fileno() for each in inherited)])
                 children[pid] = connection
-                connection.sendall(b"%d\n" % pid)
+                with contextlib.suppress(OSError):  # its end is noticed below
+                    connection.sendall(b"%d\n" % pid)
+                sockets.register(connection, selectors.EVENT_READ, pid)
             elif key.fileobj == read:
                 with contextlib.suppress(BlockingIOError):
                     os.read(read, 4096)
-            else:  # the tests have ended
+            elif key.fileobj == 0:  # the tests have ended
                 for pid in children:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+                    os.kill(pid, signal.SIGKILL)
                 return
+            else:  # who started the program has ended, or has forgotten it
+                sockets.unregister(key.fileobj)
+                os.kill(key.data, signal.SIGKILL)
         while children:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
@@ -253,19 +262,29 @@ def _serve(path):
             connection = children.pop(pid, None)
             if connection is not None:
                 code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
+                with contextlib.suppress(KeyError):
+                    sockets.unregister(connection)
                 with contextlib.suppress(OSError):  # nobody asks any more
                     connection.sendall(b"%d\n" % code)
                 connection.close()
 
 
-def _fork(connection, to_close):
+def _receive(connection):
+    """The program's streams and what is asked for. EOFError if who asks has ended."""
     streams = array.array("i")
     head, ancillary, _, _ = connection.recvmsg(_LENGTH, socket.CMSG_SPACE(3 * streams.itemsize))
     for _level, _kind, data in ancillary:
         streams.frombytes(data[: len(data) - len(data) % streams.itemsize])
-    data = b""
-    while len(data) < int(head):
-        data += connection.recv(2**16)
+    request = b""
+    while not head or len(request) < int(head):
+        data = connection.recv(2**16)
+        if not data:
+            raise EOFError
+        request += data
+    return streams, json.loads(request)
+
+
+def _fork(request, streams, to_close):
     pid = os.fork()
     if pid:
         for stream in streams:
@@ -275,8 +294,7 @@ def _fork(connection, to_close):
         signal.set_wakeup_fd(-1)
         for number in to_close:
             os.close(number)
-        connection.close()
-        os._exit(_become(json.loads(data), list(streams)))
+        os._exit(_become(request, list(streams)))
     except BaseException:
         traceback.print_exc()
         os._exit(1)
