@@ -24,7 +24,7 @@ from pathlib import Path
 from traceback import print_exc
 from typing import Any
 
-from lib.config import Settings, collect, table
+from lib.config import Settings, collect, of_older_version, table
 from lib.distributed.place import Place
 from lib.errors import LOST_CONTACT, Interrupted, LostContact, RunError, UserError, one_line
 
@@ -92,6 +92,7 @@ def _run(settings: Settings, arguments: Sequence[str], place: Place, world: Any)
         # numbers of GPUs are of a machine; processes that have met have their devices already
         stays = world is None and saved["options"].get("gpus") == "cpu"
         stored = {name: value for name, value in saved["options"].items() if stays or name != "gpus"}
+        stored = {**of_older_version(stored), **stored}
         settings = collect(arguments, stored)
         if settings.options.test_only and settings.options.normalise == stored.get("normalise"):
             settings = collect(arguments, {**stored, **statistics(saved)})

@@ -11,4 +11,4 @@ from lib.seeding import derive
 def first_network(options: Options) -> nn.Module:
     """A function of the options, `--seed` among them. Sets PyTorch's default generator."""
     torch.manual_seed(derive(options.seed, "network"))
-    return models.build(options.network, options.low_dim, options.stem, options.size)
+    return models.build(options.network, options.low_dim, options.stem, options.size, options.init)

@@ -32,7 +32,6 @@ class ResNet(torchvision.models.resnet.ResNet):
         super().__init__(block, list(layers), num_classes=low_dim)
         if small_stem:
             self.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
-            nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
             self.maxpool = nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:

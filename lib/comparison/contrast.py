@@ -1,9 +1,10 @@
 """What differs between sessions, as tables of text."""
 
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from typing import Any, Optional
 
-from lib.config import OPTIONS, value_text
+from lib.config import OPTIONS, in_effect, value_text
 from lib.session.progress import duration
 from lib.session.story import Story, finding_text, finding_words
 
@@ -156,7 +157,8 @@ def _shown(story: Story, name: str) -> str:
     known = {option.name for option in OPTIONS}
     if name not in known and name not in story.options:
         return "-"
-    return value_text(story.value(name))
+    value = in_effect(name, story.value)
+    return value_text(float(value) if isinstance(value, Fraction) else value)
 
 
 def _started(story: Story, key: str) -> Any:

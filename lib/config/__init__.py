@@ -8,7 +8,19 @@ from lib.config.catalogue import OPTIONS
 from lib.config.merge import collect
 from lib.config.option import Option
 from lib.config.render import markdown, table, value_text
-from lib.config.settings import Options, Settings
+from lib.config.settings import Options, Settings, in_effect, of_older_version
 from lib.config.yaml_file import to_yaml
 
-__all__ = ["OPTIONS", "Option", "Options", "Settings", "collect", "markdown", "table", "to_yaml", "value_text"]
+__all__ = [
+    "OPTIONS",
+    "Option",
+    "Options",
+    "Settings",
+    "collect",
+    "in_effect",
+    "markdown",
+    "of_older_version",
+    "table",
+    "to_yaml",
+    "value_text",
+]

@@ -198,6 +198,14 @@ _NETWORK = _group(
         "first layers for small images or for large ones; auto: small below a size of 64 pixels",
         choices=("auto", "small", "large"),
     ),
+    Option(
+        "init",
+        CHOICE,
+        "released",
+        "how the weights are drawn. released: PyTorch's defaults, as the authors' code has; torchvision: as "
+        "torchvision's ResNets, convolutions normal with variance 2 / fan_out",
+        choices=("released", "torchvision"),
+    ),
 )
 
 _METHOD = _group(
@@ -205,9 +213,11 @@ _METHOD = _group(
     Option(
         "ANs_select_rate",
         FLOAT,
-        0.25,
-        "share of the images that become anchors; each round adds another such share",
+        "auto",
+        "share of the images that become anchors; each round adds another such share. auto: 1 / (max_round - 1), so "
+        "that the last round takes all, as the paper's r/R",
         bounds=_SHARE_ABOVE_0,
+        auto=True,
     ),
     Option("ANs_size", INT, 1, "neighbours of an anchor, itself not counted (k)", "images", bounds=_at_least(1)),
     Option(
@@ -224,7 +234,25 @@ _METHOD = _group(
         "share of its old value that a row of the memory bank keeps when it is updated (eta)",
         bounds=_SHARE_BELOW_1,
     ),
+    Option(
+        "bank_init",
+        CHOICE,
+        "random",
+        "first rows of the memory bank. random: as the authors' code; features: what the untrained network makes of "
+        "the training images, prepared as test images. With --pretrained or --first-round 1 they are features in any "
+        "case",
+        choices=("random", "features"),
+    ),
     Option("max_round", INT, 5, "rounds, round 0 without anchors included", "rounds", bounds=_at_least(1)),
+    Option(
+        "first_round",
+        INT,
+        0,
+        "round to start with. 1: without round 0; the first anchors are discovered from the features of the untrained "
+        "network, or of that of --pretrained",
+        "rounds",
+        bounds=Bounds(low=0, high=1),
+    ),
     Option("max_epoch", INT, 200, "epochs in a round", "epochs", bounds=_at_least(1)),
     Option("iter_size", INT, 1, "batches whose gradients make one optimiser step", "batches", bounds=_at_least(1)),
 )
@@ -279,7 +307,14 @@ _EVALUATION = _group(
         length=ANY_LENGTH,
     ),
     Option("knn_k", INT, 200, "knn: nearest training images that vote (K)", "images", bounds=_at_least(1)),
-    Option("knn_sigma", FLOAT, 0.1, "knn: temperature of the votes (sigma)", bounds=_POSITIVE),
+    Option(
+        "knn_sigma",
+        FLOAT,
+        "auto",
+        "knn: temperature of the votes (sigma). auto: that of the loss (--npc-temperature), as in the authors' code",
+        bounds=_POSITIVE,
+        auto=True,
+    ),
     Option(
         "eval_freq",
         INT,

@@ -5,6 +5,9 @@ from typing import Any, Optional
 
 BOOL, INT, FLOAT, CHOICE, TEXT, PATH = "bool", "int", "float", "choice", "text", "path"
 
+AUTO = "auto"
+"""What may be written for a number that then follows from other options, if `Option.auto`; see `in_effect`."""
+
 ANY_LENGTH = 0
 """`Option.length` of a list that may hold any number of values."""
 
@@ -59,6 +62,8 @@ class Option:
     length: Optional[int] = None
     """None for a single value, otherwise how many values, or ANY_LENGTH."""
     form: Optional[Form] = None
+    auto: bool = False
+    """Whether a number may be left to other options, by `AUTO`."""
     kept: bool = True
     """Whether it belongs to the run, and so into checkpoints and config.yaml, or to this one call."""
 
@@ -79,7 +84,8 @@ class Option:
             return f"{'one' if self.length is None else 'some'} of " + ", ".join(self.choices)
         if self.form is not None:
             return self.form.words
-        return "" if self.bounds is None else str(self.bounds)
+        words = "" if self.bounds is None else str(self.bounds)
+        return f"{words}, or {AUTO}" if self.auto else words
 
     @property
     def expected(self) -> str:

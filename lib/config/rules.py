@@ -29,6 +29,11 @@ def check_together(options: Options) -> None:
         raise UserError(
             f"--labels is for --dataset photos; {options.dataset} brings its own labels, if it has any; leave it null"
         )
+    if options.first_round >= options.max_round:
+        raise UserError(
+            f"--first-round {options.first_round} leaves no round of --max-round {options.max_round}; raise "
+            "--max-round, which counts round 0 even where it is left out"
+        )
     if options.lr_policy == "multistep":
         _check_schedule(options)
     if options.optimizer == "sgd" and options.nesterov:

@@ -5,7 +5,7 @@ import os
 import re
 from typing import Any, Union
 
-from lib.config.option import ANY_LENGTH, BOOL, CHOICE, FLOAT, INT, PATH, Option
+from lib.config.option import ANY_LENGTH, AUTO, BOOL, CHOICE, FLOAT, INT, PATH, Option
 
 Raw = Union[None, str, list[str]]
 """A value as YAML or the command line holds it. Text in both, so that both read `5e-4` and `3/4` alike."""
@@ -70,6 +70,8 @@ def _mismatch(option: Option, got: Any, besides: str = "") -> ValueError:
 def _scanned(option: Option, raw: Raw) -> Any:
     if raw is None or (option.nullable and isinstance(raw, str) and raw.strip().lower() in _NULL):
         return _checked(option, None)
+    if option.auto and isinstance(raw, str) and raw.strip().lower() == AUTO:
+        return AUTO
     if option.length is None:
         if not isinstance(raw, str):
             raise ValueError
@@ -114,6 +116,8 @@ def _checked(option: Option, value: Any) -> Any:
         if not option.nullable:
             raise ValueError
         return None
+    if option.auto and value == AUTO:
+        return AUTO
     if option.length is None:
         return _checked_one(option, value)
     if option.length == ANY_LENGTH and not isinstance(value, (list, tuple)):

@@ -47,7 +47,7 @@ class Protocols:
                 name,
                 options.eval_freq,
                 options.knn_k,
-                options.knn_sigma,
+                options.sigma,
                 search,
                 key="knn" if name == votes[0] else name,
             )

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Optional
+from typing import Optional, Union
 
 import torch
 from torch import Tensor
@@ -26,13 +26,19 @@ RECALL_SAMPLE = 1000
 """Anchors on which an approximate search is held against the exact one."""
 
 
-def anchor_count(size: int, select_rate: float, round_number: int) -> int:
-    """Equation 4: floor(N * S_r) anchors, with S_r = select_rate * r and never more than all N.
+def anchor_count(size: int, select_rate: Union[float, Fraction], round_number: int) -> int:
+    """Equation 6: floor(N * S) anchors, with S = select_rate * r and never more than all N.
 
-    The product is taken exactly: in floating point 100 * 0.29 is 28.999... and would lose an anchor.
+    With R rounds and a select rate of 1 / R, S is the paper's r / R. The product is taken exactly: in floating point
+    100 * 0.29 is 28.999... and would lose an anchor.
+
+    Args:
+        size: N.
+        select_rate: a fraction, or a number taken as it is written in decimals.
+        round_number: r.
     """
-    share = min(Fraction(1), Fraction(repr(float(select_rate))) * round_number)
-    return math.floor(size * share)
+    rate = select_rate if isinstance(select_rate, Fraction) else Fraction(repr(float(select_rate)))
+    return math.floor(size * min(Fraction(1), rate * round_number))
 
 
 def similarity_entropy(
@@ -61,7 +67,7 @@ def similarity_entropy(
 
 
 def select_anchors(entropy: Tensor, count: int) -> Tensor:
-    """Equation 6: the `count` images of lowest entropy, (A,) int64, lowest first; ties go to the lower index."""
+    """The `count` images of lowest entropy (5), (A,) int64, lowest first; ties go to the lower index."""
     return torch.sort(entropy, stable=True).indices[:count]
 
 
@@ -118,7 +124,7 @@ def consistency(anchors: Tensor, neighbours: Tensor, labels: Tensor) -> Optional
 def discover(
     memory: Tensor,
     round_number: int,
-    select_rate: float,
+    select_rate: Union[float, Fraction],
     k: int,
     temperature: float,
     backend: str = "auto",
@@ -131,7 +137,7 @@ def discover(
     Args:
         memory: (N, D) bank rows, on any device; with several processes those that `shard` names.
         round_number: r.
-        select_rate, k, temperature: the options ANs_select_rate, ANs_size and npc_temperature.
+        select_rate, k, temperature: the options ANs_select_rate (in effect), ANs_size and npc_temperature.
         backend: `torch` takes entropies and neighbours from one pass, `faiss` searches in a pass of its own,
             `auto` the one pass for up to `FEW` neighbours. The answer is the same. `ivf` searches in part of the rows
             only and misses some neighbours; how many, `recall` of the result says.

@@ -1,4 +1,4 @@
-"""The memory bank that a run starts with when its network comes from elsewhere."""
+"""The memory bank that a run starts with where its rows are not random."""
 
 from collections.abc import Sequence
 from typing import Optional
@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datasets.pipeline import Pipeline
+from lib.config import Options
 from lib.distributed.world import World
 from lib.embedder import Embedder
 from lib.evaluation.features import extract
@@ -20,22 +21,31 @@ RECOGNISED = 0.75
 """Share of pairs (own row, another's row) in which the own one must be nearer; 1/2 is what chance gives."""
 
 
-def start_bank(bank: MemoryBank, file: WeightsFile, embedder: Embedder, pipeline: Pipeline) -> str:
-    """Fill the bank: with that of the file if it is of these images, otherwise with what the network makes of them.
+def start_bank(
+    bank: MemoryBank, options: Options, file: Optional[WeightsFile], embedder: Embedder, pipeline: Pipeline
+) -> Optional[str]:
+    """Fill the bank of a new run, where its rows do not stay random.
 
-    The choice is ours: random rows would pull a trained network apart in its first steps. All processes must call it.
+    Of --pretrained the file's bank is taken if it is of these images. Else every row becomes the network's feature of
+    its training image, prepared as test images are: for a file that has no such bank, since random rows would pull a
+    trained network apart in its first steps; for --bank-init features; and for a run without round 0, which discovers
+    its first anchors in these rows. All processes must call it; each computes its own rows.
 
     Returns:
-        a line for the log: what was done, and why.
+        a line for the log: what was done, and why; None if the rows stay random.
     """
-    reason = _reason_against(bank, file, embedder, pipeline)
-    if reason is None:
-        bank.load_whole(F.normalize(file.memory.float(), dim=1))
-        return f"memory bank taken from the file ({len(bank):,} rows)"
-    world = bank.shard.world
-    rows = world.rows(len(bank))
+    whose, reason = "untrained network's", ""
+    if file is not None:
+        against = _reason_against(bank, file, embedder, pipeline)
+        if against is None:
+            bank.load_whole(F.normalize(file.memory.float(), dim=1))
+            return f"memory bank taken from the file ({len(bank):,} rows)"
+        whose, reason = "network's", f": {against}"
+    elif options.bank_init == "random" and options.first_round == 0:
+        return None
+    rows = bank.shard.world.rows(len(bank))
     bank.memory.copy_(extract(embedder, pipeline.train_batches_plain(), rows, bank.memory.shape[1]))
-    return f"memory bank filled with the network's features of the training images: {reason}"
+    return f"memory bank filled with the {whose} features of the training images{reason}"
 
 
 def _reason_against(bank: MemoryBank, file: WeightsFile, embedder: Embedder, pipeline: Pipeline) -> Optional[str]:

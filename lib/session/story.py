@@ -5,7 +5,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Optional
 
-from lib.config import OPTIONS, Options
+from lib.config import OPTIONS, Options, of_older_version
 from lib.config.values import from_text
 from lib.config.yaml_file import read as read_yaml
 from lib.errors import UserError
@@ -17,7 +17,7 @@ _DEFAULTS = Options()
 _NEEDED = {"round", "epoch", "anchors", "consistency", "loss", "lr", "knn_top1", "seconds"}
 _OF_PROTOCOLS = ("nn_", "linear_", "cluster_")
 _SHARES = ("top1", "top5", "accuracy", "confidence")
-_COUNTED_BY = ("max_round", "max_epoch", "ANs_size")
+_COUNTED_BY = ("first_round", "max_round", "max_epoch", "ANs_size")
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,10 @@ class Story:
         ]
 
     def value(self, name: str) -> Any:
-        """The value of an option; where the session does not say, its default, or None if this version has none."""
-        return self.options.get(name, getattr(_DEFAULTS, name, None))
+        """The value of an option; where the session does not say, that of older versions or the default, or None if
+        this version has none."""
+        older = of_older_version(self.options)
+        return self.options.get(name, older.get(name, getattr(_DEFAULTS, name, None)))
 
     @property
     def judge(self) -> str:
@@ -153,7 +155,7 @@ class Story:
 
     def run_epoch(self, epoch: dict[str, Any]) -> int:
         """Epochs completed since the run began, counted over all rounds."""
-        return epoch["round"] * self.value("max_epoch") + epoch["epoch"]
+        return (epoch["round"] - self.value("first_round")) * self.value("max_epoch") + epoch["epoch"]
 
     @property
     def finished(self) -> bool:
@@ -168,10 +170,10 @@ class Story:
         """How far it is, in words."""
         if not self.epochs:
             return "no epoch completed"
-        last, rounds, epochs = self.epochs[-1], self.value("max_round"), self.value("max_epoch")
+        last, first, end, epochs = self.epochs[-1], *map(self.value, ("first_round", "max_round", "max_epoch"))
         if self.finished:
-            return f"all {rounds} rounds completed" if rounds > 1 else "its one round completed"
-        return f"round {last['round']} of 0 to {rounds - 1}, {last['epoch']} of its {epochs} epochs completed"
+            return f"all {end - first} rounds completed" if end - first > 1 else "its one round completed"
+        return f"round {last['round']} of {first} to {end - 1}, {last['epoch']} of its {epochs} epochs completed"
 
     @property
     def changed(self) -> dict[str, tuple[Any, Any]]:

@@ -34,7 +34,7 @@ from lib.session.own_files import check_own_files
 from lib.session.records import note_final, note_start
 from lib.training.history import UNLABELLED_LEGEND
 from lib.training.images import open_images
-from lib.training.runner import RESULT, Runner, check_curriculum
+from lib.training.runner import RESULT, Runner, check_curriculum, curriculum_note
 from lib.training.same_call import check_same_call
 from lib.training.start_record import start_record
 from lib.training.state import TrainingState
@@ -139,7 +139,12 @@ def _execute(
         if fitted is not None:
             for line in report(fitted, weights, options.network):
                 log.log(logging.WARNING if fitted.misfits else logging.INFO, "weights   %s", line)
-            log.info("weights   %s", start_bank(state.bank, weights, state.embedder, pipeline))
+        first_rows = None if saved is not None else start_bank(state.bank, options, weights, state.embedder, pipeline)
+        if first_rows is not None:
+            log.info("bank      %s", first_rows)
+        note = curriculum_note(options)
+        if note is not None:
+            log.warning("%s", note)
         labels = None if pipeline.train.labels is None else torch.from_numpy(pipeline.train.labels)
         own = None if options.restart else source
         wanted = session is not None and options.report

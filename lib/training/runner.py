@@ -6,6 +6,7 @@ import shlex
 import signal
 import time
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -102,7 +103,7 @@ class Runner:
         rounds_left = max(0, options.max_round - state.round - 1)
         epochs_left = rounds_left * options.max_epoch + max(0, options.max_epoch - state.epoch)
         images_left = epochs_left * images - state.underway.images
-        total = options.max_round * options.max_epoch * images
+        total = (options.max_round - options.first_round) * options.max_epoch * images
         self.progress = Progress(total, max(0, total - images_left), quiet=options.brief or not world.is_first)
 
     def run(self) -> Judged:
@@ -144,7 +145,7 @@ class Runner:
             found = discover(
                 state.bank.memory,
                 round_number,
-                options.ANs_select_rate,
+                options.select_rate,
                 options.ANs_size,
                 options.npc_temperature,
                 options.knn_backend,
@@ -168,8 +169,8 @@ class Runner:
         while state.epoch < options.max_epoch:
             self._train_one_epoch()
             schedule.step()
-            if (state.round, state.epoch) == (0, 1) and options.max_epoch > 1:  # the round may take days
-                self._write_report()
+            if (state.round, state.epoch) == (options.first_round, 1) and options.max_epoch > 1:
+                self._write_report()  # the round may take days
         log.info("%s", _closing_line(state.history.current, self.protocols.title), extra=RESULT)
         self._write_report()
 
@@ -385,8 +386,20 @@ def check_curriculum(options: Options, images: int) -> None:
     """
     if options.max_round > 1 and options.ANs_size >= images:
         raise UserError(f"--ANs-size {options.ANs_size}: an anchor has only {images - 1} other images to choose from")
-    if options.max_round > 1 and anchor_count(images, options.ANs_select_rate, 1) == 0:
+    if options.max_round > 1 and anchor_count(images, options.select_rate, 1) == 0:
         raise UserError(f"--ANs-select-rate {options.ANs_select_rate}: no anchor among {images} images in round 1")
+
+
+def curriculum_note(options: Options) -> Optional[str]:
+    """What is worth a warning about the rounds: that of several all images are anchors."""
+    rate, last = options.select_rate, options.max_round - 1
+    complete = math.ceil(1 / rate) if isinstance(rate, Fraction) else math.ceil(1 / Fraction(repr(rate)))
+    if complete >= last:
+        return None
+    return (
+        f"rounds {complete} to {last} take all images as anchors (--ANs-select-rate {options.ANs_select_rate}); "
+        f"--ANs-select-rate auto would be 1/{last}, so that only the last round does, as in the paper"
+    )
 
 
 def _closing_line(summary: RoundSummary, judge: str) -> str:

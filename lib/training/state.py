@@ -66,7 +66,9 @@ class TrainingState:
         first_rows = generator(options.seed, "memory bank")
         bank = MemoryBank(size, options.low_dim, options.npc_momentum, first_rows, world).to(world.device)
         optimizer = build_optimizer(options, network.parameters())
-        return cls(embedder, optimizer, bank, Neighbourhoods.none(size, options.ANs_size, world.device))
+        state = cls(embedder, optimizer, bank, Neighbourhoods.none(size, options.ANs_size, world.device))
+        state.round = options.first_round
+        return state
 
     def checkpoint(
         self, memory: Tensor, options: Options, pipeline: Pipeline, session: str, accuracy: Optional[float]
@@ -166,8 +168,9 @@ class TrainingState:
         sizes = tuple(len(batch) for batch in pipeline.epoch_order(self.round, self.epoch))
         self.underway.check_fits(sizes, options.iter_size)
         self.history = History.from_state(saved.get("history", []))
-        if len(self.history.rounds) != self.round + 1:
-            raise ValueError(f"its history is of {len(self.history.rounds)} rounds, not of {self.round + 1}")
+        rounds = [entry.round for entry in self.history.rounds]
+        if not rounds or rounds != list(range(min(rounds[0], 1), self.round + 1)):
+            raise ValueError(f"its history is of rounds {rounds}, and it is of round {self.round}")
         self.nearest = dict(saved.get("nearest", {}))
         _set_random_state(saved.get("random", {}))
 
