@@ -18,6 +18,7 @@ from lib.distributed import group
 from lib.distributed.place import Place
 from lib.embedder import Embedder
 from lib.evaluation.protocols import Protocols
+from lib.pretrained.bank import start_bank
 from lib.training.runner import Runner
 from lib.training.state import TrainingState
 
@@ -45,6 +46,7 @@ def main(file, arguments):
     state.bank.double()
     state.embedder = Embedder(InFloat64(state.embedder.network), world.device, world=world)
     state.optimizer.param_groups[0]["params"] = list(state.embedder.network.parameters())
+    start_bank(state.bank, options, None, state.embedder, pipeline)
     protocols = Protocols(options, pipeline, world)
     runner = Runner(options, state, pipeline, protocols, None, torch.from_numpy(pipeline.train.labels), world)
     losses, ordinary = [], runner.step

@@ -20,23 +20,24 @@ from tests.helpers.processes import SMALL, alive, free_port, launched, run, star
 from tests.helpers.runs import ROOT, checkpoints, start, wait_for
 
 
-@pytest.mark.parametrize(("images", "rounds", "batches"), [(50, 3, 1), (50, 2, 2), (11, 2, 1)])
-def test_two_and_three_processes_learn_what_one_learns(tmp_path, images, rounds, batches):
+@pytest.mark.parametrize(("images", "rounds", "batches", "first"), [(50, 3, 1, 0), (50, 2, 2, 0), (11, 3, 1, 1)])
+def test_two_and_three_processes_learn_what_one_learns(tmp_path, images, rounds, batches, first):
     """The same losses, step by step, and bank, anchors, neighbours, weights and accuracies after all rounds.
 
     One or two batches make an optimiser step.
 
     50 images leave a last batch of 2, fewer than 3 processes; 11 are fewer than a batch; 2 and 3 do not divide both.
+    From round 1 on the bank starts with the features of the untrained network.
     """
     arguments = [*SMALL, "--limit-train", images, "--size", "16", "--max-round", rounds, "--max-epoch", 1]
-    arguments += ["--iter-size", batches]
+    arguments += ["--iter-size", batches, "--first-round", first]
     found = {}
     for processes in (1, 2, 3):
         file = tmp_path / f"{processes}.pt"
         run(processes, [file, *arguments], "tests.helpers.float64_run")
         found[processes] = torch.load(file)
     one = found[1]
-    assert len(one["losses"]) == rounds * math.ceil(images / 16)
+    assert len(one["losses"]) == (rounds - first) * math.ceil(images / 16)
     for processes in (2, 3):
         several = found[processes]
         np.testing.assert_allclose(several["losses"], one["losses"], atol=1e-9)

@@ -5,13 +5,14 @@ import dataclasses
 import pickle
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.config import OPTIONS, Options, Settings, collect, markdown, table, to_yaml
+from lib.config import OPTIONS, Options, Settings, collect, markdown, of_older_version, table, to_yaml
 from lib.config.option import BOOL, CHOICE, FLOAT, INT, Bounds
 from lib.config.values import LARGEST, MOST, SMALLEST
 from lib.errors import UserError
@@ -69,9 +70,9 @@ def test_defaults_are_the_recipe_of_the_paper():
         0.1,
     )
     assert (options.npc_temperature, options.npc_momentum, options.low_dim) == (0.1, 0.5, 128)
-    assert (options.ANs_select_rate, options.ANs_size, options.max_round, options.max_epoch) == (0.25, 1, 5, 200)
+    assert (options.select_rate, options.ANs_size, options.max_round, options.max_epoch) == (0.25, 1, 5, 200)
     assert (options.scale, options.ratio, options.colorjitter) == ((0.2, 1.0), (3 / 4, 4 / 3), (0.4,) * 4)
-    assert (options.knn_k, options.knn_sigma, options.protocol) == (200, 0.1, ("knn",))
+    assert (options.knn_k, options.sigma, options.protocol) == (200, 0.1, ("knn",))
     assert (options.nesterov, options.random_horizontal_flip, options.means) == (True, False, None)
     assert (options.network, options.gpus, options.resume, options.lr_schedule) == ("resnet18", "auto", None, ())
 
@@ -241,6 +242,8 @@ READINGS = [
     ("nesterov", "False", False),
     ("nesterov", "no", False),
     ("nesterov", "on", True),
+    ("knn_sigma", "Auto", "auto"),
+    ("knn_sigma", "7/100", 0.07),
 ]
 
 
@@ -340,6 +343,8 @@ def test_switches(option):
         (["--low-dim", "0"], "--low-dim on the command line: expected a whole number, at least 1, got '0'"),
         (["--base-lr", "-5e-4"], "--base-lr on the command line: expected a number, above 0, got '-5e-4'"),
         (["--base-lr", "abc"], "--base-lr on the command line: expected a number, above 0, got 'abc'"),
+        (["--knn-sigma", "warm"], "--knn-sigma on the command line: expected a number, above 0, or auto, got 'warm'"),
+        (["--base-lr", "auto"], "--base-lr on the command line: expected a number, above 0, got 'auto'"),
         (["--base-lr", "nan"], "--base-lr on the command line: expected a number, above 0, got 'nan'"),
         (["--base-lr", "inf"], "--base-lr on the command line: expected a number, above 0, got 'inf'"),
         (["--base-lr", "1e999"], "--base-lr on the command line: expected a number, above 0, got '1e999'"),
@@ -481,6 +486,7 @@ def test_a_file_below_a_file(config):
         ("--lr-policy multistep --lr-schedule 120 120", ["--lr-schedule 120 120", "increase"]),
         ("--momentum 0", ["--nesterov", "--momentum", "--no-nesterov"]),
         ("--dampening 0.1", ["--nesterov", "--dampening", "0.1"]),
+        ("--first-round 1 --max-round 1", ["--first-round 1", "--max-round 1"]),
         ("--restart", ["--restart", "--resume"]),
         ("--test-only", ["--test-only", "--resume", "--pretrained"]),
         ("--export x", ["--export", "--resume", "--pretrained"]),
@@ -603,6 +609,7 @@ def values_of(option):
         one = st.floats(bounds.low, bounds.high, allow_nan=False, allow_infinity=False).filter(
             lambda value: value in bounds and (value == 0 or SMALLEST <= abs(value) <= LARGEST)
         )
+        one = one | st.just("auto") if option.auto else one
     elif option.name == "gpus":
         one = st.sampled_from(["auto", "cpu", "0", "07", "0,1"])
     elif option.name == "num_clusters":
@@ -742,12 +749,38 @@ def test_shipped_configs_are_read_and_open_with_their_command(path):
 
 
 def test_base_is_the_default_recipe():
-    assert shipped("base").as_dict() == options_of().as_dict()
+    """With the select rate as released, which for its number of rounds is what `auto` comes to."""
+    base, defaults = shipped("base"), options_of()
+    assert base.ANs_select_rate == base.select_rate == defaults.select_rate == 0.25
+    assert {**base.as_dict(), "ANs_select_rate": "auto"} == defaults.as_dict()
+
+
+@pytest.mark.parametrize(
+    ("names", "sigma"),
+    [(("cifar10",), 0.1), (("imagenet12",), 0.07), (("cub200",), 0.07), (("dogs",), 0.07), (("imagefolder",), 0.07)],
+)
+def test_votes_have_the_temperature_of_the_loss(names, sigma):
+    assert shipped("base", *names).sigma == sigma
+    assert options_of("--npc-temperature", "0.07", "--knn-sigma", "0.1").sigma == 0.1
+
+
+@pytest.mark.parametrize(("rounds", "rate"), [(1, 1), (2, 1), (3, Fraction(1, 2)), (5, 0.25), (8, Fraction(1, 7))])
+def test_the_last_round_takes_all_by_itself(rounds, rate):
+    assert options_of("--max-round", str(rounds)).select_rate == rate
+    assert options_of("--max-round", str(rounds), "--ANs-select-rate", "0.3").select_rate == 0.3
+
+
+def test_what_an_older_version_did():
+    """As its checkpoints have it, and what they do not say yet. AlexNet had PyTorch's defaults before."""
+    assert of_older_version({"network": "resnet18"})["init"] == of_older_version({})["init"] == "torchvision"
+    assert of_older_version({"network": "AlexNet"})["init"] == "released"
+    options = collect([], of_older_version({"npc_temperature": 0.07, "max_round": 9})).options
+    assert (options.sigma, options.select_rate) == (0.1, 0.25)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn"])
 def test_small_image_sets_differ_in_the_data_set_alone(name):
-    assert shipped("base", name).as_dict() == options_of("--dataset", name).as_dict()
+    assert shipped("base", name).as_dict() == dataclasses.replace(shipped("base"), dataset=name).as_dict()
 
 
 def test_large_images():

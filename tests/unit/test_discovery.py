@@ -1,6 +1,7 @@
-"""Equations 1, 4, 5 and 6, nearest-neighbour search and consistency."""
+"""Equations 1, 5 and 6, nearest-neighbour search and consistency."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -39,6 +40,14 @@ from tests.helpers.rows import grid_rows, unit_rows
 )
 def test_anchor_count(size, rate, round_number, expected):
     assert anchor_count(size, rate, round_number) == expected
+
+
+@pytest.mark.parametrize("rounds", [3, 6, 7, 49])
+def test_a_share_of_r_over_R_is_exact(rounds):
+    """In floating point 49 * (1 / 49) is below 1, and the last round would miss an image."""
+    assert [anchor_count(1000, Fraction(1, rounds), r) for r in range(rounds + 1)] == [
+        1000 * r // rounds for r in range(rounds + 1)
+    ]
 
 
 @settings(max_examples=25, deadline=None)

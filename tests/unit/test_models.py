@@ -1,5 +1,7 @@
 """The networks: shapes, sizes, names of weights, and features of unit length."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -265,3 +267,39 @@ def test_same_seed_same_weights(name):
         torch.manual_seed(3)
         built.append(models.build(name, 8, "small", 32).state_dict())
     assert all(torch.equal(built[0][key], built[1][key]) for key in built[0])
+
+
+def layers_of(network):
+    """(layer, numbers that enter one of its outputs) of every convolution and linear layer."""
+    for layer in network.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            yield layer, layer.weight[0].numel()
+
+
+@pytest.mark.parametrize(("name", "size"), [("resnet18", 32), ("resnet50", 64), ("alexnet", 32)])
+def test_released_weights_are_uniform_within_one_over_the_root_of_fan_in(name, size):
+    torch.manual_seed(0)
+    network = models.build(name, 128, "auto", size)
+    for layer, fan_in in layers_of(network):
+        bound = 1 / math.sqrt(fan_in)
+        for values in (layer.weight, layer.bias):
+            if values is not None:
+                assert values.abs().max() <= bound
+        many = layer.weight.numel()  # the deviation of a uniform's sample deviation is 0.45 of it / sqrt(many)
+        assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=3 / math.sqrt(many))
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            assert torch.equal(layer.weight, torch.ones_like(layer.weight))
+            assert not layer.bias.any()
+
+
+def test_torchvisions_initialisation_is_normal_with_variance_2_over_fan_out():
+    torch.manual_seed(0)
+    network = models.build("resnet18", 128, "small", 32, "torchvision")
+    for layer, _ in layers_of(network):
+        if isinstance(layer, nn.Conv2d):
+            fan_out = layer.out_channels * layer.kernel_size[0] * layer.kernel_size[1]
+            deviation = math.sqrt(2 / fan_out)
+            assert layer.weight.std().item() == pytest.approx(deviation, rel=4 / math.sqrt(layer.weight.numel()))
+            assert layer.weight.abs().max() > 2.5 * deviation  # no uniform of that deviation reaches 1.74 of it
+    assert network.fc.weight.abs().max() <= 1 / math.sqrt(512)

@@ -19,6 +19,7 @@ from lib.training.epoch import train_epoch
 from lib.training.history import History
 from lib.training.masks import with_same_masks
 from lib.training.optimisation import build_optimizer, start_schedule
+from lib.training.runner import curriculum_note
 from lib.training.step import Step
 from models.shared_dropout import SharedDropout
 from tests.helpers import oracles
@@ -236,6 +237,24 @@ def test_the_best_epoch_is_the_earliest_of_equals():
     summary = history.current
     assert (summary.knn_last, summary.knn_best, summary.best_epoch, summary.seconds) == (0.6, 0.7, 3, 5.0)
     assert History.from_state(history.state()).state() == history.state()
+
+
+@pytest.mark.parametrize(
+    ("rounds", "rate", "words"),
+    [
+        (5, 0.25, None),
+        (5, 0.3, None),
+        (7, 0.25, "rounds 4 to 6 take all images as anchors (--ANs-select-rate 0.25); --ANs-select-rate auto would be "
+                  "1/6, so that only the last round does, as in the paper"),
+        (4, 0.5, "rounds 2 to 3 take all images as anchors (--ANs-select-rate 0.5); --ANs-select-rate auto would be "
+                 "1/3, so that only the last round does, as in the paper"),
+        (7, "auto", None),
+        (2, 1.0, None),
+        (1, 0.25, None),
+    ],
+)  # fmt: skip
+def test_rounds_that_repeat_all_anchors_are_named(rounds, rate, words):
+    assert curriculum_note(Options(max_round=rounds, ANs_select_rate=rate)) == words
 
 
 def test_masks_depend_on_the_place_in_the_run_alone():
