@@ -13,7 +13,11 @@ beside it have plain names (`datasets`, `models`, `lib`) that others use too.
 """
 
 from lib.errors import RunError, UserError
-from lib.results.model import Model
-from lib.results.opening import open_model as load
+from lib.packages import check_packages
+
+check_packages()
+
+from lib.results.model import Model  # noqa: E402
+from lib.results.opening import open_model as load  # noqa: E402
 
 __all__ = ["Model", "RunError", "UserError", "load"]

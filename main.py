@@ -20,13 +20,15 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from traceback import print_exc
 from typing import Any
 
-from lib.config import Settings, collect, of_older_version, table
+from lib.config import Options, Settings, collect, of_older_version, table
 from lib.distributed.place import Place
 from lib.errors import LOST_CONTACT, Interrupted, LostContact, RunError, UserError, one_line
+from lib.packages import check_packages
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -72,6 +74,7 @@ def run(settings: Settings, arguments: Sequence[str], place: Place) -> int:
 
             compare(settings.options.compare, settings.options.compare_html, settings.options.sess_dir)
         return 0
+    check_packages()
     if place.size == 1:
         return _run(settings, arguments, place, None)
     from lib.distributed.group import together
@@ -82,11 +85,19 @@ def run(settings: Settings, arguments: Sequence[str], place: Place) -> int:
 
 def _run(settings: Settings, arguments: Sequence[str], place: Place, world: Any) -> int:
     """What `run` does, but for comparing. `world`: the processes of the run, or None for this one alone."""
-    saved = source = weights = None
+    saved = source = weights = note = None
     if settings.options.resume is not None:
+        from lib.pretrained import weights_file
         from lib.session.resume import open_checkpoint, statistics
 
-        saved, source, passed_over = open_checkpoint(settings.options.resume, settings.options.sess_dir)
+        try:
+            saved, source, passed_over = open_checkpoint(settings.options.resume, settings.options.sess_dir)
+        except UserError as refusal:
+            weights = weights_file.instead_of_checkpoint(Path(settings.options.resume), refusal)
+    if weights is not None:
+        settings = _using_others(settings.options, weights, arguments)
+        note = f"{weights.name}: {weights.kind}; its network is used as with --pretrained"
+    elif saved is not None:
         for line in passed_over if place.rank == 0 else ():
             print(f"warning: {one_line(line)}", file=sys.stderr)
         # numbers of GPUs are of a machine; processes that have met have their devices already
@@ -97,7 +108,7 @@ def _run(settings: Settings, arguments: Sequence[str], place: Place, world: Any)
         if settings.options.test_only and settings.options.normalise == stored.get("normalise"):
             settings = collect(arguments, {**stored, **statistics(saved)})
         if settings.sources["pretrained"] == "command line":
-            raise UserError("--pretrained starts a new run and --resume goes on with one; give one of them")
+            raise UserError(_ONE_OF_THEM)
     elif settings.options.pretrained is not None:
         from lib.pretrained import weights_file
 
@@ -116,8 +127,30 @@ def _run(settings: Settings, arguments: Sequence[str], place: Place, world: Any)
         return launch(several, arguments)
     from lib.training.command import execute  # PyTorch is loaded only now, when there is something to compute
 
+    if note is not None and place.rank == 0:
+        print(one_line(note))
     execute(settings, saved, source, place, weights, world)
     return 0
+
+
+_ONE_OF_THEM = "--pretrained starts a new run and --resume goes on with one; give one of them"
+
+
+def _using_others(options: Options, weights: Any, arguments: Sequence[str]) -> Settings:
+    """The settings where --resume names weights of another origin: those of --pretrained with the same file.
+
+    Raises:
+        UserError: a run is to be resumed, or --pretrained is given as well.
+    """
+    if options.pretrained is not None:
+        raise UserError(_ONE_OF_THEM)
+    if not (options.test_only or options.export or options.embed):
+        raise UserError(
+            f"--resume {weights.name}: it is {weights.kind}, which holds no run that can be resumed; --pretrained "
+            f"{weights.name} starts a new run from its weights, and --test-only evaluates them"
+        )
+    settings = collect(arguments, weights.layer(with_statistics=options.normalise is None))
+    return replace(settings, options=replace(settings.options, resume=None, pretrained=weights.name))
 
 
 def _in_one_line(error: Exception) -> str:

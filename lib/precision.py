@@ -46,5 +46,12 @@ def autocast(device: torch.device, dtype: Optional[torch.dtype]):
 
 
 def describe(dtype: Optional[torch.dtype]) -> str:
-    """For the log."""
+    """For the log and starts.jsonl."""
     return "float32" if dtype is None else "bfloat16 in the network, float32 elsewhere"
+
+
+def note(precision: str, dtype: Optional[torch.dtype]) -> Optional[str]:
+    """What the log adds where `--precision auto` has chosen otherwise than the authors' code computed."""
+    if precision != "auto" or dtype is None:
+        return None
+    return "the paper's numbers were made in float32: --precision fp32 computes in it"

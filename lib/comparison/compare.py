@@ -6,6 +6,7 @@ from typing import Optional
 
 from lib.comparison.contrast import Contrast
 from lib.errors import UserError
+from lib.packages import has
 from lib.session.story import Story
 
 KIND = "comparison"
@@ -28,6 +29,11 @@ def compare(sessions: Sequence[str], page: Optional[str], folder: str) -> None:
     contrast = Contrast([Story.read(Path(session), "--compare") for session in sessions])
     path, instead = _place(contrast, page, folder)
     print(in_words(contrast))
+    if not has("jinja2"):
+        if page is not None:
+            raise UserError("--compare-html: a page needs the package jinja2; pip install jinja2")
+        print("\nno page: it needs the package jinja2 (pip install jinja2)")
+        return
     from lib.comparison.as_page import as_page
     from lib.pages.page import write
 

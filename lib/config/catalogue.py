@@ -231,7 +231,8 @@ _METHOD = _group(
         "npc_momentum",
         FLOAT,
         0.5,
-        "share of its old value that a row of the memory bank keeps when it is updated (eta)",
+        "share of its old value that a row of the memory bank keeps when it is updated: 1 - eta, since the paper's eta "
+        "weighs the new feature",
         bounds=_SHARE_BELOW_1,
     ),
     Option(
@@ -522,8 +523,8 @@ _DEVICES = _group(
         "precision",
         CHOICE,
         "auto",
-        "what the network computes in; auto: bf16 where the hardware multiplies in it, else fp32. Features, loss, bank "
-        "and entropies are float32 in any case",
+        "what the network computes in; auto: bf16 where the hardware multiplies in it, else fp32, in which the paper's "
+        "numbers were made. Features, loss, bank and entropies are float32 in any case",
         choices=("auto", "fp32", "bf16"),
     ),
     Option(

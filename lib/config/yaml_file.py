@@ -101,19 +101,22 @@ def _raw(path: str, line: int, key: str, node: Any) -> Raw:
 def to_yaml(settings: Settings) -> str:
     """The merged options as a config file; read again with `--cfgs`, it gives the same options.
 
-    Options of a single call (`Option.kept` false) are left out, so that it starts the same run anew.
+    Options of a single call (`Option.kept` false) are comments at the end, so that it starts the same run anew.
     """
-    values = settings.options.as_dict()
     lines = ["# All options of a run. To start the same anew: python3 main.py --cfgs THIS_FILE"]
+    call = ["", "# of this call, not read back"]
     group = None
     for option in OPTIONS:
-        if option.name not in values:
+        value = getattr(settings.options, option.name)
+        line = f"{option.name}: {_written(option, list(value) if isinstance(value, tuple) else value)}"
+        if not option.kept:
+            call.append(f"# {line}")
             continue
         if option.group != group:
             group = option.group
             lines += ["", f"# {group}"]
-        lines.append(f"{option.name}: {_written(option, values[option.name])}")
-    return "\n".join(lines) + "\n"
+        lines.append(line)
+    return "\n".join([*lines, *call]) + "\n"
 
 
 def _written(option: Option, value: Any) -> str:

@@ -19,7 +19,7 @@ class MemoryBank(nn.Module):
     Args:
         size: N, the number of training images.
         dim: D, the feature length.
-        momentum: eta of equation 8, the share of the old row that is kept, in [0, 1).
+        momentum: share of the old row that is kept, in [0, 1): 1 - eta, since in equation 8 eta weighs the new feature.
         generator: source of the first, random rows; the same on every process. They do not depend on P.
         world: the processes; by default this one alone.
     """
@@ -64,7 +64,9 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def update(self, indices: Tensor, features: Tensor) -> None:
-        """Equation 8: m_i <- normalise(eta * m_i + (1 - eta) * x_i).
+        """Equation 8: m_i <- normalise(momentum * m_i + (1 - momentum) * x_i).
+
+        That the row is normalised is the authors' code's; the paper does not write it.
 
         Args:
             indices: (B,) int64, which rows, of all processes' images; no row twice. Each process takes its own.

@@ -12,7 +12,7 @@ ABSENT = -1
 
 
 def log_probabilities(features: Tensor, memory: Tensor, temperature: float) -> Tensor:
-    """Equation 2: log p_ij = x_i . m_j / tau - log sum_n exp(x_i . m_n / tau).
+    """The logarithm of p_ij in equation 2: log p_ij = x_i . m_j / tau - log sum_n exp(x_i . m_n / tau).
 
     Args:
         features: (B, D) unit rows x_i; the gradient flows here only.
@@ -27,7 +27,7 @@ def log_probabilities(features: Tensor, memory: Tensor, temperature: float) -> T
 
 
 def neighbourhood_log_likelihood(log_p: Tensor, members: Tensor) -> Tensor:
-    """Equation 3, without sign and mean: log sum_{j in N_k(i)} p_ij.
+    """The logarithm of equation 4, p(x_i) = sum_{j in N_k(i)} p_ij, of which equation 3 is the negative sum.
 
     The sum is taken as a log-sum-exp of log-probabilities: exp first would underflow to log 0.
 
@@ -45,7 +45,9 @@ def neighbourhood_log_likelihood(log_p: Tensor, members: Tensor) -> Tensor:
 
 
 def and_loss(features: Tensor, memory: Tensor, members: Tensor, temperature: float) -> Tensor:
-    """Equation 7: the mean over the batch of -log p_ii (instances) and -log sum_{j in N_k(i)} p_ij (anchors).
+    """Equation 7: the mean over the batch of -log p_ii (instances, 2) and -log sum_{j in N_k(i)} p_ij (anchors, 3).
+
+    The paper writes a sum; the mean is the authors' code's.
 
     Args:
         features: (B, D), memory: (N, D), members: (B, S), temperature: as above.

@@ -66,13 +66,14 @@ def fit(network: nn.Module, file: WeightsFile) -> Fit:
     """Copy into `network` the weights whose name and shape are its own.
 
     Besides torchvision's names for ResNets those of the authors' network are known: `shortcut` for `downsample`,
-    `linear` for `fc`.
+    `linear` for `fc`. So is an AlexNet that consists of `features` and `classifier`, by the order of its layers.
 
     Raises:
         UserError: nothing fits, or nothing but the last layer.
     """
     own = network.state_dict()
-    offered = {_own_name(name, own): value for name, value in file.weights.items()}
+    weights = _alexnet_by_stage(file.weights) if "conv5.0.weight" in own else file.weights
+    offered = {_own_name(name, own): value for name, value in weights.items()}
     taken = {name: value for name, value in offered.items() if name in own and _fits(own[name], value)}
     if not any(name for name in taken if not name.endswith(_COUNTER) and not name.startswith(LAST)):
         raise UserError(
@@ -113,6 +114,34 @@ def report(found: Fit, file: WeightsFile, network: str) -> list[str]:
     if file.unused:
         lines.append(f"not used: {', '.join(file.unused)}")
     return lines
+
+
+def _alexnet_by_stage(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of an AlexNet that is a list of layers, `features.N` and `classifier.N`, under our names.
+
+    The k-th convolution and the batch norm after it become conv<k>.0 and conv<k>.1, the linear layers hidden.1,
+    hidden.4 and fc. A batch norm after a linear layer, which ours has not, counts as a foreign part of hidden.
+    """
+    numbered = {name: name.split(".", 2) for name in weights if name.startswith(("features.", "classifier."))}
+    if any(len(parts) < 3 or not parts[1].isdigit() for parts in numbered.values()):
+        return dict(weights)
+    convolutions, linears = (
+        sorted({int(parts[1]) for name, parts in numbered.items() if weights[name].dim() == dimensions})
+        for dimensions in (4, 2)
+    )
+    stages = dict(zip(linears, ("hidden.1", "hidden.4", "fc")))
+    renamed = {}
+    for name, value in weights.items():
+        if name not in numbered:
+            renamed[name.replace("top_layer.", LAST, 1) if name.startswith("top_layer.") else name] = value
+            continue
+        part, number, rest = numbered[name][0], int(numbered[name][1]), numbered[name][2]
+        if part == "classifier":
+            renamed[f"{stages.get(number, f'hidden.{number}')}.{rest}"] = value
+        else:
+            before = [place for place in convolutions if place <= number]
+            renamed[f"conv{len(before)}.{int(number not in convolutions)}.{rest}"] = value
+    return renamed
 
 
 def _own_name(name: str, own: Mapping[str, Tensor]) -> str:

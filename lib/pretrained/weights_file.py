@@ -33,7 +33,7 @@ class WeightsFile:
     Attributes:
         name: of the file, for messages.
         kind: what it is, in words.
-        weights: its state dict, names without the prefixes that wrappers put before them.
+        weights: its state dict, names without what wrappers put into them.
         memory: (N, D) memory bank, or None.
         options: of `DESCRIPTION`, those the file tells; empty if it does not say.
         statistics: what images are to be normalised with, or None if the file does not say.
@@ -78,17 +78,43 @@ def read(path: Path) -> WeightsFile:
     content = checkpoint.read_foreign(path)
     if not isinstance(content, Mapping):
         raise UserError(f"--pretrained {path}: it holds a {type(content).__name__}, no weights by name")
-    if set(content) >= _OF_OURS and all(isinstance(content[key], Mapping) for key in ("options", "net", "npc")):
+    if _is_ours(content):
         try:
             check_layout(content)
         except ValueError as error:
             raise UserError(f"--pretrained {path} {error}") from None
-        return _checked(of_checkpoint(content, path))
+        return _checked(of_checkpoint(content, path), "--pretrained")
+    return _of_others(content, path, "--pretrained")
+
+
+def instead_of_checkpoint(path: Path, refusal: UserError) -> WeightsFile:
+    """What a file holds that `--resume` names and `checkpoint.load` refuses, if it is weights of another origin, such
+    as a checkpoint of the authors' code.
+
+    Raises:
+        UserError: `refusal`, of a file that holds no weights or is a checkpoint of this project; or numbers among the
+            weights are not finite.
+    """
+    try:
+        content = checkpoint.read_foreign(path) if path.is_file() else None
+    except UserError:
+        content = None
+    if not isinstance(content, Mapping) or _is_ours(content) or not _state_dict(content)[0]:
+        raise refusal
+    return _of_others(content, path, "--resume")
+
+
+def _is_ours(content: Mapping[str, Any]) -> bool:
+    return set(content) >= _OF_OURS and all(isinstance(content[key], Mapping) for key in ("options", "net", "npc"))
+
+
+def _of_others(content: Mapping[str, Any], path: Path, option: str) -> WeightsFile:
+    """Of a checkpoint of the authors' code, or a state dict. `option` named the file."""
     net, place = _state_dict(content)
     if not net:
         keys = ", ".join(map(str, list(content)[:5])) or "nothing"
         raise UserError(
-            f"--pretrained {path}: it holds no weights of a network (but {keys}); a state dict or a checkpoint with "
+            f"{option} {path}: it holds no weights of a network (but {keys}); a state dict or a checkpoint with "
             "one under `net` was expected"
         )
     memory, rest = _bank(content)
@@ -100,11 +126,12 @@ def read(path: Path) -> WeightsFile:
     return _checked(
         WeightsFile(
             str(path), kind, net, memory, options, statistics, unused=tuple(unused), about=about if place else {}
-        )
+        ),
+        option,
     )
 
 
-def _checked(file: WeightsFile) -> WeightsFile:
+def _checked(file: WeightsFile, option: str) -> WeightsFile:
     """The same file, whose numbers can be computed with.
 
     Raises:
@@ -113,9 +140,9 @@ def _checked(file: WeightsFile) -> WeightsFile:
     bank = {} if file.memory is None else {"npc.memory": file.memory}
     for name, tensor in {**file.weights, **bank}.items():
         if tensor.layout != torch.strided or tensor.is_quantized:
-            raise UserError(f"--pretrained {file.name}: {name} is sparse or quantised; plain numbers are needed")
+            raise UserError(f"{option} {file.name}: {name} is sparse or quantised; plain numbers are needed")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise UserError(f"--pretrained {file.name}: {name} holds numbers that are not finite; take another file")
+            raise UserError(f"{option} {file.name}: {name} holds numbers that are not finite; take another file")
     return file
 
 
@@ -180,7 +207,7 @@ def _without_prefixes(net: Mapping[str, Any]) -> dict[str, Tensor]:
             continue
         while name.startswith(_PREFIXES):
             name = name.split(".", 1)[1]
-        weights[name] = value
+        weights[name.replace(".module.", ".")] = value  # of nn.DataParallel around a part, as of an AlexNet's features
     return weights
 
 

@@ -3,13 +3,13 @@
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from datasets.bad_images import readable
 from datasets.image_set import ImageSet
@@ -23,7 +23,7 @@ from lib.results.result_folder import DISTANCES, FEATURES, IMAGES, NEIGHBOURS, c
 from lib.results.table import write_table
 from lib.results.training_images import training_paths
 from lib.session.folder import SessionFolder
-from lib.session.journal import LOGGER
+from lib.session.journal import LOGGER, tqdm
 from lib.session.own_files import check_own_files
 
 log = logging.getLogger(LOGGER)
@@ -110,10 +110,12 @@ def _features(model: Model, paths: Sequence[str], options: Options) -> Tensor:
     features = []
     workers = options.workers_num if len(paths) > _FEW else 0
     # without a terminal, or with --brief, no bar
-    with tqdm(total=len(paths), unit="img", leave=False, disable=True if options.brief else None) as progress:
+    no_bar = options.brief or tqdm is None
+    with nullcontext() if no_bar else tqdm(total=len(paths), unit="img", leave=False, disable=None) as progress:
         for batch, _ in model.batches(paths, workers):
             features.append(batch)
-            progress.update(len(batch))
+            if progress is not None:
+                progress.update(len(batch))
     return torch.cat(features)
 
 

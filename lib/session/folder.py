@@ -138,13 +138,17 @@ class SessionFolder:
         return {number: found[number][1] for number in sorted(found)}
 
     def write_config(self, text: str) -> None:
-        """config.yaml; one that says something else is kept beside it."""
+        """config.yaml; one of other options is kept beside it, one that differs in comments alone stays."""
         if self.config.exists():
             before = self.config.read_text(encoding="utf-8", errors="surrogateescape")
-            if before == text:
+            if _without_comments(before) == _without_comments(text):
                 return
             replace_text(_free_name(self.path / "config.before.yaml"), before)
         replace_text(self.config, text)
+
+
+def _without_comments(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not line.startswith("#")]
 
 
 def _free_name(path: Path) -> Path:

@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
-from tqdm import tqdm
+try:
+    from tqdm import tqdm
+except ModuleNotFoundError:  # without it there are lines in place of bars
+    tqdm = None
 
 from lib.session.text_file import append_line, replace_text, writing
 
@@ -22,7 +25,7 @@ class _TerminalHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            tqdm.write(_fitted(self.format(record)), file=sys.stdout)
+            (print if tqdm is None else tqdm.write)(_fitted(self.format(record)), file=sys.stdout)
             sys.stdout.flush()
         except OSError:  # a full disk, a terminal that is gone: the run is worth more than its words
             pass

@@ -1,17 +1,15 @@
-"""How far the run is: one bar on a terminal, a line now and then in a file or a pipe."""
+"""How far the run is: one bar on a terminal, a line now and then in a file, a pipe, or where tqdm is not installed."""
 
 import logging
 import shutil
 import sys
 import time
-from typing import Optional
+from typing import Any, Optional
 
-from tqdm import tqdm
-
-from lib.session.journal import LOGGER
+from lib.session.journal import LOGGER, tqdm
 
 LINE_EVERY = 60.0
-"""Seconds between progress lines where there is no terminal."""
+"""Seconds between progress lines where there is no bar."""
 
 
 class Progress:
@@ -30,8 +28,8 @@ class Progress:
         self._epoch_started, self._done_before_epoch = self._started, done
         self._last_line = time.monotonic()
         self._label = ""
-        self._bar: Optional[tqdm] = None
-        if sys.stderr.isatty() and not quiet:
+        self._bar: Any = None
+        if tqdm is not None and sys.stderr.isatty() and not quiet:
             self._bar = tqdm(
                 total=images, initial=done, dynamic_ncols=True, leave=False, bar_format=_BAR.format("", "")
             )

@@ -20,6 +20,7 @@ from lib.distributed.world import World
 from lib.embedder import Embedder
 from lib.errors import LostContact, RunError, UnreadableImage, UserError, one_line
 from lib.evaluation.protocols import Judged, Protocols
+from lib.packages import has
 from lib.pretrained.bank import start_bank
 from lib.pretrained.fitting import Fit, fit, report
 from lib.pretrained.weights_file import WeightsFile
@@ -148,6 +149,13 @@ def _execute(
         labels = None if pipeline.train.labels is None else torch.from_numpy(pipeline.train.labels)
         own = None if options.restart else source
         wanted = session is not None and options.report
+        if wanted and not has("jinja2"):
+            wanted = False
+            log.warning(
+                "report    left out: it needs the package jinja2; pip install jinja2, and --resume %s --report-only "
+                "writes it later",
+                session.path,
+            )
         page = Report(session, pipeline.train, pipeline.fingerprint) if wanted else None
         judged = Runner(options, state, pipeline, protocols, session, labels, world, own, page).run()
         _conclude(state, protocols, judged, session, page)
@@ -266,6 +274,9 @@ def _introduce(
     log.info("versions  %s", ", ".join(f"{name} {version}" for name, version in provenance.versions().items()))
     processes = "" if world.size == 1 else f"{world.size} processes, the first on "
     log.info("device    %s%s; %s", processes, devices.describe(world.device), precision.describe(state.embedder.dtype))
+    note = precision.note(options.precision, state.embedder.dtype)
+    if note is not None:
+        log.info("          %s", note)
     test = "no" if pipeline.test is None else f"{len(pipeline.test):,}"
     loaders = f"in {options.workers_num} loader processes" if options.workers_num else "in this process"
     place = "on the device, by the batch" if pipeline.on_device else loaders

@@ -276,6 +276,76 @@ def test_test_only_judges_a_pretrained_network_without_a_session(trained, tmp_pa
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.ckpt"]
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_resume_evaluates_a_checkpoint_of_the_authors_code(trained, tmp_path, capsys, zipped, prefix):
+    """As their README calls it. The accuracies are those of our own checkpoint with the same weights."""
+    saved, path = trained
+    expected = log_of(capsys, "--resume", path, "--test-only").split(": ", 2)[2]
+    theirs = tmp_path / "a.ckpt"
+    state = authors_checkpoint(saved["net"], saved["npc"]["memory"], prefix)
+    if zipped:
+        torch.save(state, theirs)
+    else:
+        save_as_python_2(state, theirs)
+    out = log_of(capsys, *RUN, "--resume", theirs, "--test-only")
+    assert out.startswith(f"{theirs}: a checkpoint of the authors' code; its network is used as with --pretrained\n")
+    assert out.endswith(expected)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+def test_resume_to_train_on_weights_names_pretrained(trained, tmp_path, capsys):
+    saved, _ = trained
+    path = tmp_path / "a.ckpt"
+    save_as_python_2(authors_checkpoint(saved["net"], saved["npc"]["memory"]), path)
+    for arguments, expected in (
+        ([], f"it is a checkpoint of the authors' code, which holds no run that can be resumed; --pretrained {path} "
+             "starts a new run from its weights, and --test-only evaluates them"),
+        (["--report-only"], "which holds no run"),
+        (["--test-only", "--pretrained", path], "give one of them"),
+        (["--test-only", "--network", "resnet34"], "does not fit --network resnet34: layer1.2.conv1.weight is not"),
+    ):  # fmt: skip
+        assert main.main([*RUN, "--resume", str(path), *map(str, arguments)]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert expected in err
+    path.write_bytes(b"hello")
+    assert main.main([*RUN, "--resume", str(path), "--test-only"]) == 2
+    assert "damaged or no checkpoint" in capsys.readouterr().err
+
+
+def layer_list(net, wrapper, fc):
+    """The state dict of our AlexNet as that of one made of two lists of layers, as others have it."""
+    places = {1: 0, 2: 4, 3: 8, 4: 11, 5: 14}  # of the convolutions; ReLUs, poolings and dropouts count too
+    renamed = {}
+    for name, value in net.items():
+        stage, number, rest = name.split(".", 2) if name.count(".") == 2 else (*name.split("."), "")
+        if stage.startswith("conv"):
+            renamed[f"features.{wrapper}{places[int(stage[4:])] + int(number)}.{rest}"] = value
+        elif stage == "hidden":
+            renamed[f"classifier.{number}.{rest}"] = value
+        else:
+            renamed[f"{fc}.{number}"] = value
+    return renamed
+
+
+@pytest.mark.parametrize(("wrapper", "fc"), [("module.", "fc"), ("", "top_layer")])
+def test_an_alexnet_that_is_a_list_of_layers_is_taken_whole(tmp_path, wrapper, fc):
+    theirs, ours = fresh("alexnet"), fresh("alexnet")
+    torch.nn.init.normal_(theirs.fc.weight)
+    net = layer_list(theirs.state_dict(), wrapper, fc)
+    assert f"features.{wrapper}15.running_var" in net
+    torch.save({"net": net, "npc": {"memory": torch.zeros(3, DIM)}}, tmp_path / "a.ckpt")
+    file = weights_file.read(tmp_path / "a.ckpt")
+    found = fitting.fit(ours, file)
+    assert (found.misfits, found.foreign) == ((), ())
+    assert same_weights(ours, theirs.state_dict())
+    torch.save({**net, "classifier.2.running_mean": torch.zeros(4096)}, tmp_path / "b.pt")
+    file = weights_file.read(tmp_path / "b.pt")
+    with pytest.raises(UserError, match=r"hidden.2.running_mean of the file is not in the network"):
+        fitting.complete(fitting.fit(ours, file), file, "alexnet")
+
+
 def test_mistakes_are_one_line(trained, tmp_path, capsys):
     _, path = trained
     for arguments, expected in (
