@@ -8,7 +8,7 @@ from models.alexnet import AlexNet
 from models.convnet import ConvNet
 from models.resnet import ResNet
 
-__all__ = ["AlexNet", "ConvNet", "ResNet", "build", "initialise", "stem_for"]
+__all__ = ["AlexNet", "ConvNet", "ResNet", "build", "stem_for"]
 
 _RESNETS = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
@@ -29,25 +29,6 @@ def stem_for(stem: str, size: int) -> str:
     return "small" if size < _LARGE_FROM else "large"
 
 
-def initialise(network: nn.Module, init: str) -> nn.Module:
-    """Draws all weights anew, from PyTorch's default generator; returns the network.
-
-    `released` is what the authors' code has, PyTorch's own defaults: convolutions and linear layers, biases included,
-    uniform in (-1/sqrt(fan_in), 1/sqrt(fan_in)). `torchvision` is that of torchvision's ResNets (He et al., 2015):
-    convolutions normal with mean 0 and variance 2 / fan_out, linear layers as before. Batch norm has scale 1 and shift
-    0 in both.
-    """
-    for module in network.modules():
-        if isinstance(module, (nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)):
-            module.reset_parameters()
-        elif isinstance(module, nn.Conv2d):
-            if init == "released":
-                module.reset_parameters()
-            else:
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return network
-
-
 def build(name: str, low_dim: int, stem: str, size: int, init: str = "released") -> nn.Module:
     """A network with random weights.
 
@@ -57,7 +38,9 @@ def build(name: str, low_dim: int, stem: str, size: int, init: str = "released")
         stem: `small` keeps the resolution of small images, `large` reduces that of large ones at once, and
             `auto` is small for images of less than 64 pixels.
         size: side of the images, in pixels.
-        init: `released` or `torchvision`, see `initialise`.
+        init: `released` is the authors' code's, PyTorch's own defaults: convolutions and linear layers, biases
+            included, uniform in (-1/sqrt(fan_in), 1/sqrt(fan_in)). `torchvision` is that of torchvision's ResNets:
+            convolutions normal with variance 2 / fan_out. Batch norm has scale 1 and shift 0 in both.
 
     Returns:
         A module from images (B, 3, size, size) to features (B, low_dim), float32, of unit length. Its
@@ -72,14 +55,18 @@ def build(name: str, low_dim: int, stem: str, size: int, init: str = "released")
     if stem not in _STEMS:
         raise UserError(f"--stem {stem}: no such stem; known are: {', '.join(_STEMS)}")
     small_stem = stem_for(stem, size) == "small"
-    if network in _RESNETS:
-        block, layers = _RESNETS[network]
-        return initialise(ResNet(block, layers, low_dim, small_stem), init)
-    if network == "convnet":
-        return initialise(ConvNet(low_dim, small_stem), init)
-    if not small_stem and size < AlexNet.SMALLEST_LARGE:
+    if network == "alexnet" and not small_stem and size < AlexNet.SMALLEST_LARGE:
         raise UserError(
             f"--stem {stem}: the large stem of alexnet needs images of at least {AlexNet.SMALLEST_LARGE} pixels "
             f"and --size is {size}; use --stem small"
         )
-    return initialise(AlexNet(low_dim, small_stem), init)
+    if network in _RESNETS:
+        block, layers = _RESNETS[network]
+        built: nn.Module = ResNet(block, layers, low_dim, small_stem)
+    else:
+        built = (ConvNet if network == "convnet" else AlexNet)(low_dim, small_stem)
+    if init == "torchvision":
+        for layer in built.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return built

@@ -33,6 +33,9 @@ class ResNet(torchvision.models.resnet.ResNet):
         if small_stem:
             self.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
             self.maxpool = nn.Identity()
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.reset_parameters()  # PyTorch's default, as in the authors' code, in place of torchvision's
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, D) float32, rows of unit length."""

@@ -20,7 +20,7 @@ from lib.training.runner import Runner
 from tests.helpers.runs import TINY
 
 IMAGES, DIM, SEED = 40, 16, 3
-RUN = [*TINY, "--seed", str(SEED), "--no-report"]
+RUN = [*TINY, "--network", "convnet", "--seed", str(SEED), "--no-report"]
 STILL = ["--base-lr", "1e-30", "--weight-decay", "0", "--npc-momentum", "0.9999999"]
 """With these the bank at the end of an epoch is what it was at its start."""
 
@@ -32,7 +32,7 @@ def run(*arguments, status=0):
 def untrained_features(init="released"):
     """(N, D) of the digits, by the network that a run starts with, without anything of the run."""
     torch.manual_seed(derive(SEED, "network"))
-    network = models.build("resnet18", DIM, "small", 8, init).eval()
+    network = models.build("convnet", DIM, "small", 8, init).eval()
     images = limit(datasets.load("digits", None, False).train, IMAGES, SEED)
     batch = (torch.from_numpy(images.pixels).permute(0, 3, 1, 2).float() / 255 - 0.3054) / 0.3760
     with torch.no_grad():

@@ -1,0 +1,88 @@
+"""What README, docs and docstrings say of the paper, held against the code."""
+
+import importlib
+import re
+
+import pytest
+import torch
+
+from lib import precision
+from tests.helpers.runs import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def section(title):
+    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def rows(text):
+    """Cells of the Markdown tables' lines."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+EQUATIONS = [(cells[0], cells[2]) for cells in rows(section("The code")) if re.match(r"\d", cells[0])]
+
+
+@pytest.mark.parametrize(("numbers", "places"), EQUATIONS)
+def test_the_functions_of_the_table_say_which_equation_they_are(numbers, places):
+    first = re.findall(r"\d+", numbers)[0]
+    docstrings = []
+    for place in re.findall(r"`([\w.]+)`", places):
+        module, *names = place.split(".")
+        found = importlib.import_module(f"lib.method.{module}")
+        for name in names:
+            found = getattr(found, name)
+        docstrings.append(found.__doc__ + importlib.import_module(f"lib.method.{module}").__doc__)
+    assert docstrings
+    if numbers != "9 to 11":  # the gradients, written out in the docstring of the module
+        assert all(re.search(rf"equation {first}\b|\({first}\)", text, re.IGNORECASE) for text in docstrings)
+    else:
+        assert "its gradient is" in docstrings[0]
+
+
+def test_the_numbering_is_the_papers():
+    numbered = dict(EQUATIONS)
+    assert "anchor_count" in numbered["6"]  # the share of anchors, S = r / R
+    assert "neighbourhood_log_likelihood" in numbered["3, 4"]
+    drawing = (ROOT / "docs" / "method.svg").read_text(encoding="utf-8")
+    assert "(1 − η) m_i + η x_i) (eq. 8)" in drawing  # the paper's eta weighs the new feature
+    assert "anchors (eq. 6)" in drawing
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *(ROOT / "docs").iterdir(), *(ROOT / "lib").rglob("*.py")], ids=str
+)
+def test_no_symbol_that_the_paper_does_not_have(path):
+    if path.suffix != ".png":
+        assert "S_r" not in path.read_text(encoding="utf-8")
+
+
+def test_every_published_figure_has_its_source():
+    text = section("Published results and ours")
+    table = [cells for cells in rows(text) if cells[0].startswith(("AlexNet", "ResNet18"))]
+    assert len(table) == 5
+    for cells in table:
+        mark = re.match(r"\[[a-z]\]", cells[-1]).group()
+        assert f"\n{mark} " in text or f". {mark} " in text, cells
+    assert "96.1, 93.9, 89.8, 82.5 %" in text
+    for figures in (["34.5", "12.1", "56.8"], ["80.8", "50.7", "93.6"]):
+        source = next(cells[-1] for cells in table if cells[1:4] == figures)
+        assert source in ("[a]", "[s]")  # not this paper
+
+
+def test_the_line_for_the_published_environment_has_the_versions_of_requirements_yaml():
+    line = re.search(r"pip install (torch==.*?)```", README, re.DOTALL)[1]
+    pinned = (ROOT / "requirements.yaml").read_text(encoding="utf-8")
+    wanted = re.findall(r"- (?:py)?(torch|torchvision|faiss-cpu|numpy|setuptools)(=|<)([\d.]+)", pinned)
+    assert len(wanted) == 5
+    for name, relation, version in wanted:
+        assert f"{name}{'==' if relation == '=' else relation}{version}" in line
+
+
+def test_the_log_says_how_to_compute_as_the_paper_did():
+    assert precision.note("auto", torch.bfloat16).endswith("--precision fp32 computes in it")
+    assert (
+        precision.note("bf16", torch.bfloat16) is precision.note("auto", None) is precision.note("fp32", None) is None
+    )
