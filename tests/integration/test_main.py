@@ -340,7 +340,7 @@ def folder(tmp_path_factory):
 
 
 SMALL = ["--size", "16", "--batch-size", "8", "--max-round", "2", "--max-epoch", "1", "--limit-train", "17",
-         "--no-report"]  # fmt: skip
+         "--ANs-select-rate", "0.25", "--no-report"]  # fmt: skip
 
 
 def test_a_folder_of_images(folder, tmp_path, capsys):
