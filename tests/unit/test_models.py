@@ -290,7 +290,7 @@ def test_released_weights_are_uniform_within_one_over_the_root_of_fan_in(name, s
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):
             assert torch.equal(layer.weight, torch.ones_like(layer.weight))
-            assert not layer.bias.any()
+            assert torch.equal(layer.bias, torch.zeros_like(layer.bias))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnet"])
