@@ -15,8 +15,8 @@ from benchmarks.timing import Row
 from lib.threads import cores
 
 BATCH = 128
-RUN = ["--cfgs", "configs/base.yaml", "configs/digits.yaml", "--batch-size", str(BATCH), "--limit-train", "512"]
-RUN += ["--limit-test", "10", "--max-round", "1", "--max-epoch", "3", "--gpus", "cpu", "--no-report", "--brief"]
+RUN = ["--cfgs", "configs/base.yaml", "configs/digits.yaml", "--batch-size", str(BATCH), "--limit-train", "256"]
+RUN += ["--limit-test", "10", "--max-round", "1", "--max-epoch", "2", "--gpus", "cpu", "--no-report", "--brief"]
 
 
 def busy_machine(setting: Setting) -> list[Row]:

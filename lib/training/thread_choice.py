@@ -1,12 +1,13 @@
 """`--threads`: the number of threads of a run, on a busy machine found by timing training steps."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Callable, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datasets.pipeline import Pipeline
 from lib.config import Options, Settings
@@ -19,9 +20,16 @@ from lib.training.step import Step
 TIMED = 3
 """Steps of a number of threads that are timed, after one that is not."""
 HOPELESS = 3.0
-"""A first step that takes so many times the fastest ends the search: more threads wait for each other even longer."""
+"""A step is given up where it takes so many times the fastest and `PREPARATION`; more threads, which wait even longer,
+are then not tried."""
+PREPARATION = 1.0
+"""Seconds that libraries may need before a first step."""
 MOST_IMAGES = 128
 """Images in a step that is timed."""
+
+
+class TooSlowError(Exception):
+    """A step is given up."""
 
 
 class Choice(NamedTuple):
@@ -95,11 +103,17 @@ def time_threads(
     step = Step(state.embedder, state.bank, state.optimizer, options.npc_temperature)
     members = state.neighbourhoods.members(indices)
     state.embedder.train()
-    with unchanged(state, indices):
-        seconds = step_seconds(lambda: step(images, members, len(images)), numbers_to_try(first.threads))
+    with unchanged(state, indices), given_up(state.embedder.network) as until:
+
+        def step_within(limit: float) -> None:
+            until(limit)
+            step(images, members, len(images))
+
+        seconds = step_seconds(step_within, numbers_to_try(first.threads))
     chosen = min(seconds, key=seconds.get)
     torch.set_num_threads(chosen)
-    measured = ", ".join(f"{number}: {len(images) / spent:.0f}" for number, spent in seconds.items())
+    rates = [f"{len(images) / spent:.0f}" if spent < math.inf else "too slow" for spent in seconds.values()]
+    measured = ", ".join(f"{number}: {rate}" for number, rate in zip(seconds, rates))
     occupied = f"other programs keep {busy:.1f} processors busy"
     return Choice(chosen, f"images/s by threads: {measured}; {occupied}; --threads N decides otherwise")
 
@@ -110,25 +124,51 @@ def numbers_to_try(most: int) -> list[int]:
 
 
 def step_seconds(
-    step: Callable[[], object], numbers: Sequence[int], clock: Callable[[], float] = time.perf_counter
+    step: Callable[[float], object], numbers: Sequence[int], clock: Callable[[], float] = time.perf_counter
 ) -> dict[int, float]:
-    """Seconds of the fastest of some steps with each number of threads, up to the first that is hopeless."""
+    """Seconds of the fastest of some steps with each number of threads, up to the first that is hopeless, as infinity.
+
+    Args:
+        step: takes the seconds after which it may raise TooSlowError.
+    """
     found: dict[int, float] = {}
     for number in numbers:
         torch.set_num_threads(number)
-        started = clock()
-        step()
-        first = clock() - started
-        if found and first > HOPELESS * min(found.values()):
-            found[number] = first
-            break
+        limit = PREPARATION + HOPELESS * min(found.values(), default=math.inf)
         spent = []
-        for _ in range(TIMED):
+        for _ in range(1 + TIMED):
             started = clock()
-            step()
-            spent.append(clock() - started)
-        found[number] = min(spent)
+            try:
+                step(limit)
+            except TooSlowError:
+                spent.append(math.inf)
+            else:
+                spent.append(clock() - started)
+            if spent[-1] > limit:
+                return {**found, number: math.inf}
+        found[number] = min(spent[1:])
     return found
+
+
+@contextmanager
+def given_up(network: nn.Module) -> Iterator[Callable[[float], None]]:
+    """Gives a function of seconds, after which from its call on no layer of the network begins: TooSlowError."""
+    deadline = math.inf
+
+    def until(seconds: float) -> None:
+        nonlocal deadline
+        deadline = time.perf_counter() + seconds
+
+    def check(module: nn.Module, inputs: tuple) -> None:
+        if time.perf_counter() > deadline:
+            raise TooSlowError
+
+    hooks = [module.register_forward_pre_hook(check) for module in network.modules()]
+    try:
+        yield until
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """--threads: how many cores there are and are free, what is timed, and that timing leaves no trace."""
 
+import math
+
 import pytest
 import torch
 
@@ -137,9 +139,11 @@ def test_the_fastest_number_and_nothing_after_a_hopeless_one(monkeypatch):
     clock, number, taken = [0.0], [0], []
     monkeypatch.setattr(thread_choice.torch, "set_num_threads", lambda n: number.__setitem__(0, n))
 
-    def step():
+    def step(limit):
         taken.append(number[0])
-        clock[0] += costs[number[0]]
+        clock[0] += min(costs[number[0]], limit)
+        if costs[number[0]] > limit:
+            raise thread_choice.TooSlowError
 
     assert thread_choice.numbers_to_try(8) == [1, 4, 8]
     assert thread_choice.numbers_to_try(2) == [1, 2]
@@ -147,8 +151,20 @@ def test_the_fastest_number_and_nothing_after_a_hopeless_one(monkeypatch):
     assert thread_choice.step_seconds(step, [1, 4, 8], lambda: clock[0]) == costs
     taken.clear()
     costs = {1: 1.0, 4: 40.0, 8: 80.0}
-    assert thread_choice.step_seconds(step, [1, 4, 8], lambda: clock[0]) == {1: 1.0, 4: 40.0}
+    assert thread_choice.step_seconds(step, [1, 4, 8], lambda: clock[0]) == {1: 1.0, 4: math.inf}
     assert taken == [1] * 4 + [4]
+    assert clock[0] == 4 * 8 + 4 * 2.5 + 4 * 4 + 4 * 1 + 4
+
+
+def test_a_step_is_given_up_between_two_layers():
+    network = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Identity())
+    with thread_choice.given_up(network) as until:
+        until(60.0)
+        assert network(1) == 1
+        until(-1.0)
+        with pytest.raises(thread_choice.TooSlowError):
+            network(1)
+    assert network(1) == 1
 
 
 @pytest.mark.parametrize(("network", "optimizer"), [("resnet18", "sgd"), ("alexnet", "adam")])  # alexnet has dropout
