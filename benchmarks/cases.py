@@ -12,6 +12,7 @@ import torch
 import models
 from benchmarks import imagenet_size
 from benchmarks.bare_step import BareStep
+from benchmarks.busy import busy_machine
 from benchmarks.epoch_end import epoch_end
 from benchmarks.memory import peak_beyond
 from benchmarks.processes import shards, split_over_processes
@@ -238,6 +239,7 @@ CASES: dict[str, Callable[[Setting], list[Row]]] = {
     "evaluation": evaluation,
     "epoch-end": epoch_end,
     "start-up": start_up,
+    "busy": busy_machine,
     "processes": split_over_processes,
     "shards": shards,
     "imagenet-loss": imagenet_size.loss,

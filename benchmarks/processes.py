@@ -69,19 +69,19 @@ def shards(setting: Setting) -> list[Row]:
 
 
 def _shared_bank(processes: int, images: int, batch: int) -> dict[str, float]:
-    done = _run(processes, ["-m", "benchmarks.shared_bank"], [str(images), str(batch)])
+    done = run(processes, ["-m", "benchmarks.shared_bank"], [str(images), str(batch)])
     return json.loads(done.stdout)
 
 
 def _seconds_per_step(processes: int, options: list[str]) -> float:
     """Median of the epochs after the first, from the run's own metrics."""
     with tempfile.TemporaryDirectory() as folder:
-        _run(processes, ["main.py"], [*RUN, *options, "--sess-dir", folder, "--session", "run", "--brief"])
+        run(processes, ["main.py"], [*RUN, *options, "--sess-dir", folder, "--session", "run", "--brief"])
         lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
     return median(128 / json.loads(line)["images_per_second"] for line in lines[1:])
 
 
-def _run(processes: int, program: list[str], arguments: list[str]) -> subprocess.CompletedProcess:
+def run(processes: int, program: list[str], arguments: list[str]) -> subprocess.CompletedProcess:
     """A program in so many processes, which share the cores of this machine.
 
     Raises:

@@ -6,7 +6,6 @@ The rows are put into some 4 sqrt(N) lists around centres; only the lists neares
 import math
 from typing import Optional
 
-import faiss
 import numpy as np
 import torch
 from torch import Tensor
@@ -37,6 +36,8 @@ class ApproximateSearch:
     """
 
     def __init__(self, database: Tensor, shard: Optional[Shard] = None, seed: int = 0):
+        import faiss  # here and not above: a run starts without it
+
         self._shard = Shard.whole(database) if shard is None else shard
         self._exact = ExactSearch(database, "torch", Shard.whole(database))
         self._own_rows = len(database)

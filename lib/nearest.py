@@ -1,9 +1,8 @@
 """Exact nearest neighbours by inner product, with a fixed order among equals: by faiss, or by PyTorch."""
 
 import math
-from typing import Optional
+from typing import Any, Optional
 
-import faiss
 import numpy as np
 import torch
 from torch import Tensor
@@ -63,6 +62,8 @@ class ExactSearch:
         self._tile_elements = tile_elements
         self._index = None
         if backend == "faiss" or (backend == "auto" and not database.is_cuda):
+            import faiss  # here and not above: a run starts without it
+
             self._index = faiss.IndexFlatIP(database.shape[1])
             self._index.add(as_array(database))
 
@@ -136,11 +137,13 @@ def _largest(sims: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _ordered(
-    index: "faiss.IndexFlatIP", queries: np.ndarray, k: int, own: Optional[np.ndarray], tile_elements: int
+    index: Any, queries: np.ndarray, k: int, own: Optional[np.ndarray], tile_elements: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Search wide enough to see past any tie at the k-th place, then order by (similarity, index).
 
-    A row number of `own` that is not in the index leaves nothing out.
+    Args:
+        index: a flat index of faiss.
+        own: a row number that is not in the index leaves nothing out.
     """
     out_sims = np.empty((len(queries), k), dtype=np.float32)
     out_indices = np.empty((len(queries), k), dtype=np.int64)

@@ -24,6 +24,7 @@ _NORMALISATIONS = ("imagenet", "cifar10", "cifar100", "svhn", "half")
 _FOLDER_NAME = Form(r"(?!\.{1,2}$)[^/\\\x00-\x1f]+", "a plain folder name")
 _SAVE_EVERY = Form(r"[1-9][0-9]{0,8}( ?(steps?|s|min|h))?", "a number of steps such as 500, or a time such as 10min")
 _NUM_CLUSTERS = Form(r"auto|[1-9][0-9]*", "auto, or a whole number from 1 on")
+_THREADS = Form(r"auto|[1-9][0-9]{0,2}", "auto, or a whole number from 1 to 999")
 _GPUS = Form(r"auto|cpu|[0-9]+(,[0-9]+)*", "auto, cpu, or indices of GPUs such as 0 or 0,1")
 
 _GENERAL = _group(
@@ -518,6 +519,15 @@ _DEVICES = _group(
         "where to compute; auto: a GPU for each process if there are any, else the CPU; several indices: a process for "
         "each. --resume does not bring indices back, and cpu to one process only: say it anew",
         form=_GPUS,
+    ),
+    Option(
+        "threads",
+        TEXT,
+        "auto",
+        "threads that each process computes with on the CPU. auto: OMP_NUM_THREADS if that is set, else the process's "
+        "share of the cores; where other programs are at work the fastest of 1, half and all, timed before the first "
+        "epoch. A checkpoint brings the number along: the last digits of results depend on it",
+        form=_THREADS,
     ),
     Option(
         "precision",

@@ -1,7 +1,6 @@
 """Joining the other processes of a run, and leaving them."""
 
 import datetime
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from lib.compat import spare_process_group
 from lib.distributed.place import Place
 from lib.distributed.world import World
 from lib.errors import Interrupted, LostContact, UserError
+from lib.threads import cores
 
 MEETING = datetime.timedelta(minutes=3)
 """How long a process waits for the others to start: they do at the same time, and load no more than PyTorch first."""
@@ -43,7 +43,7 @@ def join(gpus: str, place: Place) -> World:
     if place.size == 1:
         return World.alone(device)
     # torchrun leaves each a single one; searches and clusters are the CPU's work on GPUs, too
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // place.local_size))
+    torch.set_num_threads(max(1, cores() // place.local_size))
     if not distributed.is_available():
         raise UserError("this PyTorch was built without torch.distributed; run one process")
     backend = "nccl" if device.type == "cuda" else "gloo"

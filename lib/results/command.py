@@ -17,8 +17,6 @@ from lib.errors import UserError
 from lib.first_network import first_network
 from lib.pretrained.fitting import complete, fit, load_exactly, report
 from lib.pretrained.weights_file import WeightsFile, of_checkpoint
-from lib.results.embed import embed, output_folder
-from lib.results.export import check_export, export
 from lib.results.model import Model, Preprocessing, pictures_in
 from lib.session.journal import LOGGER, close_log, open_log
 
@@ -71,6 +69,8 @@ def embed_pictures(
         UserError, RunError: as `embed`; there are no pictures, the output is not free, or several processes were
             started.
     """
+    from lib.results.embed import embed, output_folder  # with scikit-learn, which a run that trains can start without
+
     if world.size > 1:
         raise UserError("--embed runs in one process; start it without torchrun and with one device in --gpus")
     open_log(None, options.brief)
@@ -101,6 +101,8 @@ def export_results(
     Raises:
         UserError, RunError: as `check_export` and `export`.
     """
+    from lib.results.export import check_export, export  # see `embed_pictures`
+
     open_log(None, options.brief, silent=not world.is_first)
     try:
         file = take_network(embedder.network, options, saved, source, weights)

@@ -1,5 +1,6 @@
 """What `main.py` does once the options are known: train, go on, or evaluate."""
 
+import dataclasses
 import logging
 import shutil
 import sys
@@ -33,12 +34,14 @@ from lib.session.journal import LOGGER, Metrics, close_log, open_log
 from lib.session.lock import SessionLock
 from lib.session.own_files import check_own_files
 from lib.session.records import note_final, note_start
+from lib.threads import OtherPrograms
 from lib.training.history import UNLABELLED_LEGEND
 from lib.training.images import open_images
 from lib.training.runner import RESULT, Runner, check_curriculum, curriculum_note
 from lib.training.same_call import check_same_call
 from lib.training.start_record import start_record
 from lib.training.state import TrainingState
+from lib.training.thread_choice import Choice, set_threads, time_threads
 from lib.winograd_layers import count_winograd
 
 log = logging.getLogger(LOGGER)
@@ -62,13 +65,15 @@ def execute(
         weights: what --pretrained names, or None.
         world: the processes of the run, if they are joined already.
     """
+    others = OtherPrograms()
     determinism.choose(settings.options.deterministic)
     world = group.join(settings.options.gpus, place) if world is None else world
+    threads = set_threads(settings, world, place)
     keep_freed_memory()
     try:
         dtype = precision.choose(settings.options.precision, world.device)
         check_same_call(world, settings.options, dtype, saved, weights)
-        _execute(settings, saved, source, weights, world, place, dtype)
+        _execute(settings, saved, source, weights, world, place, dtype, threads, others)
     except UnreadableImage as error:
         if settings.options.skip_bad_images:
             raise
@@ -94,6 +99,8 @@ def _execute(
     world: World,
     place: Place,
     dtype: Optional[torch.dtype],
+    threads: Choice,
+    others: OtherPrograms,
 ) -> None:
     options = settings.options
     torch.backends.cuda.matmul.allow_tf32 = False  # loss, bank and entropies are float32 in any case
@@ -134,7 +141,9 @@ def _execute(
         at_end.callback(close_log)
         at_end.callback(pipeline.close)
         world.wait_for_all()  # here it is noticed at once if the first cannot write
-        _introduce(settings, state, pipeline, protocols, world, session, saved, source)
+        threads = time_threads(threads, others, options, state, pipeline, world, place)
+        options = dataclasses.replace(options, threads=str(threads.threads))  # as checkpoints keep it
+        _introduce(settings, state, pipeline, protocols, world, session, saved, source, threads)
         if session is not None:
             note_start(session.starts, start_record(pipeline, world, state.embedder.dtype, source))
         if fitted is not None:
@@ -267,6 +276,7 @@ def _introduce(
     session: Optional[SessionFolder],
     saved: Optional[dict[str, Any]],
     source: Optional[Path],
+    threads: Choice,
 ) -> None:
     options = settings.options
     log.info("command   %s", provenance.command_line())
@@ -277,6 +287,9 @@ def _introduce(
     note = precision.note(options.precision, state.embedder.dtype)
     if note is not None:
         log.info("          %s", note)
+    log.info("threads   %d (%s)", threads.threads, threads.reason)
+    if threads.warning:
+        log.warning("threads   %s", threads.warning)
     test = "no" if pipeline.test is None else f"{len(pipeline.test):,}"
     loaders = f"in {options.workers_num} loader processes" if options.workers_num else "in this process"
     place = "on the device, by the batch" if pipeline.on_device else loaders

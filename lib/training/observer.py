@@ -12,7 +12,6 @@ from datasets.pipeline import Pipeline
 from lib.config import Options
 from lib.distributed.world import World
 from lib.insight.anchor_grid import anchor_grids
-from lib.insight.clusters import clusters_of
 from lib.insight.survey import Survey, sample_rows, survey
 from lib.insight.thumbnails import thumbnails
 from lib.method.neighbourhoods import Neighbourhoods
@@ -74,6 +73,8 @@ class Observer:
             before = {number: rows for number, rows in state.nearest.items() if number == state.round - 1}
             state.nearest = {**before, state.round: found.nearest}
             if self.world.is_first:
+                from lib.insight.clusters import clusters_of  # scikit-learn's second of import comes after a round
+
                 clusters = clusters_of(found, self.options.seed)
                 if clusters is not None:
                     seen["clusters"] = clusters.sizes[clusters.sizes > 0].tolist()

@@ -39,6 +39,7 @@ from lib.training.masks import with_same_masks
 from lib.training.observer import Observer
 from lib.training.optimisation import start_schedule
 from lib.training.pauses import Pauses, SaveEvery
+from lib.training.rate_watch import RateWatch
 from lib.training.state import TrainingState, not_finite
 from lib.training.step import Step
 from lib.training.underway import Underway
@@ -104,6 +105,7 @@ class Runner:
         epochs_left = rounds_left * options.max_epoch + max(0, options.max_epoch - state.epoch)
         images_left = epochs_left * images - state.underway.images
         total = (options.max_round - options.first_round) * options.max_epoch * images
+        self.rate = RateWatch()
         self.progress = Progress(total, max(0, total - images_left), quiet=options.brief or not world.is_first)
 
     def run(self) -> Judged:
@@ -193,6 +195,7 @@ class Runner:
         network = state.embedder.network
         batches = with_same_masks(batches, network, self.world, sizes, begun.step, options.seed, *place)
         state.embedder.train()
+        self.rate.resume()
         try:
             result = train_epoch(
                 self.step,
@@ -201,7 +204,7 @@ class Runner:
                 sizes,
                 options.iter_size,
                 options.display_freq,
-                self.progress.advance,
+                self._advance,
                 begun,
                 self._pause,
             )
@@ -286,6 +289,19 @@ class Runner:
             raise self._interrupted(decision.stop)
         self.state.underway = Underway()
         self.pauses.saved(step)
+        self.rate.resume()
+
+    def _advance(self, images: int, loss: float) -> None:
+        self.progress.advance(images, loss)
+        slow = self.rate.see(images)
+        if slow is not None:
+            has_threads = self.world.device.type == "cpu" and torch.get_num_threads() > 1
+            log.warning(
+                "the run learns from %.0f images/s, less than a third of the %.0f before; other programs may be at "
+                "work here: end some of them%s",
+                *slow,
+                ", or stop the run and resume it with --threads 1" if has_threads else "",
+            )
 
     def _interrupted(self, signal_number: int) -> Interrupted:
         state, name = self.state, signal.Signals(signal_number).name

@@ -14,7 +14,7 @@ from lib.errors import UserError
 from lib.pretrained.weights_file import WeightsFile
 
 _OF_A_MACHINE = frozenset(
-    ["cfgs", "data_root", "sess_dir", "gpus", "workers_num", "prefetch", "download", "brief", "debug_errors"]
+    ["cfgs", "data_root", "sess_dir", "gpus", "threads", "workers_num", "prefetch", "download", "brief", "debug_errors"]
 )
 """Options that may differ from machine to machine."""
 

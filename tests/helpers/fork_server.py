@@ -206,7 +206,7 @@ def _import_all():
     """What a run, its evaluation, report, export and TensorBoard use."""
     for name in (
         "main", "lib.training.command", "lib.comparison", "lib.distributed.group", "lib.distributed.launch",
-        "lib.session.resume", "lib.report", "lib.results.model", "lib.results.onnx_file",
+        "lib.session.resume", "lib.report", "lib.results.embed", "lib.results.export", "lib.results.onnx_file",
         "lib.pretrained.weights_file", "lib.evaluation.linear", "lib.evaluation.cluster", "lib.clustering.kmeans",
         "datasets.digits", "sklearn.datasets", "faiss", "matplotlib.pyplot", "tensorboardX", "jinja2",
         "torch.distributed", "torch.distributed.run", "torch.utils.data", "torch.fx", "torchvision",

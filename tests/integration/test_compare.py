@@ -1,9 +1,6 @@
 """--compare: sessions made of text files, as a run leaves them; no training, no PyTorch."""
 
 import json
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -140,24 +137,6 @@ def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path):
     with open(session / "metrics.jsonl", "a") as file:
         file.write('{"round": 2, "ep')
     assert len(Story.read(session, "").epochs) == 4
-
-
-def test_it_needs_no_pytorch_and_answers_at_once(tmp_path):
-    sessions = [str(make(tmp_path / name)) for name in "ab"]
-    code = (
-        "import sys, main; status = main.main(sys.argv[1:]);"
-        "assert not {'torch', 'faiss', 'torchvision', 'sklearn'} & set(sys.modules); sys.exit(status)"
-    )
-    started = time.monotonic()
-    result = subprocess.run(
-        [sys.executable, "-c", code, "--compare", *sessions, "--sess-dir", str(tmp_path)],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert time.monotonic() - started < 10
-    assert "A  a: all 2 rounds completed" in result.stdout
-    assert f"as a page: {tmp_path / 'compare-a-b.html'}" in result.stdout
-    assert (tmp_path / "compare-a-b.html").exists()
 
 
 def test_the_page_keeps_the_rules_and_says_the_same(tmp_path, capsys):

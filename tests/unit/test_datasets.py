@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from datasets import transforms
 from datasets.image_set import ImageSet, limit
 from datasets.loading import WorkerLoader
 from lib.errors import UserError
+from tests.helpers.cifar import CIFAR10, cifar_pixels, write_cifar
 
 CPU = torch.device("cpu")
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -225,47 +227,17 @@ def test_statistics_are_each_data_sets_own(tmp_path, fake_cifar, fake_svhn):
     assert (svhn.means, svhn.stds) == ((0.4377, 0.4438, 0.4728), (0.1201, 0.1231, 0.1052))
 
 
-def cifar_pixels(count, first):
-    """Image i is one shade: first + i in red, 100 in green, 200 in blue; top left pixel black."""
-    pixels = np.zeros((count, 3, 32, 32), np.uint8)
-    pixels[:, 0] = (first + np.arange(count))[:, None, None]
-    pixels[:, 1:] = np.array([100, 200])[None, :, None, None]
-    pixels[:, :, 0, 0] = 0
-    return pixels
-
-
 @pytest.fixture
 def fake_cifar(monkeypatch):
     """A maker of small files in CIFAR's format, which torchvision then takes for the originals."""
 
     def make(kind_name, root):
         kind = getattr(torchvision.datasets, kind_name)
-        folder = root / kind.base_folder
-        folder.mkdir(parents=True)
-        labels_key = "labels" if kind_name == "CIFAR10" else "fine_labels"
-        classes = list(CIFAR10) if kind_name == "CIFAR10" else [f"class{i:03}" for i in range(100)]
-
-        def write(name, content):
-            (folder / name).write_bytes(pickle.dumps(content))
-            return hashlib.md5((folder / name).read_bytes()).hexdigest()
-
-        def write_list(entries, first):
-            written = []
-            for place, (name, _) in enumerate(entries):
-                data = cifar_pixels(2, first + 2 * place).reshape(2, 3072)
-                written.append([name, write(name, {"data": data, labels_key: [place, 9 - place]})])
-            return written
-
-        monkeypatch.setattr(kind, "train_list", write_list(kind.train_list, 0))
-        monkeypatch.setattr(kind, "test_list", write_list(kind.test_list, 50))
-        meta = {**kind.meta, "md5": write(kind.meta["filename"], {kind.meta["key"]: classes})}
-        monkeypatch.setattr(kind, "meta", meta)
+        for name, value in write_cifar(kind, root).items():
+            monkeypatch.setattr(kind, name, value)
         return root
 
     return make
-
-
-CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 @pytest.fixture
@@ -299,6 +271,21 @@ def test_cifar10_files(tmp_path, fake_cifar):
     assert split.train.read(7).getpixel((5, 5)) == (7, 100, 200)
     assert split.train.read(7).getpixel((0, 0)) == (0, 0, 0)
     assert split.test.read(1).getpixel((5, 5)) == (51, 100, 200)
+
+
+def test_the_checksum_of_each_cifar_file_is_computed_once(tmp_path, fake_cifar, monkeypatch):
+    root = fake_cifar("CIFAR10", tmp_path)
+    computed = []
+    of_file = torchvision.datasets.utils.calculate_md5
+
+    def counted(path, *rest):
+        computed.append(Path(path).name)
+        return of_file(path, *rest)
+
+    monkeypatch.setattr(torchvision.datasets.utils, "calculate_md5", counted)
+    datasets.load("cifar10", str(root), False)
+    batches = [name for name in computed if name != "batches.meta"]
+    assert sorted(batches) == [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
 
 
 def test_cifar100_has_fine_labels(tmp_path, fake_cifar):

@@ -1,0 +1,97 @@
+"""--threads: what a run on a busy machine chooses, and that the choice is all that differs."""
+
+import math
+
+import pytest
+import torch
+
+import main
+from lib.session import checkpoint
+from lib.session.folder import find_checkpoint
+from lib.threads import OtherPrograms
+from lib.training import rate_watch, thread_choice
+
+RUN = [
+    "--cfgs", "configs/base.yaml", "configs/digits.yaml", "--network", "convnet", "--gpus", "cpu", "--precision",
+    "fp32", "--limit-train", "40", "--limit-test", "10", "--batch-size", "16", "--low-dim", "16", "--max-round", "2",
+    "--max-epoch", "1", "--no-report", "--no-log-tfb",
+]  # fmt: skip
+
+
+@pytest.fixture
+def busy(monkeypatch):
+    """Two cores, one of which another program keeps busy; one thread is the faster number."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(thread_choice, "cores", lambda: 2)
+    monkeypatch.setattr(OtherPrograms, "cores", lambda self: 1.0)
+    monkeypatch.setattr(thread_choice, "is_busy", lambda others, wanted: others > 0)
+    timed = []
+
+    def one_is_faster(step, numbers, measure=thread_choice.step_seconds):
+        timed.append(sorted(measure(step, numbers)))
+        return {1: 0.1, 2: math.inf}
+
+    monkeypatch.setattr(thread_choice, "step_seconds", one_is_faster)
+    return timed
+
+
+def run(folder, *arguments):
+    assert main.main([*map(str, arguments), "--sess-dir", str(folder)]) == 0
+    return torch.get_num_threads()
+
+
+def tensors(value, name=""):
+    if isinstance(value, (dict, list, tuple)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from tensors(inner, f"{name}/{key}")
+    elif isinstance(value, torch.Tensor):
+        yield name, value
+
+
+def test_the_number_that_was_timed_is_that_of_the_run_and_of_its_resumption(tmp_path, busy):
+    assert run(tmp_path, *RUN, "--session", "auto") == 1
+    assert busy == [[1, 2]]
+    log = (tmp_path / "auto" / "log.txt").read_text()
+    assert "device    CPU, 1 thread; float32" in log
+    expected = "threads   1 (images/s by threads: 1: 160, 2: too slow; other programs keep 1.0 processors busy; "
+    assert expected in log
+
+    run(tmp_path, *RUN, "--session", "one", "--threads", "1")
+    assert len(busy) == 1
+    timed, asked = (checkpoint.load(find_checkpoint(str(tmp_path / name), "")) for name in ("auto", "one"))
+    assert timed["options"]["threads"] == "1"
+    both = list(zip(tensors(timed), tensors(asked)))
+    assert len(both) > 20
+    for (name, one), (other_name, other) in both:
+        assert name == other_name
+        assert torch.equal(one, other), name
+
+    torch.set_num_threads(2)
+    assert run(tmp_path, "--resume", tmp_path / "auto", "--max-round", "3") == 1
+    assert len(busy) == 1
+    assert "threads   1 (--threads, checkpoint)" in (tmp_path / "auto" / "log.txt").read_text()
+    run(tmp_path, "--resume", tmp_path / "auto", "--max-round", "4", "--threads", "auto")
+    assert len(busy) == 2
+
+
+def test_a_quiet_machine_is_not_timed(tmp_path, busy, monkeypatch):
+    monkeypatch.setattr(OtherPrograms, "cores", lambda self: 0.0)
+    assert run(tmp_path, *RUN, "--session", "s") == 2
+    assert busy == []
+    assert "threads   2 (all cores)" in (tmp_path / "s" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("arguments", [["--augment-on", "workers", "--workers-num", "1"], ["--iter-size", "2"]])
+def test_steps_are_timed_with_workers_and_in_groups_too(tmp_path, busy, arguments):
+    assert run(tmp_path, *RUN, "--session", "s", "--max-round", "1", *arguments) == 1
+    assert busy == [[1, 2]]
+
+
+def test_a_run_that_became_slow_says_so_once(tmp_path, monkeypatch):
+    rates = iter([None, (10.0, 500.0), None])
+    monkeypatch.setattr(rate_watch.RateWatch, "see", lambda self, images: next(rates, None))
+    run(tmp_path, *RUN, "--session", "s", "--threads", "2", "--display-freq", "1")
+    said = [line for line in (tmp_path / "s" / "log.txt").read_text().splitlines() if "images/s, less" in line]
+    assert len(said) == 1
+    assert "10 images/s, less than a third of the 500 before; other programs may be at work" in said[0]
+    assert said[0].endswith("end some of them, or stop the run and resume it with --threads 1")

@@ -1,0 +1,228 @@
+"""--threads: how many cores there are and are free, what is timed, and that timing leaves no trace."""
+
+import math
+
+import pytest
+import torch
+
+import models
+from lib import threads
+from lib.config import Options, collect
+from lib.distributed.place import Place
+from lib.distributed.world import World
+from lib.embedder import Embedder
+from lib.errors import UserError
+from lib.method.memory_bank import MemoryBank
+from lib.method.neighbourhoods import Neighbourhoods
+from lib.training import rate_watch, thread_choice
+from lib.training.optimisation import build_optimizer
+from lib.training.same_call import _OF_A_MACHINE
+from lib.training.state import TrainingState
+from lib.training.step import Step
+
+ALONE, PAIR = Place(), Place(1, 2, 1, 2, launched=True)
+V2, V1 = "0::/a/b", "4:cpu,cpuacct:/a/b\n2:memory:/m\n0::/"
+
+
+def write(root, cgroup, limits):
+    (root / "proc" / "self").mkdir(parents=True)
+    (root / "proc" / "self" / "cgroup").write_text(cgroup + "\n")
+    for path, text in limits.items():
+        (root / "sys/fs/cgroup" / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / "sys/fs/cgroup" / path).write_text(text + "\n")
+
+
+@pytest.mark.parametrize(("cgroup", "limits", "expected"), [
+    (V2, {}, 8),
+    (V2, {"a/b/cpu.max": "max 100000", "a/cpu.max": "300000 100000", "cpu.max": "500000 100000"}, 3),
+    (V2, {"cpu.max": "250000 100000"}, 2),  # a container sees its own group at the top
+    (V2, {"a/b/cpu.max": "50000 100000"}, 1),
+    (V1, {"cpu,cpuacct/a/b/cpu.cfs_quota_us": "-1", "cpu,cpuacct/a/b/cpu.cfs_period_us": "100000"}, 8),
+    (V1, {"cpu,cpuacct/a/cpu.cfs_quota_us": "400000", "cpu,cpuacct/a/cpu.cfs_period_us": "100000"}, 4),
+    (V1, {"cpu/cpu.cfs_quota_us": "600000", "cpu/cpu.cfs_period_us": "100000"}, 6),
+])  # fmt: skip
+def test_cores_are_those_of_the_mask_within_every_quota(tmp_path, cgroup, limits, expected):
+    write(tmp_path, cgroup, limits)
+    assert threads.cores(tmp_path, set(range(8))) == expected
+
+
+def test_two_processors_of_a_core_count_once(tmp_path):
+    for number in range(8):
+        path = tmp_path / f"sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list"
+        path.parent.mkdir(parents=True)
+        path.write_text(f"{number % 4},{number % 4 + 4}\n")
+    assert threads.cores(tmp_path, set(range(8))) == 4
+    assert threads.cores(tmp_path, {1, 5, 2}) == 2
+
+
+def test_processor_time_of_others_is_all_but_ours(monkeypatch):
+    now = {"all": 100.0, "own": 10.0, "time": 50.0}
+    monkeypatch.setattr(threads, "_seconds_of_all", lambda: now["all"])
+    monkeypatch.setattr(threads, "_own_seconds", lambda: now["own"])
+    monkeypatch.setattr(threads.time, "monotonic", lambda: now["time"])
+    watch = threads.OtherPrograms()
+    now.update(all=106.0, own=12.0, time=54.0)
+    assert watch.cores() == pytest.approx((6 - 2) / 4)
+
+
+def test_stolen_time_counts_and_waiting_does_not(tmp_path, monkeypatch):
+    (tmp_path / "proc").mkdir()
+    stat = "cpu  9 9 9 9 9 9 9 9 9 9\ncpu0 100 10 20 5000 700 3 4 50 7 0\ncpu1 1 1 1 1 1 1 1 1 1 1\nintr 5\n"
+    (tmp_path / "proc" / "stat").write_text(stat)
+    monkeypatch.setattr(threads, "_mask", lambda: {0})
+    monkeypatch.setattr(threads.os, "sysconf", lambda name: 100)
+    assert threads._seconds_of_all(tmp_path) == pytest.approx((100 + 10 + 20 + 3 + 4 + 50) / 100)
+
+
+def test_a_machine_is_busy_where_too_few_processors_are_free(monkeypatch):
+    monkeypatch.setattr(threads, "_mask", lambda: set(range(8)))
+    assert not threads.is_busy(None, 8)
+    assert not threads.is_busy(0.2, 8)
+    assert threads.is_busy(1.0, 8)
+    assert not threads.is_busy(5.0, 2)  # a quota of two cores of eight
+
+
+@pytest.mark.parametrize(("value", "launched", "expected"), [
+    (None, False, None), ("3", False, 3), ("4,2", False, 4), ("x", False, None), ("0", False, None),
+    ("1", False, 1), ("1", True, None), ("2", True, 2),
+])  # fmt: skip
+def test_omp_num_threads_is_a_wish_unless_torchrun_made_it(monkeypatch, value, launched, expected):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if value is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert threads.wished(launched) == expected
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "2.5", "many", "1000"])
+def test_other_values_are_refused(value):
+    with pytest.raises(UserError, match="--threads on the command line: expected auto, or a whole number from 1 to"):
+        collect(["--threads", value])
+
+
+@pytest.fixture
+def eight_cores(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(thread_choice, "cores", lambda: 8)
+    set_to = []
+    monkeypatch.setattr(thread_choice.torch, "set_num_threads", set_to.append)
+    return set_to
+
+
+def two(rank=0):
+    return World(rank, 2, torch.device("cpu"))
+
+
+def test_what_is_known_without_timing(eight_cores, monkeypatch):
+    alone, auto = World.alone(), collect([])
+    assert thread_choice.set_threads(auto, alone, ALONE) == (8, "all cores", "")
+    assert thread_choice.set_threads(auto, two(), PAIR)[:2] == (4, "a share of 8 cores")
+    asked = thread_choice.set_threads(collect(["--threads", "3"]), alone, ALONE)
+    assert asked == (3, "--threads, command line", "")
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert thread_choice.set_threads(auto, alone, ALONE)[:2] == (5, "OMP_NUM_THREADS")
+    assert eight_cores == [8, 4, 3, 5]
+
+
+def test_a_checkpoints_number_stays_and_more_than_the_cores_is_warned_of(eight_cores):
+    settings = collect(["--resume", "x"], {"threads": "12"})
+    kept = thread_choice.set_threads(settings, World.alone(), ALONE)
+    assert kept[:2] == (12, "--threads, checkpoint")
+    assert kept.warning.startswith("12 threads share 8 cores, which is slow; --threads auto")
+    # processes that share a machine would otherwise take the number of one that had it alone
+    assert thread_choice.set_threads(settings, two(), PAIR)[0] == 4
+    few = thread_choice.set_threads(collect(["--resume", "x"], {"threads": "1"}), two(), PAIR)
+    assert few == (1, "--threads, checkpoint", "")
+    assert "threads" in _OF_A_MACHINE
+
+
+def test_the_fastest_number_and_nothing_after_a_hopeless_one(monkeypatch):
+    clock, number, taken = [0.0], [0], []
+    monkeypatch.setattr(thread_choice.torch, "set_num_threads", lambda n: number.__setitem__(0, n))
+
+    def step(limit):
+        taken.append(number[0])
+        clock[0] += min(costs[number[0]], limit)
+        if costs[number[0]] > limit:
+            raise thread_choice.TooSlowError
+
+    assert thread_choice.numbers_to_try(8) == [1, 4, 8]
+    assert thread_choice.numbers_to_try(2) == [1, 2]
+    costs = {1: 8.0, 4: 2.5, 8: 4.0}
+    assert thread_choice.step_seconds(step, [1, 4, 8], lambda: clock[0]) == costs
+    taken.clear()
+    costs = {1: 1.0, 4: 40.0, 8: 80.0}
+    assert thread_choice.step_seconds(step, [1, 4, 8], lambda: clock[0]) == {1: 1.0, 4: math.inf}
+    assert taken == [1] * 4 + [4]
+    assert clock[0] == 4 * 8 + 4 * 2.5 + 4 * 4 + 4 * 1 + 4
+
+
+def test_a_step_is_given_up_between_two_layers():
+    network = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Identity())
+    with thread_choice.given_up(network) as until:
+        until(60.0)
+        assert network(1) == 1
+        until(-1.0)
+        with pytest.raises(thread_choice.TooSlowError):
+            network(1)
+    assert network(1) == 1
+
+
+@pytest.mark.parametrize(("network", "optimizer"), [("resnet18", "sgd"), ("alexnet", "adam")])  # alexnet has dropout
+@pytest.mark.parametrize("trained", [False, True])
+def test_timed_steps_leave_no_trace(network, optimizer, trained):
+    torch.manual_seed(0)
+    options = Options(optimizer=optimizer, low_dim=8)
+    embedder = Embedder(models.build(network, 8, "small", 32), torch.device("cpu"))
+    bank = MemoryBank(6, 8, 0.5)
+    optimizer = build_optimizer(options, embedder.network.parameters())
+    state = TrainingState(embedder, optimizer, bank, Neighbourhoods.none(6, 1, bank.memory.device))
+    step = Step(embedder, bank, state.optimizer, 0.1)
+    rows = torch.tensor([4, 1, 0])
+    images, members = torch.randn(3, 3, 32, 32), state.neighbourhoods.members(rows)
+    if trained:
+        step(images, members, 3)
+
+    def all_of_it():
+        tensors = [*embedder.network.state_dict().values(), bank.memory]
+        tensors += [value for kept in state.optimizer.state.values() for value in kept.values()]
+        return [torch.as_tensor(tensor).clone() for tensor in tensors] + [torch.get_rng_state()]
+
+    before = all_of_it()
+    with thread_choice.unchanged(state, rows):
+        for _ in range(2):
+            step(images, members, 3)
+        assert any((one != other).any() for one, other in zip(before, all_of_it()))
+    after = all_of_it()
+    assert len(after) == len(before)
+    assert all(torch.equal(one, other) for one, other in zip(before, after))
+    assert all(parameter.grad is None for parameter in embedder.network.parameters())
+
+
+def test_faiss_computes_with_pytorchs_number():
+    import faiss
+
+    before = torch.get_num_threads()
+    try:
+        for number in (2, 1):
+            torch.set_num_threads(number)
+            assert faiss.omp_get_max_threads() == number
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_rate_that_falls_to_a_third_is_noticed_once():
+    now = [0.0]
+    watch = rate_watch.RateWatch(lambda: now[0])
+
+    def train(images, seconds):
+        now[0] += seconds
+        return watch.see(images)
+
+    assert train(3000, 10) is None
+    assert train(1010, 10) is None  # a little more than a third
+    now[0] += 1000  # an evaluation
+    watch.resume()
+    assert train(3000, 10) is None
+    assert train(400, 6) is None  # too short to tell
+    assert train(200, 6) == (50.0, 300.0)
+    assert train(10, 10) is None
