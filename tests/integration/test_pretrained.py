@@ -21,7 +21,8 @@ SIZE, DIM, IMAGES = 8, 16, 40
 RUN = [
     "--dataset", "digits", "--size", str(SIZE), "--low-dim", str(DIM), "--limit-train", str(IMAGES), "--limit-test",
     "20", "--batch-size", "20", "--max-round", "1", "--max-epoch", "1", "--knn-k", "5", "--scale", "0.5", "1",
-    "--precision", "fp32", "--gpus", "cpu", "--no-log-tfb", "--optimizer", "adam", "--base-lr", "0.001",
+    "--precision", "fp32", "--gpus", "cpu", "--no-log-tfb", "--no-report", "--optimizer", "adam", "--base-lr",
+    "0.001",
 ]  # fmt: skip
 
 
@@ -98,7 +99,7 @@ def as_before_1_13(monkeypatch):
 @pytest.mark.parametrize("key", [None, "state_dict", "model", "net"])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
 def test_state_dicts_are_taken_whatever_wraps_them(tmp_path, key, prefix):
-    theirs, ours = fresh(), fresh()
+    theirs, ours = fresh("convnet"), fresh("convnet")
     torch.nn.init.normal_(theirs.fc.weight)
     weights = {prefix + name: value for name, value in theirs.state_dict().items()}
     torch.save(weights if key is None else {key: weights, "epoch": 3}, tmp_path / "w.pt")
