@@ -171,11 +171,12 @@ def test_a_worker_ends_when_its_parent_says_so():
         list(batches)
 
 
-def test_a_program_that_ends_with_a_loader_at_work_does_end():
+@pytest.mark.parametrize("fresh", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_program_that_ends_with_a_loader_at_work_does_end(fresh):
     """The traceback keeps the loader until the interpreter is taken down, and that waits for all child processes."""
     program = f"from {__name__} import loader_of\n"
     program += "batches = loader_of(40, 2).batches(range(40), (0,))\nnext(batches)\nraise SystemError('kept')\n"
-    status, _, err = call(program=("-c", program), timeout=60, fresh=True)
+    status, _, err = call(program=("-c", program), timeout=60, fresh=fresh)
     assert status == 1
     assert err.endswith("SystemError: kept\n")
 
