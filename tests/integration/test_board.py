@@ -67,7 +67,7 @@ def test_pictures_can_be_switched_off(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     off = ["--tfb-anchors", "0", "--tfb-projector", "0", "--max-round", "2", "--max-epoch", "1"]
-    assert main.main([*TINY, "--log-tfb", "--no-report", *off, "--sess-dir", str(tmp_path), "--session", "x"]) == 0
+    assert main.main([*TINY, "--log-tfb", *off, "--sess-dir", str(tmp_path), "--session", "x"]) == 0
     run = tmp_path / "x" / "tfboard" / "run"
     assert EventAccumulator(str(run)).Reload().Tags()["images"] == []
     assert not list(run.glob("projector*"))

@@ -28,7 +28,7 @@ from tests.helpers import oracles
 from tests.helpers.html_page import Page, check_rules
 from tests.helpers.runs import TINY
 
-SMALL = [*TINY, "--limit-train", "60", "--batch-size", "32", "--max-round", "3"]
+SMALL = [*TINY, "--report", "--limit-train", "60", "--batch-size", "32", "--max-round", "3"]
 PICTURES = ["--dataset", "imagefolder", "--network", "convnet", "--size", "16", "--max-epoch", "1",
             "--workers-num", "0", "--no-log-tfb", "--gpus", "cpu", "--knn-k", "3"]  # fmt: skip
 
