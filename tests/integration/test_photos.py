@@ -17,6 +17,7 @@ from datasets.pipeline import Pipeline
 from datasets.shrunk import shrunk
 from lib.config import collect
 from lib.errors import UserError
+from lib.results import onnx_file
 
 
 @pytest.fixture(autouse=True)
@@ -291,8 +292,9 @@ def test_labels_bring_leave_one_out_accuracies(many, tmp_path, capsys):
     assert closing.split("recomputed: ")[1].split(" (")[0] in capsys.readouterr().out
 
 
-def test_pictures_without_a_label_are_in_no_figure(many, tmp_path, capsys):
+def test_pictures_without_a_label_are_in_no_figure(many, tmp_path, capsys, monkeypatch):
     """20 of 24 have one."""
+    monkeypatch.setattr(onnx_file, "onnx_packages_missing", lambda: ("onnx",))  # its export takes seconds
     labelled = [*QUICK, "--data-root", str(many), "--labels", str(tmp_path / "kinds.csv"), "--max-round", "1"]
     cluster = ["--protocol", "cluster", "--num-clusters", "2"]
     assert main.main([*labelled, *cluster, "--sess-dir", str(tmp_path / "s")]) == 0
