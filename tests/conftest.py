@@ -4,9 +4,9 @@ tests."""
 import os
 import sys
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported
-
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported
 
 
 @pytest.fixture(autouse=True)
@@ -16,3 +16,16 @@ def _threads_as_before():
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(scope="session")
+def digits_session(tmp_path_factory):
+    """The folder of a finished run on 60 digits, with report and TensorBoard; to be copied before it is changed."""
+    import main
+
+    base = tmp_path_factory.mktemp("digits")
+    arguments = ["--cfgs", "configs/base.yaml", "configs/digits.yaml", "--network", "convnet", "--gpus", "cpu",
+                 "--limit-train", "60", "--limit-test", "30", "--batch-size", "32", "--max-round", "3",
+                 "--max-epoch", "2", "--tfb-projector", "25"]  # fmt: skip
+    assert main.main([*arguments, "--sess-dir", str(base), "--session", "run"]) == 0
+    return base / "run"

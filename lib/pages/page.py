@@ -1,6 +1,7 @@
 """Filling a template, and putting the page where it belongs, whole or not at all."""
 
 import base64
+import functools
 import hashlib
 import os
 from pathlib import Path
@@ -14,6 +15,12 @@ TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 def render(template: str, **values: Any) -> str:
     """The page of a template; every value is escaped unless it is `Markup`."""
+    return _environment().get_template(template).render(**values)
+
+
+@functools.cache
+def _environment() -> Environment:
+    """Made once: a run fills the same templates after every round."""
     environment = Environment(
         loader=FileSystemLoader(str(TEMPLATES)),
         autoescape=True,
@@ -23,7 +30,7 @@ def render(template: str, **values: Any) -> str:
     )
     environment.filters.update(percent=percent, number=number, fixed=fixed, duration=duration)
     environment.globals.update(style=_part("style.css"), script=_part("map.js"), script_hash=_hash("map.js"))
-    return environment.get_template(template).render(**values)
+    return environment
 
 
 def write(text: str, path: Path) -> None:

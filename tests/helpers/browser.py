@@ -1,28 +1,30 @@
-"""A real browser for tests: headless Chromium, driven by chromedriver in the W3C WebDriver protocol over HTTP."""
+"""A headless Chromium, driven by Selenium. A test module that imports this is skipped where either is missing."""
 
-import base64
 import json
 import os
 import shutil
-import socket
-import subprocess
 import time
-import urllib.error
-import urllib.request
-from pathlib import Path
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
-MISSING = "no Chromium with chromedriver is installed (Debian: chromium, chromium-driver)"
-INSTALLED = CHROMIUM is not None and DRIVER is not None
+import pytest
+
+pytest.importorskip("selenium", reason="Selenium is not installed (requirements-dev.txt)")
+
+from selenium import webdriver
+from selenium.webdriver import ActionChains, Keys
+from selenium.webdriver.chrome.service import Service
+
+__all__ = ["Browser", "Keys", "wait_for"]
+
+_CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+_DRIVER = shutil.which("chromedriver")
+if _CHROMIUM is None or _DRIVER is None:
+    pytest.skip("no Chromium with chromedriver (Debian: chromium, chromium-driver)", allow_module_level=True)
 
 _ARGUMENTS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--use-gl=angle",
-    "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--force-device-scale-factor=1",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage", "--hide-scrollbars",
+    "--disable-background-networking", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
 )  # fmt: skip
-
-FIND = """
+_FIND = """
 const found = [];
 const visit = (root) => {
   for (const element of root.querySelectorAll('*')) {
@@ -33,13 +35,6 @@ const visit = (root) => {
 };
 visit(document);
 """
-"""Collects in `found` what a CSS selector matches anywhere, also inside of web components and frames."""
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
 
 
 def wait_for(condition, what, seconds=60):
@@ -50,82 +45,75 @@ def wait_for(condition, what, seconds=60):
         if value:
             return value
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.25)
+        time.sleep(0.1)
 
 
 class Browser:
     """A window of a fresh browser. To be used in a with statement.
 
-    Args:
-        folder: for the profile and the driver's log.
-        width, height: of the window, in pixels.
+    Attributes:
+        driver: Selenium's.
     """
 
-    FIND = FIND
-
     def __init__(self, folder, width=1400, height=1000):
-        self._folder, self._size = Path(folder), (width, height)
+        options = webdriver.ChromeOptions()
+        options.binary_location = _CHROMIUM
+        for argument in (*_ARGUMENTS, f"--user-data-dir={folder / 'profile'}", f"--window-size={width},{height}"):
+            options.add_argument(argument)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        environment = {**os.environ, "HOME": str(folder)}
+        self.driver = webdriver.Chrome(options, Service(_DRIVER, env=environment))
 
     def __enter__(self):
-        port = free_port()
-        self._base = f"http://localhost:{port}"
-        self._driver = subprocess.Popen(
-            [DRIVER, f"--port={port}", f"--log-path={self._folder / 'driver.log'}"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "HOME": str(self._folder)},
-        )
-        try:
-            wait_for(self._ready, "chromedriver")
-            arguments = [
-                *_ARGUMENTS,
-                f"--user-data-dir={self._folder / 'profile'}",
-                f"--window-size={self._size[0]},{self._size[1]}",
-            ]
-            options = {"binary": CHROMIUM, "args": arguments}
-            answer = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options}}})
-            self._session = f"/session/{answer['sessionId']}"
-        except BaseException:
-            self._driver.kill()
-            raise
         return self
 
-    def __exit__(self, *exception):
-        try:
-            self._ask("DELETE", self._session)
-        finally:
-            self._driver.terminate()
-            self._driver.wait(10)
-
-    def _ready(self):
-        try:
-            return self._ask("GET", "/status")["ready"]
-        except OSError:
-            return False
-
-    def _ask(self, method, path, body=None):
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self._base + path, data, {"Content-Type": "application/json"}, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=120) as answer:
-                return json.load(answer)["value"]
-        except urllib.error.HTTPError as error:
-            raise AssertionError(json.load(error)["value"]["message"]) from None
+    def __exit__(self, *error):
+        self.driver.quit()
 
     def open(self, address):
-        self._ask("POST", f"{self._session}/url", {"url": address})
+        """Load a page, anew if it is there already; what the browser noted before is forgotten."""
+        self.driver.get("about:blank")
+        self.complaints(), self.requests()
+        self.driver.get(address)
 
-    def run(self, script, *arguments):
-        """What a piece of JavaScript returns."""
-        return self._ask("POST", f"{self._session}/execute/sync", {"script": script, "args": arguments})
+    def open_as(self, address, width, height, dark=False):
+        """Load a page as a screen of this size would; one as narrow as a phone's has a finger in the mouse's place."""
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
+            "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600})  # fmt: skip
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {
+            "features": [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]})  # fmt: skip
+        self.open(address)
 
-    def count(self, selector):
-        """How many elements a CSS selector matches, also inside of web components and frames."""
-        return self.run(FIND + "return found.length", selector)
+    def complaints(self):
+        """What was written to the console as an error since the last look: exceptions and failed requests too."""
+        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
+
+    def requests(self):
+        """Addresses that were asked for since the last look, data URIs left out."""
+        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        addresses = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+        return [address for address in addresses if not address.startswith("data:")]
+
+    def evaluate(self, expression):
+        """The value of a JavaScript expression, as plain data."""
+        return self.driver.execute_script(f"return {expression}")
+
+    def found(self, selector, expression):
+        """The value of an expression of `found`: all that a CSS selector matches, in web components and frames too."""
+        return self.driver.execute_script(f"{_FIND} return {expression}", selector)
 
     def texts(self, selector):
         """The visible text of each of them."""
-        return self.run(FIND + "return found.map((element) => element.innerText || element.textContent)", selector)
+        return self.found(selector, "found.map((element) => element.innerText || element.textContent)")
 
-    def screenshot(self, file):
-        Path(file).write_bytes(base64.b64decode(self._ask("GET", f"{self._session}/screenshot")))
+    def press(self, key):
+        """One of Keys."""
+        ActionChains(self.driver).send_keys(key).perform()
+
+    def point(self, x, y, tap=False):
+        """Move the mouse to a place of the viewport, or tap there."""
+        if tap:
+            for kind, points in (("touchStart", [{"x": x, "y": y}]), ("touchEnd", [])):
+                self.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        else:
+            self.driver.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": x, "y": y})

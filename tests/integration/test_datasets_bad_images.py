@@ -276,7 +276,8 @@ def test_a_long_check_says_how_far_it_is(folder, logged, monkeypatch):
 
 
 SMALL = ["--size", "16", "--batch-size", "4", "--max-round", "2", "--max-epoch", "1", "--workers-num", "1"]
-SMALL += ["--low-dim", "8", "--precision", "fp32", "--gpus", "cpu", "--dataset", "imagefolder"]
+SMALL += ["--network", "convnet", "--low-dim", "8", "--precision", "fp32", "--gpus", "cpu", "--no-report"]
+SMALL += ["--dataset", "imagefolder", "--no-log-tfb"]
 
 
 def test_a_run_skips_and_resumes_and_without_the_option_it_ends(folder, tmp_path, capsys, caplog):

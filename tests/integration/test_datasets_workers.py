@@ -17,8 +17,8 @@ from datasets.image_set import ImageSet
 from datasets.loading import WorkerLoader
 from datasets.lost_worker import LostWorkers, watch
 from lib.errors import RunError
+from tests.helpers.runs import call, start, wait_for
 
-ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 
 
@@ -126,21 +126,10 @@ def test_a_run_whose_loader_is_killed_ends_with_one_line(tmp_path):
         Image.new("RGB", (70, 70 + number), (number, 0, 0)).save(tmp_path / "data" / "train" / f"{number}.png")
     arguments = ["--dataset", "imagefolder", "--data-root", str(tmp_path / "data"), "--size", "8", "--batch-size", "4"]
     arguments += ["--max-epoch", "100000", "--sess-dir", str(tmp_path / "s"), "--session", "x", "--workers-num", "2"]
-    run = subprocess.Popen(
-        [sys.executable, "main.py", *arguments, "--gpus", "cpu", "--precision", "fp32"],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    arguments += ["--network", "convnet", "--gpus", "cpu", "--precision", "fp32"]
+    run = start(*arguments, stdout=subprocess.DEVNULL)
     try:
-        until = time.monotonic() + 60
-        metrics = tmp_path / "s" / "x" / "metrics.jsonl"
-        while not metrics.exists():
-            assert run.poll() is None, run.stderr.read()
-            assert time.monotonic() < until
-            time.sleep(0.02)
+        wait_for((tmp_path / "s" / "x" / "metrics.jsonl").exists, run)
         children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
         assert len(children) == 2
         os.kill(int(children[1]), signal.SIGKILL)
@@ -182,13 +171,14 @@ def test_a_worker_ends_when_its_parent_says_so():
         list(batches)
 
 
-def test_a_program_that_ends_with_a_loader_at_work_does_end():
+@pytest.mark.parametrize("fresh", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_program_that_ends_with_a_loader_at_work_does_end(fresh):
     """The traceback keeps the loader until the interpreter is taken down, and that waits for all child processes."""
-    program = "from tests.test_datasets_workers import loader_of\n"
+    program = f"from {__name__} import loader_of\n"
     program += "batches = loader_of(40, 2).batches(range(40), (0,))\nnext(batches)\nraise SystemError('kept')\n"
-    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert run.returncode == 1
-    assert run.stderr.endswith("SystemError: kept\n")
+    status, _, err = call(program=("-c", program), timeout=60, fresh=fresh)
+    assert status == 1
+    assert err.endswith("SystemError: kept\n")
 
 
 @pytest.mark.parametrize("prefetch", [1, 3])

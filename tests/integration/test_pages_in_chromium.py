@@ -1,42 +1,39 @@
-"""The report and the comparison in a real browser, as wide as a phone and as a desk; skipped where there is none."""
+"""The report and the comparison in a real browser, as wide as a phone and as a desk."""
 
 import pytest
 
 import main
-from tests.helpers import chromium
+from tests.helpers.browser import Browser, Keys
 from tests.helpers.sessions import make
 
-pytestmark = pytest.mark.skipif(chromium.EXECUTABLE is None, reason="no Chromium is installed")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory):
-    """A report of a run with a few digits, and a comparison."""
+def pages(digits_session, tmp_path_factory):
+    """Addresses: a report of a run with a few digits, and a comparison."""
     base = tmp_path_factory.mktemp("pages")
-    arguments = ["--cfgs", "configs/base.yaml", "configs/digits.yaml", "--limit-train", "60", "--limit-test", "30",
-                 "--max-round", "2", "--max-epoch", "1", "--no-log-tfb", "--gpus", "cpu"]  # fmt: skip
-    assert main.main([*arguments, "--sess-dir", str(base), "--session", "run"]) == 0
     wordy = make(base / ("a-long-name-" * 8), rounds=9, epochs=3)
-    sessions = [str(base / "run"), str(wordy)]
+    sessions = [str(digits_session), str(wordy)]
     assert main.main(["--compare", *sessions, "--compare-html", str(base / "compare.html")]) == 0
-    return {"report": base / "run" / "report.html", "comparison": base / "compare.html"}
+    return {"report": (digits_session / "report.html").as_uri(), "comparison": (base / "compare.html").as_uri()}
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    with chromium.Browser(tmp_path_factory.mktemp("profile")) as opened:
+    with Browser(tmp_path_factory.mktemp("profile")) as opened:
         yield opened
 
 
 @pytest.mark.parametrize("name", ["report", "comparison"])
 @pytest.mark.parametrize(("width", "dark"), [(360, False), (360, True), (1280, False), (1280, True)])
 def test_it_fits_and_nothing_complains(pages, browser, name, width, dark):
-    browser.open(pages[name], width, 740, dark)
+    browser.open_as(pages[name], width, 740, dark)
     assert browser.evaluate("document.documentElement.scrollWidth") == width
     browser.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
     assert browser.evaluate("document.documentElement.scrollWidth") == width
-    assert browser.complaints == []
-    assert browser.requests == [f"file://{pages[name]}"]
+    assert browser.complaints() == []
+    assert browser.requests() == [pages[name]]
     background = browser.evaluate("getComputedStyle(document.body).backgroundColor")
     assert background == ("rgb(20, 23, 26)" if dark else "rgb(255, 255, 255)")
     images = "[...document.images].filter(each => !each.hidden)"
@@ -53,7 +50,7 @@ def test_it_fits_and_nothing_complains(pages, browser, name, width, dark):
 def test_figures_take_the_colours_of_the_scheme(pages, browser):
     seen = []
     for dark in (False, True):
-        browser.open(pages["report"], 1280, 900, dark)
+        browser.open_as(pages["report"], 1280, 900, dark)
         seen.append(browser.evaluate(
             "[getComputedStyle(document.querySelector('svg.figure text')).fill,"
             " getComputedStyle(document.querySelector('#map-box [style*=\"--series\"]')).fill]"
@@ -68,7 +65,7 @@ def test_the_map_shows_images_under_the_pointer_a_finger_and_the_keys(pages, bro
         "!document.querySelector('#map-box .tip').hidden",
         "document.querySelector('#map-box .words').textContent",
     )
-    browser.open(pages["report"], 1280, 900)
+    browser.open_as(pages["report"], 1280, 900)
     assert not browser.evaluate(tip)
     place = (
         "(() => {const box = document.getElementById('map-box'); box.scrollIntoView({block: 'center', behavior:"
@@ -82,31 +79,31 @@ def test_the_map_shows_images_under_the_pointer_a_finger_and_the_keys(pages, bro
     assert browser.evaluate("getComputedStyle(document.querySelector('#map-box .thumb')).backgroundImage").startswith(
         'url("data:image/png;base64,'
     )
-    browser.open(pages["report"], 360, 740)
+    browser.open_as(pages["report"], 360, 740)
     x, y, expected = browser.evaluate(place)
     browser.point(x, y, tap=True)
     assert browser.evaluate(tip)
     assert browser.evaluate(words) == expected
     assert browser.evaluate("document.documentElement.scrollWidth") == 360
-    browser.open(pages["report"], 1280, 900)
+    browser.open_as(pages["report"], 1280, 900)
     browser.evaluate("document.getElementById('map-box').focus()")
     first = browser.evaluate(words)
     said = {first}
-    for key in ("ArrowLeft", "ArrowUp", "ArrowRight", "ArrowDown", "Home", "End"):
+    for key in (Keys.LEFT, Keys.UP, Keys.RIGHT, Keys.DOWN, Keys.HOME, Keys.END):
         browser.press(key)
         assert browser.evaluate("document.getElementById('map-spoken').textContent") == browser.evaluate(words)
         said.add(browser.evaluate(words))
     assert len(said) > 3
-    browser.press("Escape")
+    browser.press(Keys.ESCAPE)
     assert not browser.evaluate(tip)
 
 
 def test_every_stop_of_the_keyboard_is_visible(pages, browser):
     """From the skip link to the end: focus moves forward, shows an outline, and leaves the map again."""
-    browser.open(pages["report"], 1280, 900)
+    browser.open_as(pages["report"], 1280, 900)
     stops = []
     for _ in range(40):
-        browser.press("Tab")
+        browser.press(Keys.TAB)
         stop = browser.evaluate(
             "(() => {const e = document.activeElement, s = getComputedStyle(e), r = e.getBoundingClientRect();"
             " return e === document.body ? null : [e.tagName, e.getAttribute('href') || e.id ||"
@@ -124,7 +121,7 @@ def test_every_stop_of_the_keyboard_is_visible(pages, browser):
         "#run", "#results", "#quality", "#anchors", "#map", "#clusters", "#certainty", "#looks",
     ]  # fmt: skip
     assert all(stop[2] == "solid" and stop[3] >= 2 and stop[4] for stop in stops), stops
-    browser.open(pages["report"], 1280, 900)
-    browser.press("Tab")
-    browser.press("Enter")
+    browser.open_as(pages["report"], 1280, 900)
+    browser.press(Keys.TAB)
+    browser.press(Keys.ENTER)
     assert browser.evaluate("document.activeElement.id") == "content"

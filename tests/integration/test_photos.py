@@ -17,6 +17,7 @@ from datasets.pipeline import Pipeline
 from datasets.shrunk import shrunk
 from lib.config import collect
 from lib.errors import UserError
+from lib.results import onnx_file
 
 
 @pytest.fixture(autouse=True)
@@ -249,8 +250,10 @@ def many(tmp_path):
     return root
 
 
-QUICK = ["--cfgs", "configs/base.yaml", "configs/photos.yaml", "--size", "8", "--shrink", "8", "--batch-size", "8"]
-QUICK += ["--max-round", "2", "--max-epoch", "2", "--workers-num", "0", "--gpus", "cpu", "--session", "x"]
+QUICK = ["--cfgs", "configs/base.yaml", "configs/photos.yaml", "--network", "convnet", "--size", "8", "--shrink", "8",
+         "--batch-size", "8", "--max-round", "2", "--max-epoch", "2", "--workers-num", "0", "--gpus", "cpu",
+         "--session", "x", "--no-report", "--no-log-tfb"]  # fmt: skip
+PICTURES = ["--report", "--log-tfb"]
 
 
 def metrics(folder):
@@ -259,7 +262,7 @@ def metrics(folder):
 
 def test_a_run_without_labels_says_nothing_of_accuracy(many, tmp_path, capsys):
     (many / "notes.txt").write_text("hello")
-    assert main.main([*QUICK, "--data-root", str(many), "--sess-dir", str(tmp_path / "s")]) == 0
+    assert main.main([*QUICK, *PICTURES, "--data-root", str(many), "--sess-dir", str(tmp_path / "s")]) == 0
     out = capsys.readouterr().out
     for word in ("kNN", "top-1", "consistency", "%,"):
         assert word not in out.replace("% kept", "")
@@ -277,7 +280,7 @@ def test_a_run_without_labels_says_nothing_of_accuracy(many, tmp_path, capsys):
 
 
 def test_labels_bring_leave_one_out_accuracies(many, tmp_path, capsys):
-    labelled = [*QUICK, "--data-root", str(many), "--labels", str(tmp_path / "kinds.csv")]
+    labelled = [*QUICK, *PICTURES, "--data-root", str(many), "--labels", str(tmp_path / "kinds.csv")]
     assert main.main([*labelled, "--sess-dir", str(tmp_path / "s")]) == 0
     out = capsys.readouterr().out
     assert "20 of 24 images have one of 2 labels" in out
@@ -289,8 +292,9 @@ def test_labels_bring_leave_one_out_accuracies(many, tmp_path, capsys):
     assert closing.split("recomputed: ")[1].split(" (")[0] in capsys.readouterr().out
 
 
-def test_pictures_without_a_label_are_in_no_figure(many, tmp_path, capsys):
+def test_pictures_without_a_label_are_in_no_figure(many, tmp_path, capsys, monkeypatch):
     """20 of 24 have one."""
+    monkeypatch.setattr(onnx_file, "onnx_packages_missing", lambda: ("onnx",))  # its export takes seconds
     labelled = [*QUICK, "--data-root", str(many), "--labels", str(tmp_path / "kinds.csv"), "--max-round", "1"]
     cluster = ["--protocol", "cluster", "--num-clusters", "2"]
     assert main.main([*labelled, *cluster, "--sess-dir", str(tmp_path / "s")]) == 0
@@ -360,8 +364,8 @@ def test_a_resumed_run_remembers_the_neighbours_of_the_round_before(many, tmp_pa
 
 def test_a_run_goes_on_where_its_session_lies_among_the_pictures(many, tmp_path, capsys):
     """TensorBoard's files hold pictures; they are none of the user's."""
-    arguments = [*QUICK, "--data-root", str(many), "--sess-dir", str(many / "sessions"), "--max-round", "1"]
-    assert main.main(arguments) == 0
+    arguments = [*QUICK, "--log-tfb", "--data-root", str(many), "--sess-dir", str(many / "sessions")]
+    assert main.main([*arguments, "--max-round", "1"]) == 0
     assert "24 training" in capsys.readouterr().out
     assert list((many / "sessions").rglob("*.png"))
     assert main.main(["--resume", str(many / "sessions" / "x"), "--max-round", "2"]) == 0

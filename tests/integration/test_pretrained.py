@@ -21,17 +21,34 @@ SIZE, DIM, IMAGES = 8, 16, 40
 RUN = [
     "--dataset", "digits", "--size", str(SIZE), "--low-dim", str(DIM), "--limit-train", str(IMAGES), "--limit-test",
     "20", "--batch-size", "20", "--max-round", "1", "--max-epoch", "1", "--knn-k", "5", "--scale", "0.5", "1",
-    "--precision", "fp32", "--gpus", "cpu", "--no-log-tfb", "--optimizer", "adam", "--base-lr", "0.001",
+    "--precision", "fp32", "--gpus", "cpu", "--no-log-tfb", "--no-report", "--optimizer", "adam", "--base-lr",
+    "0.001",
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The checkpoint of a tiny run, and its file. Twelve epochs: its features tell one image from another."""
+    """The checkpoint of a tiny run of convnet, and its file. Its features tell one image from another."""
     base = tmp_path_factory.mktemp("trained")
-    assert main.main([*RUN, "--max-epoch", "12", "--sess-dir", str(base), "--session", "t", "--brief"]) == 0
+    run = [*RUN, "--network", "convnet", "--max-epoch", "12", "--brief"]
+    assert main.main([*run, "--sess-dir", str(base), "--session", "t"]) == 0
     file = base / "t" / "checkpoint" / "0000-00000.ckpt"
     return checkpoint.load(file), file
+
+
+@pytest.fixture(scope="module")
+def resnet(trained, tmp_path_factory):
+    """The same of a ResNet18, the network of the authors' files; untrained, and the bank holds its features."""
+    torch.manual_seed(6)
+    network = models.build("resnet18", DIM, "small", SIZE)
+    features_of_digits(network.train())  # statistics of batch norm that are not those of the start
+    memory = features_of_digits(network.eval())
+    saved = trained[0]
+    saved = {**saved, "net": network.state_dict(), "npc": {**saved["npc"], "memory": memory},
+             "options": {**saved["options"], "network": "resnet18"}}  # fmt: skip
+    file = tmp_path_factory.mktemp("resnet") / "0000-00000.ckpt"
+    checkpoint.save(saved, file)
+    return saved, file
 
 
 def fresh(name="resnet18", dim=DIM, stem="small", size=SIZE):
@@ -51,8 +68,8 @@ def test_the_hand_made_pickles_are_python_2s():
 
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("flat", [False, True])
-def test_the_authors_checkpoints_are_taken_whole(trained, tmp_path, prefix, flat):
-    saved, _ = trained
+def test_the_authors_checkpoints_are_taken_whole(resnet, tmp_path, prefix, flat):
+    saved, _ = resnet
     path = tmp_path / "0003-30000.ckpt"
     torch.save(authors_checkpoint(saved["net"], saved["npc"]["memory"], prefix, flat), path)
     file = weights_file.read(path)
@@ -75,8 +92,8 @@ def test_a_bottleneck_network_of_the_authors_is_taken_whole(tmp_path):
 
 
 @pytest.mark.parametrize("way", ["torch's own", "ours for torch before 1.13"])
-def test_files_of_python_2_are_read(trained, tmp_path, monkeypatch, way):
-    saved, _ = trained
+def test_files_of_python_2_are_read(resnet, tmp_path, monkeypatch, way):
+    saved, _ = resnet
     path = tmp_path / "old.ckpt"
     save_as_python_2(authors_checkpoint(saved["net"], saved["npc"]["memory"]), path)
     if way != "torch's own":
@@ -98,7 +115,7 @@ def as_before_1_13(monkeypatch):
 @pytest.mark.parametrize("key", [None, "state_dict", "model", "net"])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
 def test_state_dicts_are_taken_whatever_wraps_them(tmp_path, key, prefix):
-    theirs, ours = fresh(), fresh()
+    theirs, ours = fresh("convnet"), fresh("convnet")
     torch.nn.init.normal_(theirs.fc.weight)
     weights = {prefix + name: value for name, value in theirs.state_dict().items()}
     torch.save(weights if key is None else {key: weights, "epoch": 3}, tmp_path / "w.pt")
@@ -192,7 +209,7 @@ def test_a_checkpoint_of_ours_brings_its_network_and_statistics_along(trained):
     assert file.kind == "a checkpoint of this project"
     layer = file.layer(with_statistics=True)
     assert layer == {
-        "network": "resnet18", "low_dim": DIM, "stem": "auto", "size": SIZE, "resize": None,
+        "network": "convnet", "low_dim": DIM, "stem": "auto", "size": SIZE, "resize": None,
         "means": pytest.approx([0.3054] * 3), "stds": pytest.approx([0.376] * 3),
     }  # fmt: skip
     assert "means" not in file.layer(with_statistics=False)
@@ -209,7 +226,7 @@ def test_a_new_run_takes_network_and_bank(trained, tmp_path, capsys):
     saved, path = trained
     still = ["--base-lr", "1e-30", "--weight-decay", "0", "--npc-momentum", "0.9999999", "--sess-dir", tmp_path]
     out = log_of(capsys, *RUN, *still, "--session", "ours", "--pretrained", path)
-    assert "122 of its 122 tensors taken into resnet18" in out
+    assert "26 of its 26 tensors taken into convnet" in out
     assert f"memory bank taken from the file ({IMAGES} rows)" in out
     new = checkpoint.load(tmp_path / "ours" / "checkpoint" / "0000-00000.ckpt")
     for name, value in saved["net"].items():
@@ -221,17 +238,21 @@ def test_a_new_run_takes_network_and_bank(trained, tmp_path, capsys):
     assert "memory bank" not in log_of(capsys, "--resume", tmp_path / "ours", "--max-epoch", "2")
 
 
-def test_the_bank_of_the_authors_is_taken_if_it_is_of_these_images_in_this_order(trained, tmp_path, capsys):
-    saved, _ = trained
-    memory = saved["npc"]["memory"]
-    path = tmp_path / "authors.ckpt"
+def test_a_bank_without_a_fingerprint_is_taken_if_it_is_of_these_images_in_this_order(
+    trained, resnet, tmp_path, capsys
+):
+    path = tmp_path / "w.ckpt"
     run = [*RUN, "--sess-dir", tmp_path, "--pretrained", path]
-    torch.save(authors_checkpoint(saved["net"], memory), path)
-    assert f"memory bank taken from the file ({IMAGES} rows)" in log_of(capsys, *run, "--session", "a")
-    torch.save(authors_checkpoint(saved["net"], memory.roll(7, 0)), path)
-    assert "or to another order of them" in log_of(capsys, *run, "--session", "b")
-    torch.save(authors_checkpoint(saved["net"], memory[:9]), path)
-    assert f"npc.memory is 9 x {DIM} in the file, {IMAGES} x {DIM} here" in log_of(capsys, *run, "--session", "c")
+    torch.save(authors_checkpoint(resnet[0]["net"], resnet[0]["npc"]["memory"]), path)
+    assert f"memory bank taken from the file ({IMAGES} rows)" in log_of(capsys, *run, "--session", "authors")
+    net, memory = trained[0]["net"], trained[0]["npc"]["memory"]
+    for name, rows, expected in (
+        ("same", memory, f"memory bank taken from the file ({IMAGES} rows)"),
+        ("rolled", memory.roll(7, 0), "or to another order of them"),
+        ("few", memory[:9], f"npc.memory is 9 x {DIM} in the file, {IMAGES} x {DIM} here"),
+    ):
+        torch.save({"net": net, "npc": {"memory": rows}}, path)
+        assert expected in log_of(capsys, *run, "--network", "convnet", "--session", name)
 
 
 def test_without_a_bank_the_networks_own_features_are_the_first_rows(trained, tmp_path, capsys):
@@ -239,10 +260,10 @@ def test_without_a_bank_the_networks_own_features_are_the_first_rows(trained, tm
     path = tmp_path / "w.pt"
     torch.save(saved["net"], path)
     still = ["--npc-momentum", "0.9999999", "--sess-dir", tmp_path, "--session", "s"]
-    out = log_of(capsys, *RUN, *still, "--pretrained", path)
+    out = log_of(capsys, *RUN, *still, "--network", "convnet", "--pretrained", path)
     assert "memory bank filled with the network's features of the training images: the file has none" in out
     memory = checkpoint.load(tmp_path / "s" / "checkpoint" / "0000-00000.ckpt")["npc"]["memory"]
-    network = fresh()
+    network = fresh("convnet")
     network.load_state_dict(saved["net"])
     assert torch.allclose(memory, features_of_digits(network.eval()), atol=1e-4)
 
@@ -264,8 +285,8 @@ def test_a_file_that_fits_in_part_is_named_in_the_log_even_if_brief(tmp_path, ca
     assert "does not fit: fc.weight is 1000 x 512 in the file, 16 x 512 here" in out
 
 
-def test_test_only_judges_a_pretrained_network_without_a_session(trained, tmp_path, capsys):
-    saved, path = trained
+def test_test_only_judges_a_pretrained_network_without_a_session(resnet, tmp_path, capsys):
+    saved, path = resnet
     data = ["--dataset", "digits", "--limit-train", str(IMAGES), "--limit-test", "20", "--knn-k", "5", "--gpus", "cpu",
             "--precision", "fp32"]  # fmt: skip
     expected = log_of(capsys, "--resume", path, "--test-only").split(": ", 2)[2]
@@ -278,9 +299,9 @@ def test_test_only_judges_a_pretrained_network_without_a_session(trained, tmp_pa
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_resume_evaluates_a_checkpoint_of_the_authors_code(trained, tmp_path, capsys, zipped, prefix):
+def test_resume_evaluates_a_checkpoint_of_the_authors_code(resnet, tmp_path, capsys, zipped, prefix):
     """As their README calls it. The accuracies are those of our own checkpoint with the same weights."""
-    saved, path = trained
+    saved, path = resnet
     expected = log_of(capsys, "--resume", path, "--test-only").split(": ", 2)[2]
     theirs = tmp_path / "a.ckpt"
     state = authors_checkpoint(saved["net"], saved["npc"]["memory"], prefix)
@@ -294,8 +315,8 @@ def test_resume_evaluates_a_checkpoint_of_the_authors_code(trained, tmp_path, ca
     assert [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
 
 
-def test_resume_to_train_on_weights_names_pretrained(trained, tmp_path, capsys):
-    saved, _ = trained
+def test_resume_to_train_on_weights_names_pretrained(resnet, tmp_path, capsys):
+    saved, _ = resnet
     path = tmp_path / "a.ckpt"
     save_as_python_2(authors_checkpoint(saved["net"], saved["npc"]["memory"]), path)
     for arguments, expected in (
@@ -346,8 +367,8 @@ def test_an_alexnet_that_is_a_list_of_layers_is_taken_whole(tmp_path, wrapper, f
         fitting.complete(fitting.fit(ours, file), file, "alexnet")
 
 
-def test_mistakes_are_one_line(trained, tmp_path, capsys):
-    _, path = trained
+def test_mistakes_are_one_line(resnet, tmp_path, capsys):
+    _, path = resnet
     for arguments, expected in (
         (["--pretrained", path, "--resume", path], "--pretrained starts a new run and --resume goes on with one"),
         (["--pretrained", tmp_path / "none.pt"], "there is no such file"),

@@ -26,19 +26,16 @@ from lib.session.folder import SessionFolder
 from lib.session.story import Story
 from tests.helpers import oracles
 from tests.helpers.html_page import Page, check_rules
+from tests.helpers.runs import TINY
 
-SMALL = [
-    "--cfgs", "configs/base.yaml", "configs/digits.yaml", "--limit-train", "60", "--limit-test", "30",
-    "--batch-size", "32", "--max-round", "3", "--max-epoch", "2", "--no-log-tfb", "--gpus", "cpu",
-]  # fmt: skip
+SMALL = [*TINY, "--report", "--limit-train", "60", "--batch-size", "32", "--max-round", "3"]
+PICTURES = ["--dataset", "imagefolder", "--network", "convnet", "--size", "16", "--max-epoch", "1",
+            "--workers-num", "0", "--no-log-tfb", "--gpus", "cpu", "--knn-k", "3"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def session(tmp_path_factory):
-    """The folder of a finished run on digits."""
-    base = tmp_path_factory.mktemp("sessions")
-    assert main.main([*SMALL, "--sess-dir", str(base), "--session", "run"]) == 0
-    return base / "run"
+def session(digits_session):
+    return digits_session
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +77,7 @@ def test_the_page_is_one_file_that_keeps_the_rules(text):
 def test_what_was_run(session, page):
     start = json.loads((session / "starts.jsonl").read_text())
     for words in (start["command"], start["code"], start["device"], f"torch {torch.__version__}",
-                  "digits: 60 training images, 30 test images; 10 classes", "resnet18, 128 features"):  # fmt: skip
+                  "digits: 60 training images, 30 test images; 10 classes", "convnet, 128 features"):  # fmt: skip
         assert words in page.text
     options = {row[0]: row[1] for row in page.tables[0][1:]}
     assert options["limit_train"] == "60"
@@ -360,11 +357,8 @@ def hostile(tmp_path_factory):
             Image.fromarray(pixels).save(folder / f'{number}"><script>alert(2)<.png')
     odd = os.fsencode(str(root / "data" / "train" / names[0])) + b"/\xff\xfe.png"
     Image.fromarray(pixels).save(os.fsdecode(odd))
-    arguments = ["--dataset", "imagefolder", "--data-root", str(root / "data"), "--size", "16", "--batch-size", "8",
-                 "--max-round", "2", "--max-epoch", "1", "--workers-num", "0", "--no-log-tfb", "--gpus", "cpu",
-                 "--knn-k", "3", "--ANs-select-rate", "0.5", "--sess-dir", str(root),
-                 "--session", "<b>s&t"]  # fmt: skip
-    assert main.main(arguments) == 0
+    arguments = ["--data-root", str(root / "data"), "--batch-size", "8", "--max-round", "2", "--ANs-select-rate", "0.5"]
+    assert main.main([*PICTURES, *arguments, "--sess-dir", str(root), "--session", "<b>s&t"]) == 0
     return root / "<b>s&t"
 
 
@@ -387,10 +381,8 @@ def test_pictures_without_labels_have_a_report_without_accuracies(tmp_path, caps
     for number in range(12):
         level = 30 + 60 * (number % 3)
         Image.fromarray(rng.integers(level, level + 60, (90, 70, 3), dtype=np.uint8)).save(folder / f"{number:02}.jpg")
-    arguments = ["--dataset", "imagefolder", "--data-root", str(tmp_path / "data"), "--size", "16", "--batch-size", "6",
-                 "--max-round", "3", "--max-epoch", "1", "--workers-num", "0", "--no-log-tfb", "--gpus", "cpu",
-                 "--ANs-size", "2", "--sess-dir", str(tmp_path), "--session", "s"]  # fmt: skip
-    assert main.main(arguments) == 0
+    arguments = ["--data-root", str(tmp_path / "data"), "--batch-size", "6", "--max-round", "3", "--ANs-size", "2"]
+    assert main.main([*PICTURES, *arguments, "--sess-dir", str(tmp_path), "--session", "s"]) == 0
     text = (tmp_path / "s" / "report.html").read_text(encoding="utf-8")
     page = check_rules(text)
     records = metrics_of(tmp_path / "s")

@@ -1,10 +1,9 @@
 """--export, --embed and the Python entry point, on a folder of small pictures and on digits."""
 
 import contextlib
+import io
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +21,18 @@ from lib.results.table import read_table, write_table
 from lib.session import checkpoint
 from lib.training import command
 from tests.helpers.authors_files import authors_checkpoint
+from tests.helpers.runs import ROOT
+from tests.helpers.runs import call as process_of
 
-ROOT = Path(__file__).resolve().parents[2]
 SIDE, DIM = 16, 16
 STRANGE = (b"caf\xe9.png", b'say "a, b".png', b"two\nlines\r.png", "日本.png".encode(), b"=1+1.png")
 RUN = [
-    "--dataset", "imagefolder", "--size", str(SIDE), "--low-dim", str(DIM), "--batch-size", "10", "--max-round", "1",
-    "--max-epoch", "8", "--optimizer", "adam", "--base-lr", "0.001", "--scale", "0.5", "1", "--knn-k", "3", "--gpus",
-    "cpu", "--precision", "fp32", "--no-log-tfb", "--brief",
+    "--dataset", "imagefolder", "--network", "convnet", "--size", str(SIDE), "--low-dim", str(DIM), "--batch-size",
+    "10", "--max-round", "1", "--max-epoch", "8", "--optimizer", "adam", "--base-lr", "0.001", "--scale", "0.5", "1",
+    "--knn-k", "3", "--workers-num", "0", "--gpus", "cpu", "--precision", "fp32", "--no-log-tfb", "--no-report",
+    "--brief",
 ]  # fmt: skip
+DESCRIBED = ["--network", "convnet", "--size", SIDE, "--low-dim", DIM, "--normalise", "imagenet"]
 
 
 def picture(path, level, rng, side=SIDE):
@@ -72,12 +74,10 @@ def session(data, tmp_path_factory):
 def exported(session, tmp_path_factory):
     """What a user's call of --export writes, with everything that is installed."""
     folder = tmp_path_factory.mktemp("exports") / "new" / "e"
-    command = [sys.executable, "main.py", "--resume", session, "--export", folder, "--neighbours", "4",
-               "--num-clusters", "2"]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    return folder, result.stdout
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        arguments = ["--resume", str(session), "--export", str(folder), "--neighbours", "4", "--num-clusters", "2"]
+        assert main.main(arguments) == 0
+    return folder, out.getvalue()
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def test_exported_clusters_are_those_of_the_nearest_centre(exported):
 def test_network_json_tells_all_there_is_to_know(exported, session):
     told = json.loads((exported[0] / "network.json").read_text())
     assert (told["network"], told["low_dim"], told["stem"], told["size"], told["resize"]) == (
-        "resnet18", DIM, "small", SIDE, SIDE,
+        "convnet", DIM, "small", SIDE, SIDE,
     )  # fmt: skip
     assert (told["means"], told["stds"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     assert told["source"]["file"] == str(last_checkpoint(session))
@@ -241,8 +241,9 @@ def test_without_onnx_the_rest_is_written_and_the_log_says_how_to_get_it(session
 
 
 def test_an_array_data_set_has_row_numbers_in_place_of_paths(tmp_path, capsys, quick):
-    run = ["--dataset", "digits", "--size", "8", "--low-dim", "8", "--limit-train", "20", "--limit-test", "6",
-           "--max-round", "1", "--max-epoch", "1", "--batch-size", "10", "--gpus", "cpu", "--no-log-tfb"]  # fmt: skip
+    run = ["--dataset", "digits", "--network", "convnet", "--size", "8", "--low-dim", "8", "--limit-train", "20",
+           "--limit-test", "6", "--max-round", "1", "--max-epoch", "1", "--batch-size", "10", "--gpus", "cpu",
+           "--no-log-tfb", "--no-report"]  # fmt: skip
     call(capsys, *run, "--sess-dir", tmp_path, "--session", "s")
     call(capsys, "--resume", tmp_path / "s", "--export", tmp_path / "e", "--neighbours", "19", "--num-clusters", "20")
     rows = read_table(tmp_path / "e" / "images.csv")
@@ -338,14 +339,25 @@ def test_pictures_that_cannot_be_read(session, data, tmp_path, capsys):
     assert [row["path"] for row in read_table(tmp_path / "out" / "images.csv")] == [str(tmp_path / "new" / "good.png")]
 
 
-def test_a_network_of_the_authors_is_embedded_and_exported(session, data, tmp_path, capsys, quick):
+@pytest.fixture
+def resnet(session, tmp_path):
+    """The session's checkpoint with an untrained ResNet18: the authors' files hold no convnet."""
     saved = checkpoint.load(last_checkpoint(session))
+    torch.manual_seed(0)
+    network = models.build("resnet18", DIM, "small", SIDE).state_dict()
+    path = tmp_path / "resnet18.ckpt"
+    checkpoint.save({**saved, "net": network, "options": {**saved["options"], "network": "resnet18"}}, path)
+    return path
+
+
+def test_a_network_of_the_authors_is_embedded_and_exported(resnet, data, tmp_path, capsys, quick):
+    saved = checkpoint.load(resnet)
     file = tmp_path / "authors.ckpt"
     torch.save(authors_checkpoint(saved["net"], saved["npc"]["memory"]), file)
     described = ["--size", SIDE, "--low-dim", DIM, "--normalise", "imagenet", "--precision", "fp32", "--gpus", "cpu",
                  "--num-clusters", "2"]  # fmt: skip
     call(capsys, "--pretrained", file, *described, "--embed", data / "new", "--output", tmp_path / "theirs")
-    call(capsys, "--resume", session, "--embed", data / "new", "--output", tmp_path / "ours", "--num-clusters", "2")
+    call(capsys, "--resume", resnet, "--embed", data / "new", "--output", tmp_path / "ours", "--num-clusters", "2")
     for name in ("features.npy", "neighbours.npy"):
         assert np.load(tmp_path / "theirs" / name) == pytest.approx(np.load(tmp_path / "ours" / name), abs=1e-5)
     test = ["--dataset", "imagefolder", "--data-root", data]
@@ -357,8 +369,8 @@ def test_a_network_of_the_authors_is_embedded_and_exported(session, data, tmp_pa
 
 def test_a_file_without_a_bank_gives_features_alone(session, data, tmp_path, capsys):
     torch.save(checkpoint.load(last_checkpoint(session))["net"], tmp_path / "w.pt")
-    out = call(capsys, "--pretrained", tmp_path / "w.pt", "--size", SIDE, "--low-dim", DIM, "--embed", data / "new",
-               "--output", tmp_path / "out", "--normalise", "imagenet")  # fmt: skip
+    out = call(capsys, "--pretrained", tmp_path / "w.pt", *DESCRIBED, "--embed", data / "new", "--output",
+               tmp_path / "out")  # fmt: skip
     assert "holds no memory bank of this network: no clusters and no nearest training images" in out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["features.npy", "images.csv"]
     assert list(read_table(tmp_path / "out" / "images.csv")[0]) == ["row", "path"]
@@ -373,8 +385,8 @@ def test_without_its_last_layer_a_network_gives_the_same_features_each_time_and_
     for name in ("one", "two"):
         torch.manual_seed(len(name))
         torch.rand(3 if name == "one" else 4)
-        out = call(capsys, "--pretrained", tmp_path / "w.pt", "--size", SIDE, "--low-dim", DIM, "--embed", data / "new",
-                   "--output", tmp_path / name, "--normalise", "imagenet", "--brief")  # fmt: skip
+        out = call(capsys, "--pretrained", tmp_path / "w.pt", *DESCRIBED, "--embed", data / "new", "--output",
+                   tmp_path / name, "--brief")  # fmt: skip
     assert (tmp_path / "one" / "features.npy").read_bytes() == (tmp_path / "two" / "features.npy").read_bytes()
     assert "the last layer (fc) is random: a feature is a random projection" in out
     assert "npc.memory is not used: its rows are not of this last layer" in out
@@ -416,14 +428,12 @@ def test_sigterm_during_an_export_leaves_nothing_behind(tmp_path):
         "        signal.pause()\n"
         "except Interrupted as stop:\n    print(stop, stop.status)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "e"], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
-    assert done.stdout == f"SIGTERM: stopped; nothing was written to {tmp_path / 'e'} 143\n"
+    _, out, _ = process_of(tmp_path / "e", program=("-c", code))
+    assert out == f"SIGTERM: stopped; nothing was written to {tmp_path / 'e'} 143\n"
     assert os.listdir(tmp_path) == []
 
 
-def test_mistakes_are_one_line_and_leave_nothing(session, data, tmp_path, capsys):
+def test_mistakes_are_one_line_and_leave_nothing(session, resnet, data, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "diary.txt").write_text("dear")
@@ -442,7 +452,7 @@ def test_mistakes_are_one_line_and_leave_nothing(session, data, tmp_path, capsys
         ([*embed, "--output", tmp_path / "x", "--neighbours", "30"], "there are only 29 training images; lower it"),
         ([*embed, "--output", tmp_path / "x", "--num-clusters", "30"], "there are only 29 training images; lower it"),
         (
-            [*embed, "--output", tmp_path / "x", "--network", "resnet34"],
+            ["--resume", resnet, *embed[2:], "--output", tmp_path / "x", "--network", "resnet34"],
             "describe: layer1.2.conv1.weight is not in the file, layer1.2.bn1.weight is not in the file, layer1.2.bn1",
         ),
         ([*embed, "--output", tmp_path / "x", "--low-dim", "8"], "holds another network than --network, --low-dim"),
@@ -514,7 +524,8 @@ def test_any_text_comes_back_from_a_table(tmp_path):
     assert b"a\xe9b" in (tmp_path / "t.csv").read_bytes()
 
 
-def test_the_python_entry_point_from_another_folder(session, exported, data, tmp_path):
+@pytest.mark.parametrize("fresh", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_python_entry_point_from_another_folder(session, exported, data, tmp_path, fresh):
     """As a user's script in a process of its own, elsewhere, with nothing but the project's folder on sys.path."""
     script = tmp_path / "use.py"
     script.write_text(
@@ -547,12 +558,9 @@ for wrong in (lambda: model.nearest(features, 30), lambda: model.nearest(feature
 torch.save((paths, features, similarities, rows), "found.pt")
 """
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(
-        [sys.executable, "use.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines() == [
+    status, out, err = process_of(program=("use.py",), cwd=tmp_path, fresh=fresh)
+    assert status == 0, err
+    assert out.splitlines() == [
         "error: 30 nearest training images were asked for; there are 29",
         f"error: features of shape ({DIM},); (B, {DIM}) is needed",
         f"error: features of shape (11, 3); (B, {DIM}) is needed",

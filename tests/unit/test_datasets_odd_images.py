@@ -2,9 +2,6 @@
 
 import os
 import resource
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +13,8 @@ from datasets.image_folder import read_folder
 from datasets.image_set import ImageSet
 from datasets.transforms import test_transform as transform_of_tests
 from lib.errors import UserError
+from tests.helpers.runs import call
 
-ROOT = Path(__file__).resolve().parents[2]
 RED, BLUE = (200, 30, 40), (20, 40, 220)
 
 
@@ -136,9 +133,9 @@ def test_extreme_sizes_become_squares_in_little_memory(tmp_path, size):
         "assert one.shape == two.shape == (3, 224, 224) and torch.isfinite(two).all()\n"
         "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 300  # MiB
+    status, out, err = call(path, program=("-c", code))
+    assert status == 0, err
+    assert int(out) < 300  # MiB
 
 
 def test_the_middle_of_a_long_image_is_what_it_was_before():

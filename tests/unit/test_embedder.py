@@ -1,5 +1,6 @@
 """The network in the forms it runs in: folded for evaluation, compiled, in bfloat16."""
 
+import functools
 import shutil
 
 import pytest
@@ -83,7 +84,7 @@ def test_what_cannot_be_folded_stays():
 
 @pytest.mark.parametrize("first_in_inference_mode", [True, False])
 def test_the_frozen_network_is_brought_up_to_date(first_in_inference_mode):
-    network = trained_a_little("resnet18", 16)
+    network = trained_a_little("convnet", 16)
     images = torch.randn(6, 3, 16, 16)
     embedder = Embedder(network, CPU)
     for inference in (first_in_inference_mode, not first_in_inference_mode, first_in_inference_mode):
@@ -99,7 +100,7 @@ def test_the_frozen_network_is_brought_up_to_date(first_in_inference_mode):
 
 
 def test_features_come_in_the_order_of_their_rows_whatever_the_batches():
-    network = trained_a_little("resnet18", 16)
+    network = trained_a_little("convnet", 16)
     images = torch.randn(7, 3, 16, 16)
     embedder = Embedder(network, CPU)
     batches = [(images[rows], rows) for rows in (torch.tensor([4, 0, 6]), torch.tensor([5, 1]), torch.tensor([2, 3]))]
@@ -119,7 +120,9 @@ class Scaled(nn.Module):
 
 @pytest.mark.skipif(TORCH_RELEASE < (2, 0), reason="needs torch.compile")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_a_compiled_network_computes_the_same_and_keeps_its_state_dict():
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_network_computes_the_same_and_keeps_its_state_dict(monkeypatch, backend):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     plain, compiled = Scaled(), Embedder(Scaled(), CPU, compile=True)
     data = torch.randn(5, 4)
     expected = plain(data)

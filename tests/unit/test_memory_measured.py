@@ -1,5 +1,7 @@
 """What the benchmarks say a call takes: a call of known size, after preparations of every size."""
 
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,13 @@ from benchmarks.memory import peak_beyond
 
 CPU = torch.device("cpu")
 MIB = 2**20
+
+
+@pytest.fixture(autouse=True, params=["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def beginning(request, monkeypatch):
+    """A benchmark starts a fresh interpreter, which imports for seconds; a forked one can be measured likewise."""
+    context = multiprocessing.get_context(request.param)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
 
 
 def prepare(freed, small, held, kept):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import main
 import models
 from lib import winograd_layers
 from lib.compat import HAS_FAST_BATCHED_PRODUCTS
@@ -15,7 +16,7 @@ from lib.embedder import Embedder
 from lib.plain_network import plain_copy
 from lib.winograd import convolution
 from lib.winograd_layers import WinogradConvolution, count_winograd, use_winograd
-from tests.helpers.runs import TINY, call
+from tests.helpers.runs import TINY
 
 CPU = torch.device("cpu")
 
@@ -247,10 +248,9 @@ def test_the_weights_and_their_names_stay_and_a_copy_is_plain(kind, layers, for_
 
 def test_a_run_says_whether_it_uses_it(tmp_path):
     said = {}
+    short = ["--network", "resnet18", "--max-round", "1", "--max-epoch", "1"]
     for name, more in {"default": [], "off": ["--no-winograd"], "bf16": ["--precision", "bf16"]}.items():
-        arguments = [*TINY, "--sess-dir", tmp_path, "--session", name, "--max-round", "1", "--max-epoch", "1", *more]
-        status, _, err = call(*arguments)
-        assert status == 0, err
+        assert main.main([*TINY, *short, "--sess-dir", str(tmp_path), "--session", name, *more]) == 0
         said[name] = "9 convolutions by Winograd's filtering" in (tmp_path / name / "log.txt").read_text()
         assert json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])["loss"] > 0
     assert said == {"default": HAS_FAST_BATCHED_PRODUCTS, "off": False, "bf16": False}
