@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.image_folder import is_image
+from datasets.image_file import is_image
 from datasets.image_set import UNLABELLED, ImageSet
 from datasets.split import Split
 from lib.errors import UserError

@@ -1,5 +1,6 @@
 """A finished network with what it takes to use it: preprocessing, and the features of the training images."""
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,16 +14,18 @@ from torch.nn import functional as F
 
 from datasets import transforms
 from datasets.image_file import Source, read_rgb
-from datasets.image_folder import SUFFIXES, images_below
 from datasets.image_set import ImageSet
 from datasets.loading import WorkerLoader
 from datasets.normalisation import Statistics
+from datasets.photos import pictures_below
 from datasets.pipeline import EVAL_PIXELS
 from datasets.shrunk import ENOUGH, middle_square
 from lib.embedder import Embedder
 from lib.errors import UserError
 from lib.nearest import nearest
+from lib.session.journal import LOGGER
 
+log = logging.getLogger(LOGGER)
 _SHRINKING = (
     "cut the middle square and scale it to {side} x {side} pixels (PIL, bilinear; of large JPEG files Image.draft "
     "decodes no less than {least} pixels of each side)"
@@ -208,15 +211,14 @@ class Model:
 def pictures_in(folder: Union[str, os.PathLike]) -> list[str]:
     """The paths of all image files in a folder, at any depth, sorted; hidden ones are passed over.
 
+    What else is passed over is counted in warnings of the logger `and`.
+
     Raises:
         UserError: there is no such folder, it cannot be read, or holds no picture.
     """
     if not Path(folder).is_dir():
         raise UserError(f"{os.fspath(folder)}: there is no such folder of pictures")
-    try:
-        paths = images_below(os.fspath(folder))
-    except OSError as error:
-        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
-    if not paths:
-        raise UserError(f"{os.fspath(folder)}: the folder holds no pictures (files ending in {', '.join(SUFFIXES)})")
-    return paths
+    found = pictures_below(os.fspath(folder), f"{os.fspath(folder)}: the folder")
+    for line in found.passed_over():
+        log.warning("%s", line)
+    return found.pictures
