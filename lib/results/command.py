@@ -112,6 +112,8 @@ def export_results(
         statistics = (pipeline.means, pipeline.stds)
         preprocessing = Preprocessing.of(options.size, options.resize, statistics, shrink)
         _say_what_computes(options, file, preprocessing, embedder.dtype)
+        for line in (*pipeline.notes, *pipeline.cautions):
+            log.info("           %s", line)
         export(options, pipeline, preprocessing, embedder, file, world)
     finally:
         pipeline.close()

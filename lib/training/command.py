@@ -175,6 +175,8 @@ def _test(
     judged = protocols.finished(embedder)
     if not world.is_first:
         return
+    for line in (*pipeline.notes, *pipeline.cautions):
+        print(f"{pipeline.name}: {one_line(line)}")
     name = settings.options.pretrained if saved is None else f"{source}: round {saved['round']}, epoch {saved['epoch']}"
     for protocol, findings in judged:
         print(f"{name}: {protocol.name} {findings.summary} (training features recomputed)")
@@ -273,6 +275,8 @@ def _introduce(
     )
     for note in pipeline.notes:
         log.info("          %s", note)
+    for caution in pipeline.cautions:
+        log.warning("          %s", caution)
     if pipeline.skipped:
         count = len(pipeline.skipped)
         noun = "image" if count == 1 else "images"
