@@ -48,6 +48,7 @@ class Pipeline:
         only_class: the class of all images, if there is but one, whose labels are then left out; or None.
         cautions: what is to be known about accuracies, a line each.
         fingerprint: tells these training images from others.
+        contents: of some of their files, which tells them from others of the same names; see `ImageSet.contents`.
         means, stds: of the channels.
         on_device: whether images live on the device and are augmented there by the batch.
 
@@ -78,7 +79,7 @@ class Pipeline:
         if len(train) < 2:
             raise UserError(f"--dataset {split.name}: {len(train)} training image; at least 2 are needed")
         train, test, self.only_class, self.cautions = judgeable(train, test)
-        self.fingerprint = train.fingerprint()
+        self.fingerprint, self.contents = train.fingerprint(), train.contents()
         self._files = None if train.pixels is not None else train.source
         if options.shrink is not None:
             train = shrunk(train, options.shrink, options.workers_num, "training", report=rank == 0)

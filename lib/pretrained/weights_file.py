@@ -40,6 +40,7 @@ class WeightsFile:
         fingerprint: of the training images that the rows of the bank belong to, or None.
         unused: what the file holds besides that is not taken, in words.
         about: where it comes from, plain data: session, round, epoch, data set, if it says so.
+        contents: of some of those images, see `ImageSet.contents`; or None.
         shrink: the option of that name, if the file tells: what images went through before anything else.
     """
 
@@ -53,6 +54,7 @@ class WeightsFile:
     unused: tuple[str, ...] = ()
     about: dict[str, Any] = field(default_factory=dict)
     shrink: Optional[int] = None
+    contents: Optional[list[int]] = None
 
     def layer(self, with_statistics: bool) -> dict[str, Any]:
         """What the file says as options: below config files and the command line, above the defaults.
@@ -137,6 +139,7 @@ def of_checkpoint(saved: Mapping[str, Any], path: Path) -> WeightsFile:
         unused=tuple(name for name in _UNUSED if name in saved),
         about=about,
         shrink=options.get("shrink"),
+        contents=data.get("contents"),
     )
 
 
