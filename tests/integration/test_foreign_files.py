@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -162,8 +163,8 @@ def test_a_shrinking_network_is_described_and_used_as_it_was_trained(tmp_path, c
     with open(tmp_path / "e" / "images.csv", newline="") as file:
         paths = [row["path"] for row in csv.DictReader(file)]
     network = next((tmp_path / "s" / "x" / "checkpoint").glob("0001-*.ckpt"))
-    for number, source in enumerate((["--resume", network], ["--pretrained", network],
-                                     ["--pretrained", tmp_path / "e" / "network.pt", *RUN[:6]])):  # fmt: skip
+    sources = (["--resume", network], ["--pretrained", network], ["--pretrained", tmp_path / "e" / "network.pt"])
+    for number, source in enumerate(sources):
         output = tmp_path / f"m{number}"
         out = call(capsys, *source, "--embed", tmp_path / "p", "--output", output, *FEW, "--precision", "fp32",
                    "--workers-num", "0", "--gpus", "cpu")  # fmt: skip
@@ -174,6 +175,8 @@ def test_a_shrinking_network_is_described_and_used_as_it_was_trained(tmp_path, c
         model = and_discovery.load(place)
         assert model.preprocessing.shrink == 24
         assert (model.features(paths) * exported).sum(dim=1).min() > 0.99999
+        plain = torch.stack([replace(model.preprocessing, shrink=None)(path) for path in paths])
+        assert (model.features(plain) * exported).sum(dim=1).min() < 0.99999
         assert (model.features([Image.open(path) for path in paths]) * exported).sum(dim=1).min() > 0.99999
     with caplog.at_level(logging.WARNING, "and"):
         model.folder(tmp_path / "p")
