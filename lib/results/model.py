@@ -129,6 +129,10 @@ class Model:
         if isinstance(images, (Image.Image, str, os.PathLike)):
             images = [images]
         pictures = list(images)
+        for each in pictures:
+            if not isinstance(each, (Image.Image, str, os.PathLike)):
+                kind = type(each).__name__
+                raise UserError(f"a {kind} is no picture; give paths, PIL images, or a batch (B, 3, S, S)")
         found = []
         for start in range(0, len(pictures), self._batch_size):
             batch = [self.preprocessing(each) for each in pictures[start : start + self._batch_size]]

@@ -13,7 +13,7 @@ from torch import nn
 from datasets.image_file import is_image, is_unreadable_image, read_rgb
 from datasets.image_set import ImageSet
 from datasets.shrunk import shrunk
-from lib.errors import UnreadableImage
+from lib.errors import UnreadableImage, UserError
 from lib.results.model import Model, Preprocessing
 
 RED, WHITE = (200, 0, 30), (255, 255, 255)
@@ -163,6 +163,12 @@ def test_what_has_no_meaning_as_colours_is_refused_in_either_way(model, tmp_path
     (tmp_path / "x.jpg").write_bytes((tmp_path / "x.jpg").read_bytes()[:-300])
     for given in (tmp_path / "x.jpg", Image.open(tmp_path / "x.jpg")):
         with pytest.raises(UnreadableImage, match="not readable as an image: .*truncated"):
+            model.features(given)
+
+
+def test_what_is_no_picture_is_named(model):
+    for given in (np.zeros((8, 8, 3)), [b"a.png"], [None]):
+        with pytest.raises(UserError, match="a (ndarray|bytes|NoneType) is no picture; give paths, PIL images, or a"):
             model.features(given)
 
 

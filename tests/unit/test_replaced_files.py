@@ -86,8 +86,13 @@ def test_another_way_of_decoding_takes_no_older_cache(tmp_path, monkeypatch, sid
     cache = next((tmp_path / ".and-cache").iterdir())
     monkeypatch.setattr(image_cache, "decoder", lambda: "2/pillow_heif 99")
     read = []
-    monkeypatch.setattr(ImageSet, "read", lambda self, row: read.append(row) or Image.new("RGB", (8, 8)))
-    monkeypatch.setattr("datasets.shrunk.read_rgb", lambda path, at_least: read.append(path) or Image.new("RGB", (8, 8)))
+
+    def black(*what, **how):
+        read.append(what)
+        return Image.new("RGB", (8, 8))
+
+    monkeypatch.setattr(ImageSet, "read", black)
+    monkeypatch.setattr("datasets.shrunk.read_rgb", black)
     assert make(images).pixels.max() == 0 != first.max()
     assert len(read) == 3
     assert cache.exists()
