@@ -12,9 +12,9 @@ from datasets import image_cache
 class CheckedFiles:
     """Remembers of N image files which could be decoded.
 
-    A file is known by its path below the folder of them all, its size and its time of change, so that a file that
-    was replaced is a new one; and for the release of Pillow it was decoded by. Bad files are not remembered: they
-    are few, and one that could not be read for want of permission becomes good without changing.
+    A file is known by its path below the folder of them all, its size, its number on the disk and its times of change,
+    so that a file that was replaced is a new one; and for the release of Pillow it was decoded by. Bad files are not
+    remembered: they are few, and one that could not be read for want of permission becomes good without changing.
 
     The record lies in the cache beside the folder of the images, or, where nothing can be written there, in
     and-discovery in the user's cache folder ($XDG_CACHE_HOME, or ~/.cache). It is an array of checksums: a damaged

@@ -15,15 +15,14 @@ from lib.errors import UnreadableImage, one_line
 
 LARGEST_SIDE = 64  # pixels
 LARGEST_ARRAY = 2**31  # bytes
-_VERSION = b"rgb-1"  # changes with how files are decoded, so that an older cache is not taken
 
 
 def decoded(images: ImageSet) -> Optional[ImageSet]:
     """The same images as one array, if they are files of small images of one size; None if they are not.
 
-    What was decoded is kept in a hidden folder beside the folder of the images, under a name that is a checksum
-    over the bytes of all the files: a cache is never taken for other images. Where nothing can be written there,
-    nothing is kept.
+    What was decoded is kept in a hidden folder beside the folder of the images, under a name that is a checksum over
+    the bytes of all the files and over what decodes them: a cache is never taken for other images. Where nothing can
+    be written there, nothing is kept.
 
     Raises:
         UnreadableImage: a file cannot be read as an image.
@@ -52,7 +51,7 @@ def _small_size(path: str) -> Optional[tuple[int, int]]:
 
 
 def _checksum(paths) -> str:
-    digest = hashlib.blake2b(_VERSION, digest_size=16)
+    digest = hashlib.blake2b(image_cache.release().encode(), digest_size=16)
     for path in paths:
         try:
             content = Path(path).read_bytes()

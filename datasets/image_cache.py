@@ -12,6 +12,8 @@ from typing import BinaryIO, Callable
 import numpy as np
 import PIL
 
+from datasets.image_file import decoder
+
 CACHE = ".and-cache"
 """Name of the hidden folder beside the folder of the images."""
 
@@ -70,21 +72,31 @@ def places(folder: Path, name: str, suffix: str) -> list[Path]:
     return [beside, Path(cache, "and-discovery", f"{name}-{digest}.{suffix}")]
 
 
+def release() -> str:
+    """What decodes: what an older or newer one has found out about files is not taken."""
+    return f"{PIL.__version__}/{decoder()}"
+
+
 NOT_THERE = 0
 """The key of a file that has no size and time."""
 
 
 def file_keys(paths: Sequence[str]) -> np.ndarray:
-    """(N,) uint64, a checksum for each file: its path below the folder of them all, its size and its time of change,
-    and the release of Pillow that decodes it."""
-    root = len(os.path.commonpath({os.path.dirname(path) for path in paths}))
-    return np.fromiter((_key(path, path[root:]) for path in paths), dtype=np.uint64, count=len(paths))
+    """(N,) uint64, a checksum for each file: its path below the folder of them all, its size, its number on the disk,
+    when its content and when anything about it changed, and what decodes it (`release`).
+
+    Programs can set the time of the content back to that of a file that was there before; nothing sets back the time
+    of any change, but for disks that do not keep it, where another file has another number.
+    """
+    root, decoded_by = len(os.path.commonpath({os.path.dirname(path) for path in paths})), release()
+    return np.fromiter((_key(path, path[root:], decoded_by) for path in paths), dtype=np.uint64, count=len(paths))
 
 
-def _key(path: str, name: str) -> int:
+def _key(path: str, name: str, decoded_by: str) -> int:
     try:
         status = os.stat(path)
     except OSError:
         return NOT_THERE
-    text = f"{PIL.__version__}/{status.st_size}/{status.st_mtime_ns}".encode() + os.fsencode(name)
+    state = (status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
+    text = "/".join(map(str, (decoded_by, *state))).encode() + os.fsencode(name)
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")

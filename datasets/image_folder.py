@@ -6,14 +6,17 @@ from typing import Optional
 
 import numpy as np
 
+from datasets.found_files import ENDINGS, Found, entries, look_through, sort_files, unlike_text
 from datasets.image_set import ImageSet
 from datasets.normalisation import IMAGENET
+from datasets.paths import same_name
 from datasets.split import Split
-from lib.errors import UserError
-from lib.session.folder import SessionFolder
+from lib.errors import UserError, one_line
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
-"""Files with these endings, in either case, are images; all others are passed over."""
+_HELD_OUT = ("test", "val", "valid", "validation")
+"""Names of the folder of test images; the first that is there is used."""
+
+_NAMED = 6  # folders that a message names
 
 
 def imagefolder(root: Path, download: bool) -> Split:
@@ -22,69 +25,100 @@ def imagefolder(root: Path, download: bool) -> Split:
     Raises:
         UserError: as `read_folders`.
     """
-    train, test = read_folders(root, "imagefolder")
-    return Split("imagefolder", train, test, *IMAGENET)
+    train, test, notes = read_folders(root, "imagefolder")
+    return Split("imagefolder", train, test, *IMAGENET, notes)
 
 
-def read_folders(root: Path, dataset: str) -> tuple[ImageSet, Optional[ImageSet]]:
-    """The images in `root`/train, and in `root`/test, or else `root`/val, if there is one.
+def read_folders(root: Path, dataset: str) -> tuple[ImageSet, Optional[ImageSet], tuple[str, ...]]:
+    """The images in `root`/train, and in `root`/test, or else val, valid or validation, if there is one; and notes.
 
     Each folder in train that holds images, at any depth, is a class; classes and images are in order of their
     paths. Without such folders the images are those directly in train, and have no labels. Names that begin with
-    a dot are passed over, and links are followed.
+    a dot are passed over, and so are folders that systems make, and files that are no pictures; the notes count them.
+    Links are followed. Names of classes are compared by what they say, not by their bytes (`same_name`).
 
     Args:
         dataset: named in messages.
 
     Raises:
         UserError: there is no train folder or no image in it or in test, images lie both beside class folders
-            and in them, or a class of the test images is not one of train.
+            and in them, a class of the test images is not one of train, or a class folder holds files and no image.
     """
     folder = root / "train"
+    beside = _folders_in(root)
     if not folder.is_dir():
+        holds = f" ({root} holds {_listed(beside)})" if beside else ""
         raise UserError(
-            f"--dataset {dataset}: there is no folder {folder}; point --data-root at the folder that holds train/ "
-            f"and test/, or link it: mkdir -p {root.parent} && ln -s /path/to/it {root}"
+            f"--dataset {dataset}: there is no folder {folder}{holds}; point --data-root at the folder that holds "
+            f"train/ and test/, or link it: mkdir -p {root.parent} && ln -s /path/to/it {root}"
         )
-    train = read_folder(folder, dataset, None)
-    for name in ("test", "val"):
-        if (root / name).is_dir():
-            return train, read_folder(root / name, dataset, train.classes)
-    return train, None
+    notes: list[str] = []
+    train = read_folder(folder, dataset, None, notes)
+    test, name = None, next((name for name in _HELD_OUT if (root / name).is_dir()), None)
+    if name is not None:
+        test = read_folder(root / name, dataset, train.classes, notes)
+        if name != "test":
+            notes.append(f"test images: those in {name}/")
+    unused = [other for other in beside if other not in ("train", name)]
+    if unused:
+        notes.append(f"not used: {_listed(unused)} beside train/")
+    return train, test, tuple(notes)
 
 
-def read_folder(folder: Path, dataset: str, known: Optional[tuple[str, ...]]) -> ImageSet:
-    """The images of one folder, as `read_folders` finds them; `known` are the classes allowed, if that is settled.
+def _folders_in(root: Path) -> list[str]:
+    try:
+        return [os.path.basename(path) for path in entries(str(root), Found())[1]]
+    except OSError:  # what cannot be listed may be entered all the same
+        return []
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(f"{one_line(name)}/" for name in names[:_NAMED])
+    return shown + (f" and {len(names) - _NAMED:,} more folders" if len(names) > _NAMED else "")
+
+
+def read_folder(
+    folder: Path, dataset: str, known: Optional[tuple[str, ...]], notes: Optional[list[str]] = None
+) -> ImageSet:
+    """The images of one folder, as `read_folders` finds them.
+
+    Args:
+        known: the classes allowed, if that is settled.
+        notes: a list to which lines about what was passed over are added.
 
     Raises:
-        UserError: it holds no images, or some both beside class folders and in them, or a class that is not known.
+        UserError: it holds no images, or some both beside class folders and in them, or a class that is not known, or
+            a class folder without an image.
     """
     try:
-        loose, classes = _scan(folder)
+        loose, classes, found, lines = _scan(folder, dataset)
     except OSError as error:
         raise UserError(f"--dataset {dataset}: {error.filename} cannot be read: {error.strerror}") from error
     if not loose and not classes:
         raise UserError(
-            f"--dataset {dataset}: {folder} holds no images (files ending in {', '.join(SUFFIXES)}); put a folder "
-            "of images for each class there, or images without labels"
+            f"--dataset {dataset}: {folder} holds no images ({ENDINGS}){found.holdings()}; put a folder of images for "
+            "each class there, or images without labels"
         )
     if loose and classes:
         raise UserError(
             f"--dataset {dataset}: {folder} holds class folders ({', '.join(sorted(classes)[:3])}, ...) and images "
             f"beside them ({os.path.basename(loose[0])}, ...); move those images into a class folder or away"
         )
+    if notes is not None:
+        notes.extend([*lines, *found.passed_over(f" in {folder.name}")])
     if not classes:
         return ImageSet(tuple(loose), None, known or ())
     if known == ():  # training images without labels: class folders among the test images mean nothing
         return ImageSet(tuple(path for name in sorted(classes) for path in classes[name]))
     names = tuple(sorted(classes)) if known is None else known
-    strange = sorted(set(classes) - set(names))
+    called = {same_name(name): name for name in names}
+    strange = sorted(name for name in classes if same_name(name) not in called)
     if strange:
         raise UserError(
             f"--dataset {dataset}: {folder / strange[0]} is a class that the training images do not have; "
             "remove it or add it to train"
         )
-    return _labelled(classes, names)
+    return _labelled({called[same_name(name)]: paths for name, paths in classes.items()}, names)
 
 
 def _labelled(classes: dict[str, list[str]], names: tuple[str, ...]) -> ImageSet:
@@ -93,73 +127,38 @@ def _labelled(classes: dict[str, list[str]], names: tuple[str, ...]) -> ImageSet
     return ImageSet(paths, np.repeat(np.arange(len(names), dtype=np.int64), counts), names)
 
 
-def _scan(folder: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """The images directly in a folder, and those below each of its folders that has any."""
-    files, folders = _entries(str(folder))
-    classes = {}
+def _scan(folder: Path, dataset: str) -> tuple[list[str], dict[str, list[str]], Found, list[str]]:
+    """The images directly in a folder, those below each of its folders that has any, all that was found, and notes."""
+    total, lines = Found(), []
+    files, folders = entries(str(folder), total)
+    sort_files(files, total)
+    loose = list(total.pictures)
+    classes: dict[str, list[str]] = {}
+    empty: list[str] = []
+    folder_of: dict[str, str] = {}
     for path in folders:
-        images = images_below(path, above=str(folder))
-        if images:
-            classes[os.path.basename(path)] = images
-    return [path for path in files if is_image(path)], classes
+        found = look_through(path, above=(str(folder),))
+        name = os.path.basename(path)
+        if found.pictures:
+            first = folder_of.setdefault(same_name(name), name)
+            if first != name:
+                lines.append(f"two folders in {folder.name} are called {one_line(name)}, in other bytes: one class")
+            classes.setdefault(first, []).extend(found.pictures)
+        else:
+            _check_lost(path, dataset, found)
+            if not found.sessions:
+                empty.append(name)
+        total.add(found)
+    if empty:
+        lines.append(f"no classes, for they hold no pictures: {_listed(empty)} in {folder.name}")
+    return loose, classes, total, lines
 
 
-def images_below(folder: str, above: Optional[str] = None) -> list[str]:
-    """The images at any depth, sorted. A folder that links lead to again, `above` included, is read once.
-
-    What lies in the session folder of a run is passed over.
-    """
-    return list(filter(is_image, files_below(folder, above)[0]))
-
-
-def files_below(folder: str, above: Optional[str] = None) -> tuple[list[str], list[str]]:
-    """As `images_below`, all files but the hidden ones; and the session folders of runs, which are passed over: a run
-    draws pictures into its own, and must find the same images when it is gone on with."""
-    seen = set() if above is None else {os.path.realpath(above)}
-    found: list[str] = []
-    sessions: list[str] = []
-    pending = [folder]
-    while pending:
-        here = pending.pop()
-        real = os.path.realpath(here)
-        if real in seen:
-            continue
-        seen.add(real)
-        if SessionFolder(Path(here)).is_one:
-            sessions.append(here)
-            continue
-        files, folders = _entries(here)
-        found.extend(files)
-        pending.extend(reversed(folders))
-    return sorted(found), sorted(sessions)
-
-
-def _entries(folder: str) -> tuple[list[str], list[str]]:
-    """The sorted paths of the files and of the folders in a folder, without the hidden ones."""
-    with os.scandir(folder) as scan:
-        entries = [entry for entry in scan if not entry.name.startswith(".")]
-    files: list[str] = []
-    folders: list[str] = []
-    for entry in sorted(entries, key=lambda entry: entry.path):
-        if _is_folder(entry):
-            folders.append(entry.path)
-        elif not _is_pipe_or_device(entry):
-            files.append(entry.path)
-    return files, folders
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    # a link to itself makes entry.is_dir() raise; os.path.isdir answers no
-    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
-
-
-def _is_pipe_or_device(entry: os.DirEntry) -> bool:
-    """Reading these would never end. A link that leads nowhere is taken for a file, which an error will name."""
-    if not entry.is_symlink():
-        return not entry.is_file()
-    return os.path.exists(entry.path) and not os.path.isfile(entry.path)
-
-
-def is_image(path: str) -> bool:
-    """Whether a file's name says that it is an image that can be read."""
-    return path.lower().endswith(SUFFIXES)
+def _check_lost(folder: str, dataset: str, found: Found) -> None:
+    """Raise a UserError if a class folder has lost all its files: accuracies would be of the other classes."""
+    if unlike_text(found.others) is not None or found.closed:
+        raise UserError(
+            f"--dataset {dataset}: {one_line(folder)} is a class folder without a picture that can be read here"
+            f"{found.holdings()}; convert its files to JPEG (for HEIC, pip install pillow-heif will do), or move the "
+            "folder away"
+        )

@@ -11,9 +11,35 @@ from PIL import Image
 
 from datasets.image_file import read_rgb
 from datasets.paths import Paths
+from lib.errors import one_line
 
 UNLABELLED = -1
 """The label of an image that has none, where others have."""
+
+_SAMPLED = 256  # files that `contents` opens
+_PIECE = 4096  # bytes that it reads of a file at its start, its middle and its end
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """Files of the same names as before that hold something else.
+
+    Attributes:
+        paths: of those found.
+        compared: how many were looked at.
+    """
+
+    paths: tuple[str, ...]
+    compared: int
+
+    @property
+    def are_others(self) -> bool:
+        """Whether these are other pictures, not the same ones of which some were edited."""
+        return 2 * len(self.paths) > self.compared
+
+    def __str__(self) -> str:
+        named = ", ".join(map(one_line, self.paths[:3])) + (", ..." if len(self.paths) > 3 else "")
+        return f"{len(self.paths):,} of {self.compared:,} files compared ({named})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +111,23 @@ class ImageSet:
                 digest.update(os.fsencode(path[len(root) :]) + b"\0")
         return digest.hexdigest()
 
+    def contents(self) -> list[int]:
+        """A checksum of 31 bits for each of an even sample of the files: of its size and some of its bytes.
+
+        0 for a file that cannot be read. Empty for pixels in memory, which `fingerprint` tells apart.
+        """
+        return [] if self.pixels is not None else [_content(self.source[row]) for row in _even_sample(len(self))]
+
+    def replaced(self, before: Optional[Sequence[int]]) -> Replaced:
+        """Which files are not those of which `contents` gave `before`; where that is not known, none."""
+        paths = self.paths
+        rows = [] if paths is None or not before else _even_sample(len(self))
+        if len(rows) != len(before or ()):
+            return Replaced((), 0)
+        now = [_content(paths[row]) for row in rows]
+        other = [row for row, one, two in zip(rows, before or (), now) if one and two and one != two]
+        return Replaced(tuple(paths[row] for row in other), len(rows))
+
     def subset(self, indices: Sequence[int]) -> "ImageSet":
         """The images of these indices, in their order; the classes stay."""
         rows = np.asarray(indices, dtype=np.int64)
@@ -93,6 +136,23 @@ class ImageSet:
         if self.pixels is None:
             return ImageSet(paths, labels, self.classes, rows=self.numbers[rows])
         return ImageSet(self.pixels[rows], labels, self.classes, paths, self.numbers[rows])
+
+
+def _even_sample(count: int) -> list[int]:
+    return sorted({row * (count - 1) // max(1, min(count, _SAMPLED) - 1) for row in range(min(count, _SAMPLED))})
+
+
+def _content(path: str) -> int:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            digest = hashlib.blake2b(str(size).encode(), digest_size=4)
+            for place in sorted({0, max(0, size // 2 - _PIECE // 2), max(0, size - _PIECE)}):
+                file.seek(place)
+                digest.update(file.read(_PIECE))
+    except OSError:
+        return 0
+    return int.from_bytes(digest.digest(), "big") >> 1
 
 
 def limit(image_set: ImageSet, count: int, seed: int) -> ImageSet:

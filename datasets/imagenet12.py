@@ -28,18 +28,19 @@ def imagenet12(root: Path, download: bool) -> Split:
                 f"--dataset imagenet12: there is no folder {root / name}; point --data-root at the folder that holds "
                 f"train/ and val/, or link it: mkdir -p {root.parent} && ln -s /path/to/imagenet {root}"
             )
-    train = _sorted_into_classes(root / "train", None)
+    notes: list[str] = []
+    train = _sorted_into_classes(root / "train", None, notes)
     if len(train.classes) != _CLASSES:
         raise UserError(
             f"--dataset imagenet12: {root / 'train'} holds {len(train.classes)} class folders with images, not "
             f"{_CLASSES}; unpack what is missing, or use --dataset imagefolder for a part of ImageNet"
         )
-    val = _sorted_into_classes(root / "val", train.classes)
-    return Split("imagenet12", train, val, *IMAGENET)
+    val = _sorted_into_classes(root / "val", train.classes, notes)
+    return Split("imagenet12", train, val, *IMAGENET, tuple(notes))
 
 
-def _sorted_into_classes(folder: Path, known: Optional[tuple[str, ...]]) -> ImageSet:
-    images = read_folder(folder, "imagenet12", known)
+def _sorted_into_classes(folder: Path, known: Optional[tuple[str, ...]], notes: list[str]) -> ImageSet:
+    images = read_folder(folder, "imagenet12", known, notes)
     if images.labels is None:
         raise UserError(
             f"--dataset imagenet12: the images lie directly in {folder}, so their classes are not known; move each "

@@ -3,19 +3,25 @@
 import csv
 import io
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from datasets.image_folder import is_image
+from datasets.image_file import is_image
 from datasets.image_set import UNLABELLED, ImageSet
+from datasets.paths import same_name
 from datasets.split import Split
 from lib.errors import UserError
 
 FOLDERS = "folders"
+
+_LOOKED_AT = 200  # lines of a table, to find out how it is written
+_SAVE = "save it as CSV in UTF-8"
 
 
 def with_labels(split: Split, root: Path, labels: str) -> Split:
@@ -25,8 +31,9 @@ def with_labels(split: Split, root: Path, labels: str) -> Split:
         root: the folder of the images.
         labels: `folders`: an image's class is the folder directly below `root` that it lies in; images beside these
             folders have none. Or the path of a table with two columns, path and label, separated by commas,
-            semicolons or tabs. Its paths start from `root` or are absolute; a first line that is a heading is passed
-            over; images that it does not name, or names with an empty label, have none.
+            semicolons or tabs, in UTF-8. Its paths start from `root` or are absolute, and are compared as
+            `same_name` does; a first line that is a heading is passed over; images that it does not name, or names
+            with an empty label, have none.
 
     Raises:
         UserError: there are fewer than two classes, or the table cannot be read, names what is no image of the data
@@ -46,30 +53,76 @@ def with_labels(split: Split, root: Path, labels: str) -> Split:
 
 def _from_folders(images: ImageSet, root: Path) -> list[str]:
     below = (os.path.relpath(path, root).split(os.sep) for path in images.paths)
-    return [parts[0] if len(parts) > 1 else "" for parts in below]
+    return [same_name(parts[0]) if len(parts) > 1 else "" for parts in below]
 
 
 def _from_table(images: ImageSet, root: Path, table: str) -> list[str]:
-    row_of = {os.path.abspath(path): row for row, path in enumerate(images.paths)}
+    pictures = _Pictures(images, root)
     names = [""] * len(images)
     line_of: dict[int, int] = {}
-    for line, path, label in _entries(table):
-        row = row_of.get(os.path.abspath(os.path.join(root, os.path.expanduser(path))))
-        if row is None:
+    for line, path, label in _entries(table, pictures):
+        where = f"--labels {table}, line {line}"
+        rows = pictures.called(path)
+        if not rows:
+            encoding = f" (its name holds bytes that are no UTF-8; {_SAVE})" if _not_utf_8(path) else ""
             raise UserError(
-                f"--labels {table}, line {line}: {path} is no picture below {root}; paths start from there, "
-                "or are absolute"
+                f"{where}: {path.strip()} is no picture below {root}; paths start from there, or are absolute{encoding}"
             )
+        if len(rows) > 1:
+            raise UserError(f"{where}: {path.strip()} may be either of {len(rows)} pictures, whose names look alike")
+        if _not_utf_8(label):
+            raise UserError(f"{where}: the label {label.strip()} is not UTF-8 text; {_SAVE}")
+        row, label = rows[0], same_name(label.strip())
         if row in line_of and names[row] != label:
             raise UserError(
-                f"--labels {table}, line {line}: {path} is {label or 'unlabelled'!r} here and {names[row]!r} in line "
-                f"{line_of[row]}"
+                f"{where}: {path.strip()} is {label or 'unlabelled'!r} here and {names[row]!r} in line {line_of[row]}"
             )
         names[row], line_of[row] = label, line
     return names
 
 
-def _entries(table: str) -> Iterator[tuple[int, str, str]]:
+def _not_utf_8(text: str) -> bool:
+    """Whether bytes that are no UTF-8 were read into it."""
+    return any("\udc80" <= letter <= "\udcff" for letter in text)
+
+
+class _Pictures:
+    """The pictures of a data set by their names, as tables write them.
+
+    The name itself counts first; then the name without spaces around it; then any that looks the same (`same_name`),
+    with the separators of Windows too.
+    """
+
+    def __init__(self, images: ImageSet, root: Path):
+        self._root = root
+        self._exact: dict[str, int] = {}
+        self._alike: dict[str, list[int]] = {}
+        for row, path in enumerate(images.paths):
+            whole = os.path.abspath(path)
+            self._exact[whole] = row
+            self._alike.setdefault(self._loose(whole), []).append(row)
+
+    def called(self, name: str) -> list[int]:
+        """The rows of the pictures that a cell of a table may mean; the first way of reading it that gives any."""
+        for each in dict.fromkeys((name, name.strip())):
+            row = self._exact.get(self._absolute(each))
+            if row is not None:
+                return [row]
+        for each in dict.fromkeys((name, name.strip(), name.replace("\\", "/"))):
+            rows = self._alike.get(self._loose(self._absolute(each)))
+            if rows:
+                return rows
+        return []
+
+    def _absolute(self, name: str) -> str:
+        return os.path.abspath(os.path.join(self._root, os.path.expanduser(name)))
+
+    @staticmethod
+    def _loose(path: str) -> str:
+        return "/".join(part.strip() for part in same_name(path).split("/"))
+
+
+def _entries(table: str, pictures: _Pictures) -> Iterator[tuple[int, str, str]]:
     """(line, path, label) of each line that says something."""
     try:
         # utf-8-sig: spreadsheets write a byte-order mark in front
@@ -82,22 +135,50 @@ def _entries(table: str) -> Iterator[tuple[int, str, str]]:
             "and label"
         ) from None
     if "\0" in text:
-        raise UserError(f"--labels {table}: it is not UTF-8 text; save it as CSV in UTF-8")
-    first = text.partition("\n")[0]
-    separator = next((mark for mark in ",;\t" if mark in first), ",")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-    for cells in _rows(reader, table):
+        raise UserError(f"--labels {table}: it is not UTF-8 text; {_SAVE}")
+    dialect = _dialect(text, pictures)
+    for line, cells in _rows(text, dialect, table):
         if not any(map(str.strip, cells)):
             continue
         if len(cells) != 2:
-            raise UserError(f"--labels {table}, line {reader.line_num}: {len(cells)} columns where there should be 2")
-        path, label = map(str.strip, cells)
-        if reader.line_num > 1 or is_image(path):
-            yield reader.line_num, path, label
+            raise UserError(f"--labels {table}, line {line}: {len(cells)} columns where there should be 2")
+        if line > 1 or is_image(cells[0].strip()):
+            yield line, cells[0], cells[1]
 
 
-def _rows(reader: Any, table: str) -> Iterator[list[str]]:
+_Dialect = tuple[str, bool]  # what separates cells; whether spaces before a quotation mark are passed over
+
+
+def _dialect(text: str, pictures: _Pictures) -> _Dialect:
+    """How the cells of a table are written: so that the first of most lines is a picture.
+
+    A name may hold a comma and a label a semicolon, so that the first line alone does not tell.
+    """
+    first = text.partition("\n")[0]
+    marks = sorted(",;\t", key=lambda mark: mark not in first)
+    dialects = [(mark, re.search(rf'(?:^|{mark}) +"', text, re.MULTILINE) is not None) for mark in marks]
+    return max(dialects, key=lambda dialect: _fitting(text, dialect, pictures))  # the first of equals
+
+
+def _fitting(text: str, dialect: _Dialect, pictures: _Pictures) -> tuple[int, int]:
+    """Of the first lines how many name a picture and a label, and how many have two cells."""
     try:
-        yield from reader
+        cells = [cells for cells in islice(_reader(text, dialect), _LOOKED_AT) if len(cells) == 2]
+    except csv.Error:
+        return 0, 0
+    return sum(bool(pictures.called(path)) for path, _ in cells), len(cells)
+
+
+def _reader(text: str, dialect: _Dialect) -> Any:
+    mark, skip = dialect
+    return csv.reader(io.StringIO(text, newline=""), delimiter=mark, skipinitialspace=skip)
+
+
+def _rows(text: str, dialect: _Dialect, table: str) -> Iterator[tuple[int, list[str]]]:
+    """Each row with the number of its last line, from 1."""
+    reader = _reader(text, dialect)
+    try:
+        for cells in reader:
+            yield reader.line_num, cells
     except csv.Error as error:
         raise UserError(f"--labels {table}, line {reader.line_num}: {error}") from None

@@ -38,6 +38,7 @@ class WorkerLoader:
         device: where batches are delivered.
         size: S, which empty batches need to be told.
         prefetch: batches that each worker process loads ahead.
+        at_least: as in `read_rgb`.
     """
 
     def __init__(
@@ -50,8 +51,9 @@ class WorkerLoader:
         device: torch.device,
         size: int = 0,
         prefetch: int = 2,
+        at_least: Optional[int] = None,
     ):
-        self._images = _TransformedImages(image_set, transform, seed)
+        self._images = _TransformedImages(image_set, transform, seed, at_least)
         self._batch_size, self._workers_num, self._device = batch_size, workers_num, torch.device(device)
         self._size, self._prefetch = size, prefetch
         self._idle: Optional[DataLoader] = None  # with its workers, if it has any
@@ -154,8 +156,10 @@ class _TransformedImages:
     """The images by key. One that cannot be read gives its UserError as a value: torch would bury an exception
     raised in a worker in a traceback of several lines."""
 
-    def __init__(self, image_set: ImageSet, transform: Callable[[Image.Image], Tensor], seed: int):
-        self._image_set, self._transform, self._seed = image_set, transform, seed
+    def __init__(
+        self, image_set: ImageSet, transform: Callable[[Image.Image], Tensor], seed: int, at_least: Optional[int]
+    ):
+        self._image_set, self._transform, self._seed, self._at_least = image_set, transform, seed, at_least
 
     def __len__(self) -> int:
         return len(self._image_set)
@@ -163,7 +167,7 @@ class _TransformedImages:
     def __getitem__(self, key: _Key) -> Union[tuple[Tensor, int], UserError]:
         row, salt = key
         try:
-            image = self._image_set.read(row)
+            image = self._image_set.read(row, self._at_least)
         except UserError as error:
             return type(error)(str(error))
         with _seeded(derive(self._seed, "image", *salt, row)):

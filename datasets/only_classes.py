@@ -1,13 +1,15 @@
-"""Some classes of a labelled data set, as if there were no others."""
+"""Some classes of a labelled data set, as if there were no others; and what labels can judge."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Optional
 
 import numpy as np
 
 from datasets.image_set import UNLABELLED, ImageSet
+from datasets.paths import same_name
 from datasets.split import Split
-from lib.errors import UserError
+from lib.errors import UserError, one_line
 
 _NAMED = 20  # classes that an error lists
 
@@ -17,7 +19,8 @@ def only_classes(split: Split, wanted: Sequence[str]) -> Split:
 
     Args:
         split: the data set.
-        wanted: names of classes, or their numbers from 0 where no class has that name; empty: all.
+        wanted: names of classes if each of them is one, else their numbers from 0; empty: all. A note says which of
+            the two was taken where some could be both.
 
     Raises:
         UserError: there are no labels, or no such class.
@@ -26,22 +29,75 @@ def only_classes(split: Split, wanted: Sequence[str]) -> Split:
         return split
     if split.train.labels is None:
         raise UserError(f"--classes: the training images of {split.name} have no labels to choose by; leave it out")
-    kept = sorted({_number(name, split.train.classes, split.name) for name in wanted})
+    numbers, note = _numbers(wanted, split.train.classes, split.name)
+    kept = sorted(set(numbers))
     test = split.test
     if test is not None and test.labels is not None:
         test = _only(test, kept)
-    return replace(split, train=_only(split.train, kept), test=test)
+    return replace(split, train=_only(split.train, kept), test=test, notes=(*split.notes, *note))
 
 
-def _number(name: str, classes: Sequence[str], data_set: str) -> int:
-    if name in classes:
-        return classes.index(name)
-    if name.isdecimal() and int(name) < len(classes):
-        return int(name)
-    named = ", ".join(classes[:_NAMED]) + (f" and {len(classes) - _NAMED} more" if len(classes) > _NAMED else "")
+def _numbers(wanted: Sequence[str], classes: Sequence[str], data_set: str) -> tuple[list[int], list[str]]:
+    """The number of each word, and a note if all words could be read in another way.
+
+    All are names, or all are numbers: in folders called 1, 2 and 3 the words 0 1 2 are numbers.
+    """
+    row_of = {same_name(name): row for row, name in enumerate(classes)}
+    names = [row_of.get(same_name(word)) for word in wanted]
+    numbers = [int(word) if word.isdecimal() and int(word) < len(classes) else None for word in wanted]
+    if None not in names:
+        if None in numbers or numbers == names:
+            return names, []
+        meant = ", ".join(classes[number] for number in numbers)
+        return names, [f"--classes {' '.join(wanted)}: taken as names; as numbers, from 0, they would be {meant}"]
+    if None not in numbers:
+        both = [word for word, name in zip(wanted, names) if name is not None]
+        if not both:
+            return numbers, []
+        meant = f"taken as numbers, from 0, for no class is called {wanted[names.index(None)]}"
+        return numbers, [f"--classes {' '.join(wanted)}: {meant}: {', '.join(classes[number] for number in numbers)}"]
+    neither = [word for word, name, number in zip(wanted, names, numbers) if name is None and number is None]
+    strange = neither[0] if neither else wanted[names.index(None)]
+    shown = ", ".join(classes[:_NAMED]) + (f" and {len(classes) - _NAMED} more" if len(classes) > _NAMED else "")
+    mixed = " beside the other words" if strange.isdecimal() and int(strange) < len(classes) else ""
     raise UserError(
-        f"--classes {name}: {data_set} has no such class; name them or number them 0 to {len(classes) - 1}: {named}"
+        f"--classes {strange}: {data_set} has no such class{mixed}; name all or number all from 0 to "
+        f"{len(classes) - 1}: {shown}"
     )
+
+
+def judgeable(
+    train: ImageSet, test: Optional[ImageSet]
+) -> tuple[ImageSet, Optional[ImageSet], Optional[str], tuple[str, ...]]:
+    """Both sets, without their labels if all of them are the same, since every accuracy would be 100 %.
+
+    Returns:
+        training images, test images, the one class there is or None, and lines about images for which no vote can be
+        right: those of a class without another training image.
+    """
+    if train.labels is None:
+        return train, test, None, ()
+    learnt = np.bincount(train.labels[train.labels >= 0], minlength=len(train.classes))
+    if test is not None and test.labels is None:
+        return train, test, None, ()
+    judged = learnt if test is None else np.bincount(test.labels[test.labels >= 0], minlength=len(train.classes))
+    classes = np.flatnonzero(learnt + judged)
+    if len(classes) == 1:
+        name = train.classes[classes[0]]
+        unlabelled = test and replace(test, labels=None, classes=())
+        line = f"one class only ({one_line(name)}): every accuracy would be 100 %, so none is computed"
+        return replace(train, labels=None, classes=()), unlabelled, name, (line,)
+    alone = np.flatnonzero((judged > 0) & (learnt < (2 if judged is learnt else 1)))
+    if len(alone) == 0:
+        return train, test, None, ()
+    shown = ", ".join(one_line(train.classes[row]) for row in alone[:_NAMED])
+    shown += f" and {len(alone) - _NAMED} more" if len(alone) > _NAMED else ""
+    kind = "labelled" if judged is learnt else "test"
+    line = (
+        f"{int(judged[alone].sum()):,} {kind} images cannot be recognised, for no other image of their class is there "
+        f"to learn from: {shown}"
+    )
+    return train, test, None, (line,)
 
 
 def _only(images: ImageSet, kept: Sequence[int]) -> ImageSet:

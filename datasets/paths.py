@@ -1,10 +1,19 @@
 """Many paths in little memory."""
 
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Union
 
 import numpy as np
+
+
+def same_name(name: str) -> str:
+    """One spelling for names that look alike: systems write é as one letter or as e and an accent (Unicode's NFC, NFD).
+
+    Bytes that are no UTF-8 stay as they are.
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 class Paths(Sequence):

@@ -13,7 +13,7 @@ from datasets.decoded import decoded
 from datasets.device_loader import DeviceLoader, to_device
 from datasets.image_set import ImageSet, limit
 from datasets.loading import WorkerLoader
-from datasets.only_classes import only_classes
+from datasets.only_classes import judgeable, only_classes
 from datasets.share import WHOLE, Share
 from datasets.shrunk import shrunk
 from datasets.split import Split
@@ -45,7 +45,10 @@ class Pipeline:
         train, test: all the images, whatever the share; test may be None.
         skipped: the paths of the images that `--skip-bad-images` left out.
         notes: of the data set, a line each.
+        only_class: the class of all images, if there is but one, whose labels are then left out; or None.
+        cautions: what is to be known about accuracies, a line each.
         fingerprint: tells these training images from others.
+        contents: of some of their files, which tells them from others of the same names; see `ImageSet.contents`.
         means, stds: of the channels.
         on_device: whether images live on the device and are augmented there by the batch.
 
@@ -75,7 +78,8 @@ class Pipeline:
         train, test = self._limited(split.train, options.limit_train), self._limited(split.test, options.limit_test)
         if len(train) < 2:
             raise UserError(f"--dataset {split.name}: {len(train)} training image; at least 2 are needed")
-        self.fingerprint = train.fingerprint()
+        train, test, self.only_class, self.cautions = judgeable(train, test)
+        self.fingerprint, self.contents = train.fingerprint(), train.contents()
         self._files = None if train.pixels is not None else train.source
         if options.shrink is not None:
             train = shrunk(train, options.shrink, options.workers_num, "training", report=rank == 0)

@@ -21,7 +21,7 @@ from lib.session.journal import LOGGER
 
 log = logging.getLogger(LOGGER)
 
-_ENOUGH = 2  # a picture is scaled down from at least so many times the side that is wanted
+ENOUGH = 2  # a picture is scaled down from at least so many times the side that is wanted
 _WORTH_A_WORD = 64  # pictures; reading fewer takes a moment
 
 
@@ -69,9 +69,13 @@ def shrunk(images: ImageSet, side: int, workers_num: int, kind: str = "training"
 
 
 def _square(side: int, path: str) -> np.ndarray:
-    image = read_rgb(path, at_least=_ENOUGH * side)
+    return np.asarray(middle_square(read_rgb(path, at_least=ENOUGH * side), side))
+
+
+def middle_square(image: Image.Image, side: int) -> Image.Image:
+    """The middle square of an image, scaled to side x side pixels; an image of that size stays as it is."""
     # bilinear, as the transforms of the images: PIL smooths before it reduces
-    return np.asarray(ImageOps.fit(image, (side, side), Image.BILINEAR))
+    return ImageOps.fit(image, (side, side), Image.BILINEAR)
 
 
 def _check_memory(count: int, side: int) -> None:

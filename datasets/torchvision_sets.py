@@ -39,13 +39,13 @@ def cifar10(root: Path, download: bool) -> Split:
     Raises:
         UserError: it is missing, damaged, or in folders that are not its ten classes.
     """
-    train, test = _cifar(root, "cifar10", torchvision.datasets.CIFAR10, download)
+    train, test, notes = _cifar(root, "cifar10", torchvision.datasets.CIFAR10, download)
     if train.classes != CIFAR10_CLASSES:
         raise UserError(
             f"--dataset cifar10: the class folders in {root / 'train'} are {_some(train.classes)}, not the ten of "
             f"CIFAR-10 ({', '.join(CIFAR10_CLASSES)}); for other images use --dataset imagefolder"
         )
-    return Split("cifar10", train, test, *CIFAR10)
+    return Split("cifar10", train, test, *CIFAR10, notes)
 
 
 def cifar100(root: Path, download: bool) -> Split:
@@ -54,13 +54,13 @@ def cifar100(root: Path, download: bool) -> Split:
     Raises:
         UserError: it is missing, damaged, or in folders that are not 100.
     """
-    train, test = _cifar(root, "cifar100", torchvision.datasets.CIFAR100, download)
+    train, test, notes = _cifar(root, "cifar100", torchvision.datasets.CIFAR100, download)
     if len(train.classes) != _CIFAR100_COUNT:
         raise UserError(
             f"--dataset cifar100: {root / 'train'} holds {len(train.classes)} class folders, not {_CIFAR100_COUNT}; "
             "for other images use --dataset imagefolder"
         )
-    return Split("cifar100", train, test, *CIFAR100)
+    return Split("cifar100", train, test, *CIFAR100, notes)
 
 
 def svhn(root: Path, download: bool) -> Split:
@@ -83,7 +83,7 @@ def svhn(root: Path, download: bool) -> Split:
     return Split("svhn", train, test, *SVHN)
 
 
-def _cifar(root: Path, name: str, kind: Any, download: bool) -> tuple[ImageSet, ImageSet]:
+def _cifar(root: Path, name: str, kind: Any, download: bool) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
     if (root / "train").is_dir() and (root / "test").is_dir():
         return read_folders(root, name)
     folder = root / kind.base_folder
@@ -100,7 +100,7 @@ def _cifar(root: Path, name: str, kind: Any, download: bool) -> tuple[ImageSet, 
         ImageSet(np.ascontiguousarray(part.data), np.asarray(part.targets, dtype=np.int64), tuple(part.classes))
         for part in loaded
     )
-    return train, test
+    return train, test, ()
 
 
 def _require(name: str, root: Path, files: _Files, download: bool, lacking: str) -> None:

@@ -58,13 +58,16 @@ class Contrast:
             if differing:
                 verb = "differs" if len(differing) == 1 else "differ"
                 notes.append(f"{figures} are not measured alike: {', '.join(differing)} {verb}")
-        counts, images = (
-            {_started(story, key) for story in self.stories} - {None} for key in ("train_images", "fingerprint")
+        counts, images, contents = (
+            {_started(story, key) for story in self.stories} - {None}
+            for key in ("train_images", "fingerprint", "contents")
         )
         if len(counts) > 1:
             notes.append("losses are not measured alike: the numbers of training images differ, and chance is log N")
         elif len(images) > 1:
             notes.append("accuracies and losses are not measured alike: the training images differ")
+        elif len(contents) > 1:
+            notes.append("accuracies and losses are not measured alike: training images of the same names differ")
         unfinished = [letter for letter, _, story in self.rows() if not story.finished]
         if unfinished:
             notes.append(f"not finished: {', '.join(unfinished)}")

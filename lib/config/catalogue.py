@@ -157,7 +157,7 @@ _DATA = _group(
         "classes",
         TEXT,
         (),
-        "use only the images of these classes, by name or by number from 0; none named: all",
+        "use only the images of these classes, all by name or all by number from 0; none named: all",
         length=ANY_LENGTH,
     ),
     Option(

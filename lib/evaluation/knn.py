@@ -25,8 +25,11 @@ class Accuracy:
         return text if self.top5 is None else f"{text}, top-5 {100 * self.top5:.2f} %"
 
 
-def class_votes(similarities: Tensor, neighbour_labels: Tensor, classes: int, sigma: float) -> Tensor:
-    """s_c = sum over the K neighbours of class c of exp(cos / sigma), up to a factor common to all classes.
+def log_votes(similarities: Tensor, neighbour_labels: Tensor, classes: int, sigma: float) -> Tensor:
+    """log s_c, with s_c = sum over the K neighbours of class c of exp(cos / sigma), up to a term common to all classes.
+
+    Each class is summed from its own largest exponent, so that no class with a neighbour loses its vote, however small
+    sigma is.
 
     Args:
         similarities: (Q, K) cosines.
@@ -35,15 +38,19 @@ def class_votes(similarities: Tensor, neighbour_labels: Tensor, classes: int, si
         sigma: temperature of the vote, > 0.
 
     Returns:
-        (Q, C) float64 votes; the nearest neighbour's own vote is 1.
+        (Q, C) float64; -inf for a class without a neighbour; the nearest neighbour alone would make 0.
     """
-    similarities = similarities.double()
-    # dividing by the largest weight changes no ranking and keeps exp() in range for any sigma
-    weights = torch.exp((similarities - similarities.max(dim=1, keepdim=True).values) / sigma)
     # old PyTorch has no deterministic way on CUDA
-    place = "cpu" if torch.are_deterministic_algorithms_enabled() else weights.device
-    votes = torch.zeros(len(weights), classes, dtype=weights.dtype, device=place)
-    return votes.scatter_add_(1, neighbour_labels.to(place), weights.to(place)).to(weights.device)
+    place = "cpu" if torch.are_deterministic_algorithms_enabled() else similarities.device
+    exponents, labels = similarities.double().to(place), neighbour_labels.to(place)
+    exponents = (exponents - exponents.max(dim=1, keepdim=True).values) / sigma  # (Q, K), 0 for the nearest
+    exponents.clamp_(min=torch.finfo(torch.float64).min)  # -inf would be no vote
+    largest = torch.full((len(exponents), classes), float("-inf"), dtype=torch.float64, device=place)
+    for label, exponent in zip(labels.split(1, dim=1), exponents.split(1, dim=1)):  # one neighbour of each query
+        largest.scatter_(1, label, torch.maximum(largest.gather(1, label), exponent))
+    weights = torch.exp(exponents - largest.gather(1, labels))  # in (0, 1], 1 for the nearest of each class
+    votes = torch.zeros_like(largest).scatter_add_(1, labels, weights)
+    return (largest + votes.log()).to(similarities.device)
 
 
 def classes_ahead(scores: Tensor, labels: Tensor) -> Tensor:
@@ -62,8 +69,12 @@ def rank_of_truth(votes: Tensor, labels: Tensor) -> Tensor:
     """How many classes come before the true one, (Q,) int64; 0 is a correct top-1 answer.
 
     A class of equal vote and lower index comes first. A class without any vote is never found: its rank is C.
+
+    Args:
+        votes: (Q, C) as `log_votes` gives them.
+        labels: (Q,) int64 in [0, C).
     """
-    without_vote = votes.gather(1, labels[:, None])[:, 0] == 0
+    without_vote = votes.gather(1, labels[:, None])[:, 0] == float("-inf")
     return classes_ahead(votes, labels).masked_fill(without_vote, votes.shape[1])
 
 
@@ -96,7 +107,7 @@ def weighted_knn(
     search, ranks = ExactSearch(database, backend, shard), []
     for lot in torch.arange(len(queries), device=queries.device).split(max(1, LOT_ELEMENTS // max(k, classes))):
         similarities, indices = search(queries[lot], k, None if own is None else own[lot])
-        votes = class_votes(similarities, database_labels[indices], classes, sigma)
+        votes = log_votes(similarities, database_labels[indices], classes, sigma)
         ranks.append(rank_of_truth(votes, labels[lot]))
     rank = torch.cat(ranks)
     top5 = (rank < 5).double().mean().item() if classes >= 5 else None

@@ -7,7 +7,7 @@ import torch
 from lib.distributed.shard import Shard
 from lib.evaluation.knn import Accuracy, weighted_knn
 from lib.evaluation.subject import Subject
-from lib.evaluation.voting import Voting
+from lib.evaluation.voting import Voting, one_class
 from lib.insight.survey import sample_rows
 
 LARGEST_SAMPLE = 10_000
@@ -27,7 +27,8 @@ class LeaveOneOut(Voting):
     def obstacle(self) -> Optional[str]:
         if len(self._labelled()) >= 2:
             return None
-        return f"{self.pipeline.name} has no labelled test images, nor labelled training images to do without"
+        nothing = f"{self.pipeline.name} has no labelled test images, nor labelled training images to do without"
+        return one_class(self.pipeline) or nothing
 
     def accuracy(self, subject: Subject) -> Accuracy:
         """The vote of all labelled training images but itself on each that is judged."""

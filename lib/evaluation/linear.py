@@ -19,6 +19,7 @@ from lib.evaluation.logistic_regression import Classifier, fit
 from lib.evaluation.protocol import Findings, Protocol
 from lib.evaluation.stage_features import Stages, pooled_widths, stage_rows
 from lib.evaluation.subject import Subject
+from lib.evaluation.voting import one_class
 from lib.seeding import generator
 from lib.session.journal import LOGGER
 
@@ -82,7 +83,8 @@ class Linear(Protocol):
 
     def obstacle(self) -> Optional[str]:
         if self.pipeline.train.labels is None:
-            return f"the training images of {self.pipeline.name} have no labels to learn from"
+            nothing = f"the training images of {self.pipeline.name} have no labels to learn from"
+            return one_class(self.pipeline) or nothing
         if self.pipeline.test is None:
             return f"{self.pipeline.name} has no test images to judge by"
         if self.pipeline.test.labels is None:

@@ -12,6 +12,12 @@ from lib.evaluation.protocol import Findings, Protocol
 from lib.evaluation.subject import Subject
 
 
+def one_class(pipeline: Pipeline) -> Optional[str]:
+    """Why labels judge nothing if all images are of one class; None if they are not."""
+    name = pipeline.only_class
+    return None if name is None else f"{pipeline.name} has one class only ({name}), so every accuracy would be 100 %"
+
+
 class Voting(Protocol):
     """Accuracy on the test images by the labels of their nearest training images.
 
@@ -47,7 +53,9 @@ class Voting(Protocol):
         self.key = name if key is None else key
 
     def obstacle(self) -> Optional[str]:
-        return None if self.pipeline.labelled_test else f"{self.pipeline.name} has no labelled test images to judge by"
+        if self.pipeline.labelled_test:
+            return None
+        return one_class(self.pipeline) or f"{self.pipeline.name} has no labelled test images to judge by"
 
     def judge(self, subject: Subject) -> Optional[Findings]:
         """None if there is nothing to judge by."""

@@ -40,6 +40,8 @@ class WeightsFile:
         fingerprint: of the training images that the rows of the bank belong to, or None.
         unused: what the file holds besides that is not taken, in words.
         about: where it comes from, plain data: session, round, epoch, data set, if it says so.
+        contents: of some of those images, see `ImageSet.contents`; or None.
+        shrink: the option of that name, if the file tells: what images went through before anything else.
     """
 
     name: str
@@ -51,6 +53,8 @@ class WeightsFile:
     fingerprint: Optional[str] = None
     unused: tuple[str, ...] = ()
     about: dict[str, Any] = field(default_factory=dict)
+    shrink: Optional[int] = None
+    contents: Optional[list[int]] = None
 
     def layer(self, with_statistics: bool) -> dict[str, Any]:
         """What the file says as options: below config files and the command line, above the defaults.
@@ -122,13 +126,10 @@ def _of_others(content: Mapping[str, Any], path: Path, option: str) -> WeightsFi
     kind = "a checkpoint of the authors' code" if authors else "a state dict"
     about = {key: content[key] for key in ("round", "epoch", "acc", "session") if _is_plain(content.get(key))}
     unused = [*rest, *(name for name in _UNUSED if place and _holds(content, name))]
-    options, statistics = _described_beside(path)
-    return _checked(
-        WeightsFile(
-            str(path), kind, net, memory, options, statistics, unused=tuple(unused), about=about if place else {}
-        ),
-        option,
-    )
+    options, statistics, shrink = _described_beside(path)
+    about = about if place else {}
+    file = WeightsFile(str(path), kind, net, memory, options, statistics, None, tuple(unused), about, shrink)
+    return _checked(file, option)
 
 
 def _checked(file: WeightsFile, option: str) -> WeightsFile:
@@ -164,6 +165,8 @@ def of_checkpoint(saved: Mapping[str, Any], path: Path) -> WeightsFile:
         fingerprint=data.get("fingerprint"),
         unused=tuple(name for name in _UNUSED if name in saved),
         about=about,
+        shrink=options.get("shrink"),
+        contents=data.get("contents"),
     )
 
 
@@ -176,15 +179,16 @@ def description_of(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def _described_beside(path: Path) -> tuple[dict[str, Any], Optional[Statistics]]:
+def _described_beside(path: Path) -> tuple[dict[str, Any], Optional[Statistics], Optional[int]]:
     """What network.json says of the network.pt beside it, as --export writes them; nothing for other files."""
     description = path.with_name(NETWORK_JSON)
     if path.name != NETWORK_STATE or not description.is_file():
-        return {}, None
+        return {}, None, None
     try:
         told = description_of(description)
         statistics = (tuple(map(float, told["means"])), tuple(map(float, told["stds"])))
-        return {name: told[name] for name in DESCRIPTION}, statistics
+        shrink = None if told.get("shrink") is None else int(told["shrink"])  # earlier exports do not tell
+        return {name: told[name] for name in DESCRIPTION}, statistics, shrink
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"--pretrained {path}: {description} beside it is not as --export writes it ({error}); mend it or move it "

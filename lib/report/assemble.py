@@ -98,7 +98,8 @@ def _views(
     """Of every round that left a checkpoint, in order."""
     views = []
     for number, path in files.items():
-        key = (str(path), path.stat().st_mtime_ns)
+        status = path.stat()
+        key = (str(path), status.st_mtime_ns, status.st_ino)
         if key not in kept:
             saved = newest if number == max(files) else checked(path, images, fingerprint)
             kept[key] = view(saved, images, watched)

@@ -64,8 +64,9 @@ def checked(path: Path, images: ImageSet, fingerprint: str) -> dict[str, Any]:
         UserError: it is damaged, or belongs to other images.
     """
     saved = checkpoint.load(path)
-    rows = len(saved["npc"]["memory"])
-    if rows != len(images) or saved.get("dataset", {}).get("fingerprint", fingerprint) != fingerprint:
+    rows, data = len(saved["npc"]["memory"]), saved.get("dataset", {})
+    other = rows != len(images) or data.get("fingerprint", fingerprint) != fingerprint
+    if other or images.replaced(data.get("contents")).are_others:
         raise UserError(
             f"checkpoint {path} belongs to {rows} other training images than the {len(images)} that are here; "
             "for its report use the --dataset, --data-root, --limit-train and --seed it was made with"

@@ -79,7 +79,10 @@ def embed_pictures(
         paths = pictures_in(options.embed)
         network = first_network(options)
         file = take_network(network, options, saved, source, weights)
-        preprocessing = Preprocessing.of(options.size, options.resize, normalisation.chosen(options, file.statistics))
+        statistics = normalisation.chosen(options, file.statistics)
+        # a checkpoint's options are those of the run; of a file of weights it is taken where nothing else is asked for
+        shrink = options.shrink if saved is not None else options.shrink or file.shrink
+        preprocessing = Preprocessing.of(options.size, options.resize, statistics, shrink)
         dtype = precision.choose(options.precision, world.device)
         _say_what_computes(options, file, preprocessing, dtype)
         embed(options, Model(network, preprocessing, file.memory, world.device, dtype), file, paths, output)
@@ -107,8 +110,12 @@ def export_results(
     try:
         file = take_network(embedder.network, options, saved, source, weights)
         check_export(options, pipeline, file)
-        preprocessing = Preprocessing(options.size, options.resize or options.size, pipeline.means, pipeline.stds)
+        shrink = options.shrink if pipeline.files_of([]) is not None else None  # images in memory are not shrunk
+        statistics = (pipeline.means, pipeline.stds)
+        preprocessing = Preprocessing.of(options.size, options.resize, statistics, shrink)
         _say_what_computes(options, file, preprocessing, embedder.dtype)
+        for line in (*pipeline.notes, *pipeline.cautions):
+            log.info("           %s", line)
         export(options, pipeline, preprocessing, embedder, file, world)
     finally:
         pipeline.close()
@@ -118,7 +125,8 @@ def export_results(
 def _say_what_computes(options: Options, file: WeightsFile, preprocessing: Preprocessing, dtype: Any) -> None:
     log.info("network    %s, %d features, from %s", options.network, options.low_dim, file.name)
     log.info(
-        "images     scaled to %d, the middle %d pixels; means %s, stds %s; %s",
+        "images     %sscaled to %d, the middle %d pixels; means %s, stds %s; %s",
+        "" if preprocessing.shrink is None else f"the middle square of {preprocessing.shrink} pixels, ",
         preprocessing.resize,
         preprocessing.size,
         " ".join(map(str, preprocessing.means)),

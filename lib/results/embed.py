@@ -80,7 +80,7 @@ def embed(options: Options, model: Model, file: WeightsFile, paths: Sequence[str
     else:
         columns["cluster"] = find_clusters(model.memory, options.num_clusters, options.seed).of(features).tolist()
         similarities, rows = model.nearest(features, options.neighbours)
-        names, note = training_paths(options, file.fingerprint)
+        names, note = training_paths(options, file.fingerprint, file.contents)
         log.info("nearest    %d of %s training images, %s", options.neighbours, f"{len(model.memory):,}", note)
         columns.update(_nearest_columns(similarities, rows, names))
     with result_folder("--output", output, options.overwrite) as folder:

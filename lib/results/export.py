@@ -46,7 +46,7 @@ def check_export(options: Options, pipeline: Pipeline, file: WeightsFile) -> Non
         UserError: the checkpoint of --resume belongs to other images, or there are fewer
             training images than neighbours or clusters are asked for.
     """
-    if options.resume is not None and file.fingerprint not in (None, pipeline.fingerprint):
+    if options.resume is not None and not _is_of(file, pipeline, if_not_known=True):
         raise UserError(
             f"--export: {file.name} was trained on other images ({file.about.get('dataset')}, "
             f"{file.about.get('training_images')}) than those at hand ({pipeline.name}, {len(pipeline.train)}); use "
@@ -58,6 +58,13 @@ def check_export(options: Options, pipeline: Pipeline, file: WeightsFile) -> Non
             f"--neighbours {options.neighbours}: an image has only {images - 1} other training images; lower it"
         )
     check_number(options.num_clusters, images)
+
+
+def _is_of(file: WeightsFile, pipeline: Pipeline, if_not_known: bool) -> bool:
+    """Whether a network was trained on these images."""
+    if file.fingerprint is None:
+        return if_not_known
+    return file.fingerprint == pipeline.fingerprint and not pipeline.train.replaced(file.contents).are_others
 
 
 def export(
@@ -84,7 +91,7 @@ def export(
     log.info("features   %s", ", ".join(f"{len(images):,} {split} images" for split, images in sets))
     similarities, rows = _neighbours(train, test, options)
     features = train if test is None else torch.cat([train, test])
-    known = file.memory is not None and file.fingerprint == pipeline.fingerprint
+    known = file.memory is not None and _is_of(file, pipeline, if_not_known=False)
     clusters = find_clusters(file.memory if known else train, options.num_clusters, options.seed)
     about = {
         "file": file.name,

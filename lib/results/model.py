@@ -1,5 +1,6 @@
 """A finished network with what it takes to use it: preprocessing, and the features of the training images."""
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,15 +13,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datasets import transforms
-from datasets.image_file import read_rgb
-from datasets.image_folder import SUFFIXES, images_below
+from datasets.image_file import Source, read_rgb
 from datasets.image_set import ImageSet
 from datasets.loading import WorkerLoader
 from datasets.normalisation import Statistics
+from datasets.photos import pictures_below
 from datasets.pipeline import EVAL_PIXELS
+from datasets.shrunk import ENOUGH, middle_square
 from lib.embedder import Embedder
 from lib.errors import UserError
 from lib.nearest import nearest
+from lib.session.journal import LOGGER
+
+log = logging.getLogger(LOGGER)
+_SHRINKING = (
+    "cut the middle square and scale it to {side} x {side} pixels (PIL, bilinear; of large JPEG files Image.draft "
+    "decodes no less than {least} pixels of each side)"
+)
 
 
 @dataclass(frozen=True)
@@ -31,31 +40,55 @@ class Preprocessing:
         size: side of the square, in pixels.
         resize: the shorter side is scaled to this before the centre crop.
         means, stds: of the channels, for images in [0, 1].
+        shrink: side of the square that the middle of each picture was scaled to before anything else (`--shrink`), or
+            None.
     """
 
     size: int
     resize: int
     means: tuple[float, ...]
     stds: tuple[float, ...]
+    shrink: Optional[int] = None
 
     @classmethod
-    def of(cls, size: int, resize: Optional[int], statistics: Statistics) -> "Preprocessing":
+    def of(
+        cls, size: int, resize: Optional[int], statistics: Statistics, shrink: Optional[int] = None
+    ) -> "Preprocessing":
         """With the options' `resize`, which may be None for `size`."""
-        return cls(size, resize or size, *statistics)
+        return cls(size, resize or size, *statistics, shrink)
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """A PIL image in mode RGB -> (3, S, S) float32."""
+    def __call__(self, picture: Source) -> Tensor:
+        """A path or a PIL image, both as `read_rgb` takes them -> (3, S, S) float32.
+
+        Raises:
+            UserError: it cannot be read as an image.
+        """
+        return self.transform(read_rgb(picture, self.at_least))
+
+    @property
+    def at_least(self) -> Optional[int]:
+        """Pixels of each side that are enough of a large file; None: all."""
+        return None if self.shrink is None else ENOUGH * self.shrink
+
+    def transform(self, image: Image.Image) -> Tensor:
+        """The same for what `read_rgb` gives."""
+        if self.shrink is not None:
+            image = middle_square(image, self.shrink)
         return transforms.test_transform(self.size, self.resize, self.means, self.stds)(image)
 
     def steps(self) -> list[str]:
         """The same in words."""
         return [
             "read as RGB, 8 bits a channel, upright (EXIF orientation applied), transparent parts on white",
+            *self._shrinking(),
             f"scale the shorter side to {self.resize} pixels (PIL, bilinear)",
             f"cut the central {self.size} x {self.size} pixels",
             "divide by 255, so that values are in [0, 1]",
             "take off means and divide by stds, for each channel",
         ]
+
+    def _shrinking(self) -> list[str]:
+        return [] if self.shrink is None else [_SHRINKING.format(side=self.shrink, least=self.at_least)]
 
 
 class Model:
@@ -81,26 +114,28 @@ class Model:
         self.memory = None if memory is None else F.normalize(memory.float().cpu(), dim=1)
         self._embedder = Embedder(network.eval(), device, dtype).frozen()
 
-    def features(
-        self, images: Union[Tensor, Image.Image, str, os.PathLike, Sequence[Union[Image.Image, str, os.PathLike]]]
-    ) -> Tensor:
+    def features(self, images: Union[Tensor, Source, Sequence[Source]]) -> Tensor:
         """Features (B, D) float32 on the CPU, rows of unit length.
 
         Args:
             images: a batch (B, 3, S, S) of floating-point numbers, gone through `preprocessing`; or pictures, as PIL
-                images or paths of files; a single one counts as a batch of one.
+                images or paths of files, which give the same; a single one counts as a batch of one.
 
         Raises:
-            UserError: a file cannot be read as an image, or the batch has another shape or holds whole numbers.
+            UserError: a picture cannot be read as an image, or the batch has another shape or holds whole numbers.
         """
         if isinstance(images, Tensor):
             return self._features_of_batch(images)
         if isinstance(images, (Image.Image, str, os.PathLike)):
             images = [images]
         pictures = list(images)
+        for each in pictures:
+            if not isinstance(each, (Image.Image, str, os.PathLike)):
+                kind = type(each).__name__
+                raise UserError(f"a {kind} is no picture; give paths, PIL images, or a batch (B, 3, S, S)")
         found = []
         for start in range(0, len(pictures), self._batch_size):
-            batch = [self.preprocessing(_as_picture(each)) for each in pictures[start : start + self._batch_size]]
+            batch = [self.preprocessing(each) for each in pictures[start : start + self._batch_size]]
             found.append(self._features_of_batch(torch.stack(batch)))
         return torch.cat(found) if found else self._features_of_batch(torch.empty(0, 3, *[self.preprocessing.size] * 2))
 
@@ -126,12 +161,13 @@ class Model:
         """
         loader = WorkerLoader(
             ImageSet(paths),
-            self.preprocessing,
+            self.preprocessing.transform,
             self._batch_size,
             workers,
             0,
             self._embedder.device,
             self.preprocessing.size,
+            at_least=self.preprocessing.at_least,
         )
         for images, rows in loader.batches(torch.arange(len(paths)), ()):
             yield self._features_of_batch(images), rows.cpu()
@@ -179,19 +215,14 @@ class Model:
 def pictures_in(folder: Union[str, os.PathLike]) -> list[str]:
     """The paths of all image files in a folder, at any depth, sorted; hidden ones are passed over.
 
+    What else is passed over is counted in warnings of the logger `and`.
+
     Raises:
         UserError: there is no such folder, it cannot be read, or holds no picture.
     """
     if not Path(folder).is_dir():
         raise UserError(f"{os.fspath(folder)}: there is no such folder of pictures")
-    try:
-        paths = images_below(os.fspath(folder))
-    except OSError as error:
-        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
-    if not paths:
-        raise UserError(f"{os.fspath(folder)}: the folder holds no pictures (files ending in {', '.join(SUFFIXES)})")
-    return paths
-
-
-def _as_picture(given: Union[Image.Image, str, os.PathLike]) -> Image.Image:
-    return given.convert("RGB") if isinstance(given, Image.Image) else read_rgb(os.fspath(given))
+    found = pictures_below(os.fspath(folder), f"{os.fspath(folder)}: the folder")
+    for line in found.passed_over():
+        log.warning("%s", line)
+    return found.pictures

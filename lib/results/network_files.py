@@ -61,6 +61,7 @@ def _description(
         "stem": models.stem_for(options.stem, size),
         "size": size,
         "resize": preprocessing.resize,
+        "shrink": preprocessing.shrink,
         "means": list(preprocessing.means),
         "stds": list(preprocessing.stds),
         "preprocessing": preprocessing.steps(),

@@ -52,7 +52,9 @@ def _model(file: WeightsFile, memory: Optional[Tensor], device: torch.device, dt
     network = models.build(told["network"], told["low_dim"], told["stem"], told["size"])
     load_exactly(network, file.weights, file.name)
     statistics = file.statistics or normalisation.of_data_set(file.about.get("dataset", ""))
-    return Model(network, Preprocessing.of(told["size"], told["resize"], statistics), memory, device, dtype)
+    return Model(
+        network, Preprocessing.of(told["size"], told["resize"], statistics, file.shrink), memory, device, dtype
+    )
 
 
 def _exported_features(description: Path) -> Optional[Tensor]:

@@ -12,7 +12,9 @@ from lib.config import Options
 from lib.errors import UserError
 
 
-def training_paths(options: Options, fingerprint: Optional[str]) -> tuple[Optional[Paths], str]:
+def training_paths(
+    options: Options, fingerprint: Optional[str], contents: Optional[list[int]]
+) -> tuple[Optional[Paths], str]:
     """The paths of the training images in the order of the bank, or None; and a line for the log.
 
     The data set is looked for where the options say. It is taken only if it is the one of the checkpoint.
@@ -25,7 +27,7 @@ def training_paths(options: Options, fingerprint: Optional[str]) -> tuple[Option
         pipeline = Pipeline(split, replace(options, augment_on="workers", shrink=None), torch.device("cpu"))
     except UserError as error:
         return None, f"named by their rows, since the data set is not at hand ({error})"
-    if pipeline.fingerprint != fingerprint:
+    if pipeline.fingerprint != fingerprint or pipeline.train.replaced(contents).are_others:
         return None, f"named by their rows, since the {options.dataset} images at hand are not those of the checkpoint"
     if pipeline.train.paths is None:
         return None, f"named by their rows: {options.dataset} has no files of single images"

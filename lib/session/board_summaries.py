@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Optional
 
+from lib.errors import one_line
+
 OVERVIEW, ANCHORS, IMAGES = "1_Overview", "2_Anchors", "3_Images"
 """Groups that come before all others: TensorBoard orders groups by their names on the page that it opens with."""
 
@@ -88,5 +90,8 @@ def end_of_hyperparameters() -> Any:
 
 
 def _cell(value: Any) -> Any:
-    """A value as the table takes it: a text for what may be missing or is a list, so that a column has one type."""
-    return value if isinstance(value, (bool, int, float)) else str(value)
+    """A value as the table takes it: a text for what may be missing or is a list, so that a column has one type.
+
+    TensorBoard's files hold UTF-8 alone, paths may hold any bytes.
+    """
+    return value if isinstance(value, (bool, int, float)) else one_line(value)

@@ -21,7 +21,7 @@ precision          fp32 or bf16: what the network computed in
 random             states of PyTorch's generators, and the seed
 history            one summary for every round so far
 nearest            {round: (S,) nearest images of a sample, see `lib.insight.survey`}
-dataset            name, size and fingerprint of the training images, their channel means and stds
+dataset            name, size and fingerprint of the training images, contents of some, channel means and stds
 =================  ==========================================================================
 """
 

@@ -29,6 +29,9 @@ def check_layout(state: Any) -> None:
     for name in _MAPPINGS:
         if not isinstance(state.get(name, {}), Mapping):
             raise ValueError(f"is not one of this project: its {name} is no mapping")
+    contents = state.get("dataset", {}).get("contents", [])
+    if not isinstance(contents, list) or not all(type(each) is int for each in contents):
+        raise ValueError("is not one of this project: its contents are no whole numbers")
     memory = state["npc"].get("memory")
     if not isinstance(memory, torch.Tensor) or memory.dim() != 2 or memory.dtype != torch.float32:
         raise ValueError("is not one of this project: its npc has no memory of N x D numbers")

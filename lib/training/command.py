@@ -186,7 +186,8 @@ def _test(
     protocols.check_all()
     session = None if source is None or settings.options.debug else SessionFolder.of_checkpoint(source)
     data = {} if saved is None else saved.get("dataset", {})
-    if world.is_first and data.get("fingerprint", pipeline.fingerprint) != pipeline.fingerprint:
+    other = data.get("fingerprint", pipeline.fingerprint) != pipeline.fingerprint
+    if world.is_first and (other or pipeline.train.replaced(data.get("contents")).are_others):
         session = None
         print(
             f"{source}: trained on other images ({data.get('name')}, {data.get('size')}) than these ({pipeline.name}, "
@@ -197,6 +198,8 @@ def _test(
     judged = protocols.finished(embedder)
     if not world.is_first:
         return
+    for line in (*pipeline.notes, *pipeline.cautions):
+        print(f"{pipeline.name}: {one_line(line)}")
     name = settings.options.pretrained if saved is None else f"{source}: round {saved['round']}, epoch {saved['epoch']}"
     for protocol, findings in judged:
         print(f"{name}: {protocol.name} {findings.summary} (training features recomputed)")
@@ -302,6 +305,8 @@ def _introduce(
     )
     for note in pipeline.notes:
         log.info("          %s", note)
+    for caution in pipeline.cautions:
+        log.warning("          %s", caution)
     if pipeline.skipped:
         count = len(pipeline.skipped)
         noun = "image" if count == 1 else "images"
@@ -324,6 +329,9 @@ def _introduce(
     if saved is not None:
         steps = f" and {saved['step']} steps" if saved.get("step") else ""
         log.info("resumed   %s: round %d, %d epochs%s completed", source, saved["round"], saved["epoch"], steps)
+        replaced = pipeline.train.replaced(saved.get("dataset", {}).get("contents"))
+        if replaced.paths:
+            log.warning("training images have changed since the checkpoint was made: %s", replaced)
         now = "fp32" if state.embedder.dtype is None else "bf16"
         if saved.get("precision", now) != now:
             log.warning("the network computes in %s now; the checkpoint's computed in %s", now, saved["precision"])

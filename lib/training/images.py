@@ -31,7 +31,7 @@ def open_images(options: Options, world: World, place: Place) -> Pipeline:
         check_same(world, split.train, split.train.fingerprint(), split.test)  # what is told goes by their rows
         gather = _patient_gather(world)
     pipeline = Pipeline(split, options, world.device, world.rank, world.size, gather)
-    check_same(world, pipeline.train, pipeline.fingerprint, pipeline.test)
+    check_same(world, pipeline.train, f"{pipeline.fingerprint} {pipeline.contents}", pipeline.test)
     return pipeline
 
 

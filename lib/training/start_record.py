@@ -1,6 +1,8 @@
 """What starts.jsonl says of one start of a run."""
 
 import datetime
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -32,8 +34,14 @@ def start_record(
         "dataset": pipeline.name,
         "train_images": len(pipeline.train),
         "fingerprint": pipeline.fingerprint,
+        "contents": _checksum(pipeline.contents),
         "test_images": 0 if pipeline.test is None else len(pipeline.test),
         "skipped_images": len(pipeline.skipped),
         "labels": pipeline.train.labels is not None,
         "went_on_from": None if source is None else str(source),
     }
+
+
+def _checksum(contents: Sequence[int]) -> Optional[str]:
+    """One text for the contents of all files that were looked at; None where the fingerprint tells all."""
+    return hashlib.blake2b(repr(list(contents)).encode(), digest_size=8).hexdigest() if contents else None

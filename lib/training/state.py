@@ -103,6 +103,7 @@ class TrainingState:
                 "name": pipeline.name,
                 "size": len(pipeline.train),
                 "fingerprint": pipeline.fingerprint,
+                "contents": pipeline.contents,
                 "means": list(pipeline.means),
                 "stds": list(pipeline.stds),
             },
@@ -145,6 +146,13 @@ class TrainingState:
                 f"checkpoint {source}: its memory bank belongs to other training images "
                 f"({saved['dataset']['name']}, {saved['dataset']['size']}) than this run's; use the --dataset, "
                 "--data-root, --limit-train and --seed it was made with"
+            )
+        replaced = pipeline.train.replaced(saved.get("dataset", {}).get("contents"))
+        if replaced.are_others and not options.restart:
+            raise UserError(
+                f"checkpoint {source}: its memory bank belongs to other pictures of the same names: {replaced} hold "
+                "something else; put those back, start anew from its network with --pretrained in place of --resume, "
+                "or add --restart to go on with this bank in a new session"
             )
         self.bank.load_whole(memory)
         before = saved["options"].get("optimizer", options.optimizer)

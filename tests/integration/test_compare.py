@@ -90,6 +90,14 @@ def test_other_pictures_labels_or_temperatures_are_said(tmp_path):
         "losses are not measured alike: npc_temperature differs",
         "accuracies and losses are not measured alike: the training images differ",
     ]
+    for contents, said in (((None, "22"), False), (("11", "11"), False), (("11", "22"), True)):
+        for folder, content in zip(folders, contents):
+            start = json.loads((folder / "starts.jsonl").read_text().splitlines()[-1])
+            start.update(fingerprint="11", contents=content)
+            (folder / "starts.jsonl").write_text(json.dumps(start) + "\n")
+        notes = Contrast([Story.read(folder, "") for folder in folders]).notes
+        note = "accuracies and losses are not measured alike: training images of the same names differ"
+        assert (note in notes) == said
 
 
 def test_sessions_without_labels_have_no_empty_rows(tmp_path):

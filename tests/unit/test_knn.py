@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.evaluation.knn import Accuracy, class_votes, rank_of_truth, weighted_knn
+from lib.evaluation.knn import Accuracy, log_votes, rank_of_truth, weighted_knn
 from tests.helpers import oracles
 from tests.helpers.rows import unit_rows
 
@@ -35,22 +35,39 @@ def test_accuracy_matches_the_oracle(q, n, classes, k, sigma, seed):
 
 
 def test_votes_by_hand():
-    votes = class_votes(torch.tensor([[1.0, 0.9, 0.9]]), torch.tensor([[2, 0, 0]]), 3, 0.1)
-    assert votes[0].tolist() == pytest.approx([2 * np.exp(-1), 0.0, 1.0])
+    votes = log_votes(torch.tensor([[1.0, 0.9, 0.9]]), torch.tensor([[2, 0, 0]]), 3, 0.1)
+    assert votes[0].exp().tolist() == pytest.approx([2 * np.exp(-1), 0.0, 1.0])
 
 
 def test_many_weak_votes_beat_one_strong_one():
     # three neighbours at cos 0.95 against one at 1.0, sigma 0.1: 3 exp(-0.5) = 1.82 > 1
-    votes = class_votes(torch.tensor([[1.0, 0.95, 0.95, 0.95]]), torch.tensor([[0, 1, 1, 1]]), 2, 0.1)
+    votes = log_votes(torch.tensor([[1.0, 0.95, 0.95, 0.95]]), torch.tensor([[0, 1, 1, 1]]), 2, 0.1)
     assert rank_of_truth(votes, torch.tensor([1])).item() == 0
     # at sigma 0.03 the strong one wins: 3 exp(-1.67) = 0.57
-    votes = class_votes(torch.tensor([[1.0, 0.95, 0.95, 0.95]]), torch.tensor([[0, 1, 1, 1]]), 2, 0.03)
+    votes = log_votes(torch.tensor([[1.0, 0.95, 0.95, 0.95]]), torch.tensor([[0, 1, 1, 1]]), 2, 0.03)
     assert rank_of_truth(votes, torch.tensor([1])).item() == 1
 
 
-def test_a_tiny_sigma_does_not_overflow():
-    votes = class_votes(torch.tensor([[1.0, 0.5]]), torch.tensor([[0, 1]]), 2, 1e-4)
-    assert votes.tolist() == [[1.0, 0.0]]
+@pytest.mark.parametrize("sigma", [1e-4, 1e-6, 1e-300])
+def test_a_tiny_sigma_neither_overflows_nor_loses_a_vote(sigma):
+    """At 1e-4 exp() of 0.1 less is 0: five classes are ranked by their nearest neighbour all the same."""
+    similarities = torch.tensor([[1.0, 0.9, 0.8, 0.7, 0.6, 0.6]], dtype=torch.float64)
+    neighbours = torch.tensor([[5, 0, 4, 1, 3, 3]])
+    votes = log_votes(similarities, neighbours, 7, sigma)
+    assert votes[0, 2] == votes[0, 6] == float("-inf")
+    assert [rank_of_truth(votes, torch.tensor([c])).item() for c in (5, 0, 4, 1, 3, 2)] == [0, 1, 2, 3, 4, 7]
+    assert votes[0, 3].item() == pytest.approx(-0.4 / sigma + np.log(2))
+
+
+def test_top5_at_a_tiny_sigma_is_that_of_the_nearest_of_each_class():
+    queries, database = unit_rows(200, 4, 1), unit_rows(300, 4, 2)
+    truth, labels = torch.arange(200) % 9, torch.arange(300) % 9
+    similarity = (queries @ database.t()).double()
+    nearest = torch.stack([similarity[:, labels == c].max(dim=1).values for c in range(9)], dim=1)
+    expected = (nearest.topk(5, dim=1).indices == truth[:, None]).any(dim=1).double().mean().item()
+    found = weighted_knn(queries, truth, database, labels, 9, 300, 1e-5)
+    assert found.top5 == pytest.approx(expected, abs=0.011)  # two classes' nearest may differ by less than rounding
+    assert expected > 0.4
 
 
 def test_equal_votes_go_to_the_lower_class():
@@ -59,7 +76,7 @@ def test_equal_votes_go_to_the_lower_class():
 
 
 def test_a_class_without_votes_is_never_right():
-    votes = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0]])
+    votes = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0]]).log()
     assert rank_of_truth(votes, torch.tensor([1])).item() == 5
 
 
