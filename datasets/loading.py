@@ -19,6 +19,7 @@ from datasets.worker_processes import (
     SharedBatches,
     affordable,
     context,
+    end_at_once,
     ignore_signals_to_all,
     start_workers,
 )
@@ -89,7 +90,7 @@ class WorkerLoader:
         loader.batch_sampler.plan([rows for rows in parts if len(rows)], salt)
         batches = loaded(loader)
         for rows in parts:
-            batch = self._next(batches) if len(rows) else (torch.empty(0, 3, self._size, self._size), rows)
+            batch = self._next(loader, batches) if len(rows) else (torch.empty(0, 3, self._size, self._size), rows)
             if isinstance(batch, (UserError, RunError)):
                 batches.close()
                 del loader, batches  # the workers go at once, not when the traceback does
@@ -104,10 +105,14 @@ class WorkerLoader:
         """Let idle workers go; a later call of `batches` starts new ones."""
         self._idle = None
 
-    def _next(self, batches: Iterator[Any]) -> Union[tuple[Tensor, Tensor], UserError, RunError]:
+    def _next(self, loader: DataLoader, batches: Iterator[Any]) -> Union[tuple[Tensor, Tensor], UserError, RunError]:
         self.waiting_since = time.monotonic()
         try:
             return next(batches)
+        except BaseException:  # a signal, which may have come because no batch does
+            end_at_once(loader)
+            watch().take()
+            raise
         finally:
             self.waiting_since = None
 

@@ -6,6 +6,7 @@ import itertools
 import logging
 import math
 import mmap
+import multiprocessing
 import os
 import resource
 import signal
@@ -68,6 +69,15 @@ def context() -> Optional[Any]:
     return LoaderContext()
 
 
+def end_at_once(loader: DataLoader) -> None:
+    """Kill the workers of a loader: torch would wait 5 seconds for each of those that do not hear it."""
+    mine = getattr(loader.multiprocessing_context, "Process", None)
+    for process in multiprocessing.active_children():
+        if mine is not None and type(process) is mine:
+            process.kill()
+            process.join()
+
+
 def affordable(wanted: int) -> int:
     """How many of the wanted workers the limit of open files admits; the soft limit is raised first, if it may be."""
     if wanted == 0:
@@ -100,6 +110,7 @@ def start_workers(loader: DataLoader) -> Iterator:
             if "start new thread" not in str(error):  # Python's words
                 raise
             reason = _reason(OSError(errno.EAGAIN, "a thread cannot be started"))
+        end_at_once(loader)  # those that did start
     _say_once(f"workers   none: this process loads the images, which is slower, since {reason}")
     return iter(
         DataLoader(
