@@ -92,16 +92,16 @@ def _run(settings: Settings, arguments: Sequence[str], place: Place, world: Any)
         # numbers of GPUs are of a machine; processes that have met have their devices already
         stays = world is None and saved["options"].get("gpus") == "cpu"
         stored = {name: value for name, value in saved["options"].items() if stays or name != "gpus"}
-        settings = collect(arguments, stored)
+        settings = collect(arguments, stored, settings.files)
         if settings.options.test_only and settings.options.normalise == stored.get("normalise"):
-            settings = collect(arguments, {**stored, **statistics(saved)})
+            settings = collect(arguments, {**stored, **statistics(saved)}, settings.files)
         if settings.sources["pretrained"] == "command line":
             raise UserError("--pretrained starts a new run and --resume goes on with one; give one of them")
     elif settings.options.pretrained is not None:
         from lib.pretrained import weights_file
 
         weights = weights_file.read(Path(settings.options.pretrained))
-        settings = collect(arguments, weights.layer(with_statistics=settings.options.normalise is None))
+        settings = collect(arguments, weights.layer(settings.options.normalise is None), settings.files)
     if settings.options.print_args:
         if place.rank == 0:
             print(table(settings))
@@ -111,6 +111,12 @@ def _run(settings: Settings, arguments: Sequence[str], place: Place, world: Any)
         from lib import devices
         from lib.distributed.launch import launch
 
+        for path in filter(None, (*settings.options.cfgs, settings.options.labels)):
+            if Path(path).expanduser().is_fifo():
+                raise UserError(
+                    f"--gpus {settings.options.gpus}: {path} is a pipe, and {several} processes would read it; save it "
+                    "as a file"
+                )
         devices.choose(settings.options.gpus, 0, several)  # a device that is missing is said once, not by each process
         return launch(several, arguments)
     from lib.training.command import execute  # PyTorch is loaded only now, when there is something to compute
