@@ -16,17 +16,20 @@ Exit status: 0 done, 1 the run failed, 2 a mistake in the call, 130 stopped by C
 ready to go on); under torchrun also 75, another process of the run ended.
 """
 
-import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from traceback import print_exc
 from typing import Any
+
+if __name__ == "__main__":  # Python leaves the script's folder out under PYTHONSAFEPATH and -P
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from lib.config import Settings, collect, table
 from lib.distributed.place import Place
 from lib.errors import LOST_CONTACT, Interrupted, LostContact, RunError, UserError, one_line
+from lib.session.streams import say, say_traceback, take_what_there_is
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -36,9 +39,7 @@ def main(arguments: Sequence[str]) -> int:
         BrokenPipeError: whoever reads the output has seen enough.
     """
     place = Place.here()
-    for stream in (sys.stdout, sys.stderr):  # a file's name may hold what the terminal's encoding does not
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    take_what_there_is()
     debug = "--debug-errors" in arguments
     try:
         settings = collect(arguments)
@@ -53,8 +54,7 @@ def main(arguments: Sequence[str]) -> int:
         raise
     except Interrupted as stop:
         if place.rank == 0:
-            with contextlib.suppress(OSError):  # what stopped it may be that the terminal is gone
-                print(one_line(stop), file=sys.stderr)
+            say(one_line(stop))
         return stop.status
     except Exception as error:
         _say(error, place, debug)
@@ -88,7 +88,7 @@ def _run(settings: Settings, arguments: Sequence[str], place: Place, world: Any)
 
         saved, source, passed_over = open_checkpoint(settings.options.resume, settings.options.sess_dir)
         for line in passed_over if place.rank == 0 else ():
-            print(f"warning: {one_line(line)}", file=sys.stderr)
+            say(f"warning: {one_line(line)}")
         # numbers of GPUs are of a machine; processes that have met have their devices already
         stays = world is None and saved["options"].get("gpus") == "cpu"
         stored = {name: value for name, value in saved["options"].items() if stays or name != "gpus"}
@@ -149,17 +149,19 @@ def _status(error: Exception) -> int:
 def _say(error: Exception, place: Place, debug: bool) -> None:
     """On standard error: one line, or where the error that is being handled happened."""
     if debug:
-        print_exc()
+        say_traceback()
     else:
         _print_error(_in_one_line(error), place)
 
 
 def _print_error(reason: str, place: Place) -> None:
     who = f"rank {place.rank}: " if place.size > 1 else ""
-    print(f"error: {who}{one_line(reason)}", file=sys.stderr)
+    say(f"error: {who}{one_line(reason)}")
 
 
 if __name__ == "__main__":
+    if any(action == "error" for action, *_ in warnings.filters):  # PYTHONWARNINGS: a library's advice is no error here
+        warnings.simplefilter("default")
     status = 1
     try:
         status = main(sys.argv[1:])

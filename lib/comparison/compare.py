@@ -27,7 +27,14 @@ def compare(sessions: Sequence[str], page: Optional[str], folder: str) -> None:
     """
     contrast = Contrast([Story.read(Path(session), "--compare") for session in sessions])
     path, instead = _place(contrast, page, folder)
-    print(in_words(contrast))
+    try:
+        print(in_words(contrast))
+    finally:  # also where nobody reads the words
+        _write(contrast, path)
+    print(f"\nas a page: {path}{' (instead of the comparison that was there)' if instead else ''}")
+
+
+def _write(contrast: Contrast, path: Path) -> None:
     from lib.comparison.as_page import as_page
     from lib.pages.page import write
 
@@ -38,7 +45,6 @@ def compare(sessions: Sequence[str], page: Optional[str], folder: str) -> None:
         raise UserError(
             f"{path} cannot be written: {error.strerror}; choose another place with --compare-html"
         ) from None
-    print(f"\nas a page: {path}{' (instead of the comparison that was there)' if instead else ''}")
 
 
 def _place(contrast: Contrast, page: Optional[str], folder: str) -> tuple[Path, bool]:

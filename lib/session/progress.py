@@ -9,6 +9,7 @@ from typing import Optional
 from tqdm import tqdm
 
 from lib.session.journal import LOGGER
+from lib.session.streams import is_terminal
 
 LINE_EVERY = 60.0
 """Seconds between progress lines where there is no terminal."""
@@ -31,7 +32,7 @@ class Progress:
         self._last_line = time.monotonic()
         self._label = ""
         self._bar: Optional[tqdm] = None
-        if sys.stderr.isatty() and not quiet:
+        if is_terminal(sys.stderr) and not quiet:
             self._bar = tqdm(
                 total=images, initial=done, dynamic_ncols=True, leave=False, bar_format=_BAR.format("", "")
             )
