@@ -8,16 +8,78 @@
     similarities, rows = model.nearest(features, k=5)        # the most similar training images, by row
 
 The name is that of the project in pyproject.toml: `and` alone is a keyword of Python. This file stands beside main.py,
-so it is found from any working directory once that folder is on `sys.path`; put it first there, since the packages
-beside it have plain names (`datasets`, `models`, `lib`) that others use too.
+so it is found from any working directory once that folder is on `sys.path`. Append it there: the packages beside it
+have plain names (`datasets`, `models`, `lib`) that others use too, and this module finds its own wherever it is.
+Others' packages of these names keep them, whether they are imported before this module or after it.
 """
 
-from lib.errors import RunError, UserError
-from lib.packages import check_packages
+import builtins
+import importlib
+import os
+import sys
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Optional
 
-check_packages()
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_PACKAGES = ("datasets", "models", "lib")
+_APART = "_and_discovery"
+"""The package in which ours are imported, as `_and_discovery.lib` and so on."""
 
-from lib.results.model import Model  # noqa: E402
-from lib.results.opening import open_model as load  # noqa: E402
+
+class _Finder:
+    """Finds `_and_discovery` and what is in it."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> Optional[ModuleSpec]:
+        if name == _APART:
+            spec = ModuleSpec(name, None, is_package=True)
+            spec.submodule_search_locations = [_HERE]
+            return spec
+        if not name.startswith(f"{_APART}."):
+            return None
+        spec = PathFinder.find_spec(name, path)
+        if spec is not None and isinstance(spec.loader, SourceFileLoader):
+            spec.loader = _Loader(spec.loader.name, spec.loader.path)
+        return spec
+
+
+class _Loader(SourceFileLoader):
+    """Runs a module whose `import lib` means ours."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        vars(module)["__builtins__"] = {**vars(builtins), "__import__": _import}
+        super().exec_module(module)
+
+
+def _import(
+    name: str, globals: Any = None, locals: Any = None, fromlist: Optional[tuple[str, ...]] = (), level: int = 0
+) -> ModuleType:
+    """As Python's `__import__`."""
+    if level or name.partition(".")[0] not in _PACKAGES:
+        return builtins.__import__(name, globals, locals, fromlist, level)
+    module = builtins.__import__(f"{_APART}.{name}", globals, locals, fromlist, 0)
+    return module if fromlist else getattr(module, name.partition(".")[0])
+
+
+def _is_ours(name: str) -> bool:
+    return (getattr(sys.modules.get(name), "__file__", None) or "").startswith(os.path.join(_HERE, name, ""))
+
+
+if TYPE_CHECKING or all(map(_is_ours, _PACKAGES)):  # a program of ours has them, under their own names
+    from lib.errors import RunError, UserError
+    from lib.packages import check_packages
+
+    check_packages()
+    from lib.results.model import Model
+    from lib.results.opening import open_model as load
+else:
+    if not any(finder is _Finder for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder)
+    importlib.import_module(f"{_APART}.lib.packages").check_packages()
+    _errors = importlib.import_module(f"{_APART}.lib.errors")
+    RunError, UserError = _errors.RunError, _errors.UserError
+    Model = importlib.import_module(f"{_APART}.lib.results.model").Model
+    load = importlib.import_module(f"{_APART}.lib.results.opening").open_model
 
 __all__ = ["Model", "RunError", "UserError", "load"]

@@ -16,19 +16,22 @@ Exit status: 0 done, 1 the run failed, 2 a mistake in the call, 130 stopped by C
 ready to go on); under torchrun also 75, another process of the run ended.
 """
 
-import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from traceback import print_exc
 from typing import Any
+
+if __name__ == "__main__":  # Python leaves the script's folder out under PYTHONSAFEPATH and -P
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from lib.config import Options, Settings, collect, of_older_version, table
 from lib.distributed.place import Place
 from lib.errors import LOST_CONTACT, Interrupted, LostContact, RunError, UserError, one_line
 from lib.packages import check_packages
+from lib.session.streams import say, say_traceback, take_what_there_is
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -38,9 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         BrokenPipeError: whoever reads the output has seen enough.
     """
     place = Place.here()
-    for stream in (sys.stdout, sys.stderr):  # a file's name may hold what the terminal's encoding does not
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    take_what_there_is()
     debug = "--debug-errors" in arguments
     try:
         settings = collect(arguments)
@@ -55,8 +56,7 @@ def main(arguments: Sequence[str]) -> int:
         raise
     except Interrupted as stop:
         if place.rank == 0:
-            with contextlib.suppress(OSError):  # what stopped it may be that the terminal is gone
-                print(one_line(stop), file=sys.stderr)
+            say(one_line(stop))
         return stop.status
     except Exception as error:
         _say(error, place, debug)
@@ -95,25 +95,25 @@ def _run(settings: Settings, arguments: Sequence[str], place: Place, world: Any)
         except UserError as refusal:
             weights = weights_file.instead_of_checkpoint(Path(settings.options.resume), refusal)
     if weights is not None:
-        settings = _using_others(settings.options, weights, arguments)
+        settings = _using_others(settings.options, weights, arguments, settings.files)
         note = f"{weights.name}: {weights.kind}; its network is used as with --pretrained"
     elif saved is not None:
         for line in passed_over if place.rank == 0 else ():
-            print(f"warning: {one_line(line)}", file=sys.stderr)
+            say(f"warning: {one_line(line)}")
         # numbers of GPUs are of a machine; processes that have met have their devices already
         stays = world is None and saved["options"].get("gpus") == "cpu"
         stored = {name: value for name, value in saved["options"].items() if stays or name != "gpus"}
         stored = {**of_older_version(stored), **stored}
-        settings = collect(arguments, stored)
+        settings = collect(arguments, stored, settings.files)
         if settings.options.test_only and settings.options.normalise == stored.get("normalise"):
-            settings = collect(arguments, {**stored, **statistics(saved)})
+            settings = collect(arguments, {**stored, **statistics(saved)}, settings.files)
         if settings.sources["pretrained"] == "command line":
             raise UserError(_ONE_OF_THEM)
     elif settings.options.pretrained is not None:
         from lib.pretrained import weights_file
 
         weights = weights_file.read(Path(settings.options.pretrained))
-        settings = collect(arguments, weights.layer(with_statistics=settings.options.normalise is None))
+        settings = collect(arguments, weights.layer(settings.options.normalise is None), settings.files)
     if settings.options.print_args:
         if place.rank == 0:
             print(table(settings))
@@ -123,6 +123,12 @@ def _run(settings: Settings, arguments: Sequence[str], place: Place, world: Any)
         from lib import devices
         from lib.distributed.launch import launch
 
+        for path in filter(None, (*settings.options.cfgs, settings.options.labels)):
+            if Path(path).expanduser().is_fifo():
+                raise UserError(
+                    f"--gpus {settings.options.gpus}: {path} is a pipe, and {several} processes would read it; save it "
+                    "as a file"
+                )
         devices.choose(settings.options.gpus, 0, several)  # a device that is missing is said once, not by each process
         return launch(several, arguments)
     from lib.training.command import execute  # PyTorch is loaded only now, when there is something to compute
@@ -136,7 +142,7 @@ def _run(settings: Settings, arguments: Sequence[str], place: Place, world: Any)
 _ONE_OF_THEM = "--pretrained starts a new run and --resume goes on with one; give one of them"
 
 
-def _using_others(options: Options, weights: Any, arguments: Sequence[str]) -> Settings:
+def _using_others(options: Options, weights: Any, arguments: Sequence[str], files: Any) -> Settings:
     """The settings where --resume names weights of another origin: those of --pretrained with the same file.
 
     Raises:
@@ -149,7 +155,7 @@ def _using_others(options: Options, weights: Any, arguments: Sequence[str]) -> S
             f"--resume {weights.name}: it is {weights.kind}, which holds no run that can be resumed; --pretrained "
             f"{weights.name} starts a new run from its weights, and --test-only evaluates them"
         )
-    settings = collect(arguments, weights.layer(with_statistics=options.normalise is None))
+    settings = collect(arguments, weights.layer(options.normalise is None), files)
     return replace(settings, options=replace(settings.options, resume=None, pretrained=weights.name))
 
 
@@ -177,17 +183,19 @@ def _status(error: Exception) -> int:
 def _say(error: Exception, place: Place, debug: bool) -> None:
     """On standard error: one line, or where the error that is being handled happened."""
     if debug:
-        print_exc()
+        say_traceback()
     else:
         _print_error(_in_one_line(error), place)
 
 
 def _print_error(reason: str, place: Place) -> None:
     who = f"rank {place.rank}: " if place.size > 1 else ""
-    print(f"error: {who}{one_line(reason)}", file=sys.stderr)
+    say(f"error: {who}{one_line(reason)}")
 
 
 if __name__ == "__main__":
+    if any(action == "error" for action, *_ in warnings.filters):  # PYTHONWARNINGS: a library's advice is no error here
+        warnings.simplefilter("default")
     status = 1
     try:
         status = main(sys.argv[1:])

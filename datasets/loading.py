@@ -1,19 +1,28 @@
 """Batches of images that are read and transformed on the CPU, by worker processes or in this one."""
 
 import random
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Callable, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from datasets.image_set import ImageSet
 from datasets.lost_worker import watch
 from datasets.share import WHOLE, Share
-from datasets.worker_processes import context, ignore_signals_to_all
+from datasets.worker_processes import (
+    HandedOver,
+    SharedBatches,
+    affordable,
+    context,
+    end_at_once,
+    ignore_signals_to_all,
+    start_workers,
+)
 from lib.errors import RunError, UserError
 from lib.seeding import derive
 
@@ -33,7 +42,8 @@ class WorkerLoader:
         transform: from a PIL image in mode RGB to a float32 tensor (3, S, S), drawing at most from the default
             generators of torch and `random`.
         batch_size: images in a batch.
-        workers_num: worker processes; with 0 the work is done in this process.
+        workers_num: worker processes; with 0 the work is done in this process. So it is, with a warning, where they
+            cannot be started.
         seed: of the random transforms.
         device: where batches are delivered.
         size: S, which empty batches need to be told.
@@ -57,6 +67,7 @@ class WorkerLoader:
         self._batch_size, self._workers_num, self._device = batch_size, workers_num, torch.device(device)
         self._size, self._prefetch = size, prefetch
         self._idle: Optional[DataLoader] = None  # with its workers, if it has any
+        self.waiting_since: Optional[float] = None  # by time.monotonic(), for the batch that was asked for
 
     def batches(
         self, order: Union[Sequence[int], Tensor, Sequence[Tensor]], salt: Salt, share: Share = WHOLE, start: int = 0
@@ -77,24 +88,39 @@ class WorkerLoader:
         """
         parts = [share.part(rows) for rows in _as_batches(order, self._batch_size)[start:]]
         # taken while in use, so that a second call at the same time gets a loader of its own
-        loader, self._idle = self._idle or self._new_loader(), None
+        loader, self._idle = self._idle or self._new_loader(max(map(len, parts), default=0)), None
         loader.batch_sampler.plan([rows for rows in parts if len(rows)], salt)
-        loaded = _loaded(loader)
+        batches = loaded(loader)
         for rows in parts:
-            batch = next(loaded) if len(rows) else (torch.empty(0, 3, self._size, self._size), rows)
+            batch = self._next(loader, batches) if len(rows) else (torch.empty(0, 3, self._size, self._size), rows)
             if isinstance(batch, (UserError, RunError)):
-                loaded.close()
-                del loader, loaded  # the workers go at once, not when the traceback does
+                batches.close()
+                del loader, batches  # the workers go at once, not when the traceback does
                 raise batch
             images, indices = batch
             yield images.to(self._device, non_blocking=True), indices.to(self._device, non_blocking=True)
+        if loader.collate_fn.shared is not None:
+            loader.collate_fn.shared.clear()
         self._idle = loader
 
     def close(self) -> None:
         """Let idle workers go; a later call of `batches` starts new ones."""
         self._idle = None
 
-    def _new_loader(self) -> DataLoader:
+    def _next(self, loader: DataLoader, batches: Iterator[Any]) -> Union[tuple[Tensor, Tensor], UserError, RunError]:
+        self.waiting_since = time.monotonic()
+        try:
+            return next(batches)
+        except BaseException:  # a signal, which may have come because no batch does
+            end_at_once(loader)
+            watch().take()
+            raise
+        finally:
+            self.waiting_since = None
+
+    def _new_loader(self, largest: int) -> DataLoader:
+        """A loader that starts its workers later; `largest`: images of a batch for which it has shared memory."""
+        workers = affordable(self._workers_num)
         # without workers there is nobody to load ahead, and torch refuses to be told how much
         processes = {
             "prefetch_factor": self._prefetch,
@@ -104,26 +130,27 @@ class WorkerLoader:
         return DataLoader(
             self._images,
             batch_sampler=_Plan(),
-            num_workers=self._workers_num,
-            **(processes if self._workers_num else {}),
-            collate_fn=_collate,
+            num_workers=workers,
+            **(processes if workers else {}),
+            collate_fn=_Collate(SharedBatches.of(workers, self._prefetch, largest * 3 * self._size**2)),
             pin_memory=self._device.type == "cuda",
             worker_init_fn=ignore_signals_to_all,
             generator=torch.Generator(),  # without one it would draw from the default generator
         )
 
 
-def _loaded(loader: DataLoader) -> Iterator[Union[tuple[Tensor, Tensor], UserError, RunError]]:
+def loaded(loader: DataLoader) -> Generator[Any, None, None]:
     """What a loader loads; the workers start with the first batch that is asked for. Errors come as values.
 
     Raised from here they would keep this frame, and so the workers, for as long as somebody keeps the traceback.
     """
     lost = watch().take()  # of workers that were kept from the last time
     try:
-        batches = iter(loader) if lost is None else None
+        batches = start_workers(loader) if lost is None else None
         lost_workers = watch()
         while lost is None:
-            yield next(batches)
+            batch = next(batches)
+            yield batch.taken() if isinstance(batch, HandedOver) else batch
             lost = lost_workers.take()
     except StopIteration:
         return
@@ -174,12 +201,20 @@ class _TransformedImages:
             return self._transform(image), row
 
 
-def _collate(samples: list) -> Union[tuple[Tensor, Tensor], UserError]:
-    for sample in samples:
-        if isinstance(sample, UserError):
-            return sample
-    images, rows = zip(*samples)
-    return torch.stack(images), torch.tensor(rows, dtype=torch.int64)
+class _Collate:
+    """Makes a batch of samples, or gives the first error among them."""
+
+    def __init__(self, shared: Optional[SharedBatches]):
+        self.shared = shared
+
+    def __call__(self, samples: list) -> Union[tuple[Tensor, Tensor], HandedOver, UserError]:
+        for sample in samples:
+            if isinstance(sample, UserError):
+                return sample
+        images, rows = zip(*samples)
+        if get_worker_info() is None:
+            return torch.stack(images), torch.tensor(rows, dtype=torch.int64)
+        return HandedOver(images, rows, self.shared)
 
 
 def _as_batches(order: Union[Sequence[int], Tensor, Sequence[Tensor]], batch_size: int) -> Sequence[Tensor]:

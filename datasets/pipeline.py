@@ -147,14 +147,23 @@ class Pipeline:
     @property
     def starts_processes(self) -> bool:
         """Whether images are loaded by processes of their own, started when they are needed."""
-        loaders = (self._train_loader, self._plain_loader, self._test_loader)
-        return self._options.workers_num > 0 and any(isinstance(loader, WorkerLoader) for loader in loaders)
+        return self._options.workers_num > 0 and any(isinstance(loader, WorkerLoader) for loader in self._loaders)
+
+    @property
+    def waiting_since(self) -> Optional[float]:
+        """Since when, by time.monotonic(), a batch is waited for; None while none is."""
+        waits = [loader.waiting_since for loader in self._loaders if isinstance(loader, WorkerLoader)]
+        return next((since for since in waits if since is not None), None)
 
     def close(self) -> None:
         """Let the loader processes go."""
-        for loader in (self._train_loader, self._plain_loader, self._test_loader):
+        for loader in self._loaders:
             if loader is not None:
                 loader.close()
+
+    @property
+    def _loaders(self) -> tuple[Optional[Loader], ...]:
+        return self._train_loader, self._plain_loader, self._test_loader
 
     def _plain_order(self, images: ImageSet) -> tuple[Tensor, ...]:
         """The row numbers of this process's share of all images, by the batch; no batch if there is none."""

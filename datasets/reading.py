@@ -1,14 +1,17 @@
 """Reading many image files once, before a run: in several processes, with a word now and then on how far it is."""
 
 import logging
-import signal
 import time
 from collections.abc import Generator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from typing import Callable, TypeVar
+from contextlib import closing
+from typing import Callable, TypeVar, Union
 
-from lib.errors import RunError
+import torch
+from torch.utils.data import DataLoader
+
+from datasets.loading import loaded
+from datasets.worker_processes import affordable, context, ignore_signals_to_all
+from lib.errors import RunError, UserError
 from lib.session.journal import LOGGER
 from lib.session.progress import LINE_EVERY, duration
 
@@ -17,7 +20,7 @@ log = logging.getLogger(LOGGER)
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 _FEW = 64  # images that are not worth starting processes for
-_BLOCK = 4096  # images handed to the processes at a time: what is lost when the work is stopped
+_BLOCK = 16  # images handed to a process at a time
 
 
 def in_processes(
@@ -27,32 +30,54 @@ def in_processes(
 
     Args:
         work: a function that other processes can be told to call.
-        workers_num: how many processes; with 0, or where there is little to do, it is done in this one.
+        workers_num: how many processes; with 0, where there is little to do, or none can be started, it is done in this
+            one.
         option: what asked for it, for the message.
 
     Raises:
         RunError: a process died.
         Exception: what `work` raises.
     """
-    if workers_num == 0 or len(items) <= _FEW:
+    workers = affordable(workers_num) if len(items) > _FEW else 0
+    if workers == 0:
         yield from map(work, items)
         return
-    pool = ProcessPoolExecutor(workers_num, initializer=_ignore_interrupt)
-    try:
-        for start in range(0, len(items), _BLOCK):
-            yield from pool.map(work, items[start : start + _BLOCK], chunksize=16)
-    except BrokenProcessPool as error:
-        raise RunError(
-            f"{option}: a process that reads images was killed. If memory ran out, lower --workers-num; "
-            "what was done is remembered"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+    loader = DataLoader(
+        _Done(work, items),
+        batch_size=_BLOCK,
+        num_workers=workers,
+        multiprocessing_context=context(),
+        collate_fn=list,
+        worker_init_fn=ignore_signals_to_all,
+        generator=torch.Generator(),  # without one it would draw from the default generator
+    )
+    with closing(loaded(loader)) as blocks:  # the processes go at once, not when a traceback does
+        for block in blocks:
+            if isinstance(block, RunError):
+                raise RunError(
+                    f"{option}: a process that reads images was killed. If memory ran out, lower --workers-num; "
+                    "what was done is remembered"
+                )
+            for result in block:
+                if isinstance(result, UserError):
+                    raise result
+                yield result
 
 
-def _ignore_interrupt() -> None:
-    # Ctrl-C reaches all processes of a terminal; these end with their parent
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+class _Done:
+    """The results of the work by the rows of its items; a UserError as a value: torch would bury one that is raised."""
+
+    def __init__(self, work: Callable[[Item], Result], items: Sequence[Item]):
+        self._work, self._items = work, items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, row: int) -> Union[Result, UserError]:
+        try:
+            return self._work(self._items[row])
+        except UserError as error:
+            return type(error)(str(error))
 
 
 class ReadingProgress:

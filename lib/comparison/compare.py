@@ -28,12 +28,20 @@ def compare(sessions: Sequence[str], page: Optional[str], folder: str) -> None:
     """
     contrast = Contrast([Story.read(Path(session), "--compare") for session in sessions])
     path, instead = _place(contrast, page, folder)
-    print(in_words(contrast))
-    if not has("jinja2"):
-        if page is not None:
-            raise UserError("--compare-html: a page needs the package jinja2; pip install jinja2")
+    if not has("jinja2") and page is not None:
+        raise UserError("--compare-html: a page needs the package jinja2; pip install jinja2")
+    try:
+        print(in_words(contrast))
+    finally:  # also where nobody reads the words
+        if has("jinja2"):
+            _write(contrast, path)
+    if has("jinja2"):
+        print(f"\nas a page: {path}{' (instead of the comparison that was there)' if instead else ''}")
+    else:
         print("\nno page: it needs the package jinja2 (pip install jinja2)")
-        return
+
+
+def _write(contrast: Contrast, path: Path) -> None:
     from lib.comparison.as_page import as_page
     from lib.pages.page import write
 
@@ -44,7 +52,6 @@ def compare(sessions: Sequence[str], page: Optional[str], folder: str) -> None:
         raise UserError(
             f"{path} cannot be written: {error.strerror}; choose another place with --compare-html"
         ) from None
-    print(f"\nas a page: {path}{' (instead of the comparison that was there)' if instead else ''}")
 
 
 def _place(contrast: Contrast, page: Optional[str], folder: str) -> tuple[Path, bool]:

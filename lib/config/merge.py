@@ -19,7 +19,9 @@ Layer = dict[str, Any]
 """Values by the options' names; what a layer does not mention is not in it."""
 
 
-def collect(argv: Sequence[str], saved: Optional[Mapping[str, object]] = None) -> Settings:
+def collect(
+    argv: Sequence[str], saved: Optional[Mapping[str, object]] = None, read: Optional[Mapping[str, Layer]] = None
+) -> Settings:
     """Read the command line and the config files it names, and merge the layers.
 
     Args:
@@ -27,6 +29,8 @@ def collect(argv: Sequence[str], saved: Optional[Mapping[str, object]] = None) -
         saved: the options stored in the checkpoint of `--resume`, or those that describe the network of
             `--pretrained`. The file is found through the options, so a caller that takes one collects twice; the
             options are checked against each other the second time.
+        read: what the config files say, `Settings.files` of the first time: a file may be a pipe, which has nothing
+            more to say the second time.
 
     Returns:
         the options: the defaults, over these `saved`, over these the config files from left to right, and the
@@ -40,7 +44,11 @@ def collect(argv: Sequence[str], saved: Optional[Mapping[str, object]] = None) -
         print(help_text())
         raise SystemExit(0)
     written = _from_command_line(argv)
-    layers = [(path, _from_file(path)) for path in written.get("cfgs", ())]
+    files = dict(read or {})
+    for path in written.get("cfgs", ()):
+        if path not in files:
+            files[path] = _from_file(path)
+    layers = [(path, files[path]) for path in written.get("cfgs", ())]
     layers.append(("command line", written))
     if saved is not None:
         given = _merged(layers)[0]
@@ -48,7 +56,8 @@ def collect(argv: Sequence[str], saved: Optional[Mapping[str, object]] = None) -
         place = "checkpoint" if file is None else f"checkpoint {file}"
         layers.insert(0, ("checkpoint", _from_checkpoint(saved, place)))
     values, sources = _merged(layers)
-    settings = Settings(Options(**values), {option.name: sources.get(option.name, "default") for option in OPTIONS})
+    named = {option.name: sources.get(option.name, "default") for option in OPTIONS}
+    settings = Settings(Options(**values), named, files)
     # without the checkpoint's options, those of a resumed run are not complete yet
     if saved is not None or (settings.options.resume is None and settings.options.pretrained is None):
         check_together(settings.options)

@@ -1,9 +1,10 @@
 """Joining the other processes of a run, and leaving them."""
 
 import datetime
+import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -34,9 +35,11 @@ def join(gpus: str, place: Place) -> World:
         place: of this process.
 
     Raises:
-        UserError: there is no device for this process, or one of another kind than for the others.
+        UserError: there is no device for this process, or one of another kind than for the others; or the variables of
+            a launcher are set, and not as a launcher sets them.
         LostContact: the others cannot be reached.
     """
+    _check_variables(place, os.environ)
     device = devices.choose(gpus, place.local_rank, place.local_size)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # so that nothing opens a context on another
@@ -61,6 +64,25 @@ def join(gpus: str, place: Place) -> World:
             "says why, see that what torchrun was told is right on each machine, and name the network between them in "
             "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
         ) from None
+
+
+def _check_variables(place: Place, environment: Mapping[str, str]) -> None:
+    """Whether they are as torchrun sets them: a shell may hold what another program has left."""
+    if not place.launched:
+        return
+    wrong = []
+    if not (place.rank < place.size and place.local_rank < place.local_size <= place.size):
+        wrong = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"]
+    elif place.size > 1 and not environment.get("MASTER_ADDR"):
+        wrong = ["MASTER_ADDR"]
+    elif place.size > 1 and not environment.get("MASTER_PORT", "").isdecimal():
+        wrong = ["MASTER_PORT"]
+    if wrong:
+        shown = ", ".join(f"{name}={environment.get(name, '')}" for name in wrong)
+        raise UserError(
+            f"the environment says that a launcher started this process, but {shown} cannot be; start it by torchrun, "
+            "or unset RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE"
+        )
 
 
 def _meet(place: Place, device: torch.device) -> Any:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from lib.pages import as_shipped
 from lib.pages.inks import BAD, BORDER, FAINT, GOOD, INK, dash, series
 from lib.pages.inline_svg import inline_svg
 
@@ -36,6 +37,7 @@ class Curve:
         return [(x, y) for x, y in zip(self.x, self.y) if y is not None]
 
 
+@as_shipped()
 def curves(
     name: str,
     described: str,
@@ -79,6 +81,7 @@ def curves(
     return inline_svg(figure, name, described)
 
 
+@as_shipped()
 def bars(
     name: str, described: str, across: str, up: str, labels: Sequence[str], good: Sequence[int], bad: Sequence[int]
 ) -> Markup:
@@ -96,6 +99,7 @@ def bars(
     return inline_svg(figure, name, described)
 
 
+@as_shipped()
 def scatter(
     name: str, described: str, places: Sequence[tuple[float, float]], groups: Sequence[int], colours: Sequence[str]
 ) -> Markup:

@@ -77,6 +77,8 @@ def read(path: Path) -> WeightsFile:
     Raises:
         UserError: there is no such file, it cannot be read as data alone, or it holds no weights.
     """
+    if path.is_fifo():
+        raise UserError(f"--pretrained {path}: it is a pipe, and weights are read in parts; save them as a file")
     if not path.is_file():
         raise UserError(f"--pretrained {path}: there is no such file; it takes a checkpoint or a file of weights")
     content = checkpoint.read_foreign(path)

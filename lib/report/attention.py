@@ -7,12 +7,13 @@ shows what makes the image similar to its neighbour.
 
 from dataclasses import dataclass
 
-import matplotlib
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from lib.pages import matplotlib
 
 SMALLEST_MAP = 4
 """Rows that the maps of the stage must have; later stages of small images say where only roughly."""

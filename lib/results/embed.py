@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,6 +26,7 @@ from lib.results.training_images import training_paths
 from lib.session.folder import SessionFolder
 from lib.session.journal import LOGGER, tqdm
 from lib.session.own_files import check_own_files
+from lib.session.streams import is_terminal
 
 log = logging.getLogger(LOGGER)
 RESULT = {"result": True}
@@ -109,9 +111,8 @@ def _check_sizes(options: Options, images: int) -> None:
 def _features(model: Model, paths: Sequence[str], options: Options) -> Tensor:
     features = []
     workers = options.workers_num if len(paths) > _FEW else 0
-    # without a terminal, or with --brief, no bar
-    no_bar = options.brief or tqdm is None
-    with nullcontext() if no_bar else tqdm(total=len(paths), unit="img", leave=False, disable=None) as progress:
+    silent = options.brief or tqdm is None or not is_terminal(sys.stderr)
+    with nullcontext() if silent else tqdm(total=len(paths), unit="img", leave=False) as progress:
         for batch, _ in model.batches(paths, workers):
             features.append(batch)
             if progress is not None:

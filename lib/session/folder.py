@@ -208,6 +208,8 @@ def find_checkpoint(resume: str, sess_dir: str) -> Path:
     path = Path(resume)
     if path.is_dir():
         return newest_checkpoint(path)
+    if path.is_fifo():
+        raise UserError(f"--resume {resume}: it is a pipe, and a checkpoint is read in parts; save it as a file")
     if not path.is_file():
         raise UserError(f"--resume {resume}: there is no such file or session folder")
     return path

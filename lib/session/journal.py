@@ -15,6 +15,7 @@ try:
 except ModuleNotFoundError:  # without it there are lines in place of bars
     tqdm = None
 
+from lib.session.streams import is_terminal, say
 from lib.session.text_file import append_line, replace_text, writing
 
 LOGGER = "and"
@@ -27,7 +28,7 @@ class _TerminalHandler(logging.Handler):
         try:
             (print if tqdm is None else tqdm.write)(_fitted(self.format(record)), file=sys.stdout)
             sys.stdout.flush()
-        except OSError:  # a full disk, a terminal that is gone: the run is worth more than its words
+        except (OSError, ValueError):  # a full disk, a terminal that is gone, a closed file, an encoding without é
             pass
 
 
@@ -44,7 +45,7 @@ class _FileHandler(logging.FileHandler):
             super().handleError(record)
             return
         stream, self.stream = self.stream, None
-        print(f"warning: {self.baseFilename}: {error.strerror}; the log ends here", file=sys.stderr)
+        say(f"warning: {self.baseFilename}: {error.strerror}; the log ends here")
         with contextlib.suppress(OSError):
             stream.close()  # which would like to write what is left
 
@@ -58,7 +59,7 @@ _WHOLE = ("command ", "watch ", "session ", "|", "+")
 
 def _fitted(text: str) -> str:
     """Long lines broken between words where there is a terminal; a pipe gets them as they are."""
-    if not sys.stdout.isatty():
+    if not is_terminal(sys.stdout):
         return text
     width = shutil.get_terminal_size().columns
     lines = []

@@ -7,6 +7,7 @@ import time
 from typing import Any, Optional
 
 from lib.session.journal import LOGGER, tqdm
+from lib.session.streams import is_terminal
 
 LINE_EVERY = 60.0
 """Seconds between progress lines where there is no bar."""
@@ -29,7 +30,7 @@ class Progress:
         self._last_line = time.monotonic()
         self._label = ""
         self._bar: Any = None
-        if tqdm is not None and sys.stderr.isatty() and not quiet:
+        if tqdm is not None and is_terminal(sys.stderr) and not quiet:
             self._bar = tqdm(
                 total=images, initial=done, dynamic_ncols=True, leave=False, bar_format=_BAR.format("", "")
             )

@@ -11,6 +11,9 @@ from types import FrameType, TracebackType
 from typing import Any, Optional
 
 _WANTED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+PATIENCE = 10.0
+"""Seconds for which a run that was asked to stop waits for a batch of images."""
+
 _SAME = 3.0  # seconds in which a launcher passes on what the terminal has sent to all
 
 
@@ -25,13 +28,22 @@ class StopSignals:
         launched: whether a launcher passes signals on. From a terminal this process then gets one twice: what follows
             within three seconds does not count.
         quiet: say nothing on standard error; another process of the run does.
+        waiting_since: tells since when, by time.monotonic(), a batch is waited for, or None.
+        unheard: the error that ends a run whose batch does not come.
     """
 
-    def __init__(self, launched: bool = False, quiet: bool = False):
+    def __init__(
+        self,
+        launched: bool = False,
+        quiet: bool = False,
+        waiting_since: Callable[[], Optional[float]] = lambda: None,
+        unheard: Optional[Callable[[signal.Signals], BaseException]] = None,
+    ):
         self.wanted: Optional[signal.Signals] = None
         self._launched, self._quiet = launched, quiet
         self._heard = 0.0
         self._error: Optional[Callable[[signal.Signals], BaseException]] = None
+        self._waiting_since, self._unheard = waiting_since, unheard
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -45,6 +57,8 @@ class StopSignals:
     def __exit__(
         self, kind: Optional[type], error: Optional[BaseException], traceback: Optional[TracebackType]
     ) -> None:
+        if signal.SIGALRM in self._before:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, before in self._before.items():
             signal.signal(number, before)
         self._before.clear()
@@ -63,6 +77,9 @@ class StopSignals:
         self.wanted, self._heard = signal.Signals(number), time.monotonic()
         if self._error is not None:
             raise self._error(self.wanted)
+        if self._unheard is not None:
+            self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._look_at_wait)
+            signal.setitimer(signal.ITIMER_REAL, 1, 1)
         if not self._quiet:
             # not by print or logging, which may be in the middle of a line; the terminal may be gone
             with contextlib.suppress(OSError, ValueError):
@@ -70,6 +87,13 @@ class StopSignals:
                     sys.__stderr__.fileno() if sys.__stderr__ is not None else 2,
                     f"\n{self.wanted.name}: stopping after this step and saving; once more stops at once\n".encode(),
                 )
+
+    def _look_at_wait(self, number: int, frame: Optional[FrameType]) -> None:
+        """Once a second after a signal."""
+        since = self._waiting_since()
+        if since is not None and time.monotonic() - max(since, self._heard) >= PATIENCE:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise self._unheard(self.wanted)
 
 
 def _end_by(number: int) -> None:

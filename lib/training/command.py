@@ -34,6 +34,7 @@ from lib.session.journal import LOGGER, Metrics, close_log, open_log
 from lib.session.lock import SessionLock
 from lib.session.own_files import check_own_files
 from lib.session.records import note_final, note_start
+from lib.session.streams import is_terminal
 from lib.threads import OtherPrograms
 from lib.training.history import UNLABELLED_LEGEND
 from lib.training.images import open_images
@@ -198,6 +199,7 @@ def _test(
     judged = protocols.finished(embedder)
     if not world.is_first:
         return
+    written = [] if session is None else _written(judged, session.path)
     for line in (*pipeline.notes, *pipeline.cautions):
         print(f"{pipeline.name}: {one_line(line)}")
     name = settings.options.pretrained if saved is None else f"{source}: round {saved['round']}, epoch {saved['epoch']}"
@@ -205,9 +207,8 @@ def _test(
         print(f"{name}: {protocol.name} {findings.summary} (training features recomputed)")
         if findings.table:
             print(findings.table)
-    if session is not None:
-        for path in _written(judged, session.path):
-            print(f"written: {path}")
+    for path in written:
+        print(f"written: {path}")
 
 
 def _written(judged: Judged, folder: Path) -> list[Path]:
@@ -354,7 +355,7 @@ def _conclude(
     session: Optional[SessionFolder],
     report: Optional[Report],
 ) -> None:
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    width = shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None
     if protocols.can_vote:
         log.info("%s", state.history.table(width), extra=RESULT)
     log.info("%s\n%s", state.history.unlabelled_table(width), UNLABELLED_LEGEND, extra=RESULT)

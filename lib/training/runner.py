@@ -30,7 +30,7 @@ from lib.session.journal import LOGGER, Metrics
 from lib.session.keeping import Checkpoints, Place
 from lib.session.keeping_behind import CheckpointsBehind
 from lib.session.progress import Progress
-from lib.session.stop_signals import StopSignals
+from lib.session.stop_signals import PATIENCE, StopSignals
 from lib.training.bad_batch import write_note
 from lib.training.captured_step import CapturedStep, can_be_captured
 from lib.training.epoch import NotFiniteError, StepFunction, train_epoch
@@ -98,7 +98,8 @@ class Runner:
             is_best = finished and state.epoch > 0 and current.best_epoch == state.epoch
             place = Place(state.round, state.epoch, state.underway.step)
             self.checkpoints.go_on_from(source, place, current.anchors, is_best)
-        self.stop = StopSignals(ProcessPlace.here().launched, quiet=not world.is_first)
+        launched = ProcessPlace.here().launched
+        self.stop = StopSignals(launched, not world.is_first, lambda: pipeline.waiting_since, self._stopped_in_wait)
         self.pauses = Pauses(SaveEvery() if options.debug else SaveEvery.parse(options.save_every), self.stop, world)
         images = len(pipeline.train)
         rounds_left = max(0, options.max_round - state.round - 1)
@@ -320,6 +321,13 @@ class Runner:
             signal_number,
             f"{where}; it is saved as {last}; judge it with: {self._go_on()}",
         )
+
+    def _stopped_in_wait(self, signal_number: signal.Signals) -> Interrupted:
+        where = f"{signal_number.name}: stopped while no batch of images came for {PATIENCE:.0f} s"
+        last = None if self.checkpoints is None else self.checkpoints.last
+        if last is None:
+            return Interrupted(signal_number, f"{where}; nothing had been saved")
+        return Interrupted(signal_number, f"{where}; {last} was saved before; go on with: {self._go_on()}")
 
     def _go_on(self) -> str:
         """The command. Numbers of GPUs do not come back with a checkpoint."""
