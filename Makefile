@@ -1,4 +1,4 @@
-# make demo    train on scikit-learn's digits, minutes on a CPU, nothing to download but packages
+# make demo    train on scikit-learn's digits, a minute on a CPU, nothing to download but packages
 # make test    the fast tests, minutes; make test-all: all, also those that take longest
 # make check   ruff
 # make bench   speed against a plain version and against the machine's limit (benchmarks/)

@@ -1,6 +1,6 @@
 """Anchor neighbourhood discovery: learn image features without labels.
 
-    python3 main.py --cfgs configs/base.yaml configs/digits.yaml        # minutes on a CPU, no download
+    python3 main.py --cfgs configs/base.yaml configs/digits.yaml        # a minute on a CPU, no download
     python3 main.py --cfgs configs/base.yaml configs/cifar10.yaml       # the paper's CIFAR-10 recipe
     python3 main.py --resume sessions/NAME                              # go on where it stopped
     python3 main.py --resume sessions/NAME --test-only                  # evaluate

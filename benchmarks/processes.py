@@ -19,8 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 IMAGES = 768
 ONE_THREAD = "one thread each; the limit is one process with as many"
 SHARED_IMAGES = (50_000, 200_000)
-RUN = ["--cfgs", "configs/base.yaml", "configs/digits.yaml", "--size", "32", "--batch-size", "128"]
-RUN += ["--limit-train", str(IMAGES), "--limit-test", "10", "--max-round", "1", "--max-epoch", "3", "--gpus", "cpu"]
+RUN = ["--cfgs", "configs/base.yaml", "configs/digits.yaml", "--network", "resnet18", "--size", "32"]
+RUN += ["--batch-size", "128", "--limit-train", str(IMAGES), "--limit-test", "10", "--max-round", "1"]
+RUN += ["--max-epoch", "3", "--gpus", "cpu"]
 
 
 def split_over_processes(setting: Setting) -> list[Row]:

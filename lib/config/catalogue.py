@@ -190,7 +190,13 @@ _DATA = _group(
 
 _NETWORK = _group(
     "network",
-    Option("network", CHOICE, "resnet18", "the network that turns an image into a feature", choices=_NETWORKS),
+    Option(
+        "network",
+        CHOICE,
+        "resnet18",
+        "the network that turns an image into a feature; convnet is small, for small images and tests",
+        choices=_NETWORKS,
+    ),
     Option("low_dim", INT, 128, "length of a feature (D)", bounds=_at_least(1)),
     Option(
         "stem",
