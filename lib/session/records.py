@@ -16,9 +16,16 @@ def note_start(path: Path, record: dict[str, Any]) -> None:
     append_line(path, json.dumps(record))
 
 
-def note_final(path: Path, round_number: int, epoch: int, top1: float, top5: Optional[float]) -> None:
-    """Write the accuracies, shares of 1, with all features recomputed after so many epochs of the round."""
-    replace_text(path, json.dumps({"round": round_number, "epoch": epoch, "top1": top1, "top5": top5}) + "\n")
+def note_final(
+    path: Path, round_number: int, epoch: int, top1: float, top5: Optional[float], baselines: dict[str, float]
+) -> None:
+    """Write the accuracies, shares of 1, with all features recomputed after so many epochs of the round.
+
+    Args:
+        baselines: top-1 of what needs no learning, by name.
+    """
+    final = {"round": round_number, "epoch": epoch, "top1": top1, "top5": top5, "baselines": baselines}
+    replace_text(path, json.dumps(final) + "\n")
 
 
 def read_final(path: Path, round_number: int, epoch: int) -> Optional[dict[str, Any]]:

@@ -20,6 +20,7 @@ from lib.distributed.place import Place
 from lib.distributed.world import World
 from lib.embedder import Embedder
 from lib.errors import LostContact, RunError, UnreadableImage, UserError, one_line
+from lib.evaluation.baselines import PRETRAINED, UNTRAINED, baselines, below_pixels
 from lib.evaluation.protocols import Judged, Protocols
 from lib.packages import has
 from lib.pretrained.bank import start_bank
@@ -156,6 +157,14 @@ def _execute(
         note = curriculum_note(options)
         if note is not None:
             log.warning("%s", note)
+            log.info("weights   %s", start_bank(state.bank, weights, state.embedder, pipeline))
+        if saved is None and protocols.can_vote:
+            name = UNTRAINED if weights is None else PRETRAINED
+            vote, size, dim = protocols.votes[0], options.size, options.low_dim
+            state.baselines = baselines(pipeline, world, vote, state.embedder, size, dim, name)
+        if state.baselines:
+            shown = ", ".join(f"{name} {100 * top1:.2f} %" for name, top1 in state.baselines.items())
+            log.info("baselines %s of %s", protocols.title, shown)
         labels = None if pipeline.train.labels is None else torch.from_numpy(pipeline.train.labels)
         own = None if options.restart else source
         wanted = session is not None and options.report
@@ -357,17 +366,20 @@ def _conclude(
 ) -> None:
     width = shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None
     if protocols.can_vote:
-        log.info("%s", state.history.table(width), extra=RESULT)
+        log.info("%s", state.history.table(state.baselines, width), extra=RESULT)
     log.info("%s\n%s", state.history.unlabelled_table(width), UNLABELLED_LEGEND, extra=RESULT)
     for protocol, findings in judged:
         who = "" if protocol.name == judged[0][0].name == "knn" else f"{protocol.name} "
         log.info("last network, training features recomputed: %s%s", who, findings.summary, extra=RESULT)
         if findings.table:
             log.info("%s", findings.table, extra=RESULT)
-    if session is not None:
-        accuracy = protocols.first_vote(judged)
-        if accuracy is not None:
-            note_final(session.final, state.round, state.epoch, *accuracy)
+    accuracy = protocols.first_vote(judged)
+    if accuracy is not None:
+        note = below_pixels(accuracy[0], state.baselines)
+        if note is not None:
+            log.warning("%s", note)
+    if session is not None and accuracy is not None:
+        note_final(session.final, state.round, state.epoch, *accuracy, state.baselines)
     if report is not None:
         report.write_if_possible()
     if session is not None:

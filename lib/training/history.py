@@ -67,9 +67,15 @@ class History:
     def from_state(cls, state: list[dict[str, Any]]) -> "History":
         return cls([RoundSummary(**entry) for entry in state])
 
-    def table(self, width: Optional[int] = None) -> str:
-        """Accuracies round by round, for a person; in fewer columns where `width` characters are too few for all."""
-        rows = [
+    def table(self, baselines: dict[str, float], width: Optional[int] = None) -> str:
+        """Accuracies round by round, for a person; in fewer columns where `width` characters are too few for all.
+
+        Args:
+            baselines: top-1 of what needs no learning, by name; the first rows.
+        """
+        empty = dict.fromkeys(("anchors", "consistency", "kNN last", "kNN best", "seconds"), "")
+        rows = [{"round": name, **empty, "kNN last": _percent(top1)} for name, top1 in baselines.items()]
+        rows += [
             {
                 "round": str(entry.round),
                 "anchors": str(entry.anchors),

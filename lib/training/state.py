@@ -50,6 +50,7 @@ class TrainingState:
         self.underway = Underway()
         self.history = History()
         self.nearest: dict[int, Tensor] = {}  # of this round and the one before, as the last survey found them
+        self.baselines: dict[str, float] = {}  # see `lib.evaluation.baselines`
 
     @classmethod
     def fresh(cls, options: Options, pipeline: Pipeline, world: World, dtype: Optional[torch.dtype]) -> "TrainingState":
@@ -99,6 +100,7 @@ class TrainingState:
             "random": _random_state(options.seed),
             "history": self.history.state(),
             "nearest": self.nearest,
+            "baselines": self.baselines,
             "dataset": {
                 "name": pipeline.name,
                 "size": len(pipeline.train),
@@ -180,6 +182,7 @@ class TrainingState:
         if not rounds or rounds != list(range(min(rounds[0], 1), self.round + 1)):
             raise ValueError(f"its history is of rounds {rounds}, and it is of round {self.round}")
         self.nearest = dict(saved.get("nearest", {}))
+        self.baselines = {str(name): float(top1) for name, top1 in saved.get("baselines", {}).items()}
         _set_random_state(saved.get("random", {}))
 
     def restore_network(self, saved: dict[str, Any], source: str) -> None:

@@ -161,7 +161,7 @@ def test_checkpoints_with_anything_anywhere(run, tmp_path):
                 raise UserError(str(error)) from None
             collect([], bad["options"])
             state.restore(bad, "x.ckpt", options, pipeline)
-            state.history.table()
+            state.history.table({})
 
         refused += not only_user_errors(restore)
     assert 40 < refused < 150

@@ -182,7 +182,7 @@ def test_tables_fit_a_narrow_terminal():
     history.observe(1.5, {"entropy": 2.0, "neighbour_cosine": 0.9, "clusters": [9, 3]})
     for width in (40, 60, 80, 120):
         assert max(map(len, history.unlabelled_table(width).splitlines())) <= max(width, 40)
-        assert max(map(len, history.table(width).splitlines())) <= max(width, 40)
+        assert max(map(len, history.table({}, width).splitlines())) <= max(width, 40)
     assert "| round | anchors |  loss | entropy | anchors' |" in history.unlabelled_table()
 
 
