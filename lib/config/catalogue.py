@@ -267,7 +267,7 @@ _METHOD = _group(
 
 _OPTIMISATION = _group(
     "optimisation",
-    Option("optimizer", CHOICE, "sgd", "the optimiser", choices=("sgd", "adam", "rmsprop")),
+    Option("optimizer", CHOICE, "sgd", "the optimiser", choices=("sgd", "adam", "adamw", "rmsprop")),
     Option("base_lr", FLOAT, 0.03, "learning rate at the start of every round", bounds=_POSITIVE),
     Option("momentum", FLOAT, 0.9, "sgd, rmsprop: momentum", bounds=_SHARE_BELOW_1),
     Option("nesterov", BOOL, True, "sgd: Nesterov momentum"),
@@ -279,8 +279,17 @@ _OPTIMISATION = _group(
         "step",
         "how the learning rate falls within a round. step: base_lr * lr_decay_rate ** ((epoch -"
         " lr_decay_offset) // lr_decay_step) from epoch lr_decay_offset on, base_lr before. multistep: times"
-        " lr_decay_rate at each epoch of lr_schedule. Epochs count from 0 in each round",
-        choices=("step", "multistep", "fixed"),
+        " lr_decay_rate at each epoch of lr_schedule. Epochs count from 0 in each round. cosine: from base_lr to 0 along"
+        " half a cosine over the whole run",
+        choices=("step", "multistep", "cosine", "fixed"),
+    ),
+    Option(
+        "lr_warmup",
+        INT,
+        0,
+        "epochs at the start of the run in which the learning rate rises, in equal steps",
+        "epochs",
+        bounds=_at_least(0),
     ),
     Option("lr_decay_offset", INT, 80, "step: epoch from which the steps count", "epochs", bounds=_at_least(0)),
     Option("lr_decay_step", INT, 40, "step: epochs from one decay to the next", "epochs", bounds=_at_least(1)),

@@ -1,5 +1,6 @@
 """The optimiser and the learning-rate policy, both PyTorch's own."""
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import Callable
@@ -12,19 +13,24 @@ from lib.compat import fast_optimizer_arguments
 
 
 def build_optimizer(options, parameters: Iterable[Parameter]) -> optim.Optimizer:
-    """SGD, Adam or RMSprop from `--optimizer` and the options that apply to it, fused where PyTorch can."""
+    """SGD, Adam, AdamW or RMSprop from `--optimizer` and the options that apply to it, fused where PyTorch can."""
     parameters = list(parameters)
-    kind = {"sgd": optim.SGD, "adam": optim.Adam, "rmsprop": optim.RMSprop}[options.optimizer]
+    kind = {"sgd": optim.SGD, "adam": optim.Adam, "adamw": optim.AdamW, "rmsprop": optim.RMSprop}[options.optimizer]
     arguments = {"lr": options.base_lr, "weight_decay": options.weight_decay}
     arguments.update(fast_optimizer_arguments(kind, parameters[0].device))
-    if kind is not optim.Adam:
+    if kind not in _ADAMS:
         arguments["momentum"] = options.momentum
     if kind is optim.SGD:
         arguments.update(dampening=options.dampening, nesterov=options.nesterov)
     return kind(parameters, **arguments)
 
 
-_MOMENTS = {optim.SGD: (), optim.Adam: ("step", "exp_avg", "exp_avg_sq"), optim.RMSprop: ("step", "square_avg")}
+_ADAMS = (optim.Adam, optim.AdamW)
+_MOMENTS = {
+    optim.SGD: (),
+    **dict.fromkeys(_ADAMS, ("step", "exp_avg", "exp_avg_sq")),
+    optim.RMSprop: ("step", "square_avg"),
+}
 
 
 def check_state(optimizer: optim.Optimizer) -> None:
@@ -57,21 +63,33 @@ def multistep_policy(schedule: Sequence[int], rate: float) -> Callable[[int], fl
     return lambda epoch: rate ** bisect_right(schedule, epoch)
 
 
-def lr_factor(options) -> Callable[[int], float]:
-    """What `--base-lr` is multiplied by in an epoch of a round, for `--lr-policy`."""
+def cosine_policy(before: int, total: int) -> Callable[[int], float]:
+    """(1 + cos(pi t / total)) / 2 after t epochs of the run, `before` of them in earlier rounds (Loshchilov and
+    Hutter 2017, without restarts)."""
+    return lambda epoch: (1 + math.cos(math.pi * (before + epoch) / total)) / 2
+
+
+def lr_factor(options, round_number: int) -> Callable[[int], float]:
+    """What `--base-lr` is multiplied by in an epoch of a round, for `--lr-policy` and `--lr-warmup`."""
+    before = (round_number - options.first_round) * options.max_epoch
+    warmup = options.lr_warmup
     if options.lr_policy == "step":
-        return step_policy(options.lr_decay_offset, options.lr_decay_step, options.lr_decay_rate)
-    if options.lr_policy == "multistep":
-        return multistep_policy(options.lr_schedule, options.lr_decay_rate)
-    return lambda epoch: 1.0
+        policy = step_policy(options.lr_decay_offset, options.lr_decay_step, options.lr_decay_rate)
+    elif options.lr_policy == "multistep":
+        policy = multistep_policy(options.lr_schedule, options.lr_decay_rate)
+    elif options.lr_policy == "cosine":
+        policy = cosine_policy(before, (options.max_round - options.first_round) * options.max_epoch)
+    else:
+        policy = lambda epoch: 1.0  # noqa: E731
+    return lambda epoch: policy(epoch) * min(1.0, (before + epoch + 1) / (warmup + 1))
 
 
-def start_schedule(options, optimizer: optim.Optimizer, epoch: int) -> LambdaLR:
+def start_schedule(options, optimizer: optim.Optimizer, round_number: int, epoch: int) -> LambdaLR:
     """A schedule that stands at `epoch` of a round (counted from 0).
 
-    It starts anew in every round; momentum and the other state of the optimiser are left as they are. The rate
-    is a function of the epoch alone, so a resumed round needs no more than its number.
+    All policies but cosine start anew in every round; momentum and the other state of the optimiser are left as they
+    are. The rate is a function of round and epoch alone, so a resumed round needs no more than these.
     """
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] = options.base_lr
-    return LambdaLR(optimizer, lr_factor(options), last_epoch=epoch - 1)
+    return LambdaLR(optimizer, lr_factor(options, round_number), last_epoch=epoch - 1)

@@ -168,7 +168,7 @@ class Runner:
         options, state = self.options, self.state
         if state.epoch >= options.max_epoch:
             return
-        schedule = start_schedule(options, state.optimizer, state.epoch)
+        schedule = start_schedule(options, state.optimizer, state.round, state.epoch)
         while state.epoch < options.max_epoch:
             self._train_one_epoch()
             schedule.step()

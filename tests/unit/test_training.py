@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import math
 import numpy as np
 import pytest
 import torch
@@ -27,10 +28,10 @@ from tests.helpers import oracles
 CPU = torch.device("cpu")
 
 
-def rates(options, epochs, start=0):
+def rates(options, epochs, start=0, round_number=0):
     """The learning rate that each epoch is trained with."""
     optimizer = build_optimizer(options, [nn.Parameter(torch.zeros(1))])
-    schedule = start_schedule(options, optimizer, start)
+    schedule = start_schedule(options, optimizer, round_number, start)
     found = []
     for _ in range(start, epochs):
         found.append(optimizer.param_groups[0]["lr"])
@@ -73,26 +74,46 @@ def test_fixed_stays():
     assert rates(replace(Options(), lr_policy="fixed", base_lr=0.2), 4) == [0.2] * 4
 
 
-@pytest.mark.parametrize("policy", ["step", "multistep", "fixed"])
+@pytest.mark.parametrize("policy", ["step", "multistep", "cosine", "fixed"])
 def test_a_schedule_taken_up_in_the_middle_goes_on_as_if_never_stopped(policy):
     options = replace(Options(), lr_policy=policy, lr_schedule=(2, 5), lr_decay_offset=2, lr_decay_step=2)
+    options = replace(options, max_epoch=9, lr_warmup=3)
     whole = rates(options, 9)
     for start in range(9):
         assert rates(options, 9, start) == whole[start:]
+
+
+def test_cosine_falls_over_the_whole_run():
+    """Three rounds of four epochs, by the formula and by hand at the middle; a start at round 1 has two of them."""
+    options = replace(Options(), lr_policy="cosine", base_lr=0.2, max_round=3, max_epoch=4)
+    found = [rate for number in range(3) for rate in rates(options, 4, 0, number)]
+    assert found == pytest.approx([0.1 * (1 + math.cos(math.pi * epoch / 12)) for epoch in range(12)])
+    assert found[0] == 0.2
+    assert found[6] == pytest.approx(0.1)
+    later = replace(options, first_round=1)
+    found = [rate for number in (1, 2) for rate in rates(later, 4, 0, number)]
+    assert found == pytest.approx([0.1 * (1 + math.cos(math.pi * epoch / 8)) for epoch in range(8)])
+
+
+def test_the_rate_warms_up_at_the_start_of_the_run_alone():
+    options = replace(Options(), lr_policy="fixed", base_lr=1.0, lr_warmup=3, max_round=2, max_epoch=2)
+    assert rates(options, 2) == pytest.approx([0.25, 0.5])
+    assert rates(options, 2, 0, 1) == pytest.approx([0.75, 1.0])
+    assert rates(replace(options, lr_warmup=0), 2) == [1.0, 1.0]
 
 
 def test_the_rate_restarts_in_a_new_round_and_momentum_stays():
     options = replace(Options(), lr_decay_offset=1, lr_decay_step=1)
     weight = nn.Parameter(torch.ones(1))
     optimizer = build_optimizer(options, [weight])
-    schedule = start_schedule(options, optimizer, 0)
+    schedule = start_schedule(options, optimizer, 0, 0)
     for _ in range(5):
         weight.grad = torch.ones(1)
         optimizer.step()
         schedule.step()
     momentum = optimizer.state[weight]["momentum_buffer"].clone()
     assert optimizer.param_groups[0]["lr"] < 0.03
-    start_schedule(options, optimizer, 0)
+    start_schedule(options, optimizer, 1, 0)
     assert optimizer.param_groups[0]["lr"] == 0.03
     assert torch.equal(optimizer.state[weight]["momentum_buffer"], momentum)
 
