@@ -279,8 +279,8 @@ _OPTIMISATION = _group(
         "step",
         "how the learning rate falls within a round. step: base_lr * lr_decay_rate ** ((epoch -"
         " lr_decay_offset) // lr_decay_step) from epoch lr_decay_offset on, base_lr before. multistep: times"
-        " lr_decay_rate at each epoch of lr_schedule. Epochs count from 0 in each round. cosine: from base_lr to 0 along"
-        " half a cosine over the whole run",
+        " lr_decay_rate at each epoch of lr_schedule. Epochs count from 0 in each round. cosine: from base_lr to 0"
+        " along half a cosine over the whole run",
         choices=("step", "multistep", "cosine", "fixed"),
     ),
     Option(

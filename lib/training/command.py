@@ -157,7 +157,6 @@ def _execute(
         note = curriculum_note(options)
         if note is not None:
             log.warning("%s", note)
-            log.info("weights   %s", start_bank(state.bank, weights, state.embedder, pipeline))
         if saved is None and protocols.can_vote:
             name = UNTRAINED if weights is None else PRETRAINED
             vote, size, dim = protocols.votes[0], options.size, options.low_dim

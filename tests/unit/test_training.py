@@ -1,8 +1,8 @@
 """Learning-rate policies, optimisers, gradient accumulation, and the batches of an epoch."""
 
+import math
 from dataclasses import replace
 
-import math
 import numpy as np
 import pytest
 import torch
