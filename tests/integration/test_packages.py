@@ -78,18 +78,8 @@ def without_tqdm_and_jinja2(monkeypatch):
 def test_a_run_needs_neither_tqdm_nor_jinja2(without_tqdm_and_jinja2, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    arguments = [
-        *TINY,
-        "--network",
-        "convnet",
-        "--no-brief",
-        "--display-freq",
-        "1",
-        "--sess-dir",
-        str(tmp_path),
-        "--session",
-        "s",
-    ]
+    shown = ["--no-brief", "--report", "--display-freq", "1"]
+    arguments = [*TINY, *shown, "--sess-dir", str(tmp_path), "--session", "s"]
     assert main.main(arguments) == 0
     captured = capsys.readouterr()
     assert captured.err == ""

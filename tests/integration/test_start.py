@@ -19,7 +19,7 @@ from lib.training.runner import Runner
 from tests.helpers.runs import TINY
 
 IMAGES, DIM, SEED = 40, 16, 3
-RUN = [*TINY, "--network", "convnet", "--seed", str(SEED), "--no-report"]
+RUN = [*TINY, "--seed", str(SEED)]
 STILL = ["--base-lr", "1e-30", "--weight-decay", "0", "--npc-momentum", "0.9999999"]
 """With these the bank at the end of an epoch is what it was at its start."""
 
