@@ -34,7 +34,8 @@ from main import main as run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 _RUN = [
-    "--cfgs", "configs/base.yaml", "configs/digits.yaml", "--network", "resnet18", "--gpus", "cpu", "--precision", "fp32",
+    "--cfgs", "configs/base.yaml", "configs/digits.yaml", "--network", "resnet18", "--gpus", "cpu",
+    "--precision", "fp32",
     "--limit-train", "96", "--limit-test", "40", "--batch-size", "16", "--low-dim", "16", "--max-round", "3",
     "--max-epoch", "2", "--save-every", "2", "--no-log-tfb",
 ]  # fmt: skip
