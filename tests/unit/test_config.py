@@ -628,6 +628,8 @@ def values_of(option):
         one = st.sampled_from(["auto", "cpu", "0", "07", "0,1"])
     elif option.name == "num_clusters":
         one = st.sampled_from(["auto", "1", "10"])
+    elif option.name == "threads":
+        one = st.sampled_from(["auto", "1", "999"])
     elif option.name == "save_every":
         one = st.sampled_from(["1", "500 steps", "10min", "2 h"])
     else:
