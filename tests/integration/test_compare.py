@@ -11,9 +11,8 @@ from lib.comparison.contrast import Contrast
 from lib.comparison.text_plot import text_plot
 from lib.session.story import Story
 from tests.helpers.html_page import check_rules
+from tests.helpers.runs import call
 from tests.helpers.sessions import make
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def tables_of(*folders):

@@ -12,10 +12,11 @@ CPU = torch.device("cpu")
 MIB = 2**20
 
 
-@pytest.fixture(autouse=True, params=["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.fixture(autouse=True, params=["forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
 def beginning(request, monkeypatch):
-    """A benchmark starts a fresh interpreter, which imports for seconds; a forked one can be measured likewise."""
+    """A benchmark starts fresh interpreters, each of which imports PyTorch; here one imports it for all."""
     context = multiprocessing.get_context(request.param)
+    context.set_forkserver_preload(["benchmarks.memory"])
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
 
 
