@@ -58,6 +58,25 @@ def call(*arguments, timeout=120, **options):
     return process.returncode, out, err
 
 
+_KILLED = """
+import os, signal, sys
+import main
+replace = os.replace
+def killing(source, target):
+    replace(source, target)
+    if {name!r} in os.path.basename(target):
+        os.kill(os.getpid(), signal.SIGKILL)
+os.replace = killing
+sys.exit(main.main(sys.argv[1:]))
+"""
+
+
+def killed_after(name, *arguments):
+    """main.py, which SIGKILL ends as soon as a file with `name` in its name is in place."""
+    status, _, err = call(*arguments, program=("-c", _KILLED.format(name=name)))
+    assert status == -signal.SIGKILL, err
+
+
 def wait_for(condition, process, seconds=90):
     """Until the condition holds, while the process runs."""
     until = time.monotonic() + seconds

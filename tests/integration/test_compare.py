@@ -1,7 +1,6 @@
 """--compare: sessions made of text files, as a run leaves them; no training, no PyTorch."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,6 @@ from lib.comparison.contrast import Contrast
 from lib.comparison.text_plot import text_plot
 from lib.session.story import Story
 from tests.helpers.html_page import check_rules
-from tests.helpers.runs import call
 from tests.helpers.sessions import make
 
 

@@ -89,7 +89,7 @@ def test_random_values_of_options_in_real_calls(tmp_path, capsys, monkeypatch):
         words = [word for option in some for word in (option.flag, chosen.choice(VALUES))]
         if number % 20 == 0:  # some of them run
             words += ["--limit-train", "12", "--limit-test", "5", "--max-round", "1", "--max-epoch", "1", "--size", "8"]
-            words += ["--network", "resnet18", "--workers-num", "0", "--low-dim", "8", "--no-compile", "--debug"]
+            words += ["--network", "convnet", "--workers-num", "0", "--low-dim", "8", "--no-compile", "--debug"]
         else:
             words += ["--print-args"]
         outcomes.append(main([*here, *words]))
@@ -104,6 +104,7 @@ def test_random_values_of_options_in_real_calls(tmp_path, capsys, monkeypatch):
 def run():
     """Options, images and state of a run, and a checkpoint of it."""
     options = dataclasses.replace(Options(), dataset="digits", size=8, limit_train=20, limit_test=5, low_dim=8)
+    options = dataclasses.replace(options, network="convnet")
     pipeline = Pipeline(datasets.load("digits", None, False), options, torch.device("cpu"))
     state = TrainingState.fresh(options, pipeline, World.alone(), None)
     state.history.start_round(0, 0, None)

@@ -22,7 +22,7 @@ from lib.session.lock import SessionLock
 from main import main
 from tests.helpers.disks import small_disk
 from tests.helpers.processes import start_run, worker
-from tests.helpers.runs import ROOT, TINY, WORKERS, call, checkpoints, error_line, start, wait_for
+from tests.helpers.runs import ROOT, TINY, WORKERS, call, checkpoints, error_line, killed_after, start, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +49,8 @@ def go_on(*arguments):
 
 
 def test_a_kill_within_an_epoch_changes_nothing(whole, tmp_path):
-    process = start(*TINY, "--sess-dir", tmp_path, "--session", "s")
     session = tmp_path / "s"
-    wait_for(lambda: any("-e0001-s000002" in name for name in checkpoints(session)), process)
-    process.kill()
-    process.communicate()
+    killed_after("-e0001-s000002", *TINY, "--sess-dir", tmp_path, "--session", "s")
     saved = checkpoint.load(session / "checkpoint" / checkpoints(session)[-1])
     assert saved["step"] > 0
     out = go_on("last", "--sess-dir", tmp_path, "--no-brief")

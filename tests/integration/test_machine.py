@@ -1,8 +1,5 @@
 """Precision, memory format, devices and the allocator."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -10,6 +7,7 @@ import models
 from lib import devices, memory, precision
 from lib.embedder import Embedder
 from lib.errors import UserError
+from tests.helpers.runs import call
 
 CPU = torch.device("cpu")
 
@@ -101,7 +99,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def test_kept_memory_is_not_faulted_in_again():
     def faults(way):
-        return int(subprocess.run([sys.executable, "-c", FAULTS, way], capture_output=True, text=True).stdout)
+        return int(call(way, program=("-c", FAULTS))[1])
 
     kept = faults("keep")
     if kept == -1:

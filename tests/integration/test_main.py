@@ -1,9 +1,7 @@
 """main.py as a user calls it, on real digits: a whole tiny run, its files, going on, evaluating, and errors."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -17,33 +15,22 @@ from PIL import Image
 import main
 from lib.session import checkpoint
 from lib.session.folder import find_checkpoint
+from tests.helpers.runs import ROOT, call, checkpoints, killed_after, start, wait_for
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = [
     "--cfgs", "configs/base.yaml", "configs/digits.yaml", "--limit-train", "50", "--limit-test", "30",
     "--batch-size", "32", "--max-round", "3", "--max-epoch", "2", "--optimizer", "sgd", "--base-lr", "0.03",
-    "--lr-decay-offset", "0", "--lr-decay-step", "1", "--no-report",
+    "--lr-decay-offset", "0", "--lr-decay-step", "1", "--network", "convnet", "--no-report",
 ]  # fmt: skip
-
-
-def command(*arguments):
-    return [sys.executable, "main.py", *map(str, arguments)]
-
-
-def call(*arguments, timeout=120):
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(
-        command(*arguments), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
-    )
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that was never stopped: its session folder and what it printed."""
+    """A run that was never stopped: its session folder and what it printed on standard output and error."""
     base = tmp_path_factory.mktemp("sessions")
-    result = call(*TINY, "--sess-dir", base, "--session", "whole")
-    assert result.returncode == 0, result.stderr
-    return base / "whole", result
+    status, out, err = call(*TINY, "--sess-dir", base, "--session", "whole")
+    assert status == 0, err
+    return base / "whole", out, err
 
 
 def metrics_of(session):
@@ -80,7 +67,7 @@ def assert_same_run(one, other):
 
 
 def test_a_run_leaves_everything_behind(whole):
-    session, _ = whole
+    session = whole[0]
     files = sorted(str(path.relative_to(session)) for path in session.rglob("*") if path.is_file())
     files = [name for name in files if not name.startswith("tfboard")]
     assert files == [
@@ -124,7 +111,7 @@ def test_metrics_have_a_line_an_epoch(whole):
 
 
 def test_the_closing_table(whole):
-    out = whole[1].stdout
+    out = whole[1]
     assert "| round | anchors | consistency | kNN last |" in out
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| ")]
     assert [row[:2] for row in rows[1:4]] == [["0", "0"], ["1", "12"], ["2", "25"]]
@@ -148,8 +135,8 @@ def test_the_log_says_what_ran(whole):
 
 
 def test_plain_lines_go_to_a_pipe(whole):
-    out = whole[1].stdout
-    assert "\r" not in out + whole[1].stderr
+    out = whole[1]
+    assert "\r" not in out + whole[2]
     assert sum(line.startswith("round 0 epoch") for line in out.splitlines()) == 2
 
 
@@ -203,9 +190,9 @@ def test_tensorboard_tags_can_be_read_back(whole):
     assert len(second.Histograms("ANs/Entropy")) == 1
 
 
-def test_config_yaml_gives_the_same_run(whole, tmp_path):
-    result = call("--cfgs", whole[0] / "config.yaml", "--sess-dir", tmp_path, "--session", "again", "--seed", "0")
-    assert result.returncode == 0, result.stderr
+def test_config_yaml_gives_the_same_run(whole, tmp_path, capsys):
+    config = str(whole[0] / "config.yaml")
+    assert main.main(["--cfgs", config, "--sess-dir", str(tmp_path), "--session", "again", "--seed", "0"]) == 0
     one, other = (
         dict(flat(checkpoint.load(s / "checkpoint" / "0002-00025.ckpt"))) for s in (whole[0], tmp_path / "again")
     )
@@ -216,35 +203,45 @@ def test_config_yaml_gives_the_same_run(whole, tmp_path):
 
 def test_a_killed_run_goes_on_to_the_same_result(whole, tmp_path):
     """SIGKILL after three epochs, then --resume: bit for bit the run that was never stopped."""
+    killed_after("0001-00012.ckpt", *TINY, "--sess-dir", tmp_path, "--session", "killed")
+    assert len(metrics_of(tmp_path / "killed")) < 6
+    status, out, err = call("--resume", tmp_path / "killed")
+    assert status == 0, err
+    assert "resumed" in out
+    assert_same_session(whole[0], tmp_path / "killed")
+
+
+@pytest.mark.slow
+def test_a_killed_run_of_resnet18_in_fresh_interpreters(tmp_path):
+    """As above, killed from outside."""
+    arguments = [*TINY, "--network", "resnet18", "--sess-dir", tmp_path]
+    status, _, err = call(*arguments, "--session", "whole", fresh=True)
+    assert status == 0, err
     session = tmp_path / "killed"
-    process = subprocess.Popen(
-        command(*TINY, "--sess-dir", tmp_path, "--session", "killed"),
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 100
-    while not (session / "checkpoint" / "0001-00012.ckpt").exists():
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process = start(*arguments, "--session", "killed", fresh=True)
+    wait_for(lambda: "0001-00012.ckpt" in checkpoints(session), process)
+    process.kill()
+    process.communicate()
     assert len(metrics_of(session)) < 6
-    result = call("--resume", session)
-    assert result.returncode == 0, result.stderr
-    assert "resumed" in result.stdout
-    assert_same_run(whole[0] / "checkpoint" / "0002-00025.ckpt", session / "checkpoint" / "0002-00025.ckpt")
-    assert_same_run(whole[0] / "checkpoint" / "0001-00012.ckpt", session / "checkpoint" / "0001-00012.ckpt")
-    timeless = [{k: v for k, v in r.items() if k not in ("seconds", "images_per_second")} for r in metrics_of(session)]
-    expected = [{k: v for k, v in r.items() if k not in ("seconds", "images_per_second")} for r in metrics_of(whole[0])]
-    assert timeless == expected
+    status, _, err = call("--resume", session, fresh=True)
+    assert status == 0, err
+    assert_same_session(tmp_path / "whole", session)
 
 
-def test_restart_takes_the_state_into_a_new_session(whole, tmp_path):
+def assert_same_session(one, other):
+    for name in ("0002-00025.ckpt", "0001-00012.ckpt"):
+        assert_same_run(one / "checkpoint" / name, other / "checkpoint" / name)
+    one, other = (
+        [{k: v for k, v in r.items() if k not in ("seconds", "images_per_second")} for r in metrics_of(session)]
+        for session in (one, other)
+    )
+    assert one == other
+
+
+def test_restart_takes_the_state_into_a_new_session(whole, tmp_path, capsys):
     before = {p: p.read_bytes() for p in whole[0].rglob("*") if p.is_file()}
-    start = whole[0] / "checkpoint" / "0000-00000.ckpt"
-    result = call("--resume", start, "--restart", "--sess-dir", tmp_path, "--session", "new")
-    assert result.returncode == 0, result.stderr
+    first = whole[0] / "checkpoint" / "0000-00000.ckpt"
+    assert main.main(["--resume", str(first), "--restart", "--sess-dir", str(tmp_path), "--session", "new"]) == 0
     assert_same_run(whole[0] / "checkpoint" / "0002-00025.ckpt", tmp_path / "new" / "checkpoint" / "0002-00025.ckpt")
     assert before == {p: p.read_bytes() for p in whole[0].rglob("*") if p.is_file()}
     assert [r["round"] for r in metrics_of(tmp_path / "new")] == [1, 1, 2, 2]
@@ -282,8 +279,8 @@ def test_other_optimiser_workers_and_accumulation_resume_alike(tmp_path, capsys)
                  "--optimizer", "adam", "--base-lr", "0.001", "--iter-size", "2", "--augment-on", "workers",
                  "--workers-num", "1", "--sess-dir", str(tmp_path)]  # fmt: skip
     assert main.main([*arguments, "--session", "whole"]) == 0
-    start = tmp_path / "whole" / "checkpoint" / "0000-00000.ckpt"
-    assert main.main([*arguments, "--resume", str(start), "--restart", "--session", "resumed"]) == 0
+    first = tmp_path / "whole" / "checkpoint" / "0000-00000.ckpt"
+    assert main.main([*arguments, "--resume", str(first), "--restart", "--session", "resumed"]) == 0
     assert_same_run(*(tmp_path / name / "checkpoint" / "0001-00010.ckpt" for name in ("whole", "resumed")))
 
 
@@ -292,7 +289,7 @@ def test_test_only_evaluates_with_recomputed_features(whole, capsys):
     before = sorted(whole[0].rglob("*"))
     assert main.main(["--resume", str(last), "--test-only"]) == 0
     out = capsys.readouterr().out
-    closing = next(line for line in whole[1].stdout.splitlines() if "recomputed" in line)
+    closing = next(line for line in whole[1].splitlines() if "recomputed" in line)
     assert closing.split("recomputed: ")[1] in out
     assert "round 2, epoch 2" in out
     assert sorted(whole[0].rglob("*")) == before
@@ -339,8 +336,8 @@ def folder(tmp_path_factory):
     return root
 
 
-SMALL = ["--size", "16", "--batch-size", "8", "--max-round", "2", "--max-epoch", "1", "--limit-train", "17",
-         "--ANs-select-rate", "0.25", "--no-report"]  # fmt: skip
+SMALL = ["--network", "convnet", "--size", "16", "--batch-size", "8", "--max-round", "2", "--max-epoch", "1",
+         "--limit-train", "17", "--ANs-select-rate", "0.25", "--no-report", "--gpus", "cpu"]  # fmt: skip
 
 
 def test_a_folder_of_images(folder, tmp_path, capsys):
@@ -393,7 +390,7 @@ def test_mistakes_are_one_line_with_status_2(whole, tmp_path, capsys):
         (["--gpus", "7", "--dataset", "digits"], "there is no such device; here there are: cpu"),
         (["--resume", tmp_path / "no.ckpt"], "there is no such file or session folder"),
         (["--resume", checkpoint_file, "--low-dim", "64"], "holds another network than --network, --low-dim"),
-        (["--resume", checkpoint_file, "--network", "resnet34"], "holds another network"),
+        (["--resume", checkpoint_file, "--network", "resnet18"], "holds another network"),
         (["--resume", checkpoint_file, "--limit-train", "40"], "memory bank is 50 x 128, this run's 40 x 128"),
         (["--resume", checkpoint_file, "--optimizer", "adam"], "made with --optimizer sgd"),
         (["--resume", checkpoint_file, "--seed", "5"], "belongs to other training images (digits, 50)"),
@@ -436,12 +433,12 @@ def test_a_loss_that_runs_away_is_one_line_with_status_1(tmp_path, capsys):
     assert "try a lower --base-lr" in err
 
 
-def test_debug_errors_shows_where_it_happened(tmp_path):
-    command = [sys.executable, "main.py", "--dataset", "imagefolder", "--debug-errors", "--sess-dir", str(tmp_path)]
-    done = subprocess.run([*command, "--data-root", str(tmp_path / "none")], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith("Traceback")
-    assert "UserError" in done.stderr.splitlines()[-1]
+def test_debug_errors_shows_where_it_happened(tmp_path, capsys):
+    arguments = ["--dataset", "imagefolder", "--debug-errors", "--sess-dir", str(tmp_path)]
+    assert main.main([*arguments, "--data-root", str(tmp_path / "none")]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback")
+    assert "UserError" in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(("gpus", "back"), [("cpu", ("cpu", "checkpoint")), ("0,1", ("auto", "default"))])

@@ -110,7 +110,7 @@ def test_a_run_with_too_high_a_rate_says_which_images(tmp_path, capsys):
         Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(train / f"{number}.png")
     arguments = [*TINY, "--dataset", "imagefolder", "--data-root", str(tmp_path / "data"), "--limit-train", "null"]
     arguments += ["--limit-test", "null", "--batch-size", "4", "--display-freq", "1000", "--save-every", "1"]
-    assert main([*arguments, "--base-lr", "1e9", "--sess-dir", str(tmp_path), "--session", "s"]) == 1
+    assert main([*arguments, "--base-lr", "1e25", "--sess-dir", str(tmp_path), "--session", "s"]) == 1
     message = error_line(capsys.readouterr().err)
     session = tmp_path / "s"
     (note,) = session.glob("not-finite-*.json")
