@@ -248,7 +248,7 @@ def test_the_weights_and_their_names_stay_and_a_copy_is_plain(kind, layers, for_
 
 def test_a_run_says_whether_it_uses_it(tmp_path):
     said = {}
-    short = ["--network", "resnet18", "--max-round", "1", "--max-epoch", "1"]
+    short = ["--network", "resnet18", "--limit-train", "16", "--max-round", "1", "--max-epoch", "1"]
     for name, more in {"default": [], "off": ["--no-winograd"], "bf16": ["--precision", "bf16"]}.items():
         assert main.main([*TINY, *short, "--sess-dir", str(tmp_path), "--session", name, *more]) == 0
         said[name] = "9 convolutions by Winograd's filtering" in (tmp_path / name / "log.txt").read_text()
