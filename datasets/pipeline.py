@@ -140,6 +140,14 @@ class Pipeline:
         yield from self._plain_loader.batches(self._plain_order(self.train), ())
         self._plain_loader.close()
 
+    def sample(self, count: int) -> Tensor:
+        """(n, 3, S, S) training images with the test transform, all or `count` at even distances, for every process."""
+        images = len(self.train)
+        rows = torch.arange(images) if images <= count else torch.arange(count) * images // count
+        found = [batch for batch, _ in self._plain_loader.batches(rows.split(self._eval_batch), ())]
+        self._plain_loader.close()
+        return torch.cat(found)
+
     def test_batches(self) -> Batches:
         """This process's share of the test images, in the order of their index."""
         return self._test_loader.batches(self._plain_order(self.test), ())

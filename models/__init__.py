@@ -7,8 +7,9 @@ from lib.errors import UserError
 from models.alexnet import AlexNet
 from models.convnet import ConvNet
 from models.resnet import ResNet
+from models.whitenet import WhiteNet
 
-__all__ = ["AlexNet", "ConvNet", "ResNet", "build", "stem_for"]
+__all__ = ["AlexNet", "ConvNet", "ResNet", "WhiteNet", "build", "stem_for"]
 
 _RESNETS = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
@@ -17,7 +18,8 @@ _RESNETS = {
     "resnet101": (Bottleneck, (3, 4, 23, 3)),
     "resnet152": (Bottleneck, (3, 8, 36, 3)),
 }
-_NAMES = (*_RESNETS, "alexnet", "convnet")
+_OTHERS = {"alexnet": AlexNet, "convnet": ConvNet, "whitenet": WhiteNet}
+_NAMES = (*_RESNETS, *_OTHERS)
 _STEMS = ("auto", "small", "large")
 _LARGE_FROM = 64  # pixels; below this the stride of a large stem leaves too little to look at
 
@@ -33,7 +35,7 @@ def build(name: str, low_dim: int, stem: str, size: int, init: str = "released")
     """A network with random weights.
 
     Args:
-        name: resnet18, resnet34, resnet50, resnet101, resnet152, alexnet or convnet, in either case.
+        name: resnet18, resnet34, resnet50, resnet101, resnet152, alexnet, convnet or whitenet, in either case.
         low_dim: length D of the feature.
         stem: `small` keeps the resolution of small images, `large` reduces that of large ones at once, and
             `auto` is small for images of less than 64 pixels.
@@ -64,7 +66,7 @@ def build(name: str, low_dim: int, stem: str, size: int, init: str = "released")
         block, layers = _RESNETS[network]
         built: nn.Module = ResNet(block, layers, low_dim, small_stem)
     else:
-        built = (ConvNet if network == "convnet" else AlexNet)(low_dim, small_stem)
+        built = _OTHERS[network](low_dim, small_stem)
     if init == "torchvision":
         for layer in built.modules():
             if isinstance(layer, nn.Conv2d):

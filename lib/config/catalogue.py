@@ -19,7 +19,7 @@ _SHARE_ABOVE_0 = Bounds(low=0, high=1, low_open=True)
 _SHARE_BELOW_1 = Bounds(low=0, high=1, high_open=True)
 
 _DATASETS = ("digits", "cifar10", "cifar100", "svhn", "imagefolder", "imagenet12", "cub200", "dogs", "photos")
-_NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "alexnet", "convnet")
+_NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "alexnet", "convnet", "whitenet")
 _NORMALISATIONS = ("imagenet", "cifar10", "cifar100", "svhn", "half")
 _FOLDER_NAME = Form(r"(?!\.{1,2}$)[^/\\\x00-\x1f]+", "a plain folder name")
 _SAVE_EVERY = Form(r"[1-9][0-9]{0,8}( ?(steps?|s|min|h))?", "a number of steps such as 500, or a time such as 10min")
@@ -194,7 +194,8 @@ _NETWORK = _group(
         "network",
         CHOICE,
         "resnet18",
-        "the network that turns an image into a feature; convnet is small, for small images and tests",
+        "the network that turns an image into a feature. convnet is small, for small images and tests; whitenet is "
+        "small and begins with filters that whiten patches of the training images, for runs of minutes",
         choices=_NETWORKS,
     ),
     Option("low_dim", INT, 128, "length of a feature (D)", bounds=_at_least(1)),

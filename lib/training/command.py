@@ -45,6 +45,10 @@ from lib.training.start_record import start_record
 from lib.training.state import TrainingState
 from lib.training.thread_choice import Choice, set_threads, time_threads
 from lib.winograd_layers import count_winograd
+from models import WhiteNet
+
+STEM_IMAGES = 1_000
+"""Training images whose patches whitenet's first filters are fitted to."""
 
 log = logging.getLogger(LOGGER)
 
@@ -151,6 +155,8 @@ def _execute(
         if fitted is not None:
             for line in report(fitted, weights, options.network):
                 log.log(logging.WARNING if fitted.misfits else logging.INFO, "weights   %s", line)
+        if saved is None and weights is None and isinstance(state.embedder.network, WhiteNet):
+            state.embedder.network.fit_stem(pipeline.sample(STEM_IMAGES).to(world.device))
         first_rows = None if saved is not None else start_bank(state.bank, options, weights, state.embedder, pipeline)
         if first_rows is not None:
             log.info("bank      %s", first_rows)

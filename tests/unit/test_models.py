@@ -12,7 +12,7 @@ from torch import nn
 import models
 from lib.errors import UserError
 
-NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "alexnet", "convnet")
+NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "alexnet", "convnet", "whitenet")
 
 
 def images(count, size):
@@ -197,7 +197,8 @@ def test_large_alexnet_takes_the_smallest_size_it_names():
         models.build("alexnet", 16, "large", 62)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "alexnet", "convnet"])  # one of each kind of block
+# one of each kind of block
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "alexnet", "convnet", "whitenet"])
 def test_features_have_unit_length_and_gradients_reach_every_weight(name):
     network = models.build(name, 16, "small", 32)
     features = network(images(2, 8))
@@ -206,11 +207,11 @@ def test_features_have_unit_length_and_gradients_reach_every_weight(name):
     assert torch.allclose(features.norm(dim=1), torch.ones(2), atol=1e-6)
     features[0, 0].backward()
     without = [key for key, weight in network.named_parameters() if weight.grad is None]
-    assert without == []
+    assert without == (["stem.0.weight"] if name == "whitenet" else [])
     assert next(network.parameters()).grad.abs().sum() > 0  # of the first convolution
 
 
-@pytest.mark.parametrize("name", ["resnet18", "alexnet", "convnet"])
+@pytest.mark.parametrize("name", ["resnet18", "alexnet", "convnet", "whitenet"])
 def test_feature_is_normalised_in_float32_under_autocast(name):
     network = models.build(name, 16, "small", 16).eval()
     inputs = images(2, 16)
@@ -225,7 +226,7 @@ def test_feature_is_normalised_in_float32_under_autocast(name):
         assert (result * exact).sum(dim=1).min() > 0.95
 
 
-@pytest.mark.parametrize("name", ["resnet18", "alexnet", "convnet"])
+@pytest.mark.parametrize("name", ["resnet18", "alexnet", "convnet", "whitenet"])
 def test_stage_outputs_end_in_the_feature(name):
     network = models.build(name, 16, "small", 16).eval()
     inputs = images(3, 16)
@@ -260,7 +261,7 @@ def test_unknown_stem_is_told_what_is_known():
         models.build("resnet18", 128, "tiny", 32)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "alexnet", "convnet"])
+@pytest.mark.parametrize("name", ["resnet18", "alexnet", "convnet", "whitenet"])
 def test_same_seed_same_weights(name):
     built = []
     for _ in range(2):
@@ -276,7 +277,9 @@ def layers_of(network):
             yield layer, layer.weight[0].numel()
 
 
-@pytest.mark.parametrize(("name", "size"), [("resnet18", 32), ("resnet50", 64), ("alexnet", 32), ("convnet", 8)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("resnet18", 32), ("resnet50", 64), ("alexnet", 32), ("convnet", 8), ("whitenet", 8)]
+)
 def test_released_weights_are_uniform_within_one_over_the_root_of_fan_in(name, size):
     torch.manual_seed(0)
     network = models.build(name, 128, "auto", size)

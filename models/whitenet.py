@@ -1,0 +1,88 @@
+"""A small residual network whose first layer whitens patches of the training images, with a feature of unit length."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_PATCH = 3  # pixels a side
+_PATCHES = 100_000
+_SHRINK = 0.01
+"""Share of the mean eigenvalue that is added to all: directions without variance stay finite."""
+
+
+class WhiteNet(nn.Module):
+    """Whitened 3x3 patches, two residual blocks (64 and 128 channels), 2x2 means and a linear map to D; for runs of
+    minutes.
+
+    The 54 filters of the stem are the eigenvectors of the training images' patches, scaled to unit variance, and their
+    negatives; ReLU and 2x2 means follow. They are fitted to the images before the first step (`fit_stem`) and never
+    trained (the idea: Coates, Ng and Lee 2011; Jordan 2024, airbench). All else starts from PyTorch's defaults. `fc`
+    takes the maps as 2x2 means, which keep some of where things are.
+
+    Args:
+        low_dim: length D of the feature.
+        small_stem: the stem halves the images' side; otherwise it has stride 2 and leaves a quarter of the side.
+    """
+
+    WIDTHS = (64, 128)
+    """Channels after layer1 and layer2."""
+
+    stages: tuple[str, ...] = ("stem", "layer1", "layer2", "fc")
+
+    def __init__(self, low_dim: int, small_stem: bool):
+        super().__init__()
+        filters = 2 * 3 * _PATCH**2
+        whiten = nn.Conv2d(3, filters, _PATCH, stride=1 if small_stem else 2, padding=_PATCH // 2, bias=False)
+        whiten.weight.requires_grad_(False)
+        self.stem = nn.Sequential(whiten, nn.ReLU(inplace=True), nn.AvgPool2d(2))
+        self.layer1 = _Residual(filters, self.WIDTHS[0], stride=1)
+        self.layer2 = _Residual(self.WIDTHS[0], self.WIDTHS[1], stride=2)
+        self.avgpool = nn.AdaptiveAvgPool2d(2)
+        self.fc = nn.Linear(4 * self.WIDTHS[1], low_dim)
+
+    @torch.no_grad()
+    def fit_stem(self, images: Tensor) -> None:
+        """Make the first filters those of these images' patches.
+
+        Args:
+            images: (n, 3, S, S) float32, some training images as the network sees test images.
+        """
+        patches = F.unfold(images, _PATCH).transpose(1, 2).reshape(-1, 3 * _PATCH**2).double()
+        patches = patches[:: max(1, len(patches) // _PATCHES)]
+        centred = patches - patches.mean(dim=0)
+        variances, directions = torch.linalg.eigh(centred.t() @ centred / len(centred))
+        floor = (_SHRINK * variances.mean()).clamp(min=1e-12)
+        filters = (directions / (variances.clamp(min=0) + floor).sqrt()).t().reshape(-1, 3, _PATCH, _PATCH)
+        self.stem[0].weight.copy_(torch.cat([filters, -filters]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, D) float32, rows of unit length."""
+        return self.stage_outputs(images)["fc"]
+
+    def stage_outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """The activations after each stage, by name; `fc` is the feature."""
+        outputs = {"stem": self.stem(images)}
+        outputs["layer1"] = self.layer1(outputs["stem"])
+        outputs["layer2"] = self.layer2(outputs["layer1"])
+        features = self.fc(self.avgpool(outputs["layer2"]).flatten(1))
+        # autocast leaves half precision here, whose squares may underflow
+        outputs["fc"] = F.normalize(features.float(), dim=1)
+        return outputs
+
+
+class _Residual(nn.Module):
+    """Two 3x3 convolutions with batch norm beside a 1x1 convolution with batch norm; ReLU after their sum."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, kernel_size=3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Sequential(
+            nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+        )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        inner = F.relu(self.bn1(self.conv1(maps)))
+        return F.relu(self.bn2(self.conv2(inner)) + self.shortcut(maps))
