@@ -132,18 +132,18 @@ def test_a_small_budget_changes_nothing(k, backend):
 
 @pytest.mark.parametrize("k", [1, 5])
 def test_no_allocation_is_larger_than_the_budget_or_a_few_numbers_a_row(k):
-    """N = 600 in 16 KiB: similarities would take 1.4 MB, one maximum for each row and tile 91 kB, a bank 154 kB."""
+    """N = 200 in 8 KiB: similarities would take 160 kB, one maximum for each row and tile 20 kB, a bank 26 kB."""
     from torch.profiler import ProfilerActivity, profile
 
-    memory, budget = unit_rows(600, 64, 0), 2**14
+    memory, budget = unit_rows(200, 32, 0), 2**13
     shard, grid = Shard.whole(memory), Grid.within(budget, memory)
-    keep = tiles_to_keep(k, grid.tiles(600))
+    keep = tiles_to_keep(k, grid.tiles(200))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         _, best = entropies_and_best_tiles(memory, 0.1, keep, grid, shard)
-        neighbours_from_best_tiles(memory, torch.arange(600), k, best, grid, shard)
+        neighbours_from_best_tiles(memory, torch.arange(200), k, best, grid, shard)
     largest = max(allocation(event) for event in recorded.events())
-    assert 0 < largest <= max(budget, 8 * (keep + k) * 600)
-    assert 2 * largest < 4 * grid.tiles(600) * 600
+    assert 0 < largest <= max(budget, 8 * (keep + k) * 200)
+    assert 2 * largest < 4 * grid.tiles(200) * 200
 
 
 def allocation(event):

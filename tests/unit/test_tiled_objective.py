@@ -1,9 +1,6 @@
 """The tiled loss against the plain one: value, gradient, memory."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +10,7 @@ from hypothesis import strategies as st
 from lib.method.objective import and_loss
 from lib.method.tiled_objective import tiled_and_loss
 from tests.helpers.rows import random_members, unit_rows
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.runs import call
 
 
 @settings(max_examples=60, deadline=None)
@@ -82,8 +78,7 @@ before = status("VmRSS")
 loss(2_000_000, 2**24)
 print(status("VmHWM") - before)
 """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    status, out, err = call(program=("-c", script))
+    assert status == 0, err
     tile = 4 * 2**24
-    assert 0.9 * tile < int(done.stdout) < 1.25 * tile
+    assert 0.9 * tile < int(out) < 1.25 * tile
