@@ -49,7 +49,7 @@ class ImageSet:
     Attributes:
         source: the pixels, (N, H, W, 3) uint8, or the paths of N files, which are kept as `Paths`.
         labels: (N,) int64, indices into `classes`, `UNLABELLED` where an image has none; or None.
-        classes: the names of the classes; empty without labels.
+        classes: the names of the classes; empty without labels, but for the name of the only class where there is one.
         files: the paths of the N files that pixels in memory were decoded from, or None.
         rows: (N,) int64, which images these are of a larger set that they were chosen from, or None.
     """

@@ -66,30 +66,27 @@ def _numbers(wanted: Sequence[str], classes: Sequence[str], data_set: str) -> tu
     )
 
 
-def judgeable(
-    train: ImageSet, test: Optional[ImageSet]
-) -> tuple[ImageSet, Optional[ImageSet], Optional[str], tuple[str, ...]]:
+def judgeable(train: ImageSet, test: Optional[ImageSet]) -> tuple[ImageSet, Optional[ImageSet], tuple[str, ...]]:
     """Both sets, without their labels if all of them are the same, since every accuracy would be 100 %.
 
     Returns:
-        training images, test images, the one class there is or None, and lines about images for which no vote can be
-        right: those of a class without another training image.
+        training images, test images (where labels are left out, the name of their one class stays), and lines about
+        images for which no vote can be right: those of a class without another training image.
     """
     if train.labels is None:
-        return train, test, None, ()
+        return train, test, ()
     learnt = np.bincount(train.labels[train.labels >= 0], minlength=len(train.classes))
     if test is not None and test.labels is None:
-        return train, test, None, ()
+        return train, test, ()
     judged = learnt if test is None else np.bincount(test.labels[test.labels >= 0], minlength=len(train.classes))
     classes = np.flatnonzero(learnt + judged)
     if len(classes) == 1:
         name = train.classes[classes[0]]
-        unlabelled = test and replace(test, labels=None, classes=())
         line = f"one class only ({one_line(name)}): every accuracy would be 100 %, so none is computed"
-        return replace(train, labels=None, classes=()), unlabelled, name, (line,)
+        return _without_labels(train, name), test and _without_labels(test, name), (line,)
     alone = np.flatnonzero((judged > 0) & (learnt < (2 if judged is learnt else 1)))
     if len(alone) == 0:
-        return train, test, None, ()
+        return train, test, ()
     shown = ", ".join(one_line(train.classes[row]) for row in alone[:_NAMED])
     shown += f" and {len(alone) - _NAMED} more" if len(alone) > _NAMED else ""
     kind = "labelled" if judged is learnt else "test"
@@ -97,7 +94,11 @@ def judgeable(
         f"{int(judged[alone].sum()):,} {kind} images cannot be recognised, for no other image of their class is there "
         f"to learn from: {shown}"
     )
-    return train, test, None, (line,)
+    return train, test, (line,)
+
+
+def _without_labels(images: ImageSet, name: str) -> ImageSet:
+    return replace(images, labels=None, classes=(name,))
 
 
 def _only(images: ImageSet, kept: Sequence[int]) -> ImageSet:

@@ -45,7 +45,6 @@ class Pipeline:
         train, test: all the images, whatever the share; test may be None.
         skipped: the paths of the images that `--skip-bad-images` left out.
         notes: of the data set, a line each.
-        only_class: the class of all images, if there is but one, whose labels are then left out; or None.
         cautions: what is to be known about accuracies, a line each.
         fingerprint: tells these training images from others.
         contents: of some of their files, which tells them from others of the same names; see `ImageSet.contents`.
@@ -78,7 +77,7 @@ class Pipeline:
         train, test = self._limited(split.train, options.limit_train), self._limited(split.test, options.limit_test)
         if len(train) < 2:
             raise UserError(f"--dataset {split.name}: {len(train)} training image; at least 2 are needed")
-        train, test, self.only_class, self.cautions = judgeable(train, test)
+        train, test, self.cautions = judgeable(train, test)
         self.fingerprint, self.contents = train.fingerprint(), train.contents()
         self._files = None if train.pixels is not None else train.source
         if options.shrink is not None:

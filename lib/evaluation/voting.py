@@ -14,8 +14,10 @@ from lib.evaluation.subject import Subject
 
 def one_class(pipeline: Pipeline) -> Optional[str]:
     """Why labels judge nothing if all images are of one class; None if they are not."""
-    name = pipeline.only_class
-    return None if name is None else f"{pipeline.name} has one class only ({name}), so every accuracy would be 100 %"
+    train = pipeline.train
+    if train.labels is not None or len(train.classes) != 1:
+        return None
+    return f"{pipeline.name} has one class only ({train.classes[0]}), so every accuracy would be 100 %"
 
 
 class Voting(Protocol):

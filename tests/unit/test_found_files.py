@@ -108,7 +108,7 @@ def test_annotations_beside_images_are_no_class(tmp_path):
         "test images: those in valid/",
     )
     pipeline = Pipeline(split, Options(augment_on="workers", workers_num=0), torch.device("cpu"))
-    assert (pipeline.train.labels, pipeline.test.labels, pipeline.only_class) == (None, None, "images")
+    assert (pipeline.train.labels, pipeline.test.labels, pipeline.train.classes) == (None, None, ("images",))
     assert pipeline.cautions == ("one class only (images): every accuracy would be 100 %, so none is computed",)
 
 
@@ -216,11 +216,12 @@ def test_names_and_numbers_do_not_mix():
 
 def test_images_that_no_vote_can_recognise_are_counted():
     train, test = labelled([0, 0, 1, 1], "abc"), labelled([0, 2, 2], "abc")
-    (line,) = judgeable(train, test)[3]
+    (line,) = judgeable(train, test)[2]
     assert line.startswith("2 test images cannot be recognised, for no other image of their class is there to learn fr")
     assert line.endswith(": c")
-    (line,) = judgeable(labelled([0, 0, 1, UNLABELLED], "ab"), None)[3]
+    (line,) = judgeable(labelled([0, 0, 1, UNLABELLED], "ab"), None)[2]
     assert line.startswith("1 labelled images cannot be recognised")
-    assert judgeable(train, labelled([0, 1], "abc"))[2:] == (None, ())
-    assert judgeable(labelled([1, 1], "ab"), labelled([0], "ab"))[2] is None
-    assert judgeable(labelled([1, 1], "ab"), labelled([1], "ab"))[2] == "b"
+    assert judgeable(train, labelled([0, 1], "abc"))[2] == ()
+    assert judgeable(labelled([1, 1], "ab"), labelled([0], "ab"))[0].labels.tolist() == [1, 1]
+    one = judgeable(labelled([1, 1], "ab"), labelled([1], "ab"))
+    assert [(images.labels, images.classes) for images in one[:2]] == [(None, ("b",))] * 2
