@@ -110,6 +110,16 @@ def test_only_numbers_pass_through_the_queue():
     assert torch.equal(pixels, torch.ones(2, 3, 2, 2))
 
 
+def test_the_thread_that_pins_takes_a_batch_by_its_own_method(monkeypatch):
+    """torch looks for pin_memory in whatever a batch is; without a GPU a copy stands for it."""
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *device: tensor + 1)
+    pixels, rows = pin_memory(HandedOver([torch.ones(3, 2, 2)] * 2, (5, 6), None))
+    assert torch.equal(pixels, torch.full((2, 3, 2, 2), 2.0))
+    assert rows.tolist() == [6, 7]
+
+
 @pytest.mark.parametrize(
     ("number", "words"),
     [
