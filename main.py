@@ -165,6 +165,14 @@ def _in_one_line(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in ("datasets", "models", "lib"):
+        package = error.name.partition(".")[0]
+        file = getattr(sys.modules.get(package), "__file__", None)
+        if file is not None and Path(file).parent != Path(__file__).resolve().parent / package:
+            return (
+                f"another package called {package} was imported first ({file}); run main.py in a process of its own, "
+                "or use and_discovery, which works beside it"
+            )
     if isinstance(error, ModuleNotFoundError) and error.name and "." not in error.name:
         return (
             f"the Python package {error.name} is missing in {sys.executable}; use the environment that has what "

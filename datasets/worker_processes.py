@@ -85,7 +85,10 @@ def affordable(wanted: int) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return wanted
-    others = len(os.listdir("/dev/fd")) + _FILES_OF_A_RUN
+    try:
+        others = len(os.listdir("/dev/fd")) + _FILES_OF_A_RUN
+    except OSError:  # nothing tells how many are open
+        return wanted
     needed = others + wanted * _FILES_OF_A_WORKER
     if soft < needed:
         soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)

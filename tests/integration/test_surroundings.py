@@ -4,6 +4,7 @@ packages. It goes on, and its files are complete."""
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -281,3 +282,17 @@ def test_others_packages_of_our_names_and_ours_work_side_by_side(session, tmp_pa
     done = subprocess.run([sys.executable, "-c", program], cwd="/", capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "nowhere.png: not readable as an image: No such file or directory; mend or remove it\n"
+
+
+def test_a_foreign_package_in_the_way_of_main_is_named(monkeypatch, capsys):
+    """As in a notebook that has imported Hugging Face's datasets and then calls main.main."""
+    theirs = types.ModuleType("datasets")
+    theirs.__file__ = "/site-packages/datasets/__init__.py"
+    for name in [name for name in sys.modules if name == "datasets" or name.startswith(("datasets.", "lib.training."))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "datasets", theirs)
+    assert main.main([*TINY, "--debug"]) == 1
+    assert error_line(capsys.readouterr().err) == (
+        "error: another package called datasets was imported first (/site-packages/datasets/__init__.py); run main.py "
+        "in a process of its own, or use and_discovery, which works beside it"
+    )

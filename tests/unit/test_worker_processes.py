@@ -168,6 +168,10 @@ def test_the_workers_that_did_start_are_ended_when_another_cannot(monkeypatch, w
     assert capfd.readouterr().err == ""
 
 
+def refuse(folder):
+    raise FileNotFoundError(errno.ENOENT, "No such file or directory", folder)
+
+
 def test_the_limit_of_open_files_decides_how_many_start(monkeypatch, warnings_of):
     limits = []
     monkeypatch.setattr("os.listdir", lambda folder: range(16) if folder == "/dev/fd" else None)
@@ -189,6 +193,8 @@ def test_the_limit_of_open_files_decides_how_many_start(monkeypatch, warnings_of
     allow(32, 32)
     assert affordable(4) == 0
     assert affordable(0) == 0
+    monkeypatch.setattr("os.listdir", refuse)
+    assert affordable(4) == 4
     assert warnings_of() == [
         "workers   2 of 4 start, since only 49 files may be open; for all of them: ulimit -n 56",
         "workers   none: this process loads the images, since only 32 files may be open; for all of them: ulimit -n 56",
