@@ -381,7 +381,8 @@ def test_pictures_without_labels_have_a_report_without_accuracies(tmp_path, caps
     for number in range(12):
         level = 30 + 60 * (number % 3)
         Image.fromarray(rng.integers(level, level + 60, (90, 70, 3), dtype=np.uint8)).save(folder / f"{number:02}.jpg")
-    arguments = ["--data-root", str(tmp_path / "data"), "--batch-size", "6", "--max-round", "3", "--ANs-size", "2"]
+    arguments = ["--data-root", str(tmp_path / "data"), "--batch-size", "6", "--max-round", "3", "--ANs-size", "2",
+                 "--ANs-select-rate", "0.25"]  # fmt: skip
     assert main.main([*PICTURES, *arguments, "--sess-dir", str(tmp_path), "--session", "s"]) == 0
     text = (tmp_path / "s" / "report.html").read_text(encoding="utf-8")
     page = check_rules(text)
