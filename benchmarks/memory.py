@@ -21,8 +21,7 @@ def peak_beyond(prepare: Preparation, *arguments: object, device: torch.device) 
     On a CPU they are the process's resident pages, while whatever is freed goes back to the system; a run keeps it and
     may hold somewhat more. None where the system or the C library cannot do that.
     """
-    context = multiprocessing.get_context("forkserver")  # one import of PyTorch for all calls
-    context.set_forkserver_preload(["torch"])
+    context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_measure, args=(theirs, device, prepare, arguments))
     process.start()
