@@ -112,13 +112,14 @@ def test_metrics_have_a_line_an_epoch(whole):
 
 def test_the_closing_table(whole):
     out = whole[1]
-    assert "| round | anchors | consistency | kNN last |" in out
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| ")]
-    assert [row[:2] for row in rows[1:4]] == [["0", "0"], ["1", "12"], ["2", "25"]]
+    assert rows[0][:4] == ["round", "anchors", "consistency", "kNN last"]
+    assert [row[0] for row in rows[1:4]] == ["pixels", "whitened pixels", "untrained network"]
+    assert [row[:2] for row in rows[4:7]] == [["0", "0"], ["1", "12"], ["2", "25"]]
     last = metrics_of(whole[0])[-1]
-    assert rows[3][3] == f"{100 * last['knn_top1']:.2f} %"
-    assert rows[1][2] == "-"
-    header, *unlabelled = rows[4:]
+    assert rows[6][3] == f"{100 * last['knn_top1']:.2f} %"
+    assert rows[4][2] == "-"
+    header, *unlabelled = rows[7:]
     assert header[:4] == ["round", "anchors", "loss", "entropy"]
     assert [row[:2] for row in unlabelled] == [["0", "0"], ["1", "12"], ["2", "25"]]
     assert unlabelled[2][2:4] == [f"{last['loss']:.3f}", f"{last['entropy']:.3f}"]
