@@ -28,7 +28,7 @@ class _Given:
         self.train, self.all_test = train, all_test
 
 
-@torch.inference_mode()
+@torch.no_grad()  # Gloo of PyTorch 1.10 writes into no tensor made in inference mode
 def baselines(
     pipeline: Pipeline, world: World, vote: Voting, embedder: Embedder, size: int, dim: int, network: str
 ) -> dict[str, float]:
