@@ -33,7 +33,8 @@ def epoch_end(setting: Setting) -> list[Row]:
     options = Options()
     state = _state(setting, options)
     # what a checkpoint asks a pipeline for
-    images = SimpleNamespace(train=range(setting.images), name="random", fingerprint="", means=MEANS, stds=STDS)
+    images = SimpleNamespace(train=range(setting.images), name="random", fingerprint="", contents=None,
+                             means=MEANS, stds=STDS)  # fmt: skip
     rows = sample_rows(setting.images)
 
     def copied() -> dict[str, Any]:

@@ -2,11 +2,18 @@
 tests."""
 
 import os
+import signal
 import sys
+import threading
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported
+
+if threading.current_thread() is threading.main_thread():
+    # a shell that runs the tests in the background has Ctrl-C ignored, and a run leaves ignored what was ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
