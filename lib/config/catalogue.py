@@ -263,6 +263,16 @@ _METHOD = _group(
         bounds=Bounds(low=0, high=1),
     ),
     Option("max_epoch", INT, 200, "epochs in a round", "epochs", bounds=_at_least(1)),
+    Option(
+        "minutes",
+        FLOAT,
+        None,
+        "time for the whole run: chooses max_epoch by the speed of some steps before the first, when a run starts; "
+        "null: max_epoch stands",
+        "minutes",
+        bounds=_POSITIVE,
+        nullable=True,
+    ),
     Option("iter_size", INT, 1, "batches whose gradients make one optimiser step", "batches", bounds=_at_least(1)),
 )
 

@@ -4,10 +4,13 @@ from typing import Optional
 
 from lib.clustering.kmeans import Clustering, spherical_kmeans
 from lib.clustering.number import choose_number
-from lib.insight.survey import Survey
+from lib.insight.survey import Survey, sample_rows
 
 FEWEST = 20
 """Images below which a number of clusters means nothing."""
+
+COUNTED = 2_000
+"""Images by which the number of clusters is found, an even sample: of 5,000 it takes 30 s on a busy core."""
 
 _RESTARTS = 3  # fewer than for a result that is kept: this one is looked at
 
@@ -20,4 +23,5 @@ def clusters_of(found: Survey, seed: int) -> Optional[Clustering]:
     if len(found.rows) < FEWEST:
         return None
     features = found.features.cpu()
-    return spherical_kmeans(features, choose_number(features, seed).clusters, seed, restarts=_RESTARTS)
+    counted = features[sample_rows(len(features), COUNTED)]
+    return spherical_kmeans(features, choose_number(counted, seed).clusters, seed, restarts=_RESTARTS)

@@ -39,6 +39,7 @@ from lib.session.streams import is_terminal
 from lib.threads import OtherPrograms
 from lib.training.history import UNLABELLED_LEGEND
 from lib.training.images import open_images
+from lib.training.minutes import within_minutes
 from lib.training.runner import RESULT, Runner, check_curriculum, curriculum_note
 from lib.training.same_call import check_same_call
 from lib.training.start_record import start_record
@@ -125,6 +126,11 @@ def _execute(
     if options.export is not None:
         export_results(options, pipeline, state.embedder, saved, source, weights, world)
         return
+    planned = None
+    if options.minutes is not None and saved is None and not options.test_only:
+        pipeline.check_batches()
+        settings, planned = within_minutes(settings, state, pipeline, world)
+        options = settings.options
     protocols = Protocols(options, pipeline, world)
     if options.test_only:
         take_network(state.embedder.network, options, saved, source, weights)
@@ -150,6 +156,8 @@ def _execute(
         threads = time_threads(threads, others, options, state, pipeline, world, place)
         options = dataclasses.replace(options, threads=str(threads.threads))  # as checkpoints keep it
         _introduce(settings, state, pipeline, protocols, world, session, saved, source, threads)
+        if planned is not None:
+            log.info("epochs    %s", planned)
         if session is not None:
             note_start(session.starts, start_record(pipeline, world, state.embedder.dtype, source))
         if fitted is not None:

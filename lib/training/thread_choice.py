@@ -175,20 +175,22 @@ def given_up(network: nn.Module) -> Iterator[Callable[[float], None]]:
 def unchanged(state: TrainingState, rows: Tensor) -> Iterator[None]:
     """Within it steps may be taken with the images of these rows (B,); afterwards all is as before, bit for bit.
 
-    Network, bank, random state of the CPU and optimiser; the optimiser begins without its moments.
+    Network, bank, random states and optimiser; the optimiser begins without its moments.
     """
     weights = [(tensor, tensor.clone()) for tensor in state.embedder.network.state_dict().values()]
-    moments, memory = dict(state.optimizer.state), state.bank.memory[rows]
-    random = torch.get_rng_state()
+    shard = state.bank.shard
+    own = rows[~shard.outside(rows)].to(state.bank.memory.device) - shard.start
+    moments, memory = dict(state.optimizer.state), state.bank.memory[own]
+    devices = [state.embedder.device] if state.embedder.device.type == "cuda" else []
     state.optimizer.state.clear()
     try:
-        yield
+        with torch.random.fork_rng(devices):
+            yield
     finally:
         with torch.no_grad():
             for tensor, before in weights:
                 tensor.copy_(before)
-            state.bank.memory[rows] = memory
+            state.bank.memory[own] = memory
         state.optimizer.zero_grad(set_to_none=True)
         state.optimizer.state.clear()
         state.optimizer.state.update(moments)
-        torch.set_rng_state(random)
