@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Optional
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datasets.pipeline import Pipeline
@@ -19,6 +19,26 @@ SAMPLE = 256
 """Training images that a bank of unknown origin is tried on."""
 RECOGNISED = 0.75
 """Share of pairs (own row, another's row) in which the own one must be nearer; 1/2 is what chance gives."""
+
+
+STATISTICS = 1_000
+"""Training images that an untrained network's batch norms take their statistics from."""
+
+
+@torch.no_grad()
+def fit_batch_norm(embedder: Embedder, images: Tensor) -> None:
+    """Give an untrained network the statistics of these images (n, 3, S, S) for evaluation: with those that it is built
+    with, 0 and 1, deep features are all alike."""
+    norms = [layer for layer in embedder.network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches, of which there is one
+    embedder.train()
+    embedder(images.to(embedder.device))
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+        norm.num_batches_tracked.zero_()
 
 
 def start_bank(
@@ -43,6 +63,8 @@ def start_bank(
         whose, reason = "network's", f": {against}"
     elif options.bank_init == "random" and options.first_round == 0:
         return None
+    else:
+        fit_batch_norm(embedder, pipeline.sample(STATISTICS))
     rows = bank.shard.world.rows(len(bank))
     bank.memory.copy_(extract(embedder, pipeline.train_batches_plain(), rows, bank.memory.shape[1]))
     return f"memory bank filled with the {whose} features of the training images{reason}"

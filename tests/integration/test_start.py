@@ -29,13 +29,18 @@ def run(*arguments, status=0):
 
 
 def untrained_features(init="released"):
-    """(N, D) of the digits, by the network that a run starts with, without anything of the run."""
+    """(N, D) of the digits, by the network that a run starts with, without anything of the run. Its batch norms have
+    the statistics of these images."""
     torch.manual_seed(derive(SEED, "network"))
-    network = models.build("convnet", DIM, "small", 8, init).eval()
+    network = models.build("convnet", DIM, "small", 8, init)
     images = limit(datasets.load("digits", None, False).train, IMAGES, SEED)
     batch = (torch.from_numpy(images.pixels).permute(0, 3, 1, 2).float() / 255 - 0.3054) / 0.3760
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = 1.0
     with torch.no_grad():
-        return network(batch)
+        network.train()(batch)
+        return network.eval()(batch)
 
 
 def metrics_of(session):
