@@ -47,6 +47,11 @@ class FeatureSpace:
         """The network for evaluation: images (B, 3, S, S) to unit rows (B, d) of the level, not yet whitened."""
         return embedder.frozen(backbone=self.level == BACKBONE)
 
+    @property
+    def flags(self) -> str:
+        """The options that ask for it."""
+        return f"--features {self.level} --whiten" if self.whitened else f"--features {self.level}"
+
     def fitted(self, rows: Tensor, world: World) -> "FeatureSpace":
         """The space whose whitening is that of the training images. All processes must call it.
 
