@@ -16,6 +16,7 @@ from datasets.pipeline import Pipeline
 from lib.config import collect
 from lib.errors import UserError
 from lib.evaluation.whitening import SHRINK
+from lib.report import assemble
 from lib.results import onnx_file
 from lib.results.kept_features import KeptFeatures
 from lib.results.table import read_table
@@ -335,3 +336,37 @@ def test_mistakes_are_one_line(base, pictures, tmp_path, capsys):
         assert embedded(session, pictures, tmp_path / "new") == 2
         assert f"{file}: not what a run keeps there" in error_line(capsys.readouterr().err)
     assert not (tmp_path / "new").exists()
+
+
+def test_the_report_shows_both_accuracies_and_the_features_that_were_asked_for(base, tmp_path, capsys, monkeypatch):
+    shown = []
+
+    def spy(name):
+        original = getattr(assemble, name)
+
+        def called(rows, features, *rest):
+            shown.append(features)
+            return original(rows, features, *rest)
+
+        monkeypatch.setattr(assemble, name, called)
+
+    spy("map_section")
+    spy("contact_sheets")
+    session = shutil.copytree(base / "asked", tmp_path / "s")
+    assert main(["--resume", str(session), "--report-only"]) == 0
+    told, text = final(session), (session / "report.html").read_text(encoding="utf-8")
+    train, _, _, _ = by_hand(session)
+    assert len(shown) == 2
+    for features in shown:
+        np.testing.assert_allclose(features.numpy(), train, atol=1e-3)
+    assert f"top-1 {100 * told['top1']:.2f} %" in text
+    assert f"(backbone, whitened) top-1 is {100 * told['features']['top1']:.2f} %" in text
+    assert "similar features (backbone, whitened) lie close together" in text
+    # of a run that has not come to its end the bank is shown
+    (session / "features.npz").unlink()
+    (session / "final.json").unlink()
+    assert main(["--resume", str(session), "--report-only"]) == 0
+    assert "(backbone, whitened)" not in (session / "report.html").read_text(encoding="utf-8")
+    memory = checkpoint.load(session / "checkpoint" / "0001-00010.ckpt")["npc"]["memory"]
+    assert torch.equal(shown[2], memory)
+    assert torch.equal(shown[3], memory)
