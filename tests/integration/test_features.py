@@ -176,6 +176,15 @@ def test_two_processes_find_what_one_finds(base):
     assert judged(out)[0] == f"{100 * final(base / 'asked')['features']['top1']:.2f}"
 
 
+def test_two_processes_keep_what_one_keeps(base, tmp_path):
+    session = shutil.copytree(base / "plain", tmp_path / "s")
+    run_processes(2, ["--resume", session, *WANTED])
+    one, two = (KeptFeatures.read(folder / "features.npz") for folder in (base / "asked", session))
+    torch.testing.assert_close(two.train, one.train, atol=2e-3, rtol=0)
+    torch.testing.assert_close(two.space.whitening.mean, one.space.whitening.mean)
+    torch.testing.assert_close(two.space.whitening.matrix, one.space.whitening.matrix, atol=1e-3, rtol=1e-3)
+
+
 def test_a_session_of_before_these_options_is_resumed(base, tmp_path, capsys):
     session = shutil.copytree(base / "plain", tmp_path / "s")
     file = session / "checkpoint" / "0001-00010.ckpt"
