@@ -45,6 +45,7 @@ class Embedder:
         self._world = world
         self._folded: Optional[FoldedNetwork] = None
         self._frozen: Optional[Embedder] = None
+        self._backbone: Optional[Embedder] = None
         if several:
             # statistics of batch norm are equal in all processes, or made so by agree()
             self._forward = data_parallel(self._forward)
@@ -75,10 +76,13 @@ class Embedder:
     def train(self, mode: bool = True) -> None:
         self.network.train(mode)
 
-    def frozen(self) -> "Embedder":
+    def frozen(self, backbone: bool = False) -> "Embedder":
         """A copy for evaluation, in which each batch norm has become part of the convolution before it.
 
         The network is left in evaluation mode. The next call brings the copies of earlier ones up to date.
+
+        Args:
+            backbone: whether the copy gives what the last layer `fc` takes, scaled to unit length like the output.
         """
         self.network.eval()
         if self._folded is None:
@@ -87,7 +91,13 @@ class Embedder:
                 self._frozen = Embedder(self._folded.module, self.device, self.dtype)
         else:
             self._folded.take_over(self.network)
-        return self._frozen
+        if not backbone:
+            return self._frozen
+        if self._backbone is None:
+            with torch.inference_mode(False):
+                headless = self._folded.without_last_layer()
+                self._backbone = Embedder(headless, self.device, self.dtype)
+        return self._backbone
 
     def frozen_stages(self) -> Callable[[Tensor], dict[str, Tensor]]:
         """The network for evaluation, from images (B, 3, S, S) to the activations after each of its stages by name.

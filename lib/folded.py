@@ -44,6 +44,12 @@ class FoldedNetwork:
             for name, tensor in self._rest.items():
                 tensor.copy_(present[name])
 
+    def without_last_layer(self) -> fx.GraphModule:
+        """The same module, of the same tensors, in which `fc` passes on what it takes."""
+        module = fx.GraphModule(self.module, self.module.graph)
+        module.fc = nn.Identity()
+        return module
+
 
 def _fold(traced: fx.GraphModule) -> list[tuple[str, str]]:
     """Take the batch norms out that follow a convolution; returns the names of both, and fills in no weights."""

@@ -375,6 +375,21 @@ _EVALUATION = _group(
         "clusters",
         form=_NUM_CLUSTERS,
     ),
+    Option(
+        "features",
+        CHOICE,
+        "embedding",
+        "what the finished network's features are in clusters, --export, --embed and the report. embedding: its "
+        "output; backbone: what its last layer takes (512 numbers of a resnet18). kNN judges the output in any case, "
+        "and other features beside it",
+        choices=("embedding", "backbone"),
+    ),
+    Option(
+        "whiten",
+        BOOL,
+        False,
+        "whiten these features (ZCA) by the mean and covariance of the training images' features",
+    ),
     Option("test_only", BOOL, False, "evaluate the network of --resume or --pretrained and stop", kept=False),
 )
 

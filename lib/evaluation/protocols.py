@@ -1,6 +1,7 @@
 """The protocols that `--protocol` names, and when each has its turn."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Optional
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from lib.config import Options
 from lib.distributed.world import World
 from lib.embedder import Embedder
 from lib.errors import UserError
+from lib.evaluation.feature_space import PLAIN, FeatureSpace
 from lib.evaluation.leave_one_out import LeaveOneOut
 from lib.evaluation.protocol import Findings, Protocol
 from lib.evaluation.subject import Subject
@@ -24,35 +26,38 @@ class Protocols:
     `knn` and `nn` are quick: they belong to an epoch, and the first of them decides which epoch is the best. Others
     may take long and have their turn when the epoch is safely on disk.
 
+    `knn` and `nn` look at the network's output, as published. Where --features or --whiten ask for other features,
+    these votes are held a second time, on those, when the network is finished; `cluster` looks at those alone.
+
     Args:
         options: the merged options.
         pipeline: the images.
         world: the processes of the run.
+
+    Attributes:
+        space: what --features and --whiten ask for.
+        votes, feature_votes, others: the protocols; `feature_votes` are the votes on features of `space`, if that is
+            not the network's output as it is.
 
     Raises:
         UserError: a protocol that was asked for cannot be used with these images.
     """
 
     def __init__(self, options: Options, pipeline: Pipeline, world: World):
-        self._pipeline, self._world, self._dim = pipeline, world, options.low_dim
+        self._pipeline, self._world, self._low_dim = pipeline, world, options.low_dim
+        self.space = FeatureSpace(options.features, options.whiten)
         self._rounds, self._epochs = options.max_round, options.max_epoch
         names = tuple(dict.fromkeys(options.protocol))
         search = "auto" if options.knn_backend == "ivf" else options.knn_backend  # accuracies are exact in any case
         votes = [name for name in ("knn", "nn") if name in names]
         kind = LeaveOneOut if pipeline.test is None else Voting
-        self.votes = [
-            kind(
-                pipeline,
-                world,
-                name,
-                options.eval_freq,
-                options.knn_k,
-                options.sigma,
-                search,
-                key="knn" if name == votes[0] else name,
-            )
-            for name in votes
-        ]
+
+        def vote(name: str, suffix: str) -> Voting:
+            key = ("knn" if name == votes[0] else name) + suffix
+            return kind(pipeline, world, name, options.eval_freq, options.knn_k, options.sigma, search, key=key)
+
+        self.votes = [vote(name, "") for name in votes]
+        self.feature_votes = [] if self.space.is_plain else [vote(name, "_features") for name in votes]
         self.others: list[Protocol] = []
         # loaded only where they are asked for: scikit-learn takes a second
         if "linear" in names:
@@ -83,10 +88,11 @@ class Protocols:
 
     def first_vote(self, judged: Judged) -> Optional[tuple[float, float]]:
         """Top-1 and top-5 of the vote that judges epochs, as shares of 1; None if it found nothing."""
-        for protocol, findings in judged:
-            if self.votes and protocol is self.votes[0]:
-                return findings.scalars["knn_top1"], findings.scalars["knn_top5"]
-        return None
+        return _first(self.votes, judged)
+
+    def first_feature_vote(self, judged: Judged) -> Optional[tuple[float, float]]:
+        """The same of that vote on features of `space`; None, too, where that is the network's output as it is."""
+        return _first(self.feature_votes, judged)
 
     def check_all(self) -> None:
         """Whether everything asked for can be judged, kNN too, which a training run without labels does without.
@@ -104,7 +110,7 @@ class Protocols:
             memory: the rows of this process in the memory bank, which stand for the training features.
             epoch: of the round, counted from 1.
         """
-        subject = self._subject(embedder, memory)
+        subject = self._subject(embedder, PLAIN, memory)
         scalars: dict[str, Optional[float]] = {}
         for vote in self.votes:
             found = vote.judge(subject) if vote.due(epoch, self._epochs) else None
@@ -117,18 +123,40 @@ class Protocols:
             return []
         return [protocol for protocol in self.others if protocol.due(epoch, self._epochs)]
 
-    def finished(self, embedder: Embedder) -> Judged:
-        """What all find about a finished network. Every feature is computed anew."""
-        return self.judged([*self.votes, *self.others], embedder)
+    def finished(self, embedder: Embedder) -> tuple[Judged, Subject]:
+        """What all find about a finished network, and its features of `space`. Every feature is computed anew."""
+        subject = self._subject(embedder, PLAIN)
+        judged = _judged(self.votes, subject)
+        if not self.space.is_plain:
+            subject = self._subject(embedder, self.space)
+        return judged + _judged([*self.feature_votes, *self.others], subject), subject
 
     def judged(self, protocols: Sequence[Protocol], embedder: Embedder) -> Judged:
-        """What these find. Every feature is computed anew, once for all of them."""
-        subject = self._subject(embedder)
-        judged = [(protocol, protocol.judge(subject)) for protocol in protocols]
-        return [(protocol, findings) for protocol, findings in judged if findings is not None]
+        """What these find, which are among the others. Every feature is computed anew, once for all of them."""
+        return _judged(protocols, self._subject(embedder, self.space))
 
-    def _subject(self, embedder: Embedder, memory: Optional[Tensor] = None) -> Subject:
-        return Subject(embedder, self._pipeline, self._world, self._dim, memory)
+    def _subject(self, embedder: Embedder, space: FeatureSpace, memory: Optional[Tensor] = None) -> Subject:
+        dim = space.dim(embedder.network, self._low_dim)
+        return Subject(embedder, self._pipeline, self._world, dim, memory, space)
+
+
+def _judged(protocols: Sequence[Protocol], subject: Subject) -> Judged:
+    judged = []
+    for protocol in protocols:
+        findings = protocol.judge(subject)
+        if findings is None:
+            continue
+        if not subject.space.is_plain and protocol.name != "linear":  # which looks at activations
+            findings = replace(findings, summary=f"features: {subject.space}: {findings.summary}")
+        judged.append((protocol, findings))
+    return judged
+
+
+def _first(votes: Sequence[Voting], judged: Judged) -> Optional[tuple[float, float]]:
+    for protocol, findings in judged:
+        if votes and protocol is votes[0]:
+            return findings.scalars[f"{votes[0].key}_top1"], findings.scalars[f"{votes[0].key}_top5"]
+    return None
 
 
 def _check(protocol: Protocol) -> None:

@@ -8,6 +8,7 @@ from datasets.pipeline import Pipeline
 from lib.distributed.shard import Shard
 from lib.distributed.world import World
 from lib.embedder import Embedder
+from lib.evaluation.feature_space import PLAIN, FeatureSpace
 from lib.evaluation.features import extract
 
 
@@ -20,13 +21,25 @@ class Subject:
         embedder: the network.
         pipeline: the images.
         world: the processes of the run, each of which computes the features of its share.
-        dim: D.
+        dim: D, numbers of a feature.
         train: (n, D) unit features of this process's training images if there are any already, such as the rows of
             the memory bank while training; None: they are computed with the test transform.
+        space: what a feature is. A whitening is fitted on the training features that are computed.
+
+    Attributes:
+        space: the same, fitted once the training features are there.
     """
 
-    def __init__(self, embedder: Embedder, pipeline: Pipeline, world: World, dim: int, train: Optional[Tensor] = None):
-        self.embedder, self.pipeline, self.world = embedder, pipeline, world
+    def __init__(
+        self,
+        embedder: Embedder,
+        pipeline: Pipeline,
+        world: World,
+        dim: int,
+        train: Optional[Tensor] = None,
+        space: FeatureSpace = PLAIN,
+    ):
+        self.embedder, self.pipeline, self.world, self.space = embedder, pipeline, world, space
         self._dim, self._train = dim, train
         self._test: Optional[Tensor] = None
 
@@ -35,16 +48,20 @@ class Subject:
         """(n, D) unit features of this process's share of the training images."""
         if self._train is None:
             rows = self.world.rows(len(self.pipeline.train))
-            self._train = extract(self.embedder, self.pipeline.train_batches_plain(), rows, self._dim)
+            found = extract(self.embedder, self.pipeline.train_batches_plain(), rows, self._dim, self.space)
+            self.space = self.space.fitted(found, self.world)
+            self._train = self.space(found)
         return self._train
 
     @property
     def all_test(self) -> Tensor:
         """(Q, D) unit features of all test images, the same in every process."""
         if self._test is None:
+            if self.space.whitened:
+                _ = self.train  # fits the whitening
             count = len(self.pipeline.test)
-            own = extract(self.embedder, self.pipeline.test_batches(), self.world.rows(count), self._dim)
-            self._test = self.world.gather_rows(own, self.world.shares(count))
+            own = extract(self.embedder, self.pipeline.test_batches(), self.world.rows(count), self._dim, self.space)
+            self._test = self.space(self.world.gather_rows(own, self.world.shares(count)))
         return self._test
 
     def all_train(self) -> Optional[Tensor]:

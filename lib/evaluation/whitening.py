@@ -47,6 +47,10 @@ class Whitening:
         matrix = (directions / (deviations / largest + SHRINK)) @ directions.t()
         return cls(mean.float(), matrix.float())
 
+    def to(self, device: torch.device) -> "Whitening":
+        """The same on another device."""
+        return Whitening(self.mean.to(device), self.matrix.to(device))
+
     def __call__(self, rows: Tensor) -> Tensor:
         """(n, D) -> (n, D), rows of unit length."""
         return F.normalize((rows - self.mean) @ self.matrix, dim=1)

@@ -3,6 +3,7 @@
 import datetime
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -11,6 +12,7 @@ import numpy as np
 from datasets.image_set import ImageSet
 from lib.config import value_text
 from lib.errors import UserError
+from lib.evaluation.feature_space import FeatureSpace
 from lib.pages.figures import Curve, curves
 from lib.pages.page import render
 from lib.report.clusters import contact_sheets
@@ -19,6 +21,7 @@ from lib.report.map_section import map_section
 from lib.report.pictures import Pictures, evenly, sample
 from lib.report.quality import quality
 from lib.report.round_view import RoundView, checked, view
+from lib.results.kept_features import KeptFeatures, rounded
 from lib.seeding import derive
 from lib.session.folder import SessionFolder
 from lib.session.story import Story, finding_text, finding_words
@@ -54,9 +57,11 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
     watched = evenly(len(images), WATCHED)
     views = _views(files, newest, images, fingerprint, watched, kept)
     here = views[-1]
-    certainty = Certainty.measured(here.found, memory, newest["options"]["npc_temperature"], seed)
+    kept_features = _kept_features(story, files[max(files)], newest)
+    features = memory if kept_features is None else kept_features.train
+    certainty = Certainty.measured(here.found, features, newest["options"]["npc_temperature"], seed)
     clustered = sample(len(images), CLUSTERED, seed)
-    sheets = contact_sheets(clustered, memory, pictures, seed)
+    sheets = contact_sheets(clustered, features, pictures, seed)
     mapped = sample(len(clustered), ON_THE_MAP, seed)
     most, least = ends(certainty, pictures)
     looked = [views[place] for place in _spread(len(views), ROUNDS_WATCHED)]
@@ -76,8 +81,9 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
         quality=quality(story, views, pictures),
         here=here,
         certainty=certainty,
-        groups=anchors_with_neighbours(here.found, certainty, memory, pictures),
-        map=map_section(clustered[mapped], memory, pictures, sheets.assignments[mapped]),
+        groups=anchors_with_neighbours(here.found, certainty, features, pictures),
+        features=None if kept_features is None else str(kept_features.space),
+        map=map_section(clustered[mapped], features, pictures, sheets.assignments[mapped]),
         sheets=sheets,
         most=most,
         least=least,
@@ -85,6 +91,20 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
         looked=looked,
         small=min(pictures.thumbnail(watched[0]).size) <= 32,
     )
+
+
+def _kept_features(story: Story, file: Path, saved: dict[str, Any]) -> Optional[KeptFeatures]:
+    """The training features that the session's options ask for, if they are those of this checkpoint's network; None
+    where the memory bank stands for them.
+
+    Raises:
+        UserError: as `KeptFeatures.read`.
+    """
+    wanted = FeatureSpace(story.value("features"), story.value("whiten"))
+    kept = None if wanted.is_plain else KeptFeatures.of_checkpoint(file, saved)
+    if kept is None or not kept.space.is_like(wanted):
+        return None
+    return replace(kept, train=rounded(kept.train))
 
 
 def _views(

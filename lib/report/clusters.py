@@ -59,15 +59,15 @@ class ContactSheets:
     assignments: np.ndarray
 
 
-def contact_sheets(rows: np.ndarray, memory: Tensor, pictures: Pictures, seed: int) -> ContactSheets:
-    """Cluster the bank rows of some images.
+def contact_sheets(rows: np.ndarray, features: Tensor, pictures: Pictures, seed: int) -> ContactSheets:
+    """Cluster the features of some images.
 
     As many clusters as classes where the classes are known and not too many, otherwise as many as the features suggest.
 
     Args:
         rows: (n,) which images, n at least 2.
     """
-    features = torch.nn.functional.normalize(memory[torch.from_numpy(rows)], dim=1)
+    features = torch.nn.functional.normalize(features[torch.from_numpy(rows)], dim=1)
     classes = len(pictures.classes)
     if 2 <= classes <= min(MOST_CLASSES, len(rows)):
         count, why = classes, "as many as there are classes"

@@ -39,14 +39,14 @@ class Certainty:
     of_round: bool
 
     @classmethod
-    def measured(cls, found: Neighbourhoods, memory: Tensor, temperature: float, seed: int) -> "Certainty":
-        """Those of the round; or, in a round without, those of a sample in the bank as it stands."""
+    def measured(cls, found: Neighbourhoods, features: Tensor, temperature: float, seed: int) -> "Certainty":
+        """Those of the round; or, in a round without, those of a sample of the features."""
         if len(found.anchor_indexes) > 0:
             return cls(torch.arange(len(found.entropy)), found.entropy, True, True)
-        count = max(256, LOGITS // len(memory))
-        rows = torch.from_numpy(sample(len(memory), count, seed))
-        entropy = similarity_entropy(memory, temperature, queries=rows)
-        return cls(rows, entropy, len(rows) == len(memory), False)
+        count = max(256, LOGITS // len(features))
+        rows = torch.from_numpy(sample(len(features), count, seed))
+        entropy = similarity_entropy(features, temperature, queries=rows)
+        return cls(rows, entropy, len(rows) == len(features), False)
 
     def of(self, rows: Tensor) -> Tensor:
         """The entropies of some of the rows."""
@@ -84,11 +84,11 @@ class Group:
 
 
 def anchors_with_neighbours(
-    found: Neighbourhoods, certainty: Certainty, memory: Tensor, pictures: Pictures
+    found: Neighbourhoods, certainty: Certainty, features: Tensor, pictures: Pictures
 ) -> list[Group]:
     """Anchors of lowest, middle and highest entropy, each with its neighbours, nearest first.
 
-    In round 0, which has no anchors, images of the sample stand in, with the neighbour they have in the bank.
+    In round 0, which has no anchors, images of the sample stand in, with the neighbour nearest by their features.
     """
     if len(found.anchor_indexes) > 0:
         ordered, neighbours = found.anchor_indexes, found.neighbours
@@ -98,7 +98,7 @@ def anchors_with_neighbours(
     for name, places in _thirds(len(ordered)):
         rows = ordered[places]
         if neighbours is None:
-            beside = nearest(memory[rows], memory, 1, rows, backend="torch")[1]
+            beside = nearest(features[rows], features, 1, rows, backend="torch")[1]
         else:
             beside = neighbours[places, :NEIGHBOURS]
         shown = zip(rows.tolist(), certainty.of(rows).tolist(), beside.tolist())

@@ -53,14 +53,14 @@ class MapSection:
     pixelated: bool
 
 
-def map_section(rows: np.ndarray, memory: Tensor, pictures: Pictures, groups: np.ndarray) -> MapSection:
-    """Lay out the bank rows of some images.
+def map_section(rows: np.ndarray, features: Tensor, pictures: Pictures, groups: np.ndarray) -> MapSection:
+    """Lay out the features of some images.
 
     Args:
         rows: (n,) which images.
         groups: (n,) the cluster of each, which colours it where there are no labels.
     """
-    method, places = layout(memory[rows].numpy())
+    method, places = layout(features[rows].numpy())
     if pictures.labelled:
         coloured_by, names = "class", [*pictures.classes, NO_LABEL]
         found = [pictures.label_number(row) for row in rows.tolist()]

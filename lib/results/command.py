@@ -5,8 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
-from torch import nn
+from torch import Tensor, nn
 
+import datasets
 from datasets import normalisation
 from datasets.pipeline import Pipeline
 from lib import precision
@@ -14,9 +15,12 @@ from lib.config import Options
 from lib.distributed.world import World
 from lib.embedder import Embedder
 from lib.errors import UserError
+from lib.evaluation.feature_space import FeatureSpace
+from lib.evaluation.subject import Subject
 from lib.first_network import first_network
 from lib.pretrained.fitting import complete, fit, load_exactly, report
 from lib.pretrained.weights_file import WeightsFile, of_checkpoint
+from lib.results.kept_features import KeptFeatures, rounded
 from lib.results.model import Model, Preprocessing, pictures_in
 from lib.session.journal import LOGGER, close_log, open_log
 
@@ -85,9 +89,50 @@ def embed_pictures(
         preprocessing = Preprocessing.of(options.size, options.resize, statistics, shrink)
         dtype = precision.choose(options.precision, world.device)
         _say_what_computes(options, file, preprocessing, dtype)
-        embed(options, Model(network, preprocessing, file.memory, world.device, dtype), file, paths, output)
+        space, memory = _known_features(options, saved, source, file, Embedder(network, world.device, dtype), world)
+        embed(options, Model(network, preprocessing, memory, world.device, dtype, space), file, paths, output)
     finally:
         close_log()
+
+
+def _known_features(
+    options: Options, saved: Saved, source: Optional[Path], file: WeightsFile, embedder: Embedder, world: World
+) -> tuple[FeatureSpace, Optional[Tensor]]:
+    """What a feature is, and those of the training images (N, d) on the CPU.
+
+    The network's output is known by the memory bank, other features by what the session keeps of them. Where it keeps
+    none, they are computed from the training images.
+
+    Raises:
+        UserError: these are not at hand, or are others than those that the network was trained on.
+    """
+    from lib.results.export import is_of
+
+    space = FeatureSpace(options.features, options.whiten)
+    if space.is_plain:
+        return space, file.memory
+    kept = None if saved is None else KeptFeatures.of_checkpoint(source, saved)
+    if kept is not None and kept.space.is_like(space):
+        log.info("features   %s, as the session keeps them", space)
+        return kept.space, kept.train
+    wanted = f"{space.flags}: no such features are kept with {file.name}, and the training images to compute them from"
+    try:
+        split = datasets.load(options.dataset, options.data_root, options.download, options.labels)
+        pipeline = Pipeline(split, options, world.device)
+    except UserError as error:
+        raise UserError(f"{wanted} are not at hand: {error}") from error
+    try:
+        if not is_of(file, pipeline, if_not_known=True):
+            raise UserError(
+                f"{wanted} are not at hand: these are others ({pipeline.name}, {len(pipeline.train)}); use the "
+                "--dataset, --data-root, --limit-train and --seed it was made with"
+            )
+        log.info("features   %s, computed from %s training images", space, f"{len(pipeline.train):,}")
+        subject = Subject(embedder, pipeline, world, space.dim(embedder.network, options.low_dim), space=space)
+        train = subject.all_train()  # which fits the whitening
+        return subject.space, rounded(train)
+    finally:
+        pipeline.close()
 
 
 def export_results(

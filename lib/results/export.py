@@ -17,11 +17,13 @@ from lib.config import Options
 from lib.distributed.world import World
 from lib.embedder import Embedder
 from lib.errors import UserError
-from lib.evaluation.features import extract
+from lib.evaluation.feature_space import FeatureSpace
+from lib.evaluation.subject import Subject
 from lib.nearest import ExactSearch
 from lib.pretrained.weights_file import WeightsFile
 from lib.results.clusters import check_number, find_clusters
 from lib.results.distances import cosine_distances
+from lib.results.kept_features import rounded
 from lib.results.model import Preprocessing
 from lib.results.network_files import write_network
 from lib.results.result_folder import (
@@ -46,7 +48,7 @@ def check_export(options: Options, pipeline: Pipeline, file: WeightsFile) -> Non
         UserError: the checkpoint of --resume belongs to other images, or there are fewer
             training images than neighbours or clusters are asked for.
     """
-    if options.resume is not None and not _is_of(file, pipeline, if_not_known=True):
+    if options.resume is not None and not is_of(file, pipeline, if_not_known=True):
         raise UserError(
             f"--export: {file.name} was trained on other images ({file.about.get('dataset')}, "
             f"{file.about.get('training_images')}) than those at hand ({pipeline.name}, {len(pipeline.train)}); use "
@@ -60,7 +62,7 @@ def check_export(options: Options, pipeline: Pipeline, file: WeightsFile) -> Non
     check_number(options.num_clusters, images)
 
 
-def _is_of(file: WeightsFile, pipeline: Pipeline, if_not_known: bool) -> bool:
+def is_of(file: WeightsFile, pipeline: Pipeline, if_not_known: bool) -> bool:
     """Whether a network was trained on these images."""
     if file.fingerprint is None:
         return if_not_known
@@ -81,18 +83,21 @@ def export(
         UserError: an image cannot be read.
         RunError: the folder could not be written, or network.onnx is not what it should be.
     """
-    train = _features(embedder, pipeline.train_batches_plain(), len(pipeline.train), options, world)
-    test = None
-    if pipeline.test is not None:
-        test = _features(embedder, pipeline.test_batches(), len(pipeline.test), options, world)
+    space = FeatureSpace(options.features, options.whiten)
+    subject = Subject(embedder, pipeline, world, space.dim(embedder.network, options.low_dim), space=space)
+    train = subject.all_train()
+    test = None if pipeline.test is None else subject.all_test.cpu()
     if not world.is_first:
         return
+    space = subject.space
     sets = [("train", pipeline.train)] + ([] if test is None else [("test", pipeline.test)])
-    log.info("features   %s", ", ".join(f"{len(images):,} {split} images" for split, images in sets))
+    log.info("features   %s, of %s", space, ", ".join(f"{len(images):,} {split} images" for split, images in sets))
     similarities, rows = _neighbours(train, test, options)
     features = train if test is None else torch.cat([train, test])
-    known = file.memory is not None and _is_of(file, pipeline, if_not_known=False)
-    clusters = find_clusters(file.memory if known else train, options.num_clusters, options.seed)
+    clustered = train if space.is_plain else rounded(train)
+    if space.is_plain and file.memory is not None and is_of(file, pipeline, if_not_known=False):
+        clustered = file.memory
+    clusters = find_clusters(clustered, options.num_clusters, options.seed)
     about = {
         "file": file.name,
         **file.about,
@@ -105,15 +110,9 @@ def export(
         np.save(folder / DISTANCES, cosine_distances(similarities).numpy())
         np.save(folder / CENTRES, clusters.centres.numpy())
         write_table(folder / IMAGES, _columns(sets, clusters.of(features)))
-        note = write_network(folder, embedder.network, options, preprocessing, about)
+        note = write_network(folder, embedder.network, options, preprocessing, about, space)
     log.info("network    %s", note, extra=RESULT)
     log.info("written to %s: %s", options.export, ", ".join(sorted(os.listdir(options.export))), extra=RESULT)
-
-
-def _features(embedder: Embedder, batches: Any, count: int, options: Options, world: World) -> Tensor:
-    """(count, D) on the CPU: each process computes its share."""
-    own = extract(embedder, batches, world.rows(count), options.low_dim)
-    return world.gather_rows(own, world.shares(count)).cpu()
 
 
 def _neighbours(train: Tensor, test: Optional[Tensor], options: Options) -> tuple[Tensor, Tensor]:

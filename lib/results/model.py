@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional, Union
 
@@ -22,6 +22,7 @@ from datasets.pipeline import EVAL_PIXELS
 from datasets.shrunk import ENOUGH, middle_square
 from lib.embedder import Embedder
 from lib.errors import UserError
+from lib.evaluation.feature_space import PLAIN, FeatureSpace
 from lib.nearest import nearest
 from lib.session.journal import LOGGER
 
@@ -97,9 +98,10 @@ class Model:
     Args:
         network: images (B, 3, S, S) to unit features (B, D).
         preprocessing: of its images.
-        memory: (N, D) features of the training images, or None where they are not known.
+        memory: (N, d) features of the training images, or None where they are not known.
         device: where the network runs.
         dtype: of autocast, or None for plain float32.
+        space: what a feature is: the network's output, for which d is D, or another, fitted one.
     """
 
     def __init__(
@@ -109,13 +111,16 @@ class Model:
         memory: Optional[Tensor],
         device: torch.device,
         dtype: Optional[torch.dtype] = None,
+        space: FeatureSpace = PLAIN,
     ):
-        self.preprocessing = preprocessing
+        self.preprocessing, self.space = preprocessing, space
         self.memory = None if memory is None else F.normalize(memory.float().cpu(), dim=1)
-        self._embedder = Embedder(network.eval(), device, dtype).frozen()
+        self._embedder = space.frozen(Embedder(network.eval(), device, dtype))
+        on_cpu = None if space.whitening is None else space.whitening.to(torch.device("cpu"))
+        self._finish = replace(space, whitening=on_cpu)
 
     def features(self, images: Union[Tensor, Source, Sequence[Source]]) -> Tensor:
-        """Features (B, D) float32 on the CPU, rows of unit length.
+        """Features (B, d) float32 on the CPU, rows of unit length.
 
         Args:
             images: a batch (B, 3, S, S) of floating-point numbers, gone through `preprocessing`; or pictures, as PIL
@@ -140,7 +145,7 @@ class Model:
         return torch.cat(found) if found else self._features_of_batch(torch.empty(0, 3, *[self.preprocessing.size] * 2))
 
     def folder(self, folder: Union[str, os.PathLike], workers: int = 0) -> tuple[list[str], Tensor]:
-        """The paths of all pictures in a folder, at any depth, sorted, and their features (B, D).
+        """The paths of all pictures in a folder, at any depth, sorted, and their features (B, d).
 
         Args:
             workers: processes that load pictures; 0: this one.
@@ -153,7 +158,7 @@ class Model:
         return paths, torch.cat(found)
 
     def batches(self, paths: Sequence[str], workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Features (B, D) and row numbers (B,) of files, batch by batch, in order.
+        """Features (B, d) and row numbers (B,) of files, batch by batch, in order.
 
         Raises:
             UserError: a file cannot be read as an image.
@@ -177,7 +182,7 @@ class Model:
         """The training images most similar to each feature.
 
         Args:
-            features: (B, D) as `features` gives them, also as a NumPy array.
+            features: (B, d) as `features` gives them, also as a NumPy array.
             k: how many, at most N.
 
         Returns:
@@ -188,7 +193,10 @@ class Model:
                 have another shape.
         """
         if self.memory is None:
-            raise UserError("the file of this network holds no memory bank, so nearest training images are not known")
+            raise UserError(
+                f"the training images' features ({self.space}) are not kept with this network, so none is known to be "
+                "nearest"
+            )
         if not 1 <= k <= len(self.memory):
             raise UserError(f"{k} nearest training images were asked for; there are {len(self.memory)}")
         features = torch.as_tensor(features)
@@ -209,7 +217,7 @@ class Model:
             raise UserError(f"a batch of {images.dtype}; this network takes what `preprocessing` makes of pictures")
         if len(images) == 0:  # PyTorch 1.10 does not convolve nothing
             return self._features_of_batch(images.new_zeros(1, 3, side, side))[:0]
-        return self._embedder(images.to(self._embedder.device, torch.float32)).float().cpu()
+        return self._finish(self._embedder(images.to(self._embedder.device, torch.float32)).float().cpu())
 
 
 def pictures_in(folder: Union[str, os.PathLike]) -> list[str]:

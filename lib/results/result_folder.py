@@ -11,9 +11,9 @@ from lib.pretrained.weights_file import NETWORK_JSON, NETWORK_STATE
 from lib.session.stop_signals import StopSignals
 
 FEATURES, IMAGES, NEIGHBOURS, DISTANCES = "features.npy", "images.csv", "neighbours.npy", "distances.npy"
-CENTRES, ONNX = "centres.npy", "network.onnx"
+CENTRES, ONNX, WHITENING = "centres.npy", "network.onnx", "whitening.npz"
 STATE, DESCRIPTION = NETWORK_STATE, NETWORK_JSON
-RESULTS = frozenset((FEATURES, IMAGES, NEIGHBOURS, DISTANCES, CENTRES, STATE, DESCRIPTION, ONNX))
+RESULTS = frozenset((FEATURES, IMAGES, NEIGHBOURS, DISTANCES, CENTRES, STATE, DESCRIPTION, ONNX, WHITENING))
 """The files that such a folder may hold."""
 
 

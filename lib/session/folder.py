@@ -26,6 +26,7 @@ class SessionFolder:
         self.starts = path / "starts.jsonl"
         self.final = path / "final.json"
         self.report = path / "report.html"
+        self.features = path / "features.npz"
 
     @property
     def name(self) -> str:

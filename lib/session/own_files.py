@@ -15,7 +15,8 @@ def check_own_files(session: SessionFolder) -> None:
     Raises:
         UserError: something in it is a link, a pipe or the like, or a folder that has the name of a file.
     """
-    for file in (session.log, session.config, session.metrics, session.starts, session.final, session.report):
+    texts = (session.log, session.config, session.metrics, session.starts, session.final)
+    for file in (*texts, session.report, session.features):
         if file.is_dir():
             raise UserError(f"session {session.path}: {file} is a folder where a file belongs; move it away")
     for folder, folders, files in os.walk(session.path):

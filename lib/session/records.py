@@ -17,14 +17,24 @@ def note_start(path: Path, record: dict[str, Any]) -> None:
 
 
 def note_final(
-    path: Path, round_number: int, epoch: int, top1: float, top5: Optional[float], baselines: dict[str, float]
+    path: Path,
+    round_number: int,
+    epoch: int,
+    top1: float,
+    top5: Optional[float],
+    baselines: dict[str, float],
+    features: Optional[dict[str, Any]] = None,
 ) -> None:
     """Write the accuracies, shares of 1, with all features recomputed after so many epochs of the round.
 
     Args:
         baselines: top-1 of what needs no learning, by name.
+        features: `level`, `whitened`, `top1` and `top5` of those that --features and --whiten ask for, where they are
+            not the network's output as it is.
     """
     final = {"round": round_number, "epoch": epoch, "top1": top1, "top5": top5, "baselines": baselines}
+    if features is not None:
+        final["features"] = features
     replace_text(path, json.dumps(final) + "\n")
 
 

@@ -15,7 +15,7 @@ from lib.session.records import read_final, read_lines
 _BY_NAME = {option.name: option for option in OPTIONS}
 _DEFAULTS = Options()
 _NEEDED = {"round", "epoch", "anchors", "consistency", "loss", "lr", "knn_top1", "seconds"}
-_OF_PROTOCOLS = ("nn_", "linear_", "cluster_")
+_OF_PROTOCOLS = ("knn_features_", "nn_", "linear_", "cluster_")
 _SHARES = ("top1", "top5", "accuracy", "confidence")
 _COUNTED_BY = ("first_round", "max_round", "max_epoch", "ANs_size")
 
@@ -89,7 +89,8 @@ class Story:
     starts: list[dict[str, Any]]
     """The lines of starts.jsonl; empty for a session of an older version."""
     final: Optional[dict[str, Any]] = None
-    """`top1` and `top5` of the finished network with all features recomputed, if it was judged so."""
+    """`top1` and `top5` of the finished network with all features recomputed, if it was judged so; `features`: of
+    those that --features and --whiten ask for, if they do."""
 
     @classmethod
     def read(cls, path: Path, asked_by: str) -> "Story":

@@ -218,7 +218,7 @@ def _test(
         )
     if session is not None:
         check_own_files(session)
-    judged = protocols.finished(embedder)
+    judged, _ = protocols.finished(embedder)
     if not world.is_first:
         return
     written = [] if session is None else _written(judged, session.path)
@@ -378,21 +378,26 @@ def _conclude(
     report: Optional[Report],
 ) -> None:
     width = shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None
+    accuracy, of_features = protocols.first_vote(judged), protocols.first_feature_vote(judged)
     if protocols.can_vote:
-        log.info("%s", state.history.table(state.baselines, width), extra=RESULT)
+        last_row = None if of_features is None else (str(protocols.space), of_features[0])
+        log.info("%s", state.history.table(state.baselines, width, last_row), extra=RESULT)
     log.info("%s\n%s", state.history.unlabelled_table(width), UNLABELLED_LEGEND, extra=RESULT)
     for protocol, findings in judged:
         who = "" if protocol.name == judged[0][0].name == "knn" else f"{protocol.name} "
         log.info("last network, training features recomputed: %s%s", who, findings.summary, extra=RESULT)
         if findings.table:
             log.info("%s", findings.table, extra=RESULT)
-    accuracy = protocols.first_vote(judged)
     if accuracy is not None:
-        note = below_pixels(accuracy[0], state.baselines)
+        note = below_pixels(max(found[0] for found in (accuracy, of_features) if found is not None), state.baselines)
         if note is not None:
             log.warning("%s", note)
     if session is not None and accuracy is not None:
-        note_final(session.final, state.round, state.epoch, *accuracy, state.baselines)
+        features = None
+        if of_features is not None:
+            told, (top1, top5) = protocols.space, of_features
+            features = {"level": told.level, "whitened": told.whitened, "top1": top1, "top5": top5}
+        note_final(session.final, state.round, state.epoch, *accuracy, state.baselines, features)
     if report is not None:
         report.write_if_possible()
     if session is not None:

@@ -67,11 +67,15 @@ class History:
     def from_state(cls, state: list[dict[str, Any]]) -> "History":
         return cls([RoundSummary(**entry) for entry in state])
 
-    def table(self, baselines: dict[str, float], width: Optional[int] = None) -> str:
+    def table(
+        self, baselines: dict[str, float], width: Optional[int] = None, finished: Optional[tuple[str, float]] = None
+    ) -> str:
         """Accuracies round by round, for a person; in fewer columns where `width` characters are too few for all.
 
         Args:
             baselines: top-1 of what needs no learning, by name; the first rows.
+            finished: what the features of the finished network are, if not its output as it is, and their top-1; the
+                last row.
         """
         empty = dict.fromkeys(("anchors", "consistency", "kNN last", "kNN best", "seconds"), "")
         rows = [{"round": name, **empty, "kNN last": _percent(top1)} for name, top1 in baselines.items()]
@@ -87,6 +91,8 @@ class History:
             }
             for entry in self.rounds
         ]
+        if finished is not None:
+            rows.append({"round": finished[0], **empty, "kNN last": _percent(finished[1])})
         return _table(rows, ("kNN best", "seconds", "anchors"), width)
 
     def unlabelled_table(self, width: Optional[int] = None) -> str:

@@ -21,9 +21,11 @@ from lib.distributed.world import World
 from lib.errors import Interrupted, RunError, UserError
 from lib.evaluation.protocol import Protocol
 from lib.evaluation.protocols import Judged, Protocols
+from lib.evaluation.subject import Subject
 from lib.method.discovery import anchor_count, discover
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.report import Report
+from lib.results.kept_features import KeptFeatures
 from lib.session.board import Board
 from lib.session.folder import SessionFolder
 from lib.session.journal import LOGGER, Metrics
@@ -128,8 +130,9 @@ class Runner:
                     self._finish_round()
                 self._settle()
                 self.stop.at_once(self._stopped_while_judging)
-                judged = self.protocols.finished(self.state.embedder)
+                judged, subject = self.protocols.finished(self.state.embedder)
                 self._note(judged, but_votes=True)
+                self._keep_features(subject)
                 self.board.finish()
                 return judged
         finally:
@@ -137,6 +140,14 @@ class Runner:
             self.board.close()
             if self.checkpoints is not None:
                 self.checkpoints.close()
+
+    def _keep_features(self, subject: Subject) -> None:
+        """The features of the finished network, where the bank cannot stand for them."""
+        if subject.space.is_plain or self.options.debug:
+            return
+        train = subject.all_train()
+        if self.session is not None:
+            KeptFeatures(subject.space, train, self.state.round, self.state.epoch).write(self.session.features)
 
     def _start_round(self, round_number: int) -> None:
         """Choose anchors and neighbours from the bank as the round before left it."""

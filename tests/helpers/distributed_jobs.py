@@ -14,7 +14,9 @@ from datasets.image_set import UNLABELLED, ImageSet
 from lib.approximate import ApproximateSearch, recall
 from lib.distributed.shard import Shard
 from lib.distributed.sync_batch_norm import synchronise
+from lib.embedder import Embedder
 from lib.evaluation import leave_one_out as judging
+from lib.evaluation.feature_space import FeatureSpace
 from lib.evaluation.knn import weighted_knn
 from lib.evaluation.subject import Subject
 from lib.insight.survey import sample_rows, survey
@@ -24,6 +26,7 @@ from lib.method.memory_bank import MemoryBank
 from lib.method.tiled_objective import tiled_and_loss
 from lib.nearest import nearest
 from lib.plain_network import plain_copy
+from models import build
 from tests.helpers.rows import grid_rows, random_members, unit_rows
 
 
@@ -242,7 +245,44 @@ def leave_one_out(world):
     return found
 
 
-JOBS = [exchanges, fetches, losses, banks, batch_norms, discoveries, searches, approximate, surveys, leave_one_out]
+def feature_spaces(world):
+    """Whitened features of 23 training images and of 2, of which a process may have none, and of 5 test images."""
+    torch.manual_seed(0)
+    embedder, images = Embedder(build("convnet", 6, "small", 8), world.device), torch.randn(28, 3, 8, 8)
+    found = {}
+    for count in (23, 2):
+
+        def batches(first, count):
+            rows = torch.arange(count)[world.rows(count)]
+            return [(images[first + part], part) for part in rows.split(4)]
+
+        pipeline = SimpleNamespace(
+            train=range(count),
+            test=range(5),
+            train_batches_plain=lambda count=count: batches(0, count),
+            test_batches=lambda: batches(23, 5),
+        )
+        for level in ("embedding", "backbone"):
+            space = FeatureSpace(level, True)
+            subject = Subject(embedder, pipeline, world, space.dim(embedder.network, 6), space=space)
+            test = subject.all_test
+            found[count, level] = {"test": test, "train": world.gather_rows(subject.train, world.shares(count))}
+    return found
+
+
+JOBS = [
+    exchanges,
+    fetches,
+    losses,
+    banks,
+    batch_norms,
+    discoveries,
+    searches,
+    approximate,
+    surveys,
+    leave_one_out,
+    feature_spaces,
+]
 
 
 def all_jobs(world):

@@ -218,6 +218,12 @@ def test_lists_find_nearly_all_and_say_how_many(alone, together):
         assert not found["itself"]
 
 
+def test_whitened_features_are_those_of_one_process(alone, together):
+    for found in together:
+        assert_same(found["feature_spaces"], alone["feature_spaces"], atol=2e-5, rtol=1e-5)
+    assert alone["feature_spaces"][23, "backbone"]["train"].shape == (23, 128)
+
+
 def test_surveys_are_those_of_one_process(alone, together):
     for found in together:
         assert_same(found["surveys"], alone["surveys"], atol=2e-6, rtol=1e-6)

@@ -14,6 +14,7 @@ from lib.errors import UserError
 from lib.evaluation.features import extract
 
 CPU = torch.device("cpu")
+FEW_KERNELS = pytest.mark.skipif(TORCH_RELEASE < (2, 0), reason="this PyTorch pools no bfloat16 on a CPU")
 
 
 def trained_a_little(name, size):
@@ -42,6 +43,26 @@ def test_the_frozen_network_gives_the_features_of_the_network_in_evaluation_mode
     assert not any(isinstance(module, nn.BatchNorm2d) for module in embedder.frozen().network.modules())
     for key, value in network.state_dict().items():  # the network itself is as it was
         assert torch.equal(value, before[key]), key
+
+
+@pytest.mark.parametrize("dtype", [None, pytest.param(torch.bfloat16, marks=FEW_KERNELS)])
+@pytest.mark.parametrize(("name", "size"), [("resnet18", 16), ("alexnet", 32), ("convnet", 8)])
+def test_backbone_features_are_what_the_last_layer_takes(name, size, dtype):
+    """Which a hook sees in the network itself; they keep up with it."""
+    network = trained_a_little(name, size)
+    images, seen = torch.randn(3, 3, size, size), []
+    network.fc.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float()))
+    embedder = Embedder(network.eval(), CPU, dtype)
+    for _ in range(2):
+        with torch.no_grad():
+            output = embedder(images)
+            features, frozen = embedder.frozen(backbone=True)(images), embedder.frozen()(images)
+            changed(network)
+        tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype is None else {"atol": 2e-2, "rtol": 0}
+        assert (features.dtype, features.shape) == (torch.float32, (3, network.fc.in_features))
+        torch.testing.assert_close(features, nn.functional.normalize(seen.pop(), dim=1), **tolerance)
+        torch.testing.assert_close(features.norm(dim=1), torch.ones(3))
+        torch.testing.assert_close(frozen, output, **{**tolerance, "atol": 5 * tolerance["atol"]})
 
 
 class Awkward(nn.Module):
