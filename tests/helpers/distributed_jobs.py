@@ -254,7 +254,7 @@ def feature_spaces(world):
 
         def batches(first, count):
             rows = torch.arange(count)[world.rows(count)]
-            return [(images[first + part], part) for part in rows.split(4)]
+            return [(images[first + part], part) for part in rows.split(4) if len(part) > 0]
 
         pipeline = SimpleNamespace(
             train=range(count),
