@@ -66,7 +66,8 @@ def _is_ours(name: str) -> bool:
     return (getattr(sys.modules.get(name), "__file__", None) or "").startswith(os.path.join(_HERE, name, ""))
 
 
-if TYPE_CHECKING or all(map(_is_ours, _PACKAGES)):  # a program of ours has them, under their own names
+if TYPE_CHECKING or ("lib" in sys.modules and all(_is_ours(name) for name in _PACKAGES if name in sys.modules)):
+    # a program of ours, such as main.py, has them under their own names
     from lib.errors import RunError, UserError
     from lib.packages import check_packages
 
