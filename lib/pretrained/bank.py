@@ -64,7 +64,9 @@ def start_bank(
     elif options.bank_init == "random" and options.first_round == 0:
         return None
     else:
-        fit_batch_norm(embedder, pipeline.sample(STATISTICS))
+        sample = pipeline.sample(STATISTICS)
+        # batch norm over all processes adds up what each of them has; alone each needs all
+        fit_batch_norm(embedder, sample[bank.shard.world.rows(len(sample))] if options.sync_bn else sample)
     rows = bank.shard.world.rows(len(bank))
     bank.memory.copy_(extract(embedder, pipeline.train_batches_plain(), rows, bank.memory.shape[1]))
     return f"memory bank filled with the {whose} features of the training images{reason}"
