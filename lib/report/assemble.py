@@ -74,6 +74,7 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
         options=[(name, value_text(value)) for name, value in story.options.items()],
         changed=[(name, value_text(now), value_text(usual)) for name, (now, usual) in story.changed.items()],
         data=newest["dataset"],
+        baselines=newest.get("baselines", {}),
         pictures=pictures,
         charts=_charts(story, len(images)),
         findings=[(finding_words(key), finding_text(key, value)) for key, value in story.findings.items()],

@@ -74,6 +74,13 @@ def test_the_page_is_one_file_that_keeps_the_rules(text):
     assert len(text) < 3e6
 
 
+def test_what_needs_no_learning_is_told(session, page):
+    found = json.loads((session / "final.json").read_text())["baselines"]
+    shown = ", ".join(f"{name} {100 * top1:.2f} %" for name, top1 in found.items())
+    assert shown.startswith("pixels ")
+    assert f"Without learning, by the same vote: {shown}." in page.text
+
+
 def test_what_was_run(session, page):
     start = json.loads((session / "starts.jsonl").read_text())
     for words in (start["command"], start["code"], start["device"], f"torch {torch.__version__}",
