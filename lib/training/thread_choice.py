@@ -177,7 +177,8 @@ def unchanged(state: TrainingState, rows: Tensor) -> Iterator[None]:
 
     Network, bank, random states and optimiser; the optimiser begins without its moments.
     """
-    weights = [(tensor, tensor.clone()) for tensor in state.embedder.network.state_dict().values()]
+    network = state.embedder.network
+    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     shard = state.bank.shard
     own = rows[~shard.outside(rows)].to(state.bank.memory.device) - shard.start
     moments, memory = dict(state.optimizer.state), state.bank.memory[own]
@@ -188,8 +189,7 @@ def unchanged(state: TrainingState, rows: Tensor) -> Iterator[None]:
             yield
     finally:
         with torch.no_grad():
-            for tensor, before in weights:
-                tensor.copy_(before)
+            network.load_state_dict(weights)  # by name: PyTorch 1.10 counts batches in new tensors
             state.bank.memory[own] = memory
         state.optimizer.zero_grad(set_to_none=True)
         state.optimizer.state.clear()
