@@ -16,7 +16,8 @@ from lib.threads import cores
 
 BATCH = 128
 RUN = ["--cfgs", "configs/base.yaml", "configs/digits.yaml", "--batch-size", str(BATCH), "--limit-train", "256"]
-RUN += ["--limit-test", "10", "--max-round", "1", "--max-epoch", "2", "--gpus", "cpu", "--no-report", "--brief"]
+RUN += ["--network", "resnet18", "--precision", "auto", "--limit-test", "10", "--max-round", "1", "--max-epoch", "2"]
+RUN += ["--gpus", "cpu", "--no-report", "--brief"]
 
 
 def busy_machine(setting: Setting) -> list[Row]:

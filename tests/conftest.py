@@ -1,5 +1,5 @@
-"""What all tests share: one thread a process, since two workers of pytest-xdist are at work, and no GPU but in its own
-tests."""
+"""What all tests share: one thread a process, since two workers of pytest-xdist are at work, Ctrl-C as a terminal has
+it, and a finished run."""
 
 import os
 import signal

@@ -6,7 +6,11 @@ import re
 import pytest
 import torch
 
+import lib.method
+from benchmarks import busy
+from benchmarks.cluster_number import features
 from lib import precision
+from lib.config import collect
 from tests.helpers.runs import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -46,6 +50,8 @@ def test_the_numbering_is_the_papers():
     numbered = dict(EQUATIONS)
     assert "anchor_count" in numbered["6"]  # the share of anchors, S = r / R
     assert "neighbourhood_log_likelihood" in numbered["3, 4"]
+    docstring = [re.split(r"\s{2,}", line) for line in lib.method.__doc__.splitlines() if re.match(r"\d", line)]
+    assert [(cells[0], cells[2]) for cells in docstring] == [(n, places.replace("`", "")) for n, places in EQUATIONS]
     drawing = (ROOT / "docs" / "method.svg").read_text(encoding="utf-8")
     assert "(1 − η) m_i + η x_i) (eq. 8)" in drawing  # the paper's eta weighs the new feature
     assert "anchors (eq. 6)" in drawing
@@ -83,3 +89,13 @@ def test_the_log_says_how_to_compute_as_the_paper_did():
     assert (
         precision.note("bf16", torch.bfloat16) is precision.note("auto", None) is precision.note("fp32", None) is None
     )
+
+
+@pytest.mark.parametrize(
+    "arguments", [busy.RUN, ["--cfgs", "configs/base.yaml", "configs/digits.yaml", *features.OPTIONS]]
+)
+def test_benchmarks_on_digits_train_the_network_of_their_figures(monkeypatch, arguments):
+    """ResNet18 in bfloat16 where the hardware has it, whatever the demo trains."""
+    monkeypatch.chdir(ROOT)
+    options = collect(arguments).options
+    assert (options.dataset, options.network, options.precision) == ("digits", "resnet18", "auto")
