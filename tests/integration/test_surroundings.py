@@ -101,6 +101,20 @@ class Bare:
         pass
 
 
+class WriteOnly:
+    def write(self, text):
+        pass
+
+
+class WindowGone:
+    """As a stand-in that shows text in a window, which was closed."""
+
+    def write(self, text=""):
+        raise RuntimeError("Internal C++ object already deleted.")
+
+    isatty = flush = write
+
+
 class Broken(Bare):
     """Whose reader goes away after a while."""
 
@@ -117,7 +131,7 @@ class Closed:
     isatty = flush = write
 
 
-@pytest.mark.parametrize("kind", [Bare, Broken, Closed, lambda: None])
+@pytest.mark.parametrize("kind", [Bare, WriteOnly, WindowGone, Broken, Closed, lambda: None])
 def test_a_run_goes_on_whatever_its_streams_are(tmp_path, monkeypatch, kind):
     out, err = kind(), kind()
     monkeypatch.setattr("sys.stdout", out)
