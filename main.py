@@ -167,10 +167,13 @@ def _in_one_line(error: Exception) -> str:
         return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in ("datasets", "models", "lib"):
         package = error.name.partition(".")[0]
-        file = getattr(sys.modules.get(package), "__file__", None)
-        if file is not None and Path(file).parent != Path(__file__).resolve().parent / package:
+        module = sys.modules.get(package)
+        ours = Path(__file__).resolve().parent / package
+        # a folder without __init__.py has no file, and a file that is no package has no path
+        place = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
+        if place is not None and ours not in (Path(place), Path(place).parent):
             return (
-                f"another package called {package} was imported first ({file}); run main.py in a process of its own, "
+                f"another package called {package} was imported first ({place}); run main.py in a process of its own, "
                 "or use and_discovery, which works beside it"
             )
     if isinstance(error, ModuleNotFoundError) and error.name and "." not in error.name:

@@ -22,6 +22,7 @@ FOLDERS = "folders"
 
 _LOOKED_AT = 200  # lines of a table, to find out how it is written
 _SAVE = "save it as CSV in UTF-8"
+_ONCE = "a pipe can be read once: give --labels again, best as a file, which the session finds when it is resumed"
 
 
 def with_labels(split: Split, root: Path, labels: str) -> Split:
@@ -32,8 +33,8 @@ def with_labels(split: Split, root: Path, labels: str) -> Split:
         labels: `folders`: an image's class is the folder directly below `root` that it lies in; images beside these
             folders have none. Or the path of a table with two columns, path and label, separated by commas,
             semicolons or tabs, in UTF-8. Its paths start from `root` or are absolute, and are compared as
-            `same_name` does; a first line that is a heading is passed over; images that it does not name, or names
-            with an empty label, have none.
+            `same_name` does; a heading, as the first line that says something, is passed over; images that it does not
+            name, or names with an empty label, have none.
 
     Raises:
         UserError: there are fewer than two classes, or the table cannot be read, names what is no image of the data
@@ -131,19 +132,33 @@ def _entries(table: str, pictures: _Pictures) -> Iterator[tuple[int, str, str]]:
             text = file.read()
     except OSError as error:
         raise UserError(
-            f"--labels {table}: cannot be read: {error.strerror}; give `folders` or a CSV file of two columns, path "
-            "and label"
+            f"--labels {table}: cannot be read: {error.strerror}; "
+            + (_ONCE if _may_be_pipe(table) else "give `folders` or a CSV file of two columns, path and label")
         ) from None
+    if not text.strip():
+        raise UserError(f"--labels {table}: it is empty" + (f"; {_ONCE}" if _may_be_pipe(table) else ""))
     if "\0" in text:
         raise UserError(f"--labels {table}: it is not UTF-8 text; {_SAVE}")
     dialect = _dialect(text, pictures)
+    may_be_heading = True
     for line, cells in _rows(text, dialect, table):
-        if not any(map(str.strip, cells)):
+        if not any(map(str.strip, cells)) or (line == 1 and _names_separator(cells)):
             continue
         if len(cells) != 2:
             raise UserError(f"--labels {table}, line {line}: {len(cells)} columns where there should be 2")
-        if line > 1 or is_image(cells[0].strip()):
+        if not may_be_heading or is_image(cells[0].strip()):
             yield line, cells[0], cells[1]
+        may_be_heading = False
+
+
+def _may_be_pipe(path: str) -> bool:
+    """Whether its text may have been there once: a session remembers the name that a shell gave to <(...)."""
+    return path.startswith(("/dev/", "/proc/"))
+
+
+def _names_separator(cells: list[str]) -> bool:
+    """Whether this is Excel's line about a table, such as `sep=;`."""
+    return cells[0].strip().lower().startswith("sep=") and not any(map(str.strip, cells[1:]))
 
 
 _Dialect = tuple[str, bool]  # what separates cells; whether spaces before a quotation mark are passed over

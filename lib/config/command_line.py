@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from lib.config.catalogue import OPTIONS
 from lib.config.names import hint, shown
-from lib.config.option import BOOL, PATH, Option
+from lib.config.option import BOOL, PATH, TEXT, Option
 from lib.config.values import Raw
 from lib.errors import UserError
 
@@ -67,6 +67,8 @@ def _grouped(argv: Sequence[str]) -> list[tuple[Option, list[str]]]:
 def _raw(option: Option, words: list[str]) -> Raw:
     if option.kind == BOOL and not words:
         return "true"
+    if option.kind == TEXT and len(words) > 1 and any(" " in word for word in words):
+        return words  # `--classes "golden retriever" cat`: quotation marks hold a name together
     if option.length is not None:
         return " ".join(words)  # `--scale 0.2 1`, `--scale 0.2, 1` and `--scale "(0.2, 1)"` are one
     return words[0] if len(words) == 1 else words

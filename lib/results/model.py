@@ -1,8 +1,9 @@
 """A finished network with what it takes to use it: preprocessing, and the features of the training images."""
 
+import io
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional, Union
@@ -131,7 +132,7 @@ class Model:
         """
         if isinstance(images, Tensor):
             return self._features_of_batch(images)
-        if isinstance(images, (Image.Image, str, os.PathLike)):
+        if isinstance(images, (Image.Image, str, os.PathLike)) or not _holds_several(images):
             images = [images]
         pictures = list(images)
         for each in pictures:
@@ -220,6 +221,11 @@ class Model:
         return self._finish(self._embedder(images.to(self._embedder.device, torch.float32)).float().cpu())
 
 
+def _holds_several(images: object) -> bool:
+    """Whether these may be pictures. Bytes and opened files give lines and numbers when they are gone through."""
+    return isinstance(images, Iterable) and not isinstance(images, (bytes, bytearray, memoryview, io.IOBase))
+
+
 def pictures_in(folder: Union[str, os.PathLike]) -> list[str]:
     """The paths of all image files in a folder, at any depth, sorted; hidden ones are passed over.
 
@@ -229,6 +235,8 @@ def pictures_in(folder: Union[str, os.PathLike]) -> list[str]:
         UserError: there is no such folder, it cannot be read, or holds no picture.
     """
     if not Path(folder).is_dir():
+        if Path(folder).exists():
+            raise UserError(f"{os.fspath(folder)}: it is a file; give a folder of pictures, such as the one it lies in")
         raise UserError(f"{os.fspath(folder)}: there is no such folder of pictures")
     found = pictures_below(os.fspath(folder), f"{os.fspath(folder)}: the folder")
     for line in found.passed_over():

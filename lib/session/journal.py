@@ -15,7 +15,7 @@ try:
 except ModuleNotFoundError:  # without it there are lines in place of bars
     tqdm = None
 
-from lib.session.streams import is_terminal, say
+from lib.session.streams import UNHEARD, is_terminal, say
 from lib.session.text_file import append_line, replace_text, writing
 
 LOGGER = "and"
@@ -25,11 +25,10 @@ class _TerminalHandler(logging.Handler):
     """Prints above a progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
-            (print if tqdm is None else tqdm.write)(_fitted(self.format(record)), file=sys.stdout)
+        line = _fitted(self.format(record))
+        with contextlib.suppress(*UNHEARD):
+            (print if tqdm is None else tqdm.write)(line, file=sys.stdout)
             sys.stdout.flush()
-        except (OSError, ValueError):  # a full disk, a terminal that is gone, a closed file, an encoding without é
-            pass
 
 
 class _FileHandler(logging.FileHandler):

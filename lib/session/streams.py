@@ -6,6 +6,10 @@ import sys
 import traceback
 from typing import Any
 
+UNHEARD = (OSError, ValueError, AttributeError, RuntimeError)
+"""What writing to a standard stream raises: a full disk, a closed file, an encoding without é; a stand-in without
+`flush`, or whose window is gone."""
+
 
 def take_what_there_is() -> None:
     """Make the standard streams fit to be written to. Call it before any file is opened.
@@ -27,20 +31,20 @@ def take_what_there_is() -> None:
 
 
 def is_terminal(stream: Any) -> bool:
-    """Whether somebody may be watching. A stand-in for a stream may have only `write` and `flush`."""
+    """Whether somebody may be watching. A stand-in for a stream may have only `write`."""
     try:
         return stream.isatty()
-    except (AttributeError, ValueError):
+    except UNHEARD:
         return False
 
 
 def say(line: str) -> None:
     """A line on standard error, if it can be said."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(*UNHEARD):
         print(line, file=sys.stderr)
 
 
 def say_traceback() -> None:
     """Where the exception that is being handled happened, on standard error, if it can be said."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(*UNHEARD):
         traceback.print_exc()

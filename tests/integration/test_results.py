@@ -443,6 +443,7 @@ def test_mistakes_are_one_line_and_leave_nothing(session, resnet, data, tmp_path
     cases = [
         ([*export[:2], "--embed", tmp_path / "empty"], "the folder holds no pictures"),
         ([*export[:2], "--embed", tmp_path / "gone"], "there is no such folder of pictures"),
+        ([*export[:2], "--embed", tmp_path / "file"], "it is a file; give a folder of pictures"),
         (["--embed", data / "new"], "--embed needs --resume with the checkpoint to use, or --pretrained"),
         (["--export", tmp_path / "x"], "--export needs --resume"),
         ([*embed, "--export", tmp_path / "x"], "--export and --embed are separate calls"),

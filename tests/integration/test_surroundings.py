@@ -102,6 +102,20 @@ class Bare:
         pass
 
 
+class WriteOnly:
+    def write(self, text):
+        pass
+
+
+class WindowGone:
+    """As a stand-in that shows text in a window, which was closed."""
+
+    def write(self, text=""):
+        raise RuntimeError("Internal C++ object already deleted.")
+
+    isatty = flush = write
+
+
 class Broken(Bare):
     """Whose reader goes away after a while."""
 
@@ -118,7 +132,7 @@ class Closed:
     isatty = flush = write
 
 
-@pytest.mark.parametrize("kind", [Bare, Broken, Closed, lambda: None])
+@pytest.mark.parametrize("kind", [Bare, WriteOnly, WindowGone, Broken, Closed, lambda: None])
 def test_a_run_goes_on_whatever_its_streams_are(tmp_path, monkeypatch, kind):
     out, err = kind(), kind()
     monkeypatch.setattr("sys.stdout", out)
@@ -286,15 +300,24 @@ def test_others_packages_of_our_names_and_ours_work_side_by_side(session, tmp_pa
     assert done.stdout == "nowhere.png: not readable as an image: No such file or directory; mend or remove it\n"
 
 
-def test_a_foreign_package_in_the_way_of_main_is_named(monkeypatch, capsys):
-    """As in a notebook that has imported Hugging Face's datasets and then calls main.main."""
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("__file__", "/site-packages/datasets/__init__.py", "/site-packages/datasets/__init__.py"),
+        ("__file__", "/home/me/datasets.py", "/home/me/datasets.py"),
+        ("__path__", ["/home/me/datasets"], "/home/me/datasets"),
+    ],
+)
+def test_a_foreign_package_in_the_way_of_main_is_named(monkeypatch, capsys, name, value, shown):
+    """As in a notebook that has imported Hugging Face's datasets, or a folder of data, and then calls main.main."""
     theirs = types.ModuleType("datasets")
-    theirs.__file__ = "/site-packages/datasets/__init__.py"
-    for name in [name for name in sys.modules if name == "datasets" or name.startswith(("datasets.", "lib.training."))]:
-        monkeypatch.delitem(sys.modules, name)
+    setattr(theirs, name, value)
+    ours = [each for each in sys.modules if each == "datasets" or each.startswith(("datasets.", "lib.training."))]
+    for each in ours:
+        monkeypatch.delitem(sys.modules, each)
     monkeypatch.setitem(sys.modules, "datasets", theirs)
     assert main.main([*TINY, "--debug"]) == 1
     assert error_line(capsys.readouterr().err) == (
-        "error: another package called datasets was imported first (/site-packages/datasets/__init__.py); run main.py "
-        "in a process of its own, or use and_discovery, which works beside it"
+        f"error: another package called datasets was imported first ({shown}); run main.py in a process of its own, or "
+        "use and_discovery, which works beside it"
     )

@@ -802,3 +802,19 @@ def test_the_readme_has_the_current_options():
 
     text = README.read_text(encoding="utf-8")
     assert with_options(text) == text, "run python3 -m lib.config"
+
+
+@pytest.mark.parametrize(
+    ("words", "classes"),
+    [
+        (["golden retriever", "cat"], ("golden retriever", "cat")),
+        (["dog, or cat", "a b"], ("dog, or cat", "a b")),
+        (["cat", "dog"], ("cat", "dog")),
+        (["cat,dog"], ("cat", "dog")),
+        (["cat,", "dog"], ("cat", "dog")),
+        (["[cat,", "dog]"], ("cat", "dog")),
+        (["cat dog"], ("cat", "dog")),
+    ],
+)
+def test_quotation_marks_hold_names_together_where_there_are_several(words, classes):
+    assert collect(["--classes", *words]).options.classes == classes

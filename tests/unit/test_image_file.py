@@ -167,9 +167,13 @@ def test_what_has_no_meaning_as_colours_is_refused_in_either_way(model, tmp_path
 
 
 def test_what_is_no_picture_is_named(model):
-    for given in (np.zeros((8, 8, 3)), [b"a.png"], [None]):
-        with pytest.raises(UserError, match="a (ndarray|bytes|NoneType) is no picture; give paths, PIL images, or a"):
+    file = io.BytesIO(b"a\nb")
+    for given in (np.zeros((8, 8, 3)), [b"a.png"], b"a.png", None, [None], 7, file, [file]):
+        kind = "(ndarray|bytes|NoneType|int|BytesIO)"
+        with pytest.raises(UserError, match=f"^a {kind} is no picture; give paths, PIL images, or a batch") as error:
             model.features(given)
+        if not isinstance(given, (list, np.ndarray)):
+            assert str(error.value).startswith(f"a {type(given).__name__} is")
 
 
 @pytest.mark.parametrize("size", [(60, 90), (900, 700)])

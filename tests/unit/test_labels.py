@@ -92,3 +92,25 @@ def test_names_of_files_that_are_no_utf_8_are_found_by_their_bytes(folder):
     root = folder(b"caf\xe9.png", "a.png")
     found = labels(root, b"caf\xe9.png,x\na.png,y\n")
     assert {os.fsencode(name): label for name, label in found.items()} == {b"caf\xe9.png": "x", b"a.png": "y"}
+
+
+@pytest.mark.parametrize("head", ["", "file;kind\n", "sep=;\n", "SEP=;\r\nfile;kind\n", "\n ; \nfile;kind\n"])
+def test_a_heading_is_the_first_line_that_says_something(folder, head):
+    root, rows = folder("a,b.png", "c.png"), f"{head}a,b.png;cat\nc.png;dog\n"
+    assert labels(root, rows) == {"a,b.png": "cat", "c.png": "dog"}
+    with pytest.raises(UserError, match=f"line {rows.count(chr(10)) + 1}: kind is no picture below"):
+        labels(root, f"{rows}kind;x\n")
+
+
+def test_a_pipe_that_was_read_before_is_named(folder):
+    """As when a run is resumed whose labels came from a shell's <(...)."""
+    root = folder("a.png", "b.png")
+    reading, writing = os.pipe()
+    os.close(writing)
+    with pytest.raises(UserError, match=rf"--labels /dev/fd/{reading}: it is empty; a pipe can be read once: give"):
+        datasets.load("photos", str(root), False, f"/dev/fd/{reading}")
+    os.close(reading)
+    with pytest.raises(UserError, match=rf"--labels /dev/fd/{reading}: cannot be read: .*; a pipe can be read once"):
+        datasets.load("photos", str(root), False, f"/dev/fd/{reading}")
+    with pytest.raises(UserError, match="t.csv: it is empty$"):
+        labels(root, "\n")
