@@ -11,8 +11,14 @@ UNHEARD = (OSError, ValueError, AttributeError, RuntimeError)
 `flush`, or whose window is gone."""
 
 
+_TQDM_NUMBERS = {
+    **{f"TQDM_{name}": float for name in ("TOTAL", "MININTERVAL", "MAXINTERVAL", "MINITERS", "SMOOTHING", "DELAY")},
+    **{f"TQDM_{name}": int for name in ("NCOLS", "NROWS", "POSITION", "INITIAL", "UNIT_DIVISOR")},
+}
+
+
 def take_what_there_is() -> None:
-    """Make the standard streams fit to be written to. Call it before any file is opened.
+    """Make the standard streams, and bars of progress on them, fit to be written to. Call it before any file is opened.
 
     A closed one is opened on nothing: the next file would get its number, and whatever is printed by a library.
     """
@@ -28,6 +34,12 @@ def take_what_there_is() -> None:
         elif hasattr(stream, "reconfigure"):  # a file's name may hold what the terminal's encoding does not
             with contextlib.suppress(ValueError):  # it is closed
                 stream.reconfigure(errors="backslashreplace")
+    for name in _TQDM_NUMBERS.keys() & os.environ.keys():  # tqdm reads them when it is imported, and fails at others
+        try:
+            _TQDM_NUMBERS[name](os.environ[name])
+        except ValueError:
+            say(f"warning: {name} in the environment is no number and is passed over")
+            del os.environ[name]
 
 
 def is_terminal(stream: Any) -> bool:

@@ -198,7 +198,7 @@ ODD = {
     "TERM": None, "HOME": "/proc/nowhere", "XDG_CACHE_HOME": "", "TMPDIR": "/nowhere", "CUDA_VISIBLE_DEVICES": "x,-3",
     "RANK": "1", "WORLD_SIZE": "2", "MASTER_PORT": "abc", "PYTHONHASHSEED": "7",
     "PYTHONOPTIMIZE": "2" if TORCH_RELEASE >= (2, 0) else "1",  # an older one formats docstrings, which 2 takes away
-    "TQDM_DISABLE": "1",
+    "TQDM_DISABLE": "1", "TQDM_NCOLS": "x", "TQDM_MININTERVAL": "abc",
 }  # fmt: skip
 
 
