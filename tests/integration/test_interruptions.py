@@ -85,12 +85,13 @@ def test_a_signal_stops_at_the_next_step_and_saves(whole, tmp_path, number, way)
 
 
 def test_a_second_signal_stops_at_once(tmp_path):
-    process = start(*TINY, "--limit-train", "1400", "--save-every", "null", "--sess-dir", tmp_path, "--session", "s")
+    long = ["--network", "resnet18", "--limit-train", "1400", "--save-every", "null"]  # an epoch of seconds
+    process = start(*TINY, *long, "--sess-dir", tmp_path, "--session", "s")
     wait_for(lambda: (tmp_path / "s" / "log.txt").exists(), process)
     wait_for(lambda: "session " in (tmp_path / "s" / "log.txt").read_text(), process)
     time.sleep(1)
+    process.send_signal(signal.SIGSTOP)  # so that it cannot have ended after the first of the two
     process.send_signal(signal.SIGTERM)
-    process.send_signal(signal.SIGSTOP)  # so that it cannot have ended before the second
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGCONT)
     process.communicate(timeout=20)
