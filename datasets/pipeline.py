@@ -89,6 +89,10 @@ class Pipeline:
         self._train_loader, self._plain_loader = self._train_loaders()
         self._test_loader = None if self.test is None else self._loader(self.test)
 
+    def are_those_of(self, fingerprint: str, contents: Optional[list[int]]) -> bool:
+        """Whether the training images are those that a file tells of, by `fingerprint` and `contents` of its own."""
+        return self.fingerprint == fingerprint and not self.train.replaced(contents).are_others
+
     @property
     def labelled_test(self) -> bool:
         """Whether there are test images, and labels on both sides."""

@@ -80,7 +80,7 @@ def _reason_against(bank: MemoryBank, file: WeightsFile, embedder: Embedder, pip
     if tuple(file.memory.shape) != expected:
         return f"npc.memory is {_shape(file.memory.shape)} in the file, {_shape(expected)} here"
     if file.fingerprint is not None:
-        same = file.fingerprint == pipeline.fingerprint and not pipeline.train.replaced(file.contents).are_others
+        same = pipeline.are_those_of(file.fingerprint, file.contents)
         return None if same else "the file's belongs to other training images"
     share = _recognition(embedder, pipeline, file.memory, bank.shard.world)
     if share < RECOGNISED:

@@ -66,7 +66,7 @@ def is_of(file: WeightsFile, pipeline: Pipeline, if_not_known: bool) -> bool:
     """Whether a network was trained on these images."""
     if file.fingerprint is None:
         return if_not_known
-    return file.fingerprint == pipeline.fingerprint and not pipeline.train.replaced(file.contents).are_others
+    return pipeline.are_those_of(file.fingerprint, file.contents)
 
 
 def export(

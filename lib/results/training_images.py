@@ -27,7 +27,7 @@ def training_paths(
         pipeline = Pipeline(split, replace(options, augment_on="workers", shrink=None), torch.device("cpu"))
     except UserError as error:
         return None, f"named by their rows, since the data set is not at hand ({error})"
-    if pipeline.fingerprint != fingerprint or pipeline.train.replaced(contents).are_others:
+    if not pipeline.are_those_of(fingerprint, contents):
         return None, f"named by their rows, since the {options.dataset} images at hand are not those of the checkpoint"
     if pipeline.train.paths is None:
         return None, f"named by their rows: {options.dataset} has no files of single images"

@@ -129,6 +129,7 @@ def _execute(
     planned = None
     if options.minutes is not None and saved is None and not options.test_only:
         pipeline.check_batches()
+        threads = time_threads(threads, others, options, state, pipeline, world, place)  # the rate is that of these
         settings, planned = within_minutes(settings, state, pipeline, world)
         options = settings.options
     protocols = Protocols(options, pipeline, world)
@@ -153,7 +154,8 @@ def _execute(
         at_end.callback(close_log)
         at_end.callback(pipeline.close)
         world.wait_for_all()  # here it is noticed at once if the first cannot write
-        threads = time_threads(threads, others, options, state, pipeline, world, place)
+        if planned is None:
+            threads = time_threads(threads, others, options, state, pipeline, world, place)
         options = dataclasses.replace(options, threads=str(threads.threads))  # as checkpoints keep it
         _introduce(settings, state, pipeline, protocols, world, session, saved, source, threads)
         if planned is not None:

@@ -9,7 +9,7 @@ import main
 from lib.session import checkpoint
 from lib.session.folder import find_checkpoint
 from lib.threads import OtherPrograms
-from lib.training import rate_watch, thread_choice
+from lib.training import minutes, rate_watch, thread_choice
 
 RUN = [
     "--cfgs", "configs/base.yaml", "configs/digits.yaml", "--network", "convnet", "--gpus", "cpu", "--precision",
@@ -38,6 +38,23 @@ def busy(monkeypatch):
 def run(folder, *arguments):
     assert main.main([*map(str, arguments), "--sess-dir", str(folder)]) == 0
     return torch.get_num_threads()
+
+
+def test_minutes_are_planned_with_the_threads_that_were_timed(tmp_path, busy, monkeypatch):
+    """Before they are, a step on a busy machine may take fifty times as long."""
+    threads = []
+
+    def seconds(*given):
+        threads.append(torch.get_num_threads())
+        return 1.0
+
+    monkeypatch.setattr(minutes, "_image_seconds", seconds)
+    without = [word for word in RUN if word != "--max-epoch"]
+    del without[without.index("1")]
+    assert run(tmp_path, *without, "--minutes", "0.01", "--session", "m") == 1
+    assert threads == [1]
+    assert busy == [[1, 2]]
+    assert "threads   1 (images/s by threads" in (tmp_path / "m" / "log.txt").read_text()
 
 
 def tensors(value, name=""):
