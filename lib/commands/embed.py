@@ -22,14 +22,12 @@ from lib.export.model import Model
 from lib.export.result_folder import DISTANCES, FEATURES, IMAGES, NEIGHBOURS, check_free, result_folder
 from lib.export.table import write_table
 from lib.export.training_images import training_paths
-from lib.logger.console import LOGGER, tqdm
-from lib.logger.streams import is_terminal
+from lib.logger.console import LOGGER, RESULT, is_terminal
+from lib.logger.progress import tqdm
 from lib.pretrained.weights_file import WeightsFile
-from lib.session.folder import SessionFolder
-from lib.session.own_files import check_own_files
+from lib.session.folder import SessionFolder, check_own_files
 
 log = logging.getLogger(LOGGER)
-RESULT = {"result": True}
 
 _FEW = 64  # pictures that are not worth starting loader processes for
 

@@ -31,14 +31,13 @@ from lib.export.result_folder import (
     result_folder,
 )
 from lib.export.table import write_table
-from lib.logger.console import LOGGER
+from lib.logger.console import LOGGER, RESULT
 from lib.nn import precision
 from lib.nn.embedder import Embedder
 from lib.pretrained.weights_file import WeightsFile
 from lib.search.exact import ExactSearch
 
 log = logging.getLogger(LOGGER)
-RESULT = {"result": True}
 
 
 def check_export(options: Options, pipeline: Pipeline, file: WeightsFile) -> None:

@@ -15,7 +15,7 @@ from lib.evaluation.bank_statistics import Survey, sample_rows, survey
 from lib.figures.anchor_grid import anchor_grids
 from lib.figures.thumbnails import thumbnails
 from lib.logger.projector import SIDE
-from lib.logger.tensorboard import Board
+from lib.logger.tensorboard import TensorBoardWriter
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.method.objective import ABSENT
 from lib.training.state import TrainingState
@@ -37,7 +37,9 @@ class Observer:
         board: where pictures go.
     """
 
-    def __init__(self, options: Options, pipeline: Pipeline, labels: Optional[Tensor], world: World, board: Board):
+    def __init__(
+        self, options: Options, pipeline: Pipeline, labels: Optional[Tensor], world: World, board: TensorBoardWriter
+    ):
         self.options, self.pipeline, self.labels, self.world, self.board = options, pipeline, labels, world, board
         self._rows = sample_rows(len(pipeline.train))  # (S,)
         self._shown: Optional[Tensor] = None  # places in `_rows` of the images in the projector
@@ -46,7 +48,7 @@ class Observer:
         """Draw the anchors of a round and their neighbours."""
         if self.board.folder is not None and self.options.tfb_anchors > 0:
             grids = anchor_grids(found, self.pipeline.train, self.labels, self.options.tfb_anchors)
-            self.board.anchors(round_number, grids)
+            self.board.anchors(round_number, {grid.part: grid.picture for grid in grids})
 
     def after_epoch(self, state: TrainingState) -> dict[str, Any]:
         """The part of the epoch's line in metrics.jsonl that needs no labels, with `NOTHING`'s keys.
@@ -60,7 +62,7 @@ class Observer:
         if not last and state.epoch % self.options.eval_freq != 0:
             return NOTHING
         found = survey(state.bank.memory, self._rows, self.options.npc_temperature, state.bank.shard)
-        self.board.survey(state.round, state.epoch, found)
+        self.board.bank_statistics(state.round, state.epoch, found.entropy.cpu().numpy(), found.cosine.cpu().numpy())
         anchors = state.neighbourhoods.position[found.rows] != ABSENT
         seen = {
             "entropy": found.entropy.mean().item(),

@@ -7,7 +7,7 @@ from typing import Optional
 from lib.errors import UserError
 from lib.report.comparison.contrast import Contrast
 from lib.runtime.packages import has
-from lib.session.story import Story
+from lib.session.records import SessionRecord
 
 KIND = "comparison"
 WIDEST_CELL = 48
@@ -26,7 +26,7 @@ def compare(sessions: Sequence[str], page: Optional[str], folder: str) -> None:
     Raises:
         UserError: one of them is no session, or the page's place is taken or cannot be written.
     """
-    contrast = Contrast([Story.read(Path(session), "--compare") for session in sessions])
+    contrast = Contrast([SessionRecord.read(Path(session), "--compare") for session in sessions])
     path, instead = _place(contrast, page, folder)
     if not has("jinja2") and page is not None:
         raise UserError("--compare-html: a page needs the package jinja2; pip install jinja2")
