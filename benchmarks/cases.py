@@ -21,7 +21,7 @@ from benchmarks.setting import Setting
 from benchmarks.textbook import MEANS, STDS
 from benchmarks.timing import ONCE, Row, seconds
 from datasets.loaders.device import DeviceLoader, to_device
-from datasets.transforms.draws import Recipe
+from datasets.transforms.batch import Recipe
 from lib.config import Options
 from lib.evaluation.knn import weighted_knn
 from lib.method.discovery import discover

@@ -6,6 +6,7 @@ A run of one process is the same code: every exchange is then the identity and n
 import datetime
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
@@ -22,6 +23,34 @@ _SMALL = 2**14
 def number_of(data: bytes) -> int:
     """A number that tells data apart, to be said through `World.hear_all`."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=7).digest(), "big")  # fits int64
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of process `rank` of P `processes`: of B rows those from B * rank // P up to B * (rank + 1) // P.
+
+    The parts of all processes, in the order of their ranks, are the whole. Their sizes differ by one row at most,
+    and with fewer rows than processes some parts are empty.
+    """
+
+    rank: int = 0
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.processes:
+            raise ValueError(f"rank {self.rank} of {self.processes} processes")
+
+    def span(self, count: int) -> slice:
+        """Where the part lies in `count` rows."""
+        return slice(count * self.rank // self.processes, count * (self.rank + 1) // self.processes)
+
+    def part(self, rows: Tensor) -> Tensor:
+        """This process's part of the rows of a tensor."""
+        return rows[self.span(len(rows))]
+
+
+WHOLE = Share()
+"""Everything: the share of the only process."""
 
 
 class World:
@@ -58,17 +87,14 @@ class World:
         """Whether this process is the one that writes files and speaks."""
         return self.rank == 0
 
-    def share_of(self, rank: int, count: int) -> slice:
-        """The contiguous part of `count` rows that belongs to a process; the parts differ by one row at most."""
-        return slice(count * rank // self.size, count * (rank + 1) // self.size)
-
     def shares(self, count: int) -> list[int]:
         """How many of `count` rows each process has."""
-        return [self.share_of(rank, count).stop - self.share_of(rank, count).start for rank in range(self.size)]
+        spans = [Share(rank, self.size).span(count) for rank in range(self.size)]
+        return [span.stop - span.start for span in spans]
 
     def rows(self, count: int) -> slice:
         """This process's part of `count` rows."""
-        return self.share_of(self.rank, count)
+        return Share(self.rank, self.size).span(count)
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """The sum over processes, in place; the same bits everywhere. Returns `tensor`, which must be contiguous."""
