@@ -25,8 +25,8 @@ baselines          {name: top-1} of what needs no learning, see `lib.evaluation.
 dataset            name, size and fingerprint of the training images, contents of some, channel means and stds
 =================  ==========================================================================
 
-The file is a zip archive, as every torch.save's, and ends in the comment `AND checkpoint, format F, sha256 H`. H is that
-of all bytes of the file before H. A comment is part of the zip format, so torch.load and unzip read the file as it is.
+The file is a zip archive and ends in the comment `AND checkpoint, format F, sha256 H`, where H is that of all bytes of
+the file before H. A comment is part of the zip format, so torch.load and unzip read the file as it is.
 """
 
 import hashlib
