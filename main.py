@@ -121,7 +121,7 @@ def _run(settings: Settings, arguments: Sequence[str], place: Place, world: Any)
     several = settings.options.gpus.count(",") + 1
     if several > 1 and not place.launched:
         from lib.distributed.launch import launch
-        from lib.runtime import devices
+        from lib.runtime.device import choose_device
 
         for path in filter(None, (*settings.options.cfgs, settings.options.labels)):
             if Path(path).expanduser().is_fifo():
@@ -129,7 +129,7 @@ def _run(settings: Settings, arguments: Sequence[str], place: Place, world: Any)
                     f"--gpus {settings.options.gpus}: {path} is a pipe, and {several} processes would read it; save it "
                     "as a file"
                 )
-        devices.choose(settings.options.gpus, 0, several)  # a device that is missing is said once, not by each process
+        choose_device(settings.options.gpus, 0, several)  # a device that is missing is said once, not by each process
         return launch(several, arguments)
     from lib.commands.train import execute  # PyTorch is loaded only now, when there is something to compute
 

@@ -18,7 +18,7 @@ from lib.distributed.shard import Shard
 from lib.distributed.world import World
 from lib.method.discovery import discover
 from lib.method.tiled_loss import tiled_and_loss
-from lib.runtime.allocator import keep_freed_memory
+from lib.runtime.memory import keep_freed_memory
 
 DIM = 128
 LOSSES = 7

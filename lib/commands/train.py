@@ -25,15 +25,15 @@ from lib.evaluation.evaluator import Judged, Protocols
 from lib.export.result_folder import check_free
 from lib.logger.console import LOGGER, Metrics, close_log, open_log
 from lib.logger.streams import is_terminal
-from lib.nn import precision
 from lib.nn.embedder import Embedder
-from lib.nn.winograd_layers import count_winograd
+from lib.nn.winograd import count_winograd
 from lib.pretrained.bank import start_bank
 from lib.pretrained.fitting import Fit, fit, report
 from lib.pretrained.weights_file import WeightsFile
 from lib.report import Report
-from lib.runtime import determinism, devices, memory
-from lib.runtime.allocator import keep_freed_memory
+from lib.runtime.determinism import choose_algorithms
+from lib.runtime.device import choose_precision, describe_device, describe_precision, precision_note
+from lib.runtime.memory import is_out_of_memory, keep_freed_memory
 from lib.runtime.packages import has
 from lib.runtime.threads import OtherPrograms
 from lib.session import provenance
@@ -75,12 +75,12 @@ def execute(
         world: the processes of the run, if they are joined already.
     """
     others = OtherPrograms()
-    determinism.choose(settings.options.deterministic)
+    choose_algorithms(settings.options.deterministic)
     world = group.join(settings.options.gpus, place) if world is None else world
     threads = set_threads(settings, world, place)
     keep_freed_memory()
     try:
-        dtype = precision.choose(settings.options.precision, world.device)
+        dtype = choose_precision(settings.options.precision, world.device)
         check_same_call(world, settings.options, dtype, saved, weights)
         _execute(settings, saved, source, weights, world, place, dtype, threads, others)
     except UnreadableImage as error:
@@ -88,7 +88,7 @@ def execute(
             raise
         raise UserError(f"{error}, or leave out all such files with --skip-bad-images") from error
     except (RuntimeError, MemoryError) as error:
-        if memory.ran_out(error):
+        if is_out_of_memory(error):
             reason = (str(error).strip().splitlines() or ["nothing more is known"])[0]
             raise RunError(
                 f"out of memory on {world.device} ({reason}); lower --batch-size, "
@@ -313,8 +313,8 @@ def _introduce(
     log.info("code      %s", provenance.git_revision())
     log.info("versions  %s", ", ".join(f"{name} {version}" for name, version in provenance.versions().items()))
     processes = "" if world.size == 1 else f"{world.size} processes, the first on "
-    log.info("device    %s%s; %s", processes, devices.describe(world.device), precision.describe(state.embedder.dtype))
-    note = precision.note(options.precision, state.embedder.dtype)
+    log.info("device    %s%s; %s", processes, describe_device(world.device), describe_precision(state.embedder.dtype))
+    note = precision_note(options.precision, state.embedder.dtype)
     if note is not None:
         log.info("          %s", note)
     log.info("threads   %d (%s)", threads.threads, threads.reason)

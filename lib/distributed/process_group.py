@@ -15,7 +15,7 @@ from lib.compat import spare_process_group
 from lib.distributed.process_info import Place
 from lib.distributed.world import World
 from lib.errors import Interrupted, LostContact, UserError
-from lib.runtime import devices
+from lib.runtime.device import choose_device
 from lib.runtime.threads import cores
 
 MEETING = datetime.timedelta(minutes=3)
@@ -40,7 +40,7 @@ def join(gpus: str, place: Place) -> World:
         LostContact: the others cannot be reached.
     """
     _check_variables(place, os.environ)
-    device = devices.choose(gpus, place.local_rank, place.local_size)
+    device = choose_device(gpus, place.local_rank, place.local_size)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # so that nothing opens a context on another
     if place.size == 1:

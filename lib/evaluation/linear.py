@@ -20,7 +20,7 @@ from lib.evaluation.evaluator import Findings, Protocol
 from lib.evaluation.features import Subject
 from lib.evaluation.knn import Accuracy, classes_ahead, one_class
 from lib.logger.console import LOGGER
-from lib.runtime import memory
+from lib.runtime.memory import physical_memory
 from lib.seeding import generator
 
 MOST_VALUES = 10_000
@@ -329,7 +329,7 @@ def _place(size: int, device: torch.device) -> torch.device:
 
 
 def _check_memory(size: int, stages: list[str], images: str) -> None:
-    available = memory.physical()
+    available = physical_memory()
     if size > 0.8 * available:
         raise RunError(
             f"--protocol linear: {', '.join(stages)} of the {images} images would take {size / 2**30:.0f} of "

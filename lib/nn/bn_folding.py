@@ -1,10 +1,18 @@
 """A network for evaluation in which each batch norm has become part of the convolution before it."""
 
+import copy
+
 import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from lib.nn.plain_network import plain_copy
+from lib.nn.sync_batch_norm import without_synchronisation
+from lib.nn.winograd import without_winograd
+
+
+def plain_copy(network: nn.Module) -> nn.Module:
+    """A copy of the same weights, of PyTorch's own layers only: for evaluation and for files."""
+    return without_winograd(without_synchronisation(copy.deepcopy(network)))
 
 
 class FoldedNetwork:

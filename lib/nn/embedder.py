@@ -10,9 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lib.compat import HAS_EMPTY_CHANNELS_LAST, compiled, data_parallel
 from lib.distributed.world import World
-from lib.nn.bn_folding import FoldedNetwork
-from lib.nn.plain_network import plain_copy
-from lib.nn.precision import autocast
+from lib.nn.bn_folding import FoldedNetwork, plain_copy
 
 
 class Embedder:
@@ -54,7 +52,7 @@ class Embedder:
         """(B, 3, S, S) -> (B, D)."""
         if images.dim() == 4:
             images = images.contiguous(memory_format=self._format)
-        with autocast(self.device, self.dtype):
+        with _autocast(self.device, self.dtype):
             return self._forward(images)
 
     def apart(self) -> AbstractContextManager:
@@ -107,7 +105,14 @@ class Embedder:
         plain = plain_copy(self.network.eval())
 
         def outputs(images: Tensor) -> dict[str, Tensor]:
-            with autocast(self.device, self.dtype):
+            with _autocast(self.device, self.dtype):
                 return plain.stage_outputs(images.contiguous(memory_format=torch.channels_last))
 
         return outputs
+
+
+def _autocast(device: torch.device, dtype: Optional[torch.dtype]) -> AbstractContextManager:
+    """The context in which the network runs forward."""
+    if dtype is None:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtype)

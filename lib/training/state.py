@@ -18,7 +18,7 @@ from lib.method.neighbourhoods import Neighbourhoods
 from lib.nn.embedder import Embedder
 from lib.nn.first_network import first_network
 from lib.nn.sync_batch_norm import synchronise
-from lib.nn.winograd_layers import use_winograd
+from lib.nn.winograd import use_winograd
 from lib.pretrained.fitting import load_exactly
 from lib.runtime.determinism import without_adaptive_pooling
 from lib.seeding import generator

@@ -17,11 +17,10 @@ from lib.evaluation.bank_statistics import sample_rows, survey
 from lib.evaluation.features import FeatureSpace, Subject
 from lib.evaluation.knn import weighted_knn
 from lib.method.discovery import discover
-from lib.method.global_batch import GlobalBatch
-from lib.method.memory_bank import MemoryBank
+from lib.method.memory_bank import GlobalBatch, MemoryBank
 from lib.method.tiled_loss import tiled_and_loss
+from lib.nn.bn_folding import plain_copy
 from lib.nn.embedder import Embedder
-from lib.nn.plain_network import plain_copy
 from lib.nn.sync_batch_norm import synchronise
 from lib.search.approximate import ApproximateSearch, recall
 from lib.search.exact import nearest
