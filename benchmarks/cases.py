@@ -162,7 +162,7 @@ def evaluation(setting: Setting) -> list[Row]:
     embedder, _ = _network(setting, choose_precision("auto", setting.device))
     loader = DeviceLoader(to_device(setting.pixels(part), setting.device), 32, 32, MEANS, STDS, None, 0)
     batches = torch.arange(part).split(512)
-    folded, features = embedder.frozen(), torch.empty(part, setting.dim, device=setting.device)
+    folded, features = embedder.eval_copy(), torch.empty(part, setting.dim, device=setting.device)
     ready = [images for images, _ in loader.batches(batches, ())]
 
     @torch.inference_mode()
@@ -178,7 +178,7 @@ def evaluation(setting: Setting) -> list[Row]:
     with Rival("forwards", setting) as plain_forwards, Rival("knn", setting) as plain_vote:
         times = setting.turns(
             {
-                "folding": embedder.frozen,
+                "folding": embedder.eval_copy,
                 "forwards": forwards,
                 "plain forwards": plain_forwards,
                 "network alone": network_alone,

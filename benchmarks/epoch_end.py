@@ -38,7 +38,7 @@ def epoch_end(setting: Setting) -> list[Row]:
     rows = sample_rows(setting.images)
 
     def copied() -> dict[str, Any]:
-        return state.checkpoint(state.bank.gathered(), options, images, "benchmark", None)
+        return state.checkpoint(state.bank.gather_to_first(), options, images, "benchmark", None)
 
     saved = copied()
     with tempfile.TemporaryDirectory() as folder:
@@ -47,7 +47,7 @@ def epoch_end(setting: Setting) -> list[Row]:
             {
                 "state copied": copied,
                 "check that the state is finite": lambda: not_finite(saved),
-                "network folded": state.embedder.frozen,
+                "network folded": state.embedder.eval_copy,
                 "a sample of the bank looked at": lambda: survey(state.bank.memory, rows, options.npc_temperature),
                 WRITTEN: lambda: checkpoint.save(saved, path),
             }

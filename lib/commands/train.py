@@ -15,11 +15,9 @@ from lib.checkpoint import io as checkpoint
 from lib.commands.results import embed_pictures, export_results, take_network
 from lib.config import Options, Settings, to_yaml
 from lib.distributed import process_group as group
-from lib.distributed.input_checks import check_same_call
-from lib.distributed.peer_failure import lost_contact
-from lib.distributed.process_info import Place
+from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
-from lib.errors import LostContact, RunError, UnreadableImage, UserError, one_line
+from lib.errors import PeerFailure, RunError, UnreadableImage, UserError, one_line
 from lib.evaluation.baselines import PRETRAINED, UNTRAINED, baselines, below_pixels
 from lib.evaluation.evaluator import Judged, Protocols
 from lib.export.result_folder import check_free
@@ -43,6 +41,7 @@ from lib.session.own_files import check_own_files
 from lib.session.records import note_final, note_start
 from lib.training.history import UNLABELLED_LEGEND
 from lib.training.images import open_images
+from lib.training.input_checks import check_same_call
 from lib.training.minutes import within_minutes
 from lib.training.start_record import start_record
 from lib.training.state import TrainingState
@@ -60,7 +59,7 @@ def execute(
     settings: Settings,
     saved: Optional[dict[str, Any]],
     source: Optional[Path],
-    place: Place,
+    place: ProcessInfo,
     weights: Optional[WeightsFile] = None,
     world: Optional[World] = None,
 ) -> None:
@@ -95,9 +94,9 @@ def execute(
                 "--discovery-memory, --size or --low-dim, or add --augment-on workers or --no-winograd; what was saved "
                 "goes on with --resume"
             ) from error
-        if world.size == 1 or isinstance(error, MemoryError) or not lost_contact(error):
+        if world.size == 1 or isinstance(error, MemoryError) or not group.is_peer_failure(error):
             raise
-        raise LostContact(f"{str(error).splitlines()[0]} (what another process says comes first)") from error
+        raise PeerFailure(f"{str(error).splitlines()[0]} (what another process says comes first)") from error
 
 
 def _execute(
@@ -106,7 +105,7 @@ def _execute(
     source: Optional[Path],
     weights: Optional[WeightsFile],
     world: World,
-    place: Place,
+    place: ProcessInfo,
     dtype: Optional[torch.dtype],
     threads: Choice,
     others: OtherPrograms,
@@ -155,7 +154,7 @@ def _execute(
         open_log(log_file, options.brief, silent=not world.is_first)
         at_end.callback(close_log)
         at_end.callback(pipeline.close)
-        world.wait_for_all()  # here it is noticed at once if the first cannot write
+        world.long_barrier()  # here it is noticed at once if the first cannot write
         if planned is None:
             threads = time_threads(threads, others, options, state, pipeline, world, place)
         options = dataclasses.replace(options, threads=str(threads.threads))  # as checkpoints keep it

@@ -95,7 +95,7 @@ class FeatureSpace:
 
     def frozen(self, embedder: Embedder) -> Embedder:
         """The network for evaluation: images (B, 3, S, S) to unit rows (B, d) of the level, not yet whitened."""
-        return embedder.frozen(backbone=self.level == BACKBONE)
+        return embedder.eval_copy(backbone=self.level == BACKBONE)
 
     @property
     def flags(self) -> str:
@@ -207,4 +207,4 @@ class Subject:
 
     def all_train(self) -> Optional[Tensor]:
         """(N, D) unit features of all training images, on the CPU of the first process; None in the others."""
-        return Shard(self.world, len(self.pipeline.train)).collected(self.train)
+        return Shard(self.world, len(self.pipeline.train)).gather_to_first(self.train)

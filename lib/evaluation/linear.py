@@ -259,7 +259,7 @@ class Linear(Protocol):
 
     def results(self, subject: Subject) -> list[StageResult]:
         """One for each stage, in the order of the network."""
-        outputs = subject.embedder.frozen_stages()
+        outputs = subject.embedder.eval_stages()
         widths = pooled_widths(
             outputs, torch.zeros(1, 3, self._size, self._size, device=self.world.device), MOST_VALUES
         )

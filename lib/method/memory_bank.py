@@ -81,15 +81,15 @@ class MemoryBank(nn.Module):
         mixed = self.momentum * rows + (1 - self.momentum) * features
         self.memory[indices] = F.normalize(mixed, dim=1)
 
-    def gathered(self) -> Optional[Tensor]:
+    def gather_to_first(self) -> Optional[Tensor]:
         """A copy of the whole bank (N, D) on the CPU of the first process; None on the others.
 
         All processes must call it. It is what goes into a checkpoint, which so does not depend on P.
         """
-        return self.shard.collected(self.memory)
+        return self.shard.gather_to_first(self.memory)
 
     def load_whole(self, memory: Tensor) -> None:
-        """Take over this process's part of a whole bank (N, D), as `gathered` made it with any number of processes.
+        """Load this process's rows of a whole bank (N, D), which any number of processes may have gathered.
 
         Raises:
             ValueError: it has another shape.

@@ -33,9 +33,9 @@ class FoldedNetwork:
             self._pairs = _fold(self.module)
             folded = tuple(f"{convolution}." for convolution, _ in self._pairs)
             self._rest = {name: tensor for name, tensor in _tensors(self.module).items() if not name.startswith(folded)}
-        self.take_over(network)
+        self.update(network)
 
-    def take_over(self, network: nn.Module) -> None:
+    def update(self, network: nn.Module) -> None:
         """The present weights and statistics of the network that this was made of."""
         with torch.inference_mode(False), torch.no_grad():
             for convolution, batch_norm in self._pairs:

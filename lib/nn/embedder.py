@@ -42,10 +42,10 @@ class Embedder:
         self._forward = compiled(self.network) if compile else self.network
         self._world = world
         self._folded: Optional[FoldedNetwork] = None
-        self._frozen: Optional[Embedder] = None
+        self._eval_copy: Optional[Embedder] = None
         self._backbone: Optional[Embedder] = None
         if several:
-            # statistics of batch norm are equal in all processes, or made so by agree()
+            # statistics of batch norm are equal in all processes, or made so by sync_buffers()
             self._forward = data_parallel(self._forward)
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class Embedder:
         with _autocast(self.device, self.dtype):
             return self._forward(images)
 
-    def apart(self) -> AbstractContextManager:
+    def no_sync(self) -> AbstractContextManager:
         """Where forward and backward are both within it, each process keeps the gradients for itself.
 
         The next forward and backward outside add to them, and average the sums of all processes. Backward alone
@@ -65,7 +65,7 @@ class Embedder:
             return self._forward.no_sync()
         return nullcontext()
 
-    def agree(self) -> None:
+    def sync_buffers(self) -> None:
         """Every process takes over the first one's statistics of batch norm."""
         if self._world is not None and self._world.size > 1:
             for buffer in self.network.buffers():
@@ -74,7 +74,7 @@ class Embedder:
     def train(self, mode: bool = True) -> None:
         self.network.train(mode)
 
-    def frozen(self, backbone: bool = False) -> "Embedder":
+    def eval_copy(self, backbone: bool = False) -> "Embedder":
         """A copy for evaluation, in which each batch norm has become part of the convolution before it.
 
         The network is left in evaluation mode. The next call brings the copies of earlier ones up to date.
@@ -86,18 +86,18 @@ class Embedder:
         if self._folded is None:
             with torch.inference_mode(False):  # what is made in that mode cannot be changed outside of it
                 self._folded = FoldedNetwork(self.network)
-                self._frozen = Embedder(self._folded.module, self.device, self.dtype)
+                self._eval_copy = Embedder(self._folded.module, self.device, self.dtype)
         else:
-            self._folded.take_over(self.network)
+            self._folded.update(self.network)
         if not backbone:
-            return self._frozen
+            return self._eval_copy
         if self._backbone is None:
             with torch.inference_mode(False):
                 headless = self._folded.without_last_layer()
                 self._backbone = Embedder(headless, self.device, self.dtype)
         return self._backbone
 
-    def frozen_stages(self) -> Callable[[Tensor], dict[str, Tensor]]:
+    def eval_stages(self) -> Callable[[Tensor], dict[str, Tensor]]:
         """The network for evaluation, from images (B, 3, S, S) to the activations after each of its stages by name.
 
         The network is left in evaluation mode.

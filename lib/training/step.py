@@ -49,7 +49,7 @@ class Step:
         if first:
             self.optimizer.zero_grad(set_to_none=True)
         shard = self.bank.shard
-        with nullcontext() if last else self.embedder.apart():
+        with nullcontext() if last else self.embedder.no_sync():
             features = self.embedder(images)  # (B, D)
             batch = GlobalBatch.gather(features, members, shard.world, shard.world.shares(size))
             loss = tiled_and_loss(features, self.bank.memory, members, self.temperature, shard=shard, batch=batch)
