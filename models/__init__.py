@@ -1,9 +1,13 @@
 """The networks: an image in, a feature of unit length out."""
 
+from typing import Optional
+
+import torch
 from torch import nn
 
 from lib.config.registry import NETWORKS, find
 from lib.errors import UserError
+from lib.seeding import derive
 
 __all__ = ["build", "stem_for"]
 
@@ -18,7 +22,9 @@ def stem_for(stem: str, size: int) -> str:
     return "small" if size < _LARGE_FROM else "large"
 
 
-def build(name: str, low_dim: int, stem: str, size: int, init: str = "released") -> nn.Module:
+def build(
+    name: str, low_dim: int, stem: str, size: int, init: str = "released", seed: Optional[int] = None
+) -> nn.Module:
     """A network with random weights.
 
     Args:
@@ -30,6 +36,8 @@ def build(name: str, low_dim: int, stem: str, size: int, init: str = "released")
         init: `released` is the authors' code's, PyTorch's own defaults: convolutions and linear layers, biases
             included, uniform in (-1/sqrt(fan_in), 1/sqrt(fan_in)). `torchvision` is that of torchvision's ResNets:
             convolutions normal with variance 2 / fan_out. Batch norm has scale 1 and shift 0 in both.
+        seed: of the run; the weights are a function of it, and PyTorch's default generator is left seeded. None: the
+            weights come from the generator as it stands.
 
     Returns:
         A module from images (B, 3, size, size) to features (B, low_dim), float32, of unit length. Its
@@ -51,6 +59,8 @@ def build(name: str, low_dim: int, stem: str, size: int, init: str = "released")
             f"--stem {stem}: the large stem of {network} needs images of at least {smallest} pixels "
             f"and --size is {size}; use --stem small"
         )
+    if seed is not None:
+        torch.manual_seed(derive(seed, "network"))
     built: nn.Module = kind(low_dim, small_stem)
     if init == "torchvision":
         for layer in built.modules():
