@@ -43,10 +43,9 @@ from lib.session.own_files import check_own_files
 from lib.session.records import note_final, note_start
 from lib.training.history import UNLABELLED_LEGEND
 from lib.training.images import open_images
-from lib.training.minutes import within_minutes
-from lib.training.start_record import start_record
+from lib.training.planning import Choice, set_threads, time_threads, within_minutes
+from lib.training.recorder import start_record
 from lib.training.state import TrainingState
-from lib.training.thread_choice import Choice, set_threads, time_threads
 from lib.training.trainer import RESULT, Runner, check_curriculum, curriculum_note
 from models import WhiteNet
 

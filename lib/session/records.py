@@ -12,7 +12,7 @@ from lib.session.atomic import append_line, replace_text
 
 
 def note_start(path: Path, record: dict[str, Any]) -> None:
-    """Add a line. What it holds: `lib.training.start_record`."""
+    """Add a line. What it holds: `lib.training.recorder.start_record`."""
     append_line(path, json.dumps(record))
 
 
