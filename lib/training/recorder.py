@@ -23,8 +23,7 @@ from lib.logger.projector import SIDE
 from lib.logger.tensorboard import Board
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.method.objective import ABSENT
-from lib.nn import precision
-from lib.runtime import devices
+from lib.runtime.device import describe_device, describe_precision
 from lib.session import provenance
 from lib.training.state import TrainingState
 
@@ -140,8 +139,8 @@ def start_record(
         "command": provenance.command_line(),
         "code": provenance.git_revision(),
         "versions": provenance.versions(),
-        "device": devices.describe(world.device),
-        "precision": precision.describe(dtype),
+        "device": describe_device(world.device),
+        "precision": describe_precision(dtype),
         "processes": world.size,
         "dataset": pipeline.name,
         "train_images": len(pipeline.train),

@@ -11,7 +11,7 @@ import datasets
 import models
 from datasets.loaders.device import DeviceLoader
 from datasets.pipeline import Pipeline
-from datasets.transforms.draws import Recipe
+from datasets.transforms.batch import Recipe
 from lib.compat import HAS_SEEDS_IN_GRAPHS, capture
 from lib.config import Options
 from lib.distributed.world import World

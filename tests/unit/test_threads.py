@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import models
+from lib.commands.inputs import _OF_A_MACHINE
 from lib.config import Options, collect
-from lib.distributed.input_checks import _OF_A_MACHINE
-from lib.distributed.process_info import Place
+from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
 from lib.errors import UserError
 from lib.method.memory_bank import MemoryBank
@@ -20,7 +20,7 @@ from lib.training.optim import build_optimizer
 from lib.training.state import TrainingState
 from lib.training.step import Step
 
-ALONE, PAIR = Place(), Place(1, 2, 1, 2, launched=True)
+ALONE, PAIR = ProcessInfo(), ProcessInfo(1, 2, 1, 2, launched=True)
 V2, V1 = "0::/a/b", "4:cpu,cpuacct:/a/b\n2:memory:/m\n0::/"
 
 
