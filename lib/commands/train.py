@@ -20,7 +20,7 @@ from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
 from lib.errors import PeerFailure, RunError, UnreadableImage, UserError, one_line
 from lib.evaluation.baselines import PRETRAINED, UNTRAINED, baselines, below_pixels
-from lib.evaluation.protocols import Judged, Protocols
+from lib.evaluation.evaluator import Judged, Protocols
 from lib.export.result_folder import check_free
 from lib.logger.console import LOGGER, Metrics, close_log, open_log
 from lib.logger.streams import is_terminal
@@ -45,7 +45,7 @@ from lib.training.planning import Choice, set_threads, time_threads, within_minu
 from lib.training.recorder import start_record
 from lib.training.state import TrainingState
 from lib.training.trainer import RESULT, Runner, check_curriculum, curriculum_note
-from models import WhiteNet
+from models.whitenet import WhiteNet
 
 STEM_IMAGES = 1_000
 """Training images whose patches whitenet's first filters are fitted to."""
