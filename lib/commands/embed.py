@@ -28,14 +28,12 @@ from lib.export.result_folder import (
     result_folder,
     write_table,
 )
-from lib.logger.console import LOGGER, tqdm
-from lib.logger.streams import is_terminal
+from lib.logger.console import LOGGER, RESULT, is_terminal
+from lib.logger.progress import tqdm
 from lib.pretrained.weights_file import WeightsFile
-from lib.session.folder import SessionFolder
-from lib.session.own_files import check_own_files
+from lib.session.folder import SessionFolder, check_own_files
 
 log = logging.getLogger(LOGGER)
-RESULT = {"result": True}
 
 _FEW = 64  # pictures that are not worth starting loader processes for
 

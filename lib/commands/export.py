@@ -30,14 +30,13 @@ from lib.export.result_folder import (
     result_folder,
     write_table,
 )
-from lib.logger.console import LOGGER
+from lib.logger.console import LOGGER, RESULT
 from lib.nn.embedder import Embedder
 from lib.pretrained.weights_file import WeightsFile
 from lib.runtime.device import describe_precision
 from lib.search.exact import ExactSearch
 
 log = logging.getLogger(LOGGER)
-RESULT = {"result": True}
 
 
 def check_export(options: Options, pipeline: Pipeline, file: WeightsFile) -> None:

@@ -19,7 +19,7 @@ from lib.distributed.world import World
 from lib.evaluation.bank_statistics import Survey, sample_rows, survey
 from lib.figures.thumbnails import anchor_grids, thumbnails
 from lib.logger.projector import SIDE
-from lib.logger.tensorboard import Board
+from lib.logger.tensorboard import TensorBoardWriter
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.method.objective import ABSENT
 from lib.runtime.device import describe_device, describe_precision
@@ -46,7 +46,9 @@ class Observer:
         board: where pictures go.
     """
 
-    def __init__(self, options: Options, pipeline: Pipeline, labels: Optional[Tensor], world: World, board: Board):
+    def __init__(
+        self, options: Options, pipeline: Pipeline, labels: Optional[Tensor], world: World, board: TensorBoardWriter
+    ):
         self.options, self.pipeline, self.labels, self.world, self.board = options, pipeline, labels, world, board
         self._rows = sample_rows(len(pipeline.train))  # (S,)
         self._shown: Optional[Tensor] = None  # places in `_rows` of the images in the projector
@@ -55,7 +57,7 @@ class Observer:
         """Draw the anchors of a round and their neighbours."""
         if self.board.folder is not None and self.options.tfb_anchors > 0:
             grids = anchor_grids(found, self.pipeline.train, self.labels, self.options.tfb_anchors)
-            self.board.anchors(round_number, grids)
+            self.board.anchors(round_number, {grid.part: grid.picture for grid in grids})
 
     def after_epoch(self, state: TrainingState) -> dict[str, Any]:
         """The part of the epoch's line in metrics.jsonl that needs no labels, with `NOTHING`'s keys.
@@ -69,7 +71,7 @@ class Observer:
         if not last and state.epoch % self.options.eval_freq != 0:
             return NOTHING
         found = survey(state.bank.memory, self._rows, self.options.npc_temperature, state.bank.shard)
-        self.board.survey(state.round, state.epoch, found)
+        self.board.bank_statistics(state.round, state.epoch, found.entropy.cpu().numpy(), found.cosine.cpu().numpy())
         anchors = state.neighbourhoods.position[found.rows] != ABSENT
         seen = {
             "entropy": found.entropy.mean().item(),
@@ -127,7 +129,7 @@ class Observer:
 def start_record(
     pipeline: Pipeline, world: World, dtype: Optional[torch.dtype], source: Optional[Path]
 ) -> dict[str, Any]:
-    """Plain values, for `note_start`.
+    """Plain values, for `append_start`.
 
     Args:
         dtype: of autocast, or None.

@@ -22,7 +22,7 @@ from lib.report.pictures import Pictures
 from lib.report.rounds import stability
 from lib.report.template import TEMPLATES
 from lib.session.folder import SessionFolder
-from lib.session.story import Story
+from lib.session.records import SessionRecord
 from tests.helpers import oracles
 from tests.helpers.html_page import Page, check_rules
 from tests.helpers.runs import TINY
@@ -91,7 +91,7 @@ def test_what_was_run(session, page):
     assert "seed" not in options  # has its default
     everything = {row[0]: row[1] for row in page.tables[1][1:]}
     assert everything["seed"] == "0"
-    assert len(everything) == len(Story.read(session, "").options)
+    assert len(everything) == len(SessionRecord.read(session, "").options)
 
 
 def test_the_table_of_rounds_is_that_of_the_metrics(session, page):
