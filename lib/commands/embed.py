@@ -14,7 +14,7 @@ from torch import Tensor
 
 from datasets.files.bad_images import readable
 from datasets.image_set import ImageSet
-from lib.clustering.clusters import check_number, find_clusters
+from lib.clustering.clusters import check_number, clusters_of
 from lib.config import Options
 from lib.errors import UserError
 from lib.export.model import Model, training_paths
@@ -84,7 +84,10 @@ def embed(options: Options, model: Model, file: WeightsFile, paths: Sequence[str
     if model.memory is None:
         log.warning("%s holds no memory bank of this network: no clusters and no nearest training images", file.name)
     else:
-        columns["cluster"] = find_clusters(model.memory, options.num_clusters, options.seed).of(features).tolist()
+        kept = file.clusters if model.space.is_plain else None
+        clusters = clusters_of(kept, model.memory, options.num_clusters, options.seed)
+        log.info("clusters   %s", clusters.described(model.memory))
+        columns["cluster"] = clusters.assign(features).tolist()
         similarities, rows = model.nearest(features, options.neighbours)
         names, note = training_paths(options, file.fingerprint, file.contents)
         log.info("nearest    %d of %s training images, %s", options.neighbours, f"{len(model.memory):,}", note)

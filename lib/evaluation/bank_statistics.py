@@ -42,13 +42,6 @@ class Survey:
         return (before.to(self.nearest.device) == self.nearest).double().mean().item()
 
 
-def sample_rows(count: int, largest: int = LARGEST_SAMPLE) -> Tensor:
-    """(S,) int64, all of `count` images or `largest` of them at even distances; a function of the two numbers."""
-    if count <= largest:
-        return torch.arange(count)
-    return torch.div(torch.arange(largest) * count, largest, rounding_mode="floor")
-
-
 @torch.no_grad()
 def survey(
     memory: Tensor, rows: Tensor, temperature: float, shard: Optional[Shard] = None, memory_budget: int = 2**28

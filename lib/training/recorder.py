@@ -16,13 +16,14 @@ from datasets.files.image_cache import common_folder
 from datasets.pipeline import Pipeline
 from lib.config import Options
 from lib.distributed.world import World
-from lib.evaluation.bank_statistics import Survey, sample_rows, survey
+from lib.evaluation.bank_statistics import LARGEST_SAMPLE, Survey, survey
 from lib.figures.thumbnails import anchor_grids, thumbnails
 from lib.logger.projector import SIDE
 from lib.logger.tensorboard import TensorBoardWriter
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.method.objective import ABSENT
 from lib.runtime.device import describe_device, describe_precision
+from lib.seeding import even_sample
 from lib.session import provenance
 from lib.training.state import TrainingState
 
@@ -50,7 +51,7 @@ class Observer:
         self, options: Options, pipeline: Pipeline, labels: Optional[Tensor], world: World, board: TensorBoardWriter
     ):
         self.options, self.pipeline, self.labels, self.world, self.board = options, pipeline, labels, world, board
-        self._rows = sample_rows(len(pipeline.train))  # (S,)
+        self._rows = even_sample(len(pipeline.train), LARGEST_SAMPLE)  # (S,)
         self._shown: Optional[Tensor] = None  # places in `_rows` of the images in the projector
 
     def discovery(self, round_number: int, found: Neighbourhoods) -> None:
@@ -64,9 +65,10 @@ class Observer:
 
         entropy, anchor_entropy: mean entropy of all images and of the round's anchors, in nats. neighbours_kept: share
         of images whose nearest is the one they had at the end of the round before. neighbour_cosine: mean cosine to
-        the nearest. clusters: their sizes, after the last epoch of a round. Of more images than `sample_rows` takes,
-        an even sample is looked at.
+        the nearest. clusters: their sizes, after the last epoch of a round. Of more than
+        `LARGEST_SAMPLE` images an even sample is looked at.
         """
+        state.clusters = {}
         last = state.epoch == self.options.max_epoch
         if not last and state.epoch % self.options.eval_freq != 0:
             return NOTHING
@@ -84,14 +86,13 @@ class Observer:
             before = {number: rows for number, rows in state.nearest.items() if number == state.round - 1}
             state.nearest = {**before, state.round: found.nearest}
             if self.world.is_first:
-                from lib.clustering.clusters import (
-                    clusters_of,  # scikit-learn's second of import comes after a round
-                )
+                from lib.clustering.clusters import round_clusters  # a second of scikit-learn: after a round
 
-                clusters = clusters_of(found, self.options.seed)
+                features = found.features.cpu()
+                clusters = round_clusters(features, len(state.bank), self.options.num_clusters, self.options.seed)
                 if clusters is not None:
-                    seen["clusters"] = clusters.sizes[clusters.sizes > 0].tolist()
-                self._embed(state, found, None if clusters is None else clusters.assignments)
+                    state.clusters, seen["clusters"] = clusters.state(), clusters.sizes(features)
+                self._embed(state, found, None if clusters is None else clusters.assign(features))
         return seen
 
     def _embed(self, state: TrainingState, found: Survey, clusters: Optional[Tensor]) -> None:
@@ -99,7 +100,7 @@ class Observer:
         if self.board.folder is None or self.options.tfb_projector == 0:
             return
         if self._shown is None:
-            self._shown = sample_rows(len(self._rows), self.options.tfb_projector)
+            self._shown = even_sample(len(self._rows), self.options.tfb_projector)
             self.board.thumbnails(thumbnails(self.pipeline.train, self._rows[self._shown].tolist(), SIDE))
         shown = self._shown
         rows = self._rows[shown].tolist()

@@ -50,6 +50,7 @@ class TrainingState:
         self.underway = Underway()
         self.history = History()
         self.nearest: dict[int, Tensor] = {}  # of this round and the one before, as the last survey found them
+        self.clusters: dict[str, Any] = {}  # of the round that has just ended, see `lib.clustering.clusters`
         self.baselines: dict[str, float] = {}  # see `lib.evaluation.baselines`
 
     @classmethod
@@ -100,6 +101,7 @@ class TrainingState:
             "random": _random_state(options.seed),
             "history": self.history.state(),
             "nearest": self.nearest,
+            "clusters": {} if self.underway.step else self.clusters,
             "baselines": self.baselines,
             "dataset": {
                 "name": pipeline.name,
@@ -182,6 +184,7 @@ class TrainingState:
         if not rounds or rounds != list(range(min(rounds[0], 1), self.round + 1)):
             raise ValueError(f"its history is of rounds {rounds}, and it is of round {self.round}")
         self.nearest = dict(saved.get("nearest", {}))
+        self.clusters = dict(saved.get("clusters", {}))
         self.baselines = {str(name): float(top1) for name, top1 in saved.get("baselines", {}).items()}
         _set_random_state(saved.get("random", {}))
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from datasets.image_set import UNLABELLED, ImageSet
 from lib.distributed.shard import Shard
 from lib.evaluation import knn as judging
-from lib.evaluation.bank_statistics import sample_rows, survey
+from lib.evaluation.bank_statistics import survey
 from lib.evaluation.features import FeatureSpace, Subject
 from lib.evaluation.knn import weighted_knn
 from lib.method.discovery import discover
@@ -24,6 +24,7 @@ from lib.nn.embedder import Embedder
 from lib.nn.sync_batch_norm import synchronise
 from lib.search.approximate import ApproximateSearch, recall
 from lib.search.exact import nearest
+from lib.seeding import even_sample
 from models import build
 from tests.helpers.rows import grid_rows, random_members, unit_rows
 
@@ -218,12 +219,12 @@ def surveys(world):
     for name, (memory, temperature) in banks_to_discover().items():
         if len(memory) < 2 or name == "lengths":
             continue
-        shard, rows = Shard(world, len(memory)), sample_rows(len(memory), 37)
+        shard, rows = Shard(world, len(memory)), even_sample(len(memory), 37)
         seen = survey(memory[shard.start : shard.stop], rows, temperature, shard, 2**12)
         found[name] = {"entropy": seen.entropy, "nearest": seen.nearest, "cosine": seen.cosine, "rows": seen.features}
     two = unit_rows(2, 4, 0)
     shard = Shard(world, 2)
-    found["two"] = survey(two[shard.start : shard.stop], sample_rows(2), 0.1, shard).nearest
+    found["two"] = survey(two[shard.start : shard.stop], torch.arange(2), 0.1, shard).nearest
     return found
 
 
