@@ -2,8 +2,7 @@
 
 import os
 
-from lib.config.names import shown
-from lib.errors import UserError
+from lib.errors import UserError, shown
 from lib.session.folder import SessionFolder
 
 
