@@ -70,7 +70,7 @@ def run(settings: Settings, arguments: Sequence[str], place: ProcessInfo) -> int
     """Print the options, compare sessions, or train, go on, or evaluate. Returns the exit status."""
     if settings.options.compare:
         if place.rank == 0:
-            from lib.report.comparison import compare
+            from lib.report.compare import compare
 
             compare(settings.options.compare, settings.options.compare_html, settings.options.sess_dir)
         return 0

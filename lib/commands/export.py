@@ -16,9 +16,7 @@ from lib.clustering.clusters import check_number, find_clusters
 from lib.config import Options
 from lib.distributed.world import World
 from lib.errors import UserError
-from lib.evaluation.feature_space import FeatureSpace
-from lib.evaluation.subject import Subject
-from lib.export.distances import cosine_distances
+from lib.evaluation.features import FeatureSpace, Subject
 from lib.export.kept_features import rounded
 from lib.export.model import Preprocessing
 from lib.export.network_files import write_network
@@ -28,9 +26,10 @@ from lib.export.result_folder import (
     FEATURES,
     IMAGES,
     NEIGHBOURS,
+    cosine_distances,
     result_folder,
+    write_table,
 )
-from lib.export.table import write_table
 from lib.logger.console import LOGGER
 from lib.nn.embedder import Embedder
 from lib.pretrained.weights_file import WeightsFile

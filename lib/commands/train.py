@@ -19,7 +19,7 @@ from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
 from lib.errors import PeerFailure, RunError, UnreadableImage, UserError, one_line
 from lib.evaluation.baselines import PRETRAINED, UNTRAINED, baselines, below_pixels
-from lib.evaluation.protocols import Judged, Protocols
+from lib.evaluation.evaluator import Judged, Protocols
 from lib.export.result_folder import check_free
 from lib.logger.console import LOGGER, Metrics, close_log, open_log
 from lib.logger.streams import is_terminal

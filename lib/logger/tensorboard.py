@@ -9,7 +9,7 @@ from typing import Any, Optional
 import numpy as np
 
 from lib.evaluation.bank_statistics import Survey
-from lib.figures.anchor_grid import AnchorGrid
+from lib.figures.thumbnails import AnchorGrid
 from lib.logger.console import LOGGER
 from lib.logger.projector import Projector
 from lib.logger.tensorboard_summaries import (

@@ -12,8 +12,7 @@ from datasets.pipeline import Pipeline
 from lib.config import Options
 from lib.distributed.world import World
 from lib.evaluation.bank_statistics import Survey, sample_rows, survey
-from lib.figures.anchor_grid import anchor_grids
-from lib.figures.thumbnails import thumbnails
+from lib.figures.thumbnails import anchor_grids, thumbnails
 from lib.logger.projector import SIDE
 from lib.logger.tensorboard import Board
 from lib.method.neighbourhoods import Neighbourhoods
@@ -73,7 +72,7 @@ class Observer:
             before = {number: rows for number, rows in state.nearest.items() if number == state.round - 1}
             state.nearest = {**before, state.round: found.nearest}
             if self.world.is_first:
-                from lib.clustering.bank_clusters import (
+                from lib.clustering.clusters import (
                     clusters_of,  # scikit-learn's second of import comes after a round
                 )
 

@@ -21,9 +21,8 @@ from lib.config import Options
 from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
 from lib.errors import Interrupted, RunError, UserError
-from lib.evaluation.protocol import Protocol
-from lib.evaluation.protocols import Judged, Protocols
-from lib.evaluation.subject import Subject
+from lib.evaluation.evaluator import Judged, Protocol, Protocols
+from lib.evaluation.features import Subject
 from lib.export.kept_features import KeptFeatures
 from lib.logger.console import LOGGER, Metrics
 from lib.logger.progress import Progress

@@ -5,9 +5,7 @@ import json
 import pytest
 
 import main
-from lib.report.comparison.compare import in_words
-from lib.report.comparison.contrast import Contrast
-from lib.report.comparison.text_plot import text_plot
+from lib.report.compare import Contrast, in_words, text_plot
 from lib.session.story import Story
 from tests.helpers.html_page import check_rules
 from tests.helpers.sessions import make

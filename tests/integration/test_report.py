@@ -16,12 +16,11 @@ from datasets.image_set import ImageSet
 from lib.checkpoint import io as checkpoint
 from lib.clustering.number import choose_number
 from lib.report import Report, pictures
-from lib.report.clusters import contact_sheets
 from lib.report.feature_map import layout
-from lib.report.galleries import Certainty
-from lib.report.page import TEMPLATES
+from lib.report.galleries import Certainty, contact_sheets
 from lib.report.pictures import Pictures
-from lib.report.round_view import stability
+from lib.report.rounds import stability
+from lib.report.template import TEMPLATES
 from lib.session.folder import SessionFolder
 from lib.session.story import Story
 from tests.helpers import oracles
@@ -293,7 +292,7 @@ def test_a_report_that_fails_is_a_warning_and_the_run_goes_on(tmp_path, monkeypa
     def broken(*arguments):
         raise ZeroDivisionError("a\nmistake")
 
-    monkeypatch.setattr("lib.report.assemble.assemble", broken)
+    monkeypatch.setattr("lib.report.page.assemble", broken)
     arguments = [*SMALL, "--max-round", "2", "--max-epoch", "1", "--sess-dir", str(tmp_path), "--session", "s"]
     assert main.main([*arguments, "--brief"]) == 0
     out = capsys.readouterr().out
