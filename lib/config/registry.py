@@ -47,4 +47,5 @@ def find(registry: dict[str, str], name: str) -> Any:
         KeyError: the registry has no such name.
     """
     module, _, attribute = registry[name].partition(":")
-    return getattr(import_module(module), attribute)
+    apart = __name__[: -len("lib.config.registry")]  # `and_discovery` imports the packages below a name of its own
+    return getattr(import_module(apart + module), attribute)
