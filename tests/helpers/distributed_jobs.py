@@ -12,11 +12,10 @@ from torch.nn import functional as F
 
 from datasets.image_set import UNLABELLED, ImageSet
 from lib.distributed.shard import Shard
-from lib.evaluation import leave_one_out as judging
+from lib.evaluation import knn as judging
 from lib.evaluation.bank_statistics import sample_rows, survey
-from lib.evaluation.feature_space import FeatureSpace
+from lib.evaluation.features import FeatureSpace, Subject
 from lib.evaluation.knn import weighted_knn
-from lib.evaluation.subject import Subject
 from lib.method.discovery import discover
 from lib.method.memory_bank import GlobalBatch, MemoryBank
 from lib.method.objective import and_loss

@@ -16,8 +16,8 @@ from lib.compat import HAS_SEEDS_IN_GRAPHS, capture
 from lib.config import Options
 from lib.distributed.world import World
 from lib.evaluation import linear
+from lib.evaluation.features import Subject
 from lib.evaluation.knn import weighted_knn
-from lib.evaluation.subject import Subject
 from lib.method.discovery import discover
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
