@@ -27,6 +27,18 @@ from lib.training.history import History
 from lib.training.optim import build_optimizer, check_state
 
 
+def build_embedder(options: Options, world: World, dtype: Optional[torch.dtype]) -> Embedder:
+    """The network of a run, initialised from the seed, on this process's device. `dtype` is that of autocast."""
+    network = models.build(options.network, options.low_dim, options.stem, options.size, options.init, options.seed)
+    if options.deterministic:
+        network = without_adaptive_pooling(network, options.size)
+    if options.sync_bn:
+        network = synchronise(network, world)
+    if options.winograd and not options.compile:
+        use_winograd(network, world.device, dtype)
+    return Embedder(network, world.device, dtype, options.compile, world)
+
+
 class TrainingState:
     """Network, optimiser, bank, neighbourhoods, and where the run is.
 
@@ -55,18 +67,11 @@ class TrainingState:
     @classmethod
     def fresh(cls, options: Options, pipeline: Pipeline, world: World, dtype: Optional[torch.dtype]) -> "TrainingState":
         """The state before the first epoch, a function of the seed. `dtype` is that of autocast."""
-        network = models.build(options.network, options.low_dim, options.stem, options.size, options.init, options.seed)
-        if options.deterministic:
-            network = without_adaptive_pooling(network, options.size)
-        if options.sync_bn:
-            network = synchronise(network, world)
-        if options.winograd and not options.compile:
-            use_winograd(network, world.device, dtype)
-        embedder = Embedder(network, world.device, dtype, options.compile, world)
+        embedder = build_embedder(options, world, dtype)
         size = len(pipeline.train)
         first_rows = generator(options.seed, "memory bank")
         bank = MemoryBank(size, options.low_dim, options.npc_momentum, first_rows, world).to(world.device)
-        optimizer = build_optimizer(options, network.parameters())
+        optimizer = build_optimizer(options, embedder.network.parameters())
         state = cls(embedder, optimizer, bank, Neighbourhoods.none(size, options.ANs_size, world.device))
         state.round = options.first_round
         return state
