@@ -1,8 +1,11 @@
 """Training: a new run, or one that is resumed, from the images to the evaluation of the finished network."""
 
+import datetime
+import hashlib
 import logging
 import shutil
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +18,7 @@ from lib.checkpoint import io as checkpoint
 from lib.commands.call import Call, open_images
 from lib.commands.evaluate import write_files
 from lib.commands.start import Fresh, FromWeights, Resumed, resumed_path
-from lib.config import Options, to_yaml
+from lib.config import Options, Settings, to_yaml
 from lib.errors import UserError, one_line
 from lib.evaluation.baselines import PRETRAINED, UNTRAINED, baselines, below_pixels
 from lib.evaluation.evaluator import Judged, Protocols
@@ -32,9 +35,9 @@ from lib.session.lock import SessionLock
 from lib.session.records import Metrics, append_start, write_final
 from lib.training.history import UNLABELLED_LEGEND
 from lib.training.planning import time_threads, within_minutes
-from lib.training.recorder import start_record
+from lib.training.recorder import Recorder, SessionRecorder
 from lib.training.state import TrainingState
-from lib.training.trainer import Runner, check_curriculum, curriculum_note
+from lib.training.trainer import Trainer, check_curriculum, curriculum_note
 from models.whitenet import WhiteNet
 
 STEM_IMAGES = 1_000
@@ -54,71 +57,100 @@ def train(call: Call) -> None:
     start, world = call.start, call.world
     pipeline = open_images(call.options, world, call.process)
     state = TrainingState.fresh(call.options, pipeline, world, call.dtype)
-    planned = None
-    if call.options.minutes is not None and not isinstance(start, Resumed):
+    is_planned = call.options.minutes is not None and not isinstance(start, Resumed)
+    plan = None
+    if is_planned:
         pipeline.check_batches()
-        call = _with_timed_threads(call, state, pipeline)  # the rate is that of these
-        settings, planned = within_minutes(call.settings, state, pipeline, world)
+        call = _with_timed_threads(call, state, pipeline)  # which the rate depends on
+        settings, plan = within_minutes(call.settings, state, pipeline, world)
         call = replace(call, settings=settings)
     protocols = Protocols(call.options, pipeline, world)
     check_curriculum(call.options, len(pipeline.train))
     pipeline.check_batches()
-    fitted: Optional[Fit] = None
-    if isinstance(start, Resumed):
-        state.restore(start.checkpoint, str(start.path), call.options, pipeline)
-        for part in ("net", "npc", "optimizer", "ANs_discovery"):
-            del start.checkpoint[part]  # of a large data set each process has its share by now, and this was all of it
-    elif isinstance(start, FromWeights):
-        fitted = fit(state.embedder.network, start.file)
-    world.barrier()  # all have read the checkpoint before the first puts later ones aside
+    fitted = _load(call, state, pipeline)
+    world.barrier()  # all have read the checkpoint before the first process moves later ones
     with ExitStack() as at_end:
         session = _open_session(call, at_end) if world.is_first else None
         log_file = session.log if session is not None and call.options.log_file else None
         open_log(log_file, call.options.brief, silent=not world.is_first)
         at_end.callback(close_log)
         at_end.callback(pipeline.close)
-        world.long_barrier()  # here it is noticed at once if the first cannot write
-        if planned is None:
+        world.long_barrier()  # ends at once if the first process cannot write
+        if not is_planned:
             call = _with_timed_threads(call, state, pipeline)
-        options = replace(call.options, threads=str(call.threads.threads))  # as checkpoints keep it
-        _introduce(call, state, pipeline, protocols, session)
-        if planned is not None:
-            log.info("epochs    %s", planned)
+        options = replace(call.options, threads=str(call.threads.threads))  # what checkpoints keep
+        _log_start(call, state, pipeline, protocols, session)
+        if plan is not None:
+            log.info("epochs    %s", plan)
         if session is not None:
-            append_start(session.starts, start_record(pipeline, world, state.embedder.dtype, resumed_path(start)))
+            append_start(session.starts, start_record(call, pipeline))
         if fitted is not None:
             for line in report(fitted, start.file, options.network):
                 log.log(logging.WARNING if fitted.misfits else logging.INFO, "weights   %s", line)
-        if isinstance(start, Fresh) and isinstance(state.embedder.network, WhiteNet):
-            state.embedder.network.fit_stem(pipeline.sample(STEM_IMAGES).to(world.device))
         if not isinstance(start, Resumed):
-            weights = start.file if isinstance(start, FromWeights) else None
-            first_rows = start_bank(state.bank, options, weights, state.embedder, pipeline)
-            if first_rows is not None:
-                log.info("bank      %s", first_rows)
+            _initialise(call, state, pipeline)
         note = curriculum_note(options)
         if note is not None:
             log.warning("%s", note)
-        if not isinstance(start, Resumed) and protocols.can_vote:
-            name = UNTRAINED if isinstance(start, Fresh) else PRETRAINED
-            vote, size, dim = protocols.votes[0], options.size, options.low_dim
-            state.baselines = baselines(pipeline, world, vote, state.embedder, size, dim, name)
-        if state.baselines:
-            shown = ", ".join(f"{name} {100 * top1:.2f} %" for name, top1 in state.baselines.items())
-            log.info("baselines %s of %s", protocols.title, shown)
+        _measure_baselines(call, state, pipeline, protocols)
         labels = None if pipeline.train.labels is None else torch.from_numpy(pipeline.train.labels)
+        page = _report(session, options, pipeline)
         own = None if options.restart else resumed_path(start)
-        wanted = session is not None and options.report
-        if wanted and not has("jinja2"):
-            wanted = False
-            log.warning(
-                "report    left out: it needs the package jinja2; pip install jinja2, and --resume %s --report-only "
-                "writes it later",
-                session.path,
-            )
-        page = Report(session, pipeline.train, pipeline.fingerprint) if wanted else None
-        judged = Runner(options, state, pipeline, protocols, session, labels, world, own, page).run()
-        _conclude(state, protocols, judged, session, page)
+        if session is None:
+            recorder = Recorder(options, state, pipeline, protocols, world)
+        else:
+            recorder = SessionRecorder(session, options, state, pipeline, protocols, world, labels, page, own)
+        trainer = Trainer(options, state, pipeline, protocols, recorder, labels, world, is_resumed=own is not None)
+        _conclude(state, protocols, trainer.run(), session, page)
+
+
+def _load(call: Call, state: TrainingState, pipeline: Pipeline) -> Optional[Fit]:
+    """Load the checkpoint or the weights that the run starts from; returns how the weights fit the network."""
+    start = call.start
+    if isinstance(start, FromWeights):
+        return fit(state.embedder.network, start.file)
+    if isinstance(start, Resumed):
+        state.restore(start.checkpoint, str(start.path), call.options, pipeline)
+        for part in ("net", "npc", "optimizer", "ANs_discovery"):
+            del start.checkpoint[part]  # the whole bank; the state has this process's part
+    return None
+
+
+def _initialise(call: Call, state: TrainingState, pipeline: Pipeline) -> None:
+    """What is initialised from images or weights in a new run: whitenet's first filters and the memory bank."""
+    start, network = call.start, state.embedder.network
+    if isinstance(start, Fresh) and isinstance(network, WhiteNet):
+        network.fit_stem(pipeline.sample(STEM_IMAGES).to(call.world.device))
+    weights = start.file if isinstance(start, FromWeights) else None
+    first_rows = start_bank(state.bank, call.options, weights, state.embedder, pipeline)
+    if first_rows is not None:
+        log.info("bank      %s", first_rows)
+
+
+def _measure_baselines(call: Call, state: TrainingState, pipeline: Pipeline, protocols: Protocols) -> None:
+    """Measure what needs no learning, unless the checkpoint has it, and log it."""
+    options = call.options
+    if not isinstance(call.start, Resumed) and protocols.can_vote:
+        name = UNTRAINED if isinstance(call.start, Fresh) else PRETRAINED
+        vote, size, dim = protocols.votes[0], options.size, options.low_dim
+        state.baselines = baselines(pipeline, call.world, vote, state.embedder, size, dim, name)
+    if state.baselines:
+        shown = ", ".join(f"{name} {100 * top1:.2f} %" for name, top1 in state.baselines.items())
+        log.info("baselines %s of %s", protocols.title, shown)
+
+
+def _report(session: Optional[SessionFolder], options: Options, pipeline: Pipeline) -> Optional[Report]:
+    """The report of the session, or None where there is none to write."""
+    if session is None or not options.report:
+        return None
+    if not has("jinja2"):
+        log.warning(
+            "report    left out: it needs the package jinja2; pip install jinja2, and --resume %s --report-only "
+            "writes it later",
+            session.path,
+        )
+        return None
+    return Report(session, pipeline.train, pipeline.fingerprint)
 
 
 def _with_timed_threads(call: Call, state: TrainingState, pipeline: Pipeline) -> Call:
@@ -171,23 +203,49 @@ def _place_of(path: Path) -> tuple[int, int]:
     return _place(checkpoint.load(path))
 
 
-def _introduce(
+def _log_start(
     call: Call, state: TrainingState, pipeline: Pipeline, protocols: Protocols, session: Optional[SessionFolder]
 ) -> None:
-    options, world, threads, start = call.options, call.world, call.threads, call.start
+    """The first lines of the log: machine, images, network, options, session, and what a resumed run finds changed."""
+    options = call.options
+    _log_machine(call)
+    _log_images(options, pipeline)
+    log.info(
+        "judged    %s",
+        protocols.described
+        if protocols.can_vote
+        else "without labels: loss, entropy, neighbours, clusters; no accuracy",
+    )
+    fast = count_winograd(state.embedder.network)
+    how = f"; {fast} convolutions by Winograd's filtering in large batches" if fast else ""
+    log.info("network   %s, %d features%s", options.network, options.low_dim, how)
+    defaults = Options().as_dict()
+    changed = {name: value for name, value in options.as_dict().items() if value != defaults[name]}
+    log.info("options   %s", ", ".join(f"{name}={value}" for name, value in changed.items()) or "all defaults")
+    log.info("session   %s", "none (--debug)" if session is None else session.path)
+    if session is not None and options.log_tfb:
+        log.info("watch     tensorboard --logdir %s", session.tensorboard)
+    if isinstance(call.start, Resumed):
+        _log_resumed(call.settings, call.start, pipeline, call.dtype)
+
+
+def _log_machine(call: Call) -> None:
     log.info("command   %s", provenance.command_line())
     log.info("code      %s", provenance.git_revision())
     log.info("versions  %s", ", ".join(f"{name} {version}" for name, version in provenance.versions().items()))
-    processes = "" if world.size == 1 else f"{world.size} processes, the first on "
-    log.info("device    %s%s; %s", processes, describe_device(world.device), describe_precision(state.embedder.dtype))
-    note = precision_note(options.precision, state.embedder.dtype)
+    processes = "" if call.world.size == 1 else f"{call.world.size} processes, the first on "
+    log.info("device    %s%s; %s", processes, describe_device(call.world.device), describe_precision(call.dtype))
+    note = precision_note(call.options.precision, call.dtype)
     if note is not None:
         log.info("          %s", note)
-    log.info("threads   %d (%s)", threads.threads, threads.reason)
-    if threads.warning:
-        log.warning("threads   %s", threads.warning)
+    log.info("threads   %d (%s)", call.threads.threads, call.threads.reason)
+    if call.threads.warning:
+        log.warning("threads   %s", call.threads.warning)
+
+
+def _log_images(options: Options, pipeline: Pipeline) -> None:
     test = "no" if pipeline.test is None else f"{len(pipeline.test):,}"
-    loaders = f"in {options.workers_num} loader processes" if options.workers_num else "in this process"
+    loaders = f"in {options.workers_num} DataLoader workers" if options.workers_num else "in this process"
     place = "on the device, by the batch" if pipeline.on_device else loaders
     log.info(
         "data      %s: %s training, %s test images; augmented %s",
@@ -204,41 +262,56 @@ def _introduce(
         count = len(pipeline.skipped)
         noun = "image" if count == 1 else "images"
         log.warning("data      %s unreadable %s left out (--skip-bad-images)", f"{count:,}", noun)
-    log.info(
-        "judged    %s",
-        protocols.described
-        if protocols.can_vote
-        else "without labels: loss, entropy, neighbours, clusters; no accuracy",
-    )
-    fast = count_winograd(state.embedder.network)
-    how = f"; {fast} convolutions by Winograd's filtering in large batches" if fast else ""
-    log.info("network   %s, %d features%s", options.network, options.low_dim, how)
-    defaults = Options().as_dict()
-    changed = {name: value for name, value in options.as_dict().items() if value != defaults[name]}
-    log.info("options   %s", ", ".join(f"{name}={value}" for name, value in changed.items()) or "all defaults")
-    log.info("session   %s", "none (--debug)" if session is None else session.path)
-    if session is not None and options.log_tfb:
-        log.info("watch     tensorboard --logdir %s", session.tensorboard)
-    if isinstance(start, Resumed):
-        saved, source = start.checkpoint, start.path
-        steps = f" and {saved['step']} steps" if saved.get("step") else ""
-        log.info("resumed   %s: round %d, %d epochs%s completed", source, saved["round"], saved["epoch"], steps)
-        replaced = pipeline.train.replaced(saved.get("dataset", {}).get("contents"))
-        if replaced.paths:
-            log.warning("training images have changed since the checkpoint was made: %s", replaced)
-        now = "fp32" if state.embedder.dtype is None else "bf16"
-        if saved.get("precision", now) != now:
-            log.warning("the network computes in %s now; the checkpoint's computed in %s", now, saved["precision"])
-        for name, value in options.as_dict().items():
-            before = saved["options"].get(name, value)
-            if before != value and [before] != value:  # an option may have become a list
-                log.warning(
-                    "option %s is now %s (%s); the checkpoint had %s",
-                    name,
-                    value,
-                    call.settings.sources[name],
-                    before,
-                )
+
+
+def _log_resumed(settings: Settings, start: Resumed, pipeline: Pipeline, dtype: Optional[torch.dtype]) -> None:
+    """Where a resumed run stands, and what is no longer as in its checkpoint."""
+    options, saved, source = settings.options, start.checkpoint, start.path
+    steps = f" and {saved['step']} steps" if saved.get("step") else ""
+    log.info("resumed   %s: round %d, %d epochs%s completed", source, saved["round"], saved["epoch"], steps)
+    replaced = pipeline.train.replaced(saved.get("dataset", {}).get("contents"))
+    if replaced.paths:
+        log.warning("training images have changed since the checkpoint was made: %s", replaced)
+    now = "fp32" if dtype is None else "bf16"
+    if saved.get("precision", now) != now:
+        log.warning("the network computes in %s now; the checkpoint's computed in %s", now, saved["precision"])
+    for name, value in options.as_dict().items():
+        before = saved["options"].get(name, value)
+        if before != value and [before] != value:  # an option may have become a list
+            log.warning(
+                "option %s is now %s (%s); the checkpoint had %s",
+                name,
+                value,
+                settings.sources[name],
+                before,
+            )
+
+
+def start_record(call: Call, pipeline: Pipeline) -> dict[str, Any]:
+    """What starts.jsonl says of one start of a run, plain values."""
+    source = resumed_path(call.start)
+    return {
+        "time": datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
+        "command": provenance.command_line(),
+        "code": provenance.git_revision(),
+        "versions": provenance.versions(),
+        "device": describe_device(call.world.device),
+        "precision": describe_precision(call.dtype),
+        "processes": call.world.size,
+        "dataset": pipeline.name,
+        "train_images": len(pipeline.train),
+        "fingerprint": pipeline.fingerprint,
+        "contents": _checksum(pipeline.contents),
+        "test_images": 0 if pipeline.test is None else len(pipeline.test),
+        "skipped_images": len(pipeline.skipped),
+        "labels": pipeline.train.labels is not None,
+        "went_on_from": None if source is None else str(source),
+    }
+
+
+def _checksum(contents: Sequence[int]) -> Optional[str]:
+    """One text for the contents of all files that were looked at; None where the fingerprint tells all."""
+    return hashlib.blake2b(repr(list(contents)).encode(), digest_size=8).hexdigest() if contents else None
 
 
 def _conclude(

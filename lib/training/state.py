@@ -22,7 +22,7 @@ from lib.nn.winograd import use_winograd
 from lib.pretrained.fitting import load_exactly
 from lib.runtime.determinism import without_adaptive_pooling
 from lib.seeding import generator
-from lib.training.epoch import Underway
+from lib.training.epoch import EpochProgress
 from lib.training.history import History
 from lib.training.optim import build_optimizer, check_state
 
@@ -42,8 +42,8 @@ def build_embedder(options: Options, world: World, dtype: Optional[torch.dtype])
 class TrainingState:
     """Network, optimiser, bank, neighbourhoods, and where the run is.
 
-    `round` and `epoch` say what has been completed: `epoch` epochs of round `round`. `underway` is how far the next one
-    is.
+    `round` and `epoch` say what has been completed: `epoch` epochs of round `round`. `progress` is that
+    within the next one.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class TrainingState:
         self.neighbourhoods = neighbourhoods
         self.round = 0
         self.epoch = 0
-        self.underway = Underway()
+        self.progress = EpochProgress()
         self.history = History()
         self.nearest: dict[int, Tensor] = {}  # of this round and the one before, as the last survey found them
         self.baselines: dict[str, float] = {}  # see `lib.evaluation.baselines`
@@ -95,8 +95,8 @@ class TrainingState:
             "ANs_discovery": self.neighbourhoods.state_dict(),
             "acc": accuracy,
             "epoch": self.epoch,
-            "step": self.underway.step,
-            "underway": self.underway.state(),
+            "step": self.progress.step,
+            "underway": self.progress.state(),
             "round": self.round,
             "session": session,
             "format": FORMAT,
@@ -179,9 +179,9 @@ class TrainingState:
         check_neighbourhoods(saved["ANs_discovery"], len(self.bank))
         self.neighbourhoods = Neighbourhoods.from_state_dict(saved["ANs_discovery"], self.bank.memory.device)
         self.round, self.epoch = saved["round"], saved["epoch"]
-        self.underway = Underway.from_state(saved.get("step", 0), saved.get("underway", {}))
+        self.progress = EpochProgress.from_state(saved.get("step", 0), saved.get("underway", {}))
         sizes = tuple(len(batch) for batch in pipeline.epoch_order(self.round, self.epoch))
-        self.underway.check_fits(sizes, options.iter_size)
+        self.progress.check_fits(sizes, options.iter_size)
         self.history = History.from_state(saved.get("history", []))
         rounds = [entry.round for entry in self.history.rounds]
         if not rounds or rounds != list(range(min(rounds[0], 1), self.round + 1)):
