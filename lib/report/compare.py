@@ -10,7 +10,7 @@ from lib.config import OPTIONS, in_effect, value_text
 from lib.errors import UserError
 from lib.logger.progress import duration
 from lib.runtime.packages import has
-from lib.session.story import Story, finding_text, finding_words
+from lib.session.records import SessionRecord, result_text, result_words
 
 if TYPE_CHECKING:
     pass
@@ -52,14 +52,14 @@ class Contrast:
         letters: A, B, C ...
     """
 
-    def __init__(self, stories: Sequence[Story]):
+    def __init__(self, stories: Sequence[SessionRecord]):
         self.stories = list(stories)
         names = [story.name for story in stories]
         paths = [str(story.folder.path) for story in stories]
         self.labels = names if len(set(names)) == len(names) else paths
         self.letters = [_letter(place) for place in range(len(self.stories))]
 
-    def rows(self) -> Iterator[tuple[str, str, Story]]:
+    def rows(self) -> Iterator[tuple[str, str, SessionRecord]]:
         """Letter, label and story of each."""
         return zip(self.letters, self.labels, self.stories)
 
@@ -137,7 +137,7 @@ class Contrast:
         """A row for each figure of the protocols that any session was judged by."""
         found = [story.findings for story in self.stories]
         return [
-            [finding_words(key), *(finding_text(key, own[key]) if key in own else "-" for own in found)]
+            [result_words(key), *(result_text(key, own[key]) if key in own else "-" for own in found)]
             for key in dict.fromkeys(key for own in found for key in own)
         ]
 
@@ -170,7 +170,7 @@ def _letter(place: int) -> str:
     return (_letter(place // 26 - 1) if place >= 26 else "") + chr(ord("A") + place % 26)
 
 
-def _shown(story: Story, name: str) -> str:
+def _shown(story: SessionRecord, name: str) -> str:
     known = {option.name for option in OPTIONS}
     if name not in known and name not in story.options:
         return "-"
@@ -178,7 +178,7 @@ def _shown(story: Story, name: str) -> str:
     return value_text(float(value) if isinstance(value, Fraction) else value)
 
 
-def _started(story: Story, key: str) -> Any:
+def _started(story: SessionRecord, key: str) -> Any:
     """What the last start said; None for a session of an older version."""
     return story.starts[-1].get(key) if story.starts else None
 
@@ -187,11 +187,11 @@ def _text(value: Any) -> str:
     return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _last(story: Story, key: str) -> Any:
+def _last(story: SessionRecord, key: str) -> Any:
     return story.epochs[-1][key] if story.epochs else None
 
 
-def _best(story: Story) -> Optional[dict[str, Any]]:
+def _best(story: SessionRecord) -> Optional[dict[str, Any]]:
     """The line of the best epoch, the earliest among equals; None if none was evaluated."""
     judged = [epoch for epoch in story.epochs if epoch["knn_top1"] is not None]
     return max(judged, key=lambda epoch: epoch["knn_top1"]) if judged else None
@@ -201,12 +201,12 @@ def _where(epoch: Optional[dict[str, Any]]) -> str:
     return "-" if epoch is None else f"{epoch['round']}, {epoch['epoch']}"
 
 
-def _clusters(story: Story) -> str:
+def _clusters(story: SessionRecord) -> str:
     sizes = story.latest("clusters")
     return _number(len(sizes)) if isinstance(sizes, list) else "-"
 
 
-def _time(story: Story) -> str:
+def _time(story: SessionRecord) -> str:
     return duration(sum(epoch["seconds"] for epoch in story.epochs)) if story.epochs else "-"
 
 
@@ -262,7 +262,7 @@ def compare(sessions: Sequence[str], page: Optional[str], folder: str) -> None:
     Raises:
         UserError: one of them is no session, or the page's place is taken or cannot be written.
     """
-    contrast = Contrast([Story.read(Path(session), "--compare") for session in sessions])
+    contrast = Contrast([SessionRecord.read(Path(session), "--compare") for session in sessions])
     path, instead = _place(contrast, page, folder)
     if not has("jinja2") and page is not None:
         raise UserError("--compare-html: a page needs the package jinja2; pip install jinja2")

@@ -22,7 +22,7 @@ from lib.report.rounds import RoundView, checked, quality, view
 from lib.report.template import render
 from lib.seeding import derive
 from lib.session.folder import SessionFolder
-from lib.session.story import Story, finding_text, finding_words
+from lib.session.records import SessionRecord, result_text, result_words
 
 WATCHED = 6
 """Images whose attention is followed over the rounds."""
@@ -46,7 +46,7 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
         UserError: there is no checkpoint, it belongs to other images, or an image cannot be read.
     """
     images = pictures.images
-    story = Story.read(session.path, "session")
+    story = SessionRecord.read(session.path, "session")
     files = session.checkpoints_by_round()
     if not files:
         raise UserError(f"session {session.path} has no checkpoint yet, and so nothing to report")
@@ -75,7 +75,7 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
         baselines=newest.get("baselines", {}),
         pictures=pictures,
         charts=_charts(story, len(images)),
-        findings=[(finding_words(key), finding_text(key, value)) for key, value in story.findings.items()],
+        findings=[(result_words(key), result_text(key, value)) for key, value in story.findings.items()],
         epochs=story.epochs[:: max(1, -(-len(story.epochs) // EPOCH_ROWS))],
         quality=quality(story, views, pictures),
         here=here,
@@ -92,7 +92,7 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
     )
 
 
-def _kept_features(story: Story, file: Path, saved: dict[str, Any]) -> Optional[KeptFeatures]:
+def _kept_features(story: SessionRecord, file: Path, saved: dict[str, Any]) -> Optional[KeptFeatures]:
     """The training features that the session's options ask for, if they are those of this checkpoint's network; None
     where the memory bank stands for them.
 
@@ -131,7 +131,7 @@ def _spread(count: int, wanted: int) -> list[int]:
     return sorted(set(np.linspace(0, count - 1, min(count, wanted)).round().astype(int).tolist()))
 
 
-def _charts(story: Story, images: int) -> list[tuple[str, Any, str]]:
+def _charts(story: SessionRecord, images: int) -> list[tuple[str, Any, str]]:
     """Caption, figure and explanation of each curve over the epochs of the run."""
     x = [story.run_epoch(epoch) for epoch in story.epochs]
     borders = [story.run_epoch(entry.last) for entry in story.rounds[:-1]]

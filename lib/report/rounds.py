@@ -20,7 +20,7 @@ from lib.figures.charts import Curve, bars, curves
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.report.pictures import Pictures, uri_of
 from lib.search.exact import nearest
-from lib.session.story import RoundStory, Story
+from lib.session.records import RoundRecord, SessionRecord
 
 SIDE = 80
 """Pixels of a picture of where the network looks."""
@@ -164,7 +164,7 @@ class Quality:
     charts: list[tuple[str, Markup]]
 
 
-def quality(story: Story, views: Sequence[RoundView], pictures: Pictures) -> Quality:
+def quality(story: SessionRecord, views: Sequence[RoundView], pictures: Pictures) -> Quality:
     """From metrics.jsonl, and from what the checkpoints of the rounds hold beside."""
     of_all = any(entry.latest("neighbour_cosine") is not None for entry in story.rounds)
     by_number = {each.number: each for each in views}
@@ -191,7 +191,7 @@ def pairs_by_label(found: Neighbourhoods, pictures: Pictures) -> tuple[int, int]
     return int(((own == others) & known).sum()), int(((own != others) & known).sum())
 
 
-def _judged(entry: RoundStory, now: Optional[RoundView], pictures: Pictures) -> tuple[Optional[int], Optional[int]]:
+def _judged(entry: RoundRecord, now: Optional[RoundView], pictures: Pictures) -> tuple[Optional[int], Optional[int]]:
     if entry.consistency is None:
         return None, None
     if now is not None and pictures.labelled:
