@@ -47,7 +47,9 @@ def sizes_reported(session):
 
 
 def test_table_tensorboard_report_and_export_show_the_same_clusters(session, tmp_path):
+    from google.protobuf import text_format
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
     folder, out = session
     sizes, assignments = sizes_of(folder)
@@ -60,7 +62,8 @@ def test_table_tensorboard_report_and_export_show_the_same_clusters(session, tmp
     board = folder / "tfboard" / "run"
     counts = [event.value for event in EventAccumulator(str(board)).Reload().Scalars("Clusters/Number")]
     assert counts == [len(line["clusters"]) for line in lines if line["clusters"]]
-    (metadata,) = board.rglob("*after-round-1*/metadata.tsv")
+    config = text_format.Parse((board / "projector_config.pbtxt").read_text(), ProjectorConfig())
+    (metadata,) = (board / each.metadata_path for each in config.embeddings if "after-round-1" in each.tensor_name)
     rows = [line.split("\t") for line in metadata.read_text().splitlines()]
     assert [int(row[rows[0].index("cluster")]) for row in rows[1:]] == assignments.tolist()
     assert sizes_reported(folder) == sizes[:12]
