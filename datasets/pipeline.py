@@ -7,13 +7,11 @@ import torch
 from torch import Tensor
 
 from datasets.files.bad_images import Gather, without_bad_images
-from datasets.files.decoded import decoded
-from datasets.files.shrunk import shrunk
-from datasets.image_set import ImageSet, limit
+from datasets.files.in_memory import decoded, shrunk
+from datasets.image_set import ImageSet, Split, limit
 from datasets.loaders.device import DeviceLoader, to_device
 from datasets.loaders.workers import WorkerLoader
 from datasets.sources.only_classes import judgeable, only_classes
-from datasets.split import Split
 from datasets.transforms import normalisation
 from datasets.transforms.batch import Recipe
 from datasets.transforms.pil import test_transform, train_transform

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Optional
 
+from datasets.image_set import Split
 from datasets.sources.cub200 import cub200
 from datasets.sources.digits import digits
 from datasets.sources.dogs import dogs
@@ -12,7 +13,6 @@ from datasets.sources.imagenet12 import imagenet12
 from datasets.sources.labels import with_labels
 from datasets.sources.photos import photos
 from datasets.sources.torchvision_sets import cifar10, cifar100, svhn
-from datasets.split import Split
 from lib.errors import UserError
 
 SOURCES: dict[str, Callable[[Path, bool], Split]] = {

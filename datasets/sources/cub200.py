@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
+from datasets.image_set import Split
 from datasets.sources.listed_images import Listed, image_sets
-from datasets.split import Split
 from datasets.transforms.normalisation import IMAGENET
 from lib.errors import UserError
 

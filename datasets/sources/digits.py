@@ -4,8 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.image_set import ImageSet
-from datasets.split import Split
+from datasets.image_set import ImageSet, Split
 from datasets.transforms.normalisation import DIGITS
 
 _TEST_COUNT = 360  # a fifth of 1,797

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.image_set import Split
 from datasets.sources.listed_images import Listed, image_sets
-from datasets.split import Split
 from datasets.transforms.normalisation import IMAGENET
 from lib.errors import UserError
 

@@ -6,10 +6,8 @@ from typing import Optional
 
 import numpy as np
 
-from datasets.files.found_files import ENDINGS, Found, entries, look_through, sort_files, unlike_text
-from datasets.files.paths import same_name
-from datasets.image_set import ImageSet
-from datasets.split import Split
+from datasets.files.found_files import ENDINGS, Found, entries, look_through, same_name, sort_files, unlike_text
+from datasets.image_set import ImageSet, Split
 from datasets.transforms.normalisation import IMAGENET
 from lib.errors import UserError, one_line
 

@@ -4,9 +4,8 @@ import re
 from pathlib import Path
 from typing import Optional
 
-from datasets.image_set import ImageSet
+from datasets.image_set import ImageSet, Split
 from datasets.sources.image_folder import read_folder
-from datasets.split import Split
 from datasets.transforms.normalisation import IMAGENET
 from lib.errors import UserError
 

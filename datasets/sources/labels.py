@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from datasets.files.decode import is_image
-from datasets.files.paths import same_name
-from datasets.image_set import UNLABELLED, ImageSet
-from datasets.split import Split
+from datasets.files.found_files import same_name
+from datasets.image_set import UNLABELLED, ImageSet, Split
 from lib.errors import UserError
 
 FOLDERS = "folders"

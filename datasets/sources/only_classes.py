@@ -6,9 +6,8 @@ from typing import Optional
 
 import numpy as np
 
-from datasets.files.paths import same_name
-from datasets.image_set import UNLABELLED, ImageSet
-from datasets.split import Split
+from datasets.files.found_files import same_name
+from datasets.image_set import UNLABELLED, ImageSet, Split
 from lib.errors import UserError, one_line
 
 _NAMED = 20  # classes that an error lists

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from datasets.files.found_files import ENDINGS, Found, look_through
-from datasets.image_set import ImageSet
-from datasets.split import Split
+from datasets.image_set import ImageSet, Split
 from datasets.transforms.normalisation import IMAGENET
 from lib.errors import UserError
 

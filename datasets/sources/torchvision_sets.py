@@ -16,9 +16,8 @@ import numpy as np
 import torchvision
 from torchvision.datasets.utils import check_integrity
 
-from datasets.image_set import ImageSet
+from datasets.image_set import ImageSet, Split
 from datasets.sources.image_folder import read_folders
-from datasets.split import Split
 from datasets.transforms.normalisation import CIFAR10, CIFAR100, SVHN
 from lib.errors import UserError
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datasets.files.decode import Source, read_rgb
-from datasets.files.shrunk import ENOUGH, middle_square
+from datasets.files.in_memory import ENOUGH, middle_square
 from datasets.image_set import ImageSet
 from datasets.loaders.workers import WorkerLoader
 from datasets.pipeline import EVAL_PIXELS

@@ -6,7 +6,7 @@ from typing import Optional
 import torch
 
 import datasets
-from datasets.files.paths import Paths
+from datasets.image_set import Paths
 from datasets.pipeline import Pipeline
 from lib.config import Options
 from lib.errors import UserError

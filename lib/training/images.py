@@ -7,9 +7,8 @@ from torch import Tensor
 
 import datasets
 from datasets.files.bad_images import Gather
-from datasets.image_set import ImageSet
+from datasets.image_set import ImageSet, Split
 from datasets.pipeline import Pipeline
-from datasets.split import Split
 from lib.config import Options
 from lib.distributed.process_info import Place
 from lib.distributed.world import World, number_of

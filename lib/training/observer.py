@@ -7,7 +7,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from datasets.files.image_cache import common_folder
+from datasets.files.cache import common_folder
 from datasets.pipeline import Pipeline
 from lib.config import Options
 from lib.distributed.world import World

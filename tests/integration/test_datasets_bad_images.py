@@ -11,12 +11,11 @@ import torch
 from PIL import Image
 
 import main
-from datasets.files import bad_images, image_cache
+from datasets.files import bad_images, cache
 from datasets.files import parallel as reading
 from datasets.files.bad_images import without_bad_images
-from datasets.files.image_cache import CACHE
-from datasets.image_set import ImageSet
-from datasets.split import Split
+from datasets.files.cache import CACHE
+from datasets.image_set import ImageSet, Split
 from lib.checkpoint import io as checkpoint
 from lib.errors import RunError, UserError
 from lib.session.folder import find_checkpoint
@@ -137,7 +136,7 @@ def test_what_was_good_is_looked_at_again_once_it_is_not(folder):
 def test_another_release_of_pillow_judges_anew(folder, opened, monkeypatch):
     without_bad_images(split_of(folder), 0)
     opened.clear()
-    monkeypatch.setattr(image_cache.PIL, "__version__", "0.1")
+    monkeypatch.setattr(cache.PIL, "__version__", "0.1")
     without_bad_images(split_of(folder), 0)
     assert len(opened) == 16
 

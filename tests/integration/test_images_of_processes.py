@@ -9,9 +9,8 @@ from PIL import Image
 
 import datasets
 from datasets.files import bad_images
-from datasets.files.checked_files import CheckedFiles
-from datasets.image_set import ImageSet
-from datasets.split import Split
+from datasets.files.bad_images import CheckedFiles
+from datasets.image_set import ImageSet, Split
 from lib.config import Options
 from lib.distributed.process_info import Place
 from lib.distributed.world import World

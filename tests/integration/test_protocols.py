@@ -11,9 +11,8 @@ import shutil
 import numpy as np
 import pytest
 
-from datasets.image_set import UNLABELLED, ImageSet
+from datasets.image_set import UNLABELLED, ImageSet, Split
 from datasets.sources.only_classes import only_classes
-from datasets.split import Split
 from lib.checkpoint import io as checkpoint
 from main import main
 from tests.helpers.processes import run as run_processes

@@ -7,10 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.files.paths import Paths
-from datasets.image_set import ImageSet
+from datasets.image_set import ImageSet, Paths, Split
 from datasets.pipeline import Pipeline
-from datasets.split import Split
 from lib.config import Options
 from lib.distributed.world import Share
 from lib.errors import UserError
