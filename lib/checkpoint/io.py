@@ -26,10 +26,8 @@ dataset            name, size and fingerprint of the training images, contents o
 =================  ==========================================================================
 """
 
-import contextlib
-import os
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, BinaryIO, Optional
 
 import torch
 
@@ -37,6 +35,7 @@ from lib.checkpoint.schema import check_layout
 from lib.checkpoint.sealed_file import Seal, SealingWriter, has_seal, read_seal
 from lib.compat import load_data_only
 from lib.errors import RunError, UserError
+from lib.runtime.atomic import not_written, put_in_place, write_beside
 
 FORMAT = 2
 """1 had no checksum (`sealed_file`) and was written after epochs only; it is read as well."""
@@ -51,19 +50,16 @@ def write(state: dict[str, Any], path: Path) -> Path:
     Raises:
         RunError: the disk refused.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+
+    def content(file: BinaryIO) -> None:
+        sealing = SealingWriter(file, FORMAT)
+        torch.save(state, sealing)
+        sealing.finish()
+
     try:
-        with open(temporary, "wb") as file:
-            sealing = SealingWriter(file, FORMAT)
-            torch.save(state, sealing)
-            sealing.finish()
-            file.flush()
-            os.fsync(file.fileno())
+        return write_beside(path, content)
     except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):  # the folder may be gone, or have become read-only
-            temporary.unlink()
-        raise not_written(path, error) from error
-    return temporary
+        raise write_failed(path, error) from error
 
 
 def save(state: dict[str, Any], path: Path) -> None:
@@ -74,17 +70,14 @@ def save(state: dict[str, Any], path: Path) -> None:
     """
     temporary = write(state, path)
     try:
-        os.replace(temporary, path)
+        put_in_place(temporary, path)
     except OSError as error:
-        raise not_written(path, error) from error
+        raise write_failed(path, error) from error
 
 
-def not_written(path: Path, error: Exception) -> RunError:
-    """What the user is told when a checkpoint cannot be written."""
-    if not path.parent.is_dir():
-        return RunError(f"checkpoint {path} could not be written: the folder {path.parent} is gone")
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-    return RunError(f"checkpoint {path} could not be written: {reason}; the one before it is as it was")
+def write_failed(path: Path, error: Exception) -> RunError:
+    """The error of a checkpoint that could not be written."""
+    return not_written(f"checkpoint {path}", path, error, "the one before it is as it was")
 
 
 def load(path: Path) -> dict[str, Any]:

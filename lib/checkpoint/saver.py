@@ -2,11 +2,11 @@
 
 import contextlib
 import os
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from lib.checkpoint import io as checkpoint
+from lib.runtime.atomic import link, put_in_place
 from lib.session.folder import CHECKPOINT_NAME, SessionFolder
 
 
@@ -49,7 +49,7 @@ class Checkpoints:
         self._last = (source, place)
         best = self._session.checkpoint_file(place.round, anchors, best=True)
         if is_best and source != best and not (best.exists() and os.path.samefile(source, best)):
-            _name_too(source, best)
+            link(source, best)
 
     def save(self, state: dict[str, Any], place: Place, anchors: int, is_best: bool) -> None:
         """Write the newest checkpoint.
@@ -62,17 +62,16 @@ class Checkpoints:
         try:
             if self._keep > 1 and self._last is not None and self._last[0] == path:
                 before = self._last[1]
-                _name_too(path, self._session.earlier_file(before.round, anchors, before.epoch, before.step))
-            os.replace(temporary, path)
-            _flush_folder(path.parent)
+                link(path, self._session.earlier_file(before.round, anchors, before.epoch, before.step))
+            put_in_place(temporary, path)
             self._last = (path, place)
             if is_best:
-                _name_too(path, self._session.checkpoint_file(place.round, anchors, best=True))
+                link(path, self._session.checkpoint_file(place.round, anchors, best=True))
             self._clear()
         except OSError as error:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-            raise checkpoint.not_written(path, error) from error
+            raise checkpoint.write_failed(path, error) from error
 
     def settle(self) -> None:
         """Wait until all is written, where it is not at once."""
@@ -89,27 +88,3 @@ class Checkpoints:
                 earlier.append((int(match[1]), int(match[4]), int(match[5]), path))
         for *_, path in sorted(earlier)[: max(0, len(earlier) - (self._keep - 1))]:
             path.unlink()
-
-
-def _name_too(path: Path, other: Path) -> None:
-    """Give a file another name, in one step and in place of what had it."""
-    temporary = other.with_name(f"{other.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            os.link(path, temporary)
-        except OSError:  # a file system without links
-            shutil.copyfile(path, temporary)
-        os.replace(temporary, other)
-    finally:
-        with contextlib.suppress(OSError):  # two names of one file: replacing did nothing
-            temporary.unlink()
-
-
-def _flush_folder(folder: Path) -> None:
-    """So that the new name outlives a power cut. Some file systems do not know it."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -16,7 +16,7 @@ except ModuleNotFoundError:  # without it there are lines in place of bars
     tqdm = None
 
 from lib.logger.streams import UNHEARD, is_terminal, say
-from lib.session.atomic import append_line, replace_text, writing
+from lib.runtime.atomic import append_line, replace_text, writing
 
 LOGGER = "and"
 

@@ -3,12 +3,13 @@
 import base64
 import functools
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+
+from lib.runtime.atomic import replace_file
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
@@ -39,13 +40,7 @@ def write(text: str, path: Path) -> None:
     Raises:
         OSError: the disk refused; what was at `path` before is untouched.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    replace_file(path, lambda file: file.write(text.encode("utf-8", "replace")), flush=False)
 
 
 def percent(share: Any, places: int = 2) -> str:
