@@ -1,6 +1,7 @@
-"""Images in folders: DIR/train and DIR/test, with a folder for each class or with none."""
+"""Images in folders: imagefolder (train/ and test/), imagenet12 (train/ and val/), and photos (any folder)."""
 
 import os
+import re
 from pathlib import Path
 from typing import Optional
 
@@ -8,12 +9,13 @@ import numpy as np
 
 from datasets.files.found_files import ENDINGS, Found, entries, look_through, same_name, sort_files, unlike_text
 from datasets.image_set import ImageSet, Split
-from datasets.transforms.normalisation import IMAGENET
 from lib.errors import UserError, one_line
 
 _HELD_OUT = ("test", "val", "valid", "validation")
 """Names of the folder of test images; the first that is there is used."""
 
+_IMAGENET_CLASSES = 1000
+_WNID = re.compile(r"n[0-9]{8}")
 _NAMED = 6  # folders that a message names
 
 
@@ -24,7 +26,64 @@ def imagefolder(root: Path, download: bool) -> Split:
         UserError: as `read_folders`.
     """
     train, test, notes = read_folders(root, "imagefolder")
-    return Split("imagefolder", train, test, *IMAGENET, notes)
+    return Split("imagefolder", train, test, notes)
+
+
+def imagenet12(root: Path, download: bool) -> Split:
+    """The images in `root`/train and `root`/val, each with a folder for each class, named by its WordNet id.
+
+    Only the folders are read here, no image. There is nothing to download.
+
+    Raises:
+        UserError: a folder is missing, holds no images, or is not sorted into the thousand classes.
+    """
+    for name in ("train", "val"):
+        if not (root / name).is_dir():
+            raise UserError(
+                f"--dataset imagenet12: there is no folder {root / name}; point --data-root at the folder that holds "
+                f"train/ and val/, or link it: mkdir -p {root.parent} && ln -s /path/to/imagenet {root}"
+            )
+    notes: list[str] = []
+    train = _sorted_into_classes(root / "train", None, notes)
+    if len(train.classes) != _IMAGENET_CLASSES:
+        raise UserError(
+            f"--dataset imagenet12: {root / 'train'} holds {len(train.classes)} class folders with images, not "
+            f"{_IMAGENET_CLASSES}; unpack what is missing, or use --dataset imagefolder for a part of ImageNet"
+        )
+    val = _sorted_into_classes(root / "val", train.classes, notes)
+    return Split("imagenet12", train, val, tuple(notes))
+
+
+def _sorted_into_classes(folder: Path, known: Optional[tuple[str, ...]], notes: list[str]) -> ImageSet:
+    images = read_folder(folder, "imagenet12", known, notes)
+    if images.labels is None:
+        raise UserError(
+            f"--dataset imagenet12: the images lie directly in {folder}, so their classes are not known; move each "
+            "into a folder named by the WordNet id of its class, such as n01440764 (for the validation images the "
+            "script valprep.sh, known from PyTorch's ImageNet example, does it)"
+        )
+    strange = [name for name in images.classes if not _WNID.fullmatch(name)]
+    if strange:
+        raise UserError(
+            f"--dataset imagenet12: {folder / strange[0]} is not named by a WordNet id such as n01440764; move it "
+            "away, or use --dataset imagefolder for other images"
+        )
+    return images
+
+
+def photos(root: Path, download: bool) -> Split:
+    """Every picture below `root`, at any depth, in the order of the paths; all of them are there to learn from.
+
+    What begins with a dot is passed over, and so are session folders, folders that systems make, and files that are
+    no pictures by their names; the notes count them. Links are followed.
+
+    Raises:
+        UserError: there is no such folder, it cannot be read, or no picture is in it.
+    """
+    if not root.is_dir():
+        raise UserError(f"--dataset photos: there is no folder {root}; point --data-root at your pictures")
+    found = pictures_below(str(root), f"--dataset photos: {root}")
+    return Split("photos", ImageSet(found.pictures), None, tuple(found.passed_over()))
 
 
 def read_folders(root: Path, dataset: str) -> tuple[ImageSet, Optional[ImageSet], tuple[str, ...]]:
@@ -160,3 +219,21 @@ def _check_lost(folder: str, dataset: str, found: Found) -> None:
             f"{found.holdings()}; convert its files to JPEG (for HEIC, pip install pillow-heif will do), or move the "
             "folder away"
         )
+
+
+def pictures_below(folder: str, asked: str) -> Found:
+    """What `look_through` finds; at least one picture.
+
+    Args:
+        asked: how a message begins.
+
+    Raises:
+        UserError: the folder cannot be read, or no picture is in it.
+    """
+    try:
+        found = look_through(folder)
+    except OSError as error:
+        raise UserError(f"{asked}: {error.filename} cannot be read: {error.strerror}") from error
+    if not found.pictures:
+        raise UserError(f"{asked} holds no pictures ({ENDINGS}){found.holdings()}")
+    return found

@@ -8,8 +8,7 @@ from typing import Any, Optional
 from torch import Tensor, nn
 
 import datasets
-from datasets.pipeline import Pipeline
-from datasets.transforms import normalisation
+from datasets.pipeline import Pipeline, normalisation
 from lib.config import Options
 from lib.distributed.world import World
 from lib.errors import UserError
@@ -83,7 +82,7 @@ def embed_pictures(
         paths = pictures_in(options.embed)
         network = first_network(options)
         file = take_network(network, options, saved, source, weights)
-        statistics = normalisation.chosen(options, file.statistics)
+        statistics = normalisation(options, file.statistics)
         # a checkpoint's options are those of the run; of a file of weights it is taken where nothing else is asked for
         shrink = options.shrink if saved is not None else options.shrink or file.shrink
         preprocessing = Preprocessing.of(options.size, options.resize, statistics, shrink)

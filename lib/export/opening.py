@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import models
-from datasets.transforms import normalisation
+from datasets.registry import statistics_of
 from lib.checkpoint.resume import open_checkpoint
 from lib.config import Options
 from lib.errors import UserError
@@ -90,7 +90,7 @@ def _model(
     told: dict[str, Any] = {**Options().as_dict(), **file.options}
     network = models.build(told["network"], told["low_dim"], told["stem"], told["size"])
     load_exactly(network, file.weights, file.name)
-    statistics = file.statistics or normalisation.of_data_set(file.about.get("dataset", ""))
+    statistics = file.statistics or statistics_of(file.about.get("dataset", ""))
     preprocessing = Preprocessing.of(told["size"], told["resize"], statistics, file.shrink)
     return Model(network, preprocessing, memory, device, dtype, space)
 

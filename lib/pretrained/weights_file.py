@@ -9,7 +9,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from datasets.transforms.normalisation import Statistics
+from datasets.registry import Statistics
 from lib.checkpoint import io as checkpoint
 from lib.checkpoint.schema import REQUIRED, check_layout
 from lib.errors import UserError

@@ -84,7 +84,7 @@ def test_bad_images_are_left_out_on_both_sides(folder):
     assert split.train.labels.tolist() == [0] * 4 + [1] * 4
     assert split.train.classes == before.train.classes
     assert names(folder, split.test.source) == ["test/a/0.jpg", "test/a/1.jpg", "test/b/0.jpg"]
-    assert (split.name, split.means, split.stds) == (before.name, before.means, before.stds)
+    assert (split.name, split.notes) == (before.name, before.notes)
     assert split.train.fingerprint() != before.train.fingerprint()
     for path in skipped:
         os.unlink(path)
@@ -227,7 +227,7 @@ def test_a_killed_process_ends_the_check_with_one_line(folder, monkeypatch):
 
 
 def test_images_in_memory_all_stay():
-    split = Split("some", ImageSet(np.zeros((3, 4, 4, 3), np.uint8)), None, (0.5,) * 3, (0.5,) * 3)
+    split = Split("some", ImageSet(np.zeros((3, 4, 4, 3), np.uint8)), None)
     same, skipped = without_bad_images(split, 0)
     assert same.train is split.train
     assert skipped == ()

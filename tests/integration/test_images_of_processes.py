@@ -31,7 +31,7 @@ def loads(world, local_ranks, wanted=(True, True)):
         noted.append((time.time(), download))
         time.sleep(1.0 if download else 0.0)
         noted.append((time.time(), download))
-        return Split("some", pixels(4), None, (0.5,) * 3, (0.5,) * 3)
+        return Split("some", pixels(4), None)
 
     datasets.load = load
     open_images(Options(size=8, download=wanted[world.rank]), world, Place(world.rank, 2, local_ranks[world.rank], 2))
@@ -149,7 +149,7 @@ def test_records_of_good_files_by_several_writers_are_joined(folder):
 
 @pytest.mark.parametrize("download", [False, True])
 def test_one_process_waits_for_nobody(download, monkeypatch):
-    split = Split("some", pixels(4), None, (0.5,) * 3, (0.5,) * 3)
+    split = Split("some", pixels(4), None)
     monkeypatch.setattr(datasets, "load", lambda *arguments: split)
     pipeline = open_images(Options(size=8, download=download), World.alone(), Place())
     assert len(pipeline.train) == 4
