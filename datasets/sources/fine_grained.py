@@ -1,4 +1,4 @@
-"""Fine-grained data sets whose archives list their images: Caltech-UCSD Birds-200-2011 (cub200), Stanford Dogs (dogs)."""
+"""Fine-grained data sets whose archives list their images: Caltech-UCSD Birds-200-2011 (cub200), Stanford Dogs."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import numpy as np
 from datasets.image_set import ImageSet, Split
 from lib.errors import UserError
 
-_CUB_FOLDER = "CUB_200_2011"
+_CUB = "CUB_200_2011"
 _CUB_LINE = re.compile(r"([0-9]+) +(\S.*)")
 _DOGS_LISTS = ("train_list.mat", "test_list.mat")
 
@@ -57,7 +57,7 @@ def cub200(root: Path, download: bool) -> Split:
 
 
 def _cub_folder(root: Path) -> Path:
-    for folder in (root, root / _CUB_FOLDER):
+    for folder in (root, root / _CUB):
         if (folder / "images.txt").is_file():
             return folder
     raise UserError(

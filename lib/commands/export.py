@@ -32,9 +32,9 @@ from lib.export.result_folder import (
 )
 from lib.export.table import write_table
 from lib.logger.console import LOGGER
-from lib.nn import precision
 from lib.nn.embedder import Embedder
 from lib.pretrained.weights_file import WeightsFile
+from lib.runtime.device import describe_precision
 from lib.search.exact import ExactSearch
 
 log = logging.getLogger(LOGGER)
@@ -102,7 +102,7 @@ def export(
         "file": file.name,
         **file.about,
         "rows": {split: len(images) for split, images in sets},
-        "features_computed_in": precision.describe(embedder.dtype),
+        "features_computed_in": describe_precision(embedder.dtype),
     }
     with result_folder("--export", Path(options.export), options.overwrite) as folder:
         np.save(folder / FEATURES, features.numpy())

@@ -15,25 +15,23 @@ from lib.checkpoint import io as checkpoint
 from lib.commands.results import embed_pictures, export_results, take_network
 from lib.config import Options, Settings, to_yaml
 from lib.distributed import process_group as group
-from lib.distributed.input_checks import check_same_call
-from lib.distributed.peer_failure import lost_contact
-from lib.distributed.process_info import Place
+from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
-from lib.errors import LostContact, RunError, UnreadableImage, UserError, one_line
+from lib.errors import PeerFailure, RunError, UnreadableImage, UserError, one_line
 from lib.evaluation.baselines import PRETRAINED, UNTRAINED, baselines, below_pixels
 from lib.evaluation.protocols import Judged, Protocols
 from lib.export.result_folder import check_free
 from lib.logger.console import LOGGER, Metrics, close_log, open_log
 from lib.logger.streams import is_terminal
-from lib.nn import precision
 from lib.nn.embedder import Embedder
-from lib.nn.winograd_layers import count_winograd
+from lib.nn.winograd import count_winograd
 from lib.pretrained.bank import start_bank
 from lib.pretrained.fitting import Fit, fit, report
 from lib.pretrained.weights_file import WeightsFile
 from lib.report import Report
-from lib.runtime import determinism, devices, memory
-from lib.runtime.allocator import keep_freed_memory
+from lib.runtime.determinism import choose_algorithms
+from lib.runtime.device import choose_precision, describe_device, describe_precision, precision_note
+from lib.runtime.memory import is_out_of_memory, keep_freed_memory
 from lib.runtime.packages import has
 from lib.runtime.threads import OtherPrograms
 from lib.session import provenance
@@ -43,6 +41,7 @@ from lib.session.own_files import check_own_files
 from lib.session.records import note_final, note_start
 from lib.training.history import UNLABELLED_LEGEND
 from lib.training.images import open_images
+from lib.training.input_checks import check_same_call
 from lib.training.minutes import within_minutes
 from lib.training.start_record import start_record
 from lib.training.state import TrainingState
@@ -60,7 +59,7 @@ def execute(
     settings: Settings,
     saved: Optional[dict[str, Any]],
     source: Optional[Path],
-    place: Place,
+    place: ProcessInfo,
     weights: Optional[WeightsFile] = None,
     world: Optional[World] = None,
 ) -> None:
@@ -75,12 +74,12 @@ def execute(
         world: the processes of the run, if they are joined already.
     """
     others = OtherPrograms()
-    determinism.choose(settings.options.deterministic)
+    choose_algorithms(settings.options.deterministic)
     world = group.join(settings.options.gpus, place) if world is None else world
     threads = set_threads(settings, world, place)
     keep_freed_memory()
     try:
-        dtype = precision.choose(settings.options.precision, world.device)
+        dtype = choose_precision(settings.options.precision, world.device)
         check_same_call(world, settings.options, dtype, saved, weights)
         _execute(settings, saved, source, weights, world, place, dtype, threads, others)
     except UnreadableImage as error:
@@ -88,16 +87,16 @@ def execute(
             raise
         raise UserError(f"{error}, or leave out all such files with --skip-bad-images") from error
     except (RuntimeError, MemoryError) as error:
-        if memory.ran_out(error):
+        if is_out_of_memory(error):
             reason = (str(error).strip().splitlines() or ["nothing more is known"])[0]
             raise RunError(
                 f"out of memory on {world.device} ({reason}); lower --batch-size, "
                 "--discovery-memory, --size or --low-dim, or add --augment-on workers or --no-winograd; what was saved "
                 "goes on with --resume"
             ) from error
-        if world.size == 1 or isinstance(error, MemoryError) or not lost_contact(error):
+        if world.size == 1 or isinstance(error, MemoryError) or not group.is_peer_failure(error):
             raise
-        raise LostContact(f"{str(error).splitlines()[0]} (what another process says comes first)") from error
+        raise PeerFailure(f"{str(error).splitlines()[0]} (what another process says comes first)") from error
 
 
 def _execute(
@@ -106,7 +105,7 @@ def _execute(
     source: Optional[Path],
     weights: Optional[WeightsFile],
     world: World,
-    place: Place,
+    place: ProcessInfo,
     dtype: Optional[torch.dtype],
     threads: Choice,
     others: OtherPrograms,
@@ -155,7 +154,7 @@ def _execute(
         open_log(log_file, options.brief, silent=not world.is_first)
         at_end.callback(close_log)
         at_end.callback(pipeline.close)
-        world.wait_for_all()  # here it is noticed at once if the first cannot write
+        world.long_barrier()  # here it is noticed at once if the first cannot write
         if planned is None:
             threads = time_threads(threads, others, options, state, pipeline, world, place)
         options = dataclasses.replace(options, threads=str(threads.threads))  # as checkpoints keep it
@@ -313,8 +312,8 @@ def _introduce(
     log.info("code      %s", provenance.git_revision())
     log.info("versions  %s", ", ".join(f"{name} {version}" for name, version in provenance.versions().items()))
     processes = "" if world.size == 1 else f"{world.size} processes, the first on "
-    log.info("device    %s%s; %s", processes, devices.describe(world.device), precision.describe(state.embedder.dtype))
-    note = precision.note(options.precision, state.embedder.dtype)
+    log.info("device    %s%s; %s", processes, describe_device(world.device), describe_precision(state.embedder.dtype))
+    note = precision_note(options.precision, state.embedder.dtype)
     if note is not None:
         log.info("          %s", note)
     log.info("threads   %d (%s)", threads.threads, threads.reason)

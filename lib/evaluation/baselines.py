@@ -44,7 +44,7 @@ def baselines(
     """
     if len(pipeline.train) > LARGEST[world.device.type]:
         return {}
-    frozen = embedder.frozen()
+    frozen = embedder.eval_copy()
     side = min(size, SIDE)
     train = _read(pipeline.train_batches_plain(), world.rows(len(pipeline.train)), frozen, side, dim)
     test = (None, None)

@@ -20,7 +20,7 @@ from lib.evaluation.stage_features import Stages, pooled_widths, stage_rows
 from lib.evaluation.subject import Subject
 from lib.evaluation.voting import one_class
 from lib.logger.console import LOGGER
-from lib.runtime import memory
+from lib.runtime.memory import physical_memory
 from lib.seeding import generator
 
 MOST_VALUES = 10_000
@@ -103,7 +103,7 @@ class Linear(Protocol):
 
     def results(self, subject: Subject) -> list[StageResult]:
         """One for each stage, in the order of the network."""
-        outputs = subject.embedder.frozen_stages()
+        outputs = subject.embedder.eval_stages()
         widths = pooled_widths(
             outputs, torch.zeros(1, 3, self._size, self._size, device=self.world.device), MOST_VALUES
         )
@@ -173,7 +173,7 @@ def _place(size: int, device: torch.device) -> torch.device:
 
 
 def _check_memory(size: int, stages: list[str], images: str) -> None:
-    available = memory.physical()
+    available = physical_memory()
     if size > 0.8 * available:
         raise RunError(
             f"--protocol linear: {', '.join(stages)} of the {images} images would take {size / 2**30:.0f} of "

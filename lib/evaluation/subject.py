@@ -66,4 +66,4 @@ class Subject:
 
     def all_train(self) -> Optional[Tensor]:
         """(N, D) unit features of all training images, on the CPU of the first process; None in the others."""
-        return Shard(self.world, len(self.pipeline.train)).collected(self.train)
+        return Shard(self.world, len(self.pipeline.train)).gather_to_first(self.train)

@@ -17,11 +17,10 @@ from lib.evaluation.feature_space import BACKBONE, EMBEDDING, PLAIN, FeatureSpac
 from lib.export.kept_features import KeptFeatures, read_arrays, space_of
 from lib.export.model import Model, Preprocessing
 from lib.export.result_folder import DESCRIPTION, FEATURES, STATE, WHITENING
-from lib.nn import precision
 from lib.pretrained import weights_file
 from lib.pretrained.fitting import load_exactly
 from lib.pretrained.weights_file import WeightsFile
-from lib.runtime import devices
+from lib.runtime.device import choose_device, choose_precision
 
 Known = list[tuple[FeatureSpace, Optional[Tensor]]]
 
@@ -59,12 +58,12 @@ def open_model(
         told = FeatureSpace(saved["options"].get("features", EMBEDDING), saved["options"].get("whiten", False))
         kept = KeptFeatures.of_checkpoint(source, saved)
         known = [(PLAIN, file.memory)] + ([] if kept is None else [(kept.space, kept.train)])
-    chosen = devices.choose(device)
+    chosen = choose_device(device)
     level, whitened = told.level if features is None else features, told.whitened if whiten is None else whiten
     if level not in (EMBEDDING, BACKBONE):
         raise UserError(f"features={level!r}: {EMBEDDING!r} or {BACKBONE!r} is needed")
     space, memory = _chosen(FeatureSpace(level, whitened), known, path)
-    return _model(file, space, memory, chosen, precision.choose(computes_in, chosen))
+    return _model(file, space, memory, chosen, choose_precision(computes_in, chosen))
 
 
 def _chosen(wanted: FeatureSpace, known: Known, path: Path) -> tuple[FeatureSpace, Optional[Tensor]]:

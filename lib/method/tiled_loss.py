@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lib.distributed.shard import Shard
-from lib.method.global_batch import GlobalBatch
+from lib.method.memory_bank import GlobalBatch
 from lib.method.objective import ABSENT
 
 CPU_TILE_ELEMENTS = 2**18

@@ -18,7 +18,7 @@ from lib.checkpoint.async_saver import CheckpointsBehind
 from lib.checkpoint.saver import Checkpoints, Place
 from lib.compat import HAS_CAPTURE_BESIDE_THREADS
 from lib.config import Options
-from lib.distributed.process_info import Place as ProcessPlace
+from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
 from lib.errors import Interrupted, RunError, UserError
 from lib.evaluation.protocol import Protocol
@@ -100,7 +100,7 @@ class Runner:
             is_best = finished and state.epoch > 0 and current.best_epoch == state.epoch
             place = Place(state.round, state.epoch, state.underway.step)
             self.checkpoints.go_on_from(source, place, current.anchors, is_best)
-        launched = ProcessPlace.here().launched
+        launched = ProcessInfo.here().launched
         self.stop = StopSignals(launched, not world.is_first, lambda: pipeline.waiting_since, self._stopped_in_wait)
         self.pauses = Pauses(SaveEvery() if options.debug else SaveEvery.parse(options.save_every), self.stop, world)
         images = len(pipeline.train)
@@ -222,7 +222,7 @@ class Runner:
             )
         except NotFiniteError as error:
             raise self._not_finite(error, order) from error
-        state.embedder.agree()
+        state.embedder.sync_buffers()
         state.epoch += 1
         self.progress.note("looking at what was learnt")
         votes = {"knn_top1": None, "knn_top5": None}
@@ -399,7 +399,7 @@ class Runner:
         """A checkpoint: every process brings its part of the bank, the first one writes."""
         self._settle()  # before there is a second copy of everything
         state = self.state
-        memory = state.bank.gathered()
+        memory = state.bank.gather_to_first()
         if self.session is None or memory is None:
             return
         saved = state.checkpoint(memory, self.options, self.pipeline, self.session.name, top1)

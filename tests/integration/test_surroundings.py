@@ -164,7 +164,7 @@ def test_a_comparison_that_nobody_reads_is_written(session, tmp_path, monkeypatc
     monkeypatch.setattr("sys.stdout", Closed())
     with pytest.raises(ValueError, match="closed file"):
         main.run(main.collect(["--compare", str(session), str(session), "--compare-html", str(tmp_path / "page.html")]),
-                 [], main.Place())  # fmt: skip
+                 [], main.ProcessInfo())  # fmt: skip
     assert (tmp_path / "page.html").is_file()
 
 

@@ -17,8 +17,8 @@ from torchvision.transforms import functional as TF
 
 import datasets
 from datasets.image_set import ImageSet, limit
-from datasets.registry import statistics_of
 from datasets.loaders.workers import WorkerLoader
+from datasets.registry import statistics_of
 from datasets.transforms import pil as transforms
 from lib.errors import UserError
 from tests.helpers.cifar import CIFAR10, cifar_pixels, write_cifar
@@ -400,7 +400,7 @@ def test_cifar100_folders_must_be_100(tmp_path):
 
 
 def test_unknown_data_set_is_told_what_is_known():
-    with pytest.raises(UserError, match=r"--dataset mnist: .*cifar10, cifar100, svhn, digits, imagefolder"):
+    with pytest.raises(UserError, match=r"--dataset mnist: .*digits, cifar10, cifar100, svhn, imagefolder"):
         datasets.load("mnist", None, False)
 
 

@@ -38,7 +38,7 @@ def split_of(train, test, shape=(13, 11, 3)):
     def images(count):
         return ImageSet(random.randint(0, 256, (count, *shape)).astype(np.uint8), np.arange(count) % 2, ("a", "b"))
 
-    return Split("some", images(train), images(test), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+    return Split("some", images(train), images(test))
 
 
 def options_of(place, **changed):

@@ -7,8 +7,7 @@ import torch
 
 import models
 from lib.config import Options, collect
-from lib.distributed.input_checks import _OF_A_MACHINE
-from lib.distributed.process_info import Place
+from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
 from lib.errors import UserError
 from lib.method.memory_bank import MemoryBank
@@ -16,11 +15,12 @@ from lib.method.neighbourhoods import Neighbourhoods
 from lib.nn.embedder import Embedder
 from lib.runtime import threads
 from lib.training import rate_watch, thread_choice
+from lib.training.input_checks import _OF_A_MACHINE
 from lib.training.optim import build_optimizer
 from lib.training.state import TrainingState
 from lib.training.step import Step
 
-ALONE, PAIR = Place(), Place(1, 2, 1, 2, launched=True)
+ALONE, PAIR = ProcessInfo(), ProcessInfo(1, 2, 1, 2, launched=True)
 V2, V1 = "0::/a/b", "4:cpu,cpuacct:/a/b\n2:memory:/m\n0::/"
 
 

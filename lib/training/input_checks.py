@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lib.config import OPTIONS, Options
-from lib.distributed.world import World, number_of
+from lib.distributed.world import World, int_digest
 from lib.errors import UserError
 from lib.pretrained.weights_file import WeightsFile
 
@@ -44,8 +44,8 @@ def check_same_call(
     if world.size == 1:
         return
     asked = _asked(options)
-    own = [number_of(repr(value).encode()) for value in [*asked.values(), dtype]]
-    every = world.hear_all([*own, number_of(_read(saved, weights))])
+    own = [int_digest(repr(value).encode()) for value in [*asked.values(), dtype]]
+    every = world.all_gather_ints([*own, int_digest(_read(saved, weights))])
     for rank, heard in enumerate(every):
         different = [flag for flag, one, other in zip(asked, every[0], heard) if one != other]
         if different:
