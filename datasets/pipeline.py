@@ -12,10 +12,10 @@ from datasets.image_set import ImageSet, Split, limit
 from datasets.labels import judgeable, only_classes
 from datasets.loaders.device import DeviceLoader, to_device
 from datasets.loaders.workers import WorkerLoader
-from datasets.registry import NORMALISATIONS, Statistics, statistics_of
 from datasets.transforms.batch import Recipe
 from datasets.transforms.pil import test_transform, train_transform
 from lib.config import Options
+from lib.config.registry import NORMALISATIONS, Statistics, statistics_of
 from lib.distributed.world import WHOLE, Share
 from lib.errors import UserError
 from lib.seeding import generator

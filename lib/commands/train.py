@@ -47,7 +47,7 @@ from lib.training.start_record import start_record
 from lib.training.state import TrainingState
 from lib.training.thread_choice import Choice, set_threads, time_threads
 from lib.training.trainer import RESULT, Runner, check_curriculum, curriculum_note
-from models import WhiteNet
+from models.whitenet import WhiteNet
 
 STEM_IMAGES = 1_000
 """Training images whose patches whitenet's first filters are fitted to."""

@@ -18,9 +18,9 @@ from datasets.files.in_memory import ENOUGH, middle_square
 from datasets.image_set import ImageSet
 from datasets.loaders.workers import WorkerLoader
 from datasets.pipeline import EVAL_PIXELS
-from datasets.registry import Statistics
 from datasets.sources.image_folder import pictures_below
 from datasets.transforms import pil as transforms
+from lib.config.registry import Statistics
 from lib.errors import UserError
 from lib.evaluation.feature_space import PLAIN, FeatureSpace
 from lib.logger.console import LOGGER

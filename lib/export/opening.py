@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 import models
-from datasets.registry import statistics_of
 from lib.checkpoint.resume import open_checkpoint
 from lib.config import Options
+from lib.config.registry import statistics_of
 from lib.errors import UserError
 from lib.evaluation.feature_space import BACKBONE, EMBEDDING, PLAIN, FeatureSpace
 from lib.export.kept_features import KeptFeatures, read_arrays, space_of

@@ -407,8 +407,8 @@ def test_what_images_are_normalised_with(arguments, expected):
 
 
 def test_names_of_statistics_are_those_of_the_option():
-    from datasets.registry import NORMALISATIONS
     from lib.config import OPTIONS
+    from lib.config.registry import NORMALISATIONS
 
     (option,) = (option for option in OPTIONS if option.name == "normalise")
     assert set(option.choices) == set(NORMALISATIONS)

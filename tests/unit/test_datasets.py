@@ -18,8 +18,8 @@ from torchvision.transforms import functional as TF
 import datasets
 from datasets.image_set import ImageSet, limit
 from datasets.loaders.workers import WorkerLoader
-from datasets.registry import statistics_of
 from datasets.transforms import pil as transforms
+from lib.config.registry import statistics_of
 from lib.errors import UserError
 from tests.helpers.cifar import CIFAR10, cifar_pixels, write_cifar
 

@@ -9,9 +9,9 @@ from PIL import Image
 from scipy.io import savemat
 
 import datasets
-from datasets.registry import statistics_of
-from datasets.sources import image_folder
+from datasets.sources import imagenet12
 from lib.config import collect
+from lib.config.registry import statistics_of
 from lib.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +43,7 @@ WNIDS = ("n01440764", "n01443537", "n15075141")
 
 @pytest.fixture
 def imagenet(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_folder, "_IMAGENET_CLASSES", len(WNIDS))
+    monkeypatch.setattr(imagenet12, "_CLASSES", len(WNIDS))
     for label, wnid in enumerate(WNIDS):
         for number in (10, 2):
             save(tmp_path / "train" / wnid / f"{wnid}_{number}.JPEG", 10 * label + number % 10)

@@ -133,7 +133,7 @@ def test_a_process_reads_the_images_of_its_share_only(tmp_path):
         Image.new("RGB", (9, 9), (number, 0, 0)).save(tmp_path / f"{number}.png")
     images = ImageSet(tuple(str(tmp_path / f"{number}.png") for number in range(8)))
     options = options_of("workers", batch_size=8)
-    second = Pipeline(Split("some", images, None, (0.0,) * 3, (1.0,) * 3), options, CPU, 1, 2)
+    second = Pipeline(Split("some", images, None), options, CPU, 1, 2)
     for number in range(4):
         (tmp_path / f"{number}.png").unlink()
     ((served, rows),) = second.train_batches([torch.arange(8)], 0, 0)
