@@ -30,7 +30,7 @@ if __name__ == "__main__":  # Python leaves the script's folder out under PYTHON
 from lib.config import Options, Settings, collect, of_older_version, table
 from lib.distributed.process_info import ProcessInfo
 from lib.errors import PEER_FAILURE, Interrupted, PeerFailure, RunError, UserError, one_line
-from lib.logger.streams import say, say_traceback, take_what_there_is
+from lib.logger.console import prepare_streams, print_error, print_traceback
 from lib.runtime.packages import check_packages
 
 
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         BrokenPipeError: whoever reads the output has seen enough.
     """
     place = ProcessInfo.here()
-    take_what_there_is()
+    prepare_streams()
     debug = "--debug-errors" in arguments
     try:
         settings = collect(arguments)
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
         raise
     except Interrupted as stop:
         if place.rank == 0:
-            say(one_line(stop))
+            print_error(one_line(stop))
         return stop.status
     except Exception as error:
         _say(error, place, debug)
@@ -70,7 +70,7 @@ def run(settings: Settings, arguments: Sequence[str], place: ProcessInfo) -> int
     """Print the options, compare sessions, or train, go on, or evaluate. Returns the exit status."""
     if settings.options.compare:
         if place.rank == 0:
-            from lib.report.comparison import compare
+            from lib.report.compare import compare
 
             compare(settings.options.compare, settings.options.compare_html, settings.options.sess_dir)
         return 0
@@ -99,7 +99,7 @@ def _run(settings: Settings, arguments: Sequence[str], place: ProcessInfo, world
         note = f"{weights.name}: {weights.kind}; its network is used as with --pretrained"
     elif saved is not None:
         for line in passed_over if place.rank == 0 else ():
-            say(f"warning: {one_line(line)}")
+            print_error(f"warning: {one_line(line)}")
         # numbers of GPUs are of a machine; processes that have met have their devices already
         stays = world is None and saved["options"].get("gpus") == "cpu"
         stored = {name: value for name, value in saved["options"].items() if stays or name != "gpus"}
@@ -194,14 +194,14 @@ def _status(error: Exception) -> int:
 def _say(error: Exception, place: ProcessInfo, debug: bool) -> None:
     """On standard error: one line, or where the error that is being handled happened."""
     if debug:
-        say_traceback()
+        print_traceback()
     else:
         _print_error(_in_one_line(error), place)
 
 
 def _print_error(reason: str, place: ProcessInfo) -> None:
     who = f"rank {place.rank}: " if place.size > 1 else ""
-    say(f"error: {who}{one_line(reason)}")
+    print_error(f"error: {who}{one_line(reason)}")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,7 @@ from datasets.pipeline import Pipeline, normalisation
 from lib.config import Options
 from lib.distributed.world import World
 from lib.errors import UserError
-from lib.evaluation.feature_space import FeatureSpace
-from lib.evaluation.subject import Subject
+from lib.evaluation.features import FeatureSpace, Subject
 from lib.export.kept_features import KeptFeatures, rounded
 from lib.export.model import Model, Preprocessing, pictures_in
 from lib.logger.console import LOGGER, close_log, open_log

@@ -19,10 +19,9 @@ from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
 from lib.errors import PeerFailure, RunError, UnreadableImage, UserError, one_line
 from lib.evaluation.baselines import PRETRAINED, UNTRAINED, baselines, below_pixels
-from lib.evaluation.protocols import Judged, Protocols
+from lib.evaluation.evaluator import Judged, Protocols
 from lib.export.result_folder import check_free
-from lib.logger.console import LOGGER, Metrics, close_log, open_log
-from lib.logger.streams import is_terminal
+from lib.logger.console import LOGGER, RESULT, close_log, is_terminal, open_log
 from lib.nn.embedder import Embedder
 from lib.nn.winograd import count_winograd
 from lib.pretrained.bank import start_bank
@@ -35,10 +34,9 @@ from lib.runtime.memory import is_out_of_memory, keep_freed_memory
 from lib.runtime.packages import has
 from lib.runtime.threads import OtherPrograms
 from lib.session import provenance
-from lib.session.folder import SessionFolder
+from lib.session.folder import SessionFolder, check_own_files
 from lib.session.lock import SessionLock
-from lib.session.own_files import check_own_files
-from lib.session.records import note_final, note_start
+from lib.session.records import Metrics, append_start, write_final
 from lib.training.history import UNLABELLED_LEGEND
 from lib.training.images import open_images
 from lib.training.input_checks import check_same_call
@@ -46,7 +44,7 @@ from lib.training.minutes import within_minutes
 from lib.training.start_record import start_record
 from lib.training.state import TrainingState
 from lib.training.thread_choice import Choice, set_threads, time_threads
-from lib.training.trainer import RESULT, Runner, check_curriculum, curriculum_note
+from lib.training.trainer import Runner, check_curriculum, curriculum_note
 from models.whitenet import WhiteNet
 
 STEM_IMAGES = 1_000
@@ -162,7 +160,7 @@ def _execute(
         if planned is not None:
             log.info("epochs    %s", planned)
         if session is not None:
-            note_start(session.starts, start_record(pipeline, world, state.embedder.dtype, source))
+            append_start(session.starts, start_record(pipeline, world, state.embedder.dtype, source))
         if fitted is not None:
             for line in report(fitted, weights, options.network):
                 log.log(logging.WARNING if fitted.misfits else logging.INFO, "weights   %s", line)
@@ -400,7 +398,7 @@ def _conclude(
         if of_features is not None:
             told, (top1, top5) = protocols.space, of_features
             features = {"level": told.level, "whitened": told.whitened, "top1": top1, "top5": top5}
-        note_final(session.final, state.round, state.epoch, *accuracy, state.baselines, features)
+        write_final(session.final, state.round, state.epoch, *accuracy, state.baselines, features)
     if report is not None:
         report.write_if_possible()
     if session is not None:

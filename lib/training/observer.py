@@ -12,10 +12,9 @@ from datasets.pipeline import Pipeline
 from lib.config import Options
 from lib.distributed.world import World
 from lib.evaluation.bank_statistics import Survey, sample_rows, survey
-from lib.figures.anchor_grid import anchor_grids
-from lib.figures.thumbnails import thumbnails
+from lib.figures.thumbnails import anchor_grids, thumbnails
 from lib.logger.projector import SIDE
-from lib.logger.tensorboard import Board
+from lib.logger.tensorboard import TensorBoardWriter
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.method.objective import ABSENT
 from lib.training.state import TrainingState
@@ -37,7 +36,9 @@ class Observer:
         board: where pictures go.
     """
 
-    def __init__(self, options: Options, pipeline: Pipeline, labels: Optional[Tensor], world: World, board: Board):
+    def __init__(
+        self, options: Options, pipeline: Pipeline, labels: Optional[Tensor], world: World, board: TensorBoardWriter
+    ):
         self.options, self.pipeline, self.labels, self.world, self.board = options, pipeline, labels, world, board
         self._rows = sample_rows(len(pipeline.train))  # (S,)
         self._shown: Optional[Tensor] = None  # places in `_rows` of the images in the projector
@@ -46,7 +47,7 @@ class Observer:
         """Draw the anchors of a round and their neighbours."""
         if self.board.folder is not None and self.options.tfb_anchors > 0:
             grids = anchor_grids(found, self.pipeline.train, self.labels, self.options.tfb_anchors)
-            self.board.anchors(round_number, grids)
+            self.board.anchors(round_number, {grid.part: grid.picture for grid in grids})
 
     def after_epoch(self, state: TrainingState) -> dict[str, Any]:
         """The part of the epoch's line in metrics.jsonl that needs no labels, with `NOTHING`'s keys.
@@ -60,7 +61,7 @@ class Observer:
         if not last and state.epoch % self.options.eval_freq != 0:
             return NOTHING
         found = survey(state.bank.memory, self._rows, self.options.npc_temperature, state.bank.shard)
-        self.board.survey(state.round, state.epoch, found)
+        self.board.bank_statistics(state.round, state.epoch, found.entropy.cpu().numpy(), found.cosine.cpu().numpy())
         anchors = state.neighbourhoods.position[found.rows] != ABSENT
         seen = {
             "entropy": found.entropy.mean().item(),
@@ -73,7 +74,7 @@ class Observer:
             before = {number: rows for number, rows in state.nearest.items() if number == state.round - 1}
             state.nearest = {**before, state.round: found.nearest}
             if self.world.is_first:
-                from lib.clustering.bank_clusters import (
+                from lib.clustering.clusters import (
                     clusters_of,  # scikit-learn's second of import comes after a round
                 )
 

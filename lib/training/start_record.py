@@ -17,7 +17,7 @@ from lib.session import provenance
 def start_record(
     pipeline: Pipeline, world: World, dtype: Optional[torch.dtype], source: Optional[Path]
 ) -> dict[str, Any]:
-    """Plain values, for `note_start`.
+    """Plain values, for `append_start`.
 
     Args:
         dtype: of autocast, or None.

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lib.method.memory_bank import GlobalBatch, MemoryBank
-from lib.method.tiled_loss import tiled_and_loss
+from lib.method.objective import and_loss
 from lib.nn.embedder import Embedder
 from lib.training.finite import FiniteWatch
 
@@ -52,7 +52,7 @@ class Step:
         with nullcontext() if last else self.embedder.no_sync():
             features = self.embedder(images)  # (B, D)
             batch = GlobalBatch.gather(features, members, shard.world, shard.world.shares(size))
-            loss = tiled_and_loss(features, self.bank.memory, members, self.temperature, shard=shard, batch=batch)
+            loss = and_loss(features, self.bank.memory, members, self.temperature, shard=shard, batch=batch)
             (loss if share == 1.0 else loss * share).backward()
         parameters = (p for group in self.optimizer.param_groups for p in group["params"])
         self.watch.see(loss.detach(), [p.grad for p in parameters if p.grad is not None] if last else ())

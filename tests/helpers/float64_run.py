@@ -16,7 +16,7 @@ from datasets.pipeline import Pipeline
 from lib.config import collect
 from lib.distributed import process_group as group
 from lib.distributed.process_info import ProcessInfo
-from lib.evaluation.protocols import Protocols
+from lib.evaluation.evaluator import Protocols
 from lib.nn.embedder import Embedder
 from lib.pretrained.bank import start_bank
 from lib.training.state import TrainingState
