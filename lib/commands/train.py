@@ -12,6 +12,7 @@ import torch
 
 from datasets.pipeline import Pipeline
 from lib.checkpoint import io as checkpoint
+from lib.commands.inputs import check_same_call, open_images
 from lib.commands.results import embed_pictures, export_results, take_network
 from lib.config import Options, Settings, to_yaml
 from lib.distributed import process_group as group
@@ -38,12 +39,9 @@ from lib.session.folder import SessionFolder, check_own_files
 from lib.session.lock import SessionLock
 from lib.session.records import Metrics, append_start, write_final
 from lib.training.history import UNLABELLED_LEGEND
-from lib.training.images import open_images
-from lib.training.input_checks import check_same_call
-from lib.training.minutes import within_minutes
-from lib.training.start_record import start_record
+from lib.training.planning import Choice, set_threads, time_threads, within_minutes
+from lib.training.recorder import start_record
 from lib.training.state import TrainingState
-from lib.training.thread_choice import Choice, set_threads, time_threads
 from lib.training.trainer import Runner, check_curriculum, curriculum_note
 from models.whitenet import WhiteNet
 

@@ -22,7 +22,7 @@ from lib.nn.winograd import use_winograd
 from lib.pretrained.fitting import load_exactly
 from lib.runtime.determinism import without_adaptive_pooling
 from lib.seeding import generator
-from lib.training.epoch_progress import Underway
+from lib.training.epoch import Underway
 from lib.training.history import History
 from lib.training.optim import build_optimizer, check_state
 

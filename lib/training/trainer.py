@@ -32,15 +32,11 @@ from lib.report import Report
 from lib.runtime.stop_signals import PATIENCE, StopSignals
 from lib.session.folder import SessionFolder
 from lib.session.records import Metrics
-from lib.training.bad_batch import write_note
 from lib.training.cuda_graph import CapturedStep, can_be_captured
-from lib.training.epoch import NotFiniteError, StepFunction, train_epoch
-from lib.training.epoch_progress import Underway
+from lib.training.epoch import NotFiniteError, StepFunction, Underway, train_epoch, with_same_masks
 from lib.training.history import RoundSummary, sizes
-from lib.training.masks import with_same_masks
-from lib.training.observer import Observer
 from lib.training.optim import start_schedule
-from lib.training.rate_watch import RateWatch
+from lib.training.recorder import Observer, RateWatch, write_note
 from lib.training.state import TrainingState, not_finite
 from lib.training.step import Step
 from lib.training.stopping import Pauses, SaveEvery

@@ -11,11 +11,11 @@ import datasets
 from datasets.files import bad_images
 from datasets.files.bad_images import CheckedFiles
 from datasets.image_set import ImageSet, Split
+from lib.commands.inputs import check_same, open_images
 from lib.config import Options
 from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
 from lib.errors import UserError
-from lib.training.images import check_same, open_images
 from tests.helpers.processes import in_processes
 
 
