@@ -3,7 +3,6 @@
 A line names what is imported when the name is asked for, so that `--help` loads neither PyTorch nor a data set.
 """
 
-from importlib import import_module
 from typing import Any
 
 DATASETS = {
@@ -60,7 +59,8 @@ def find(registry: dict[str, str], name: str) -> Any:
         KeyError: the registry has no such name.
     """
     module, _, attribute = registry[name].partition(":")
-    return getattr(import_module(module), attribute)
+    # not importlib.import_module: `and_discovery` has `import` find the packages of this project
+    return getattr(__import__(module, fromlist=[attribute]), attribute)
 
 
 def statistics_of(dataset: str) -> Statistics:

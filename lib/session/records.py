@@ -86,7 +86,7 @@ def _place(line: str) -> Optional[tuple[int, int]]:
 
 
 def append_start(path: Path, record: dict[str, Any]) -> None:
-    """Add a line. What it holds: `lib.training.recorder.start_record`."""
+    """Add a line. What it holds: `lib.commands.train.start_record`."""
     append_line(path, json.dumps(record))
 
 

@@ -11,7 +11,7 @@ import datasets
 from datasets.files import bad_images
 from datasets.files.bad_images import CheckedFiles
 from datasets.image_set import ImageSet, Split
-from lib.commands.inputs import check_same, open_images
+from lib.commands.call import check_same, open_images
 from lib.config import Options
 from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
