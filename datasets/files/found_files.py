@@ -1,6 +1,7 @@
 """What lies below a folder of pictures: the pictures, and what is passed over, counted by its kind."""
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -162,6 +163,14 @@ def _is_pipe_or_device(entry: os.DirEntry) -> bool:
     if not entry.is_symlink():
         return not entry.is_file()
     return os.path.exists(entry.path) and not os.path.isfile(entry.path)
+
+
+def same_name(name: str) -> str:
+    """One spelling for names that look alike: systems write é as one letter or as e and an accent (Unicode's NFC, NFD).
+
+    Bytes that are no UTF-8 stay as they are.
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def counted(names: Counter) -> str:

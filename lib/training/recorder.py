@@ -13,7 +13,7 @@ from typing import Any, Callable, Optional
 import torch
 from torch import Tensor
 
-from datasets.files.image_cache import common_folder
+from datasets.files.cache import common_folder
 from datasets.pipeline import Pipeline
 from lib.checkpoint.saver import AsyncCheckpointSaver, CheckpointSaver, Position
 from lib.config import Options
