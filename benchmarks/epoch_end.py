@@ -13,12 +13,12 @@ from benchmarks.textbook import MEANS, STDS
 from benchmarks.timing import Row
 from lib.checkpoint import io as checkpoint
 from lib.config import Options
-from lib.evaluation.bank_statistics import LARGEST_SAMPLE, survey
+from lib.evaluation.bank_statistics import survey
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.nn.embedder import Embedder
 from lib.runtime.device import choose_precision
-from lib.seeding import even_sample
+from lib.search.exact import sample_rows
 from lib.training.optim import build_optimizer
 from lib.training.state import TrainingState, not_finite
 
@@ -36,7 +36,7 @@ def epoch_end(setting: Setting) -> list[Row]:
     # what a checkpoint asks a pipeline for
     images = SimpleNamespace(train=range(setting.images), name="random", fingerprint="", contents=None,
                              means=MEANS, stds=STDS)  # fmt: skip
-    rows = even_sample(setting.images, LARGEST_SAMPLE)
+    rows = sample_rows(setting.images)
 
     def copied() -> dict[str, Any]:
         return state.checkpoint(state.bank.gather_to_first(), options, images, "benchmark", None)

@@ -1,4 +1,4 @@
-"""Samples: random numbers as a function of the seed and of where in the run they are drawn, and even spacing.
+"""Random numbers as a function of the seed and of where in the run they are drawn.
 
 Nothing depends on how many numbers were drawn before: a resumed run needs only to know where it is.
 """
@@ -18,10 +18,3 @@ def derive(seed: int, *place: Union[int, str]) -> int:
 def generator(seed: int, *place: Union[int, str]) -> torch.Generator:
     """A CPU generator for one place of a run."""
     return torch.Generator().manual_seed(derive(seed, *place))
-
-
-def even_sample(count: int, largest: int) -> torch.Tensor:
-    """(S,) int64, all of `count` rows or `largest` of them at even distances: a function of the two numbers."""
-    if count <= largest:
-        return torch.arange(count)
-    return torch.div(torch.arange(largest) * count, largest, rounding_mode="floor")

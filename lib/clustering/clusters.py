@@ -10,14 +10,13 @@ from torch import Tensor
 from lib.clustering.kmeans import spherical_kmeans
 from lib.clustering.number import choose_number
 from lib.errors import UserError
-from lib.search.exact import nearest
-from lib.seeding import even_sample
+from lib.search.exact import LARGEST_SAMPLE, nearest, sample_rows
 
 AUTO = "auto"
 FEWEST = 20
 """Images below which the number of clusters means nothing, so that a round counts none."""
-SAMPLE, ROWS_PER_CLUSTER = 5_000, 50
-"""k-means runs on an even sample of so many images, or of so many for each cluster if that is more."""
+ROWS_PER_CLUSTER = 50
+"""k-means runs on an even sample of `LARGEST_SAMPLE` images, or of so many for each cluster if that is more."""
 COUNTED = 2_000
 """Images by which the number of clusters is found, an even sample: with 5,000 it takes 30 s on a busy core."""
 
@@ -98,9 +97,9 @@ def find_clusters(features: Tensor, number: str, seed: int) -> Clusters:
     elif len(features) <= 2:
         count, explanation = 1, f"{len(features)} images are too few to tell more apart"
     else:
-        found = choose_number(features[even_sample(len(features), COUNTED)], seed)
+        found = choose_number(features[sample_rows(len(features), COUNTED)], seed)
         count, explanation = found.clusters, f"found by their {found.criterion_name}: {found.explanation}"
-    rows = even_sample(len(features), max(SAMPLE, ROWS_PER_CLUSTER * count))
+    rows = sample_rows(len(features), max(LARGEST_SAMPLE, ROWS_PER_CLUSTER * count))
     return Clusters(spherical_kmeans(features[rows], count, seed).centres, number, explanation)
 
 

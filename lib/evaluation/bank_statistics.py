@@ -11,9 +11,6 @@ from lib.method.tiled_entropy import Grid
 from lib.method.tiled_neighbours import anchor_panels
 from lib.search.exact import check_k, inner_products, merge_nearest
 
-LARGEST_SAMPLE = 5_000
-"""Images that are looked at; of more, so many at even distances."""
-
 _TILE_ELEMENTS = 2**22
 
 

@@ -11,8 +11,7 @@ from lib.distributed.shard import Shard
 from lib.distributed.world import World
 from lib.evaluation.evaluator import Findings, Protocol
 from lib.evaluation.features import Subject
-from lib.search.exact import ExactSearch
-from lib.seeding import even_sample
+from lib.search.exact import ExactSearch, sample_rows
 
 LOT_ELEMENTS = 2**24
 """Votes, and similarities of neighbours, that are held at a time: 128 MiB each."""
@@ -218,7 +217,7 @@ class LeaveOneOut(Voting):
         here = labelled[shard.start : shard.stop] - everything.start
         database = rows[here.to(rows.device)]  # those with a label
         labels = torch.from_numpy(train.labels)[labelled].to(rows.device)
-        judged = even_sample(len(labels), LARGEST_SAMPLE)
+        judged = sample_rows(len(labels), LARGEST_SAMPLE)
         asked = Shard.part_of(shard, judged)
         own = database[(judged[asked.start : asked.stop] - shard.start).to(rows.device)]
         judged = judged.to(rows.device)

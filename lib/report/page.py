@@ -10,7 +10,7 @@ from typing import Any, Optional
 import numpy as np
 
 from datasets.image_set import ImageSet
-from lib.clustering.clusters import AUTO, SAMPLE, clusters_of
+from lib.clustering.clusters import AUTO, clusters_of
 from lib.config import value_text
 from lib.errors import UserError
 from lib.evaluation.features import FeatureSpace
@@ -21,7 +21,8 @@ from lib.report.galleries import Certainty, anchors_with_neighbours, contact_she
 from lib.report.pictures import Pictures, evenly, sample
 from lib.report.rounds import RoundView, checked, quality, view
 from lib.report.template import render
-from lib.seeding import derive, even_sample
+from lib.search.exact import sample_rows
+from lib.seeding import derive
 from lib.session.folder import SessionFolder
 from lib.session.records import SessionRecord, result_text, result_words
 
@@ -65,7 +66,7 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
         newest["options"].get("num_clusters", AUTO),
         newest["options"].get("seed", 0),
     )
-    clustered = even_sample(len(images), SAMPLE).numpy()
+    clustered = sample_rows(len(images)).numpy()
     sheets = contact_sheets(clustered, features, pictures, clusters)
     mapped = sample(len(clustered), ON_THE_MAP, seed)
     most, least = ends(certainty, pictures)

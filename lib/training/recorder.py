@@ -13,7 +13,7 @@ from typing import Any, Callable, Optional
 import torch
 from torch import Tensor
 
-from datasets.files.image_cache import common_folder
+from datasets.files.cache import common_folder
 from datasets.pipeline import Pipeline
 from lib.checkpoint.saver import AsyncCheckpointSaver, CheckpointSaver, Position
 from lib.config import Options
@@ -29,7 +29,7 @@ from lib.logger.projector import SIDE
 from lib.logger.tensorboard import TensorBoardWriter
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.report import Report
-from lib.seeding import even_sample
+from lib.search.exact import sample_rows
 from lib.session.folder import SessionFolder
 from lib.session.records import Metrics
 from lib.training.history import Diagnostics
@@ -344,7 +344,7 @@ class SessionRecorder(Recorder):
         if self._board.folder is None or self.options.tfb_projector == 0:
             return
         if self._shown is None:
-            self._shown = even_sample(len(found.survey.rows), self.options.tfb_projector)
+            self._shown = sample_rows(len(found.survey.rows), self.options.tfb_projector)
             self._board.thumbnails(thumbnails(self.pipeline.train, found.survey.rows.cpu()[self._shown].tolist(), SIDE))
         shown = self._shown
         rows = found.survey.rows.cpu()[shown].tolist()

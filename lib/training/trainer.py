@@ -17,13 +17,12 @@ from lib.config import Options
 from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
 from lib.errors import Interrupted, UserError
-from lib.evaluation.bank_statistics import LARGEST_SAMPLE
 from lib.evaluation.evaluator import Judged, Protocol, Protocols
 from lib.logger.console import LOGGER
 from lib.method.discovery import anchor_count, discover
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.runtime.stop_signals import PATIENCE, StopSignals
-from lib.seeding import even_sample
+from lib.search.exact import sample_rows
 from lib.training.cuda_graph import CapturedStep, can_be_captured
 from lib.training.epoch import EpochProgress, EpochResult, NotFiniteError, StepFunction, train_epoch, with_same_masks
 from lib.training.history import Diagnostics, diagnose
@@ -72,7 +71,7 @@ class Trainer:
         )
         every = SaveEvery() if options.debug else SaveEvery.parse(options.save_every)
         self.policy = StopAndSavePolicy(every, self.stop, world)
-        self._rows = even_sample(len(pipeline.train), LARGEST_SAMPLE)  # (S,) of the diagnostics
+        self._rows = sample_rows(len(pipeline.train))  # (S,) of the diagnostics
         is_between_epochs = state.epoch > 0 and state.progress.step == 0
         self._may_lack_results = is_resumed and not options.debug and is_between_epochs
 

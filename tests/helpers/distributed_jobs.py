@@ -23,8 +23,7 @@ from lib.nn.bn_folding import plain_copy
 from lib.nn.embedder import Embedder
 from lib.nn.sync_batch_norm import synchronise
 from lib.search.approximate import ApproximateSearch, recall
-from lib.search.exact import nearest
-from lib.seeding import even_sample
+from lib.search.exact import nearest, sample_rows
 from models import build
 from tests.helpers.rows import grid_rows, random_members, unit_rows
 
@@ -219,7 +218,7 @@ def surveys(world):
     for name, (memory, temperature) in banks_to_discover().items():
         if len(memory) < 2 or name == "lengths":
             continue
-        shard, rows = Shard(world, len(memory)), even_sample(len(memory), 37)
+        shard, rows = Shard(world, len(memory)), sample_rows(len(memory), 37)
         seen = survey(memory[shard.start : shard.stop], rows, temperature, shard, 2**12)
         found[name] = {"entropy": seen.entropy, "nearest": seen.nearest, "cosine": seen.cosine, "rows": seen.features}
     two = unit_rows(2, 4, 0)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from datasets.image_set import ImageSet
 from lib.clustering.clusters import round_clusters
 from lib.distributed.world import World
-from lib.evaluation.bank_statistics import LARGEST_SAMPLE, Survey, survey
+from lib.evaluation.bank_statistics import Survey, survey
 from lib.evaluation.features import Subject
 from lib.evaluation.knn import LeaveOneOut
 from lib.figures import thumbnails as figures
@@ -20,7 +20,7 @@ from lib.logger.console import _fitted
 from lib.logger.projector import SIDE, Projector
 from lib.method.discovery import consistency
 from lib.method.neighbourhoods import Neighbourhoods
-from lib.seeding import even_sample
+from lib.search.exact import sample_rows
 from lib.training.history import History, sizes
 from tests.helpers import oracles
 from tests.helpers.rows import unit_rows
@@ -30,7 +30,7 @@ from tests.helpers.rows import unit_rows
 @given(n=st.integers(2, 40), largest=st.integers(1, 50), tau=st.sampled_from([0.07, 0.1, 1.0]), seed=st.integers(0, 99))
 def test_a_survey_matches_the_oracle(n, largest, tau, seed):
     memory = unit_rows(n, 5, seed)
-    rows = even_sample(n, largest)
+    rows = sample_rows(n, largest)
     found = survey(memory, rows, tau)
     exact = memory.double().numpy()
     assert found.entropy.numpy() == pytest.approx(oracles.entropies(exact, tau)[rows.numpy()], abs=2e-6)
@@ -45,10 +45,10 @@ def test_of_equal_neighbours_the_first_is_the_nearest():
     assert survey(memory, torch.arange(30), 0.1).nearest.tolist() == [1] + [0] * 29
 
 
-def test_an_even_sample():
-    assert even_sample(10, 4).tolist() == [0, 2, 5, 7]
-    assert even_sample(3, 4).tolist() == [0, 1, 2]
-    assert len(even_sample(1_281_167, LARGEST_SAMPLE)) == 5000
+def test_an_sample_rows():
+    assert sample_rows(10, 4).tolist() == [0, 2, 5, 7]
+    assert sample_rows(3, 4).tolist() == [0, 1, 2]
+    assert len(sample_rows(1_281_167)) == 5000
 
 
 def a_survey(nearest):
