@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lib.compat import sums_or_norms
+from lib.compat import norms
 from lib.method.memory_bank import GlobalBatch, MemoryBank
 from lib.method.objective import and_loss
 from lib.nn.embedder import Embedder
@@ -42,7 +42,11 @@ class FiniteWatch:
     def see(self, loss: Tensor, gradients: Iterable[Tensor] = ()) -> None:
         """A batch with its loss, and the gradients of the optimiser step if it ends one."""
         # sums and norms are finite if all terms are, unless these are so large that nothing could be learnt from them
-        sums = sums_or_norms(list(gradients))
+        gradients = list(gradients)
+        if norms is not None and gradients and gradients[0].is_cuda:
+            sums = list(norms(gradients))
+        else:
+            sums = [gradient.sum() for gradient in gradients]
         total = torch.stack(sums).sum() if sums else torch.zeros_like(loss)
         bad = ~torch.isfinite(torch.stack([loss.float(), total.float()]))
         self._first.copy_(torch.where(bad & (self._first == _NONE), self._count, self._first))

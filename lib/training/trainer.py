@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -70,7 +70,7 @@ class Trainer:
             unheard=self._stopped_while_waiting,
         )
         every = SaveEvery() if options.debug else SaveEvery.parse(options.save_every)
-        self.policy = StopAndSavePolicy(every, self.stop, world)
+        self.policy = StopAndSavePolicy(every, self.stop, world, self._save)
         self._rows = sample_rows(len(pipeline.train))  # (S,) of the diagnostics
         is_between_epochs = state.epoch > 0 and state.progress.step == 0
         self._may_lack_results = is_resumed and not options.debug and is_between_epochs
@@ -165,7 +165,7 @@ class Trainer:
         place = (state.round, state.epoch)
         order = self.pipeline.epoch_order(*place)
         sizes = tuple(len(batch) for batch in order)
-        self.policy.saved(begun.step)
+        self.policy.saved_at(begun.step)
         self.recorder.epoch_started(state)
         batches = self.pipeline.train_batches(order, *place, start=begun.step)
         batches = with_same_masks(batches, network, self.world, sizes, begun.step, options.seed, *place)
@@ -180,22 +180,18 @@ class Trainer:
                 options.display_freq,
                 self.recorder.steps_done,
                 begun,
-                self._save_or_stop,
+                self.policy.between_steps,
             )
         except NotFiniteError as error:
             raise self.recorder.not_finite(state, error.found, order) from error
 
-    def _save_or_stop(self, step: int, progress: Callable[[], EpochProgress]) -> None:
-        """Between two optimiser steps: save if it is time, and stop if a signal asks for it."""
-        decision = self.policy.at_step(step)
-        if not decision.save:
-            return
-        self.state.progress = progress()
+    def _save(self, progress: EpochProgress, signal_number: Optional[int]) -> None:
+        """Save within an epoch; stop if a signal asks for it."""
+        self.state.progress = progress
         self.recorder.save(self.state, None, is_best=False)
-        if decision.stop is not None:
-            raise self._interrupted(decision.stop)
+        if signal_number is not None:
+            raise self._interrupted(signal_number)
         self.state.progress = EpochProgress()
-        self.policy.saved(step)
         self.recorder.resume_timing()
 
     def _diagnose(self) -> Diagnostics:
