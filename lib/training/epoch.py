@@ -91,7 +91,7 @@ class EpochProgress:
         if not same or not 0 < self.step < self.batches or self.step % iter_size != 0:
             raise ValueError(
                 f"it was written within an epoch, after {self.step} of {self.batches} batches, and the epoch cannot be "
-                "gone on with in other ones: use the --batch-size and --iter-size it was made with (with "
+                "resumed with other ones: use the --batch-size and --iter-size it was made with (with "
                 "--no-sync-bn as many processes, too), or a checkpoint from the end of an epoch"
             )
 
@@ -124,13 +124,11 @@ def train_epoch(
 
     Args:
         step: trains on one batch; the network is in training mode.
-        batches: those after `begun`.
+        batches: those after `begun`, which is done.
         batch_sizes: images in each batch of the epoch, in all processes together.
-        iter_size: batches whose gradients make one optimiser step. Its gradient is the mean over their images,
-            whatever the sizes of the batches; a last, smaller group makes a step of its own.
+        iter_size: batches of one optimiser step, whose gradient is the mean over their images; the last may have fewer.
         report_every: steps between calls of `report(images since the last call, loss of the batch)`, and one at
             the end. Nothing else waits for the device.
-        begun: what was done of the epoch before.
         pause: called as `pause(batches done, progress)` between optimiser steps, where the run may be saved or
             stopped; not after the last. `progress()` waits for the device.
 
