@@ -5,10 +5,9 @@ import logging
 import math
 import os
 import shlex
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -25,22 +24,18 @@ from lib.evaluation.features import Subject
 from lib.export.kept_features import KeptFeatures
 from lib.figures.thumbnails import anchor_grids, thumbnails
 from lib.logger.console import LOGGER, RESULT
-from lib.logger.progress import Progress
+from lib.logger.progress import Progress, RateWatch
 from lib.logger.projector import SIDE
 from lib.logger.tensorboard import TensorBoardWriter
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.report import Report
 from lib.session.folder import SessionFolder
-from lib.session.records import Metrics
+from lib.session.records import Metrics, write_final
 from lib.training.history import Diagnostics
 from lib.training.state import TrainingState, not_finite
 from lib.training.step import NotFinite
 
 log = logging.getLogger(LOGGER)
-
-WINDOW = 10.0
-"""Seconds of training that a rate is measured over."""
-FALL = 3
 
 
 class Recorder:
@@ -151,6 +146,9 @@ class Recorder:
         """The last round is done, and the finished network was evaluated; `subject` has its features."""
         if not (subject.space.is_plain or self.options.debug):
             subject.all_train()  # brings this process's features to the first
+
+    def conclude(self, state: TrainingState, results: Judged) -> None:
+        """The run is over, and its results are in the log."""
 
     def save(self, state: TrainingState, top1: Optional[float], is_best: bool) -> None:
         """Write a checkpoint: every process sends its part of the bank to the first one, which writes.
@@ -297,6 +295,21 @@ class SessionRecorder(Recorder):
             KeptFeatures(subject.space, subject.all_train(), state.round, state.epoch).write(self.session.features)
         self._board.finish()
 
+    def conclude(self, state: TrainingState, results: Judged) -> None:
+        accuracy, of_features = self.protocols.first_vote(results), self.protocols.first_feature_vote(results)
+        if accuracy is not None:
+            features = None
+            if of_features is not None:
+                space, (top1, top5) = self.protocols.space, of_features
+                features = {"level": space.level, "whitened": space.whitened, "top1": top1, "top5": top5}
+            write_final(self.session.final, state.round, state.epoch, *accuracy, state.baselines, features)
+        if self._report is not None:
+            self._report.write_if_possible()
+        for _, findings in results:
+            for path in findings.write(self.session.path):
+                log.info("written: %s", path, extra=RESULT)
+        log.info("checkpoints, log, metrics and TensorBoard files: %s", self.session.path, extra=RESULT)
+
     def save(self, state: TrainingState, top1: Optional[float], is_best: bool) -> None:
         self.flush()  # before there is a second copy of everything
         memory = state.bank.gather_to_first()
@@ -412,37 +425,3 @@ def write_bad_batch(
     }
     path.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
     return path
-
-
-class RateWatch:
-    """Compares the images per second of each window with those of the fastest so far, and answers once.
-
-    Args:
-        clock: in seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter):
-        self._clock, self._since = clock, clock()
-        self._images, self._seconds, self._fastest, self._answered = 0, 0.0, 0.0, False
-
-    def resume(self) -> None:
-        """Training goes on after something else: what that took does not count."""
-        self._since = self._clock()
-
-    def see(self, images: int) -> Optional[tuple[float, float]]:
-        """So many more images were learnt from.
-
-        Returns:
-            the rate of this window and the fastest, the first time that it is below a third of it; else None.
-        """
-        now = self._clock()
-        self._images += images
-        self._seconds, self._since = self._seconds + now - self._since, now
-        if self._seconds < WINDOW:
-            return None
-        rate, fastest = self._images / self._seconds, self._fastest
-        self._images, self._seconds, self._fastest = 0, 0.0, max(rate, fastest)
-        if self._answered or rate * FALL >= fastest:
-            return None
-        self._answered = True
-        return rate, fastest

@@ -12,7 +12,7 @@ from datasets.files import bad_images
 from datasets.files.checked_files import CheckedFiles
 from datasets.image_set import ImageSet
 from datasets.split import Split
-from lib.commands.call import check_same, open_images
+from lib.commands.call import check_same_images, open_images
 from lib.config import Options
 from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
@@ -77,7 +77,7 @@ def compared(world):
     for name, sides in pairs.items():
         images, tests = sides[world.rank]
         try:
-            check_same(world, images, images.fingerprint(), tests)
+            check_same_images(world, images, images.fingerprint(), tests)
         except UserError as error:
             said[name] = str(error)
     return said
