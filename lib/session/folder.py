@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Optional
 
-from lib.config.names import shown
-from lib.errors import RunError, UserError
+from lib.errors import RunError, UserError, shown
 from lib.runtime.atomic import replace_text
 
 CHECKPOINT_NAME = re.compile(r"(\d{4,})-(\d{5,})(-best|-e(\d{4,})-s(\d{6,}))?\.ckpt")
