@@ -40,13 +40,13 @@ class Trainer:
 
     Args:
         options: the merged options.
-        state: where the run stands.
+        state: to train; its round and epoch say where the run is.
         pipeline: the images.
         protocols: evaluate the network after epochs and at the end.
-        recorder: writes down what happens.
+        recorder: of what happens.
         labels: (N,) training labels, for the reported consistency only; or None.
         world: the processes of the run. All take the same steps.
-        is_resumed: whether the session that is recorded holds the state's checkpoint.
+        is_resumed: whether the state was restored from a checkpoint of the same session.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Trainer:
             self._train_epoch()
             schedule.step()
             if (state.round, state.epoch) == (options.first_round, 1) and options.max_epoch > 1:
-                self.recorder.write_report()  # the round may take days
+                self.recorder.write_report()  # a round may take days
         self.recorder.round_finished(state)
 
     def _train_epoch(self) -> None:
@@ -195,7 +195,7 @@ class Trainer:
         self.recorder.resume_timing()
 
     def _diagnose(self) -> Diagnostics:
-        """What the bank shows without labels after an epoch that is evaluated."""
+        """The diagnostics of the bank after an epoch, if it is evaluated."""
         options, state = self.options, self.state
         is_last = state.epoch == options.max_epoch
         if not is_last and state.epoch % options.eval_freq != 0:
@@ -235,13 +235,13 @@ class Trainer:
         self.recorder.evaluated(self.state, self.protocols.judged(protocols, self.state.embedder))
 
     def _evaluate_what_is_missing(self) -> None:
-        """A process that was killed after an epoch's checkpoint may have left its slower protocols undone."""
+        """Evaluate by the slower protocols that a killed process left out after its last checkpoint."""
         due = self.protocols.due(self.state.round, self.state.epoch)
         if not due:
             return
         known = self.recorder.last_epoch()
         there = torch.tensor([int(protocol.is_in(known)) for protocol in due], device=self.world.device)
-        self.world.broadcast(there)  # the file is the first process's
+        self.world.broadcast(there)  # only the first process has the file
         self._evaluate([protocol for protocol, is_there in zip(due, there.tolist()) if not is_there])
 
     def _interrupted(self, signal_number: int) -> Interrupted:
