@@ -7,17 +7,15 @@ import torch
 from torch import Tensor
 
 from datasets.files.bad_images import Gather, without_bad_images
-from datasets.files.decoded import decoded
-from datasets.files.shrunk import shrunk
-from datasets.image_set import ImageSet, limit
+from datasets.files.in_memory import decoded, shrunk
+from datasets.image_set import ImageSet, Split, limit
+from datasets.labels import judgeable, only_classes
 from datasets.loaders.device import DeviceLoader, to_device
 from datasets.loaders.workers import WorkerLoader
-from datasets.sources.only_classes import judgeable, only_classes
-from datasets.split import Split
-from datasets.transforms import normalisation
 from datasets.transforms.batch import Recipe
 from datasets.transforms.pil import test_transform, train_transform
 from lib.config import Options
+from lib.config.registry import NORMALISATIONS, Statistics, statistics_of
 from lib.distributed.world import WHOLE, Share
 from lib.errors import UserError
 from lib.seeding import generator
@@ -27,6 +25,16 @@ Loader = Union[DeviceLoader, WorkerLoader]
 
 EVAL_PIXELS = 512 * 32 * 32
 """Pixels in a batch where nothing is learnt: 512 small images, 10 of 224 pixels. The results do not depend on it."""
+
+
+def normalisation(options: Options, own: Optional[Statistics] = None) -> Statistics:
+    """The channel statistics in effect: `--means` and `--stds` first, then `--normalise`, then `own`.
+
+    Args:
+        own: None: those of the data set.
+    """
+    means, stds = NORMALISATIONS.get(options.normalise or "") or own or statistics_of(options.dataset)
+    return tuple(options.means or means), tuple(options.stds or stds)
 
 
 class Pipeline:
@@ -72,7 +80,7 @@ class Pipeline:
             checked = WHOLE if gather is None else self._share
             split, self.skipped = without_bad_images(split, options.workers_num, rank == 0, checked, gather)
         self.name, self.notes = split.name, split.notes
-        self.means, self.stds = normalisation.chosen(options, (split.means, split.stds))
+        self.means, self.stds = normalisation(options, statistics_of(split.name))
         self._options, self._device = options, device
         train, test = self._limited(split.train, options.limit_train), self._limited(split.test, options.limit_test)
         if len(train) < 2:

@@ -1,4 +1,4 @@
-"""Images in folders: DIR/train and DIR/test, with a folder for each class or with none."""
+"""Images in folders: imagefolder (train/ and test/, a folder for each class) and photos (any folder)."""
 
 import os
 from pathlib import Path
@@ -6,11 +6,8 @@ from typing import Optional
 
 import numpy as np
 
-from datasets.files.found_files import ENDINGS, Found, entries, look_through, sort_files, unlike_text
-from datasets.files.paths import same_name
-from datasets.image_set import ImageSet
-from datasets.split import Split
-from datasets.transforms.normalisation import IMAGENET
+from datasets.files.found_files import ENDINGS, Found, entries, look_through, same_name, sort_files, unlike_text
+from datasets.image_set import ImageSet, Split
 from lib.errors import UserError, one_line
 
 _HELD_OUT = ("test", "val", "valid", "validation")
@@ -26,7 +23,22 @@ def imagefolder(root: Path, download: bool) -> Split:
         UserError: as `read_folders`.
     """
     train, test, notes = read_folders(root, "imagefolder")
-    return Split("imagefolder", train, test, *IMAGENET, notes)
+    return Split("imagefolder", train, test, notes)
+
+
+def photos(root: Path, download: bool) -> Split:
+    """Every picture below `root`, at any depth, in the order of the paths; all of them are there to learn from.
+
+    What begins with a dot is passed over, and so are session folders, folders that systems make, and files that are
+    no pictures by their names; the notes count them. Links are followed.
+
+    Raises:
+        UserError: there is no such folder, it cannot be read, or no picture is in it.
+    """
+    if not root.is_dir():
+        raise UserError(f"--dataset photos: there is no folder {root}; point --data-root at your pictures")
+    found = pictures_below(str(root), f"--dataset photos: {root}")
+    return Split("photos", ImageSet(found.pictures), None, tuple(found.passed_over()))
 
 
 def read_folders(root: Path, dataset: str) -> tuple[ImageSet, Optional[ImageSet], tuple[str, ...]]:
@@ -162,3 +174,21 @@ def _check_lost(folder: str, dataset: str, found: Found) -> None:
             f"{found.holdings()}; convert its files to JPEG (for HEIC, pip install pillow-heif will do), or move the "
             "folder away"
         )
+
+
+def pictures_below(folder: str, asked: str) -> Found:
+    """What `look_through` finds; at least one picture.
+
+    Args:
+        asked: how a message begins.
+
+    Raises:
+        UserError: the folder cannot be read, or no picture is in it.
+    """
+    try:
+        found = look_through(folder)
+    except OSError as error:
+        raise UserError(f"{asked}: {error.filename} cannot be read: {error.strerror}") from error
+    if not found.pictures:
+        raise UserError(f"{asked} holds no pictures ({ENDINGS}){found.holdings()}")
+    return found

@@ -38,8 +38,8 @@ from typing import Any, BinaryIO, NamedTuple, Optional
 
 import torch
 
+from lib.checkpoint.safe_load import load_data_only
 from lib.checkpoint.schema import check_layout
-from lib.compat import load_data_only
 from lib.errors import RunError, UserError
 from lib.runtime.atomic import not_written, put_in_place, write_beside
 

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 import datasets
 from datasets.files.bad_images import Gather
-from datasets.image_set import ImageSet
+from datasets.image_set import ImageSet, Split
 from datasets.pipeline import Pipeline
-from datasets.split import Split
 from lib.commands.start import FromWeights, Resumed, Start
 from lib.config import OPTIONS, Options, Settings
 from lib.distributed.process_group import is_peer_failure, join

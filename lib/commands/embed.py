@@ -16,8 +16,7 @@ import datasets
 import models
 from datasets.files.bad_images import readable
 from datasets.image_set import ImageSet
-from datasets.pipeline import Pipeline
-from datasets.transforms import normalisation
+from datasets.pipeline import Pipeline, normalisation
 from lib.clustering.clusters import check_number, find_clusters
 from lib.commands.call import Call, load_network
 from lib.commands.export import is_of, log_network
@@ -64,7 +63,7 @@ def embed(call: Call) -> None:
         paths = pictures_in(options.embed)
         network = models.build(options.network, options.low_dim, options.stem, options.size, options.init, options.seed)
         file = load_network(network, options, start)
-        statistics = normalisation.chosen(options, file.statistics)
+        statistics = normalisation(options, file.statistics)
         # a checkpoint has the options of its run; a file of weights is asked where no option says otherwise
         shrink = options.shrink if isinstance(start, Resumed) else options.shrink or file.shrink
         preprocessing = Preprocessing.of(options.size, options.resize, statistics, shrink)

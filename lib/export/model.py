@@ -17,17 +17,15 @@ from torch.nn import functional as F
 import datasets
 import models
 from datasets.files.decode import Source, read_rgb
-from datasets.files.paths import Paths
-from datasets.files.shrunk import ENOUGH, middle_square
-from datasets.image_set import ImageSet
+from datasets.files.in_memory import ENOUGH, middle_square
+from datasets.image_set import ImageSet, Paths
 from datasets.loaders.workers import WorkerLoader
 from datasets.pipeline import EVAL_PIXELS, Pipeline
-from datasets.sources.photos import pictures_below
-from datasets.transforms import normalisation
+from datasets.sources.image_folder import pictures_below
 from datasets.transforms import pil as transforms
-from datasets.transforms.normalisation import Statistics
 from lib.checkpoint.resume import open_checkpoint
 from lib.config import Options
+from lib.config.registry import Statistics, statistics_of
 from lib.errors import UserError
 from lib.evaluation.features import BACKBONE, EMBEDDING, PLAIN, FeatureSpace
 from lib.export.kept_features import KeptFeatures, read_arrays, space_of
@@ -323,7 +321,7 @@ def _model(
     told: dict[str, Any] = {**Options().as_dict(), **file.options}
     network = models.build(told["network"], told["low_dim"], told["stem"], told["size"])
     load_exactly(network, file.weights, file.name)
-    statistics = file.statistics or normalisation.of_data_set(file.about.get("dataset", ""))
+    statistics = file.statistics or statistics_of(file.about.get("dataset", ""))
     preprocessing = Preprocessing.of(told["size"], told["resize"], statistics, file.shrink)
     return Model(network, preprocessing, memory, device, dtype, space)
 

@@ -32,11 +32,6 @@ class SessionFolder:
     def name(self) -> str:
         return self.path.name
 
-    @property
-    def is_one(self) -> bool:
-        """Whether there is such a folder, and a run made it, as far as its contents tell."""
-        return self.config.is_file() and self.checkpoints.is_dir()
-
     @classmethod
     def create(cls, sess_dir: str, name: Optional[str]) -> "SessionFolder":
         """A new folder; without a name, one named after the time that no other run has.

@@ -63,7 +63,7 @@ def diagnose(
         return Diagnostics(values, found)
     from lib.clustering.clusters import clusters_of  # scikit-learn takes a second to import
 
-    clusters = clusters_of(found, seed)
+    clusters = clusters_of(found.features, seed)
     if clusters is None:
         return Diagnostics(values, found)
     values["clusters"] = clusters.sizes[clusters.sizes > 0].tolist()

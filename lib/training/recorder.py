@@ -15,13 +15,12 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from datasets.files.image_cache import common_folder
+from datasets.files.cache import common_folder
 from datasets.pipeline import Pipeline
 from lib.checkpoint.saver import AsyncCheckpointSaver, CheckpointSaver, Position
 from lib.config import Options
 from lib.distributed.world import World
 from lib.errors import RunError
-from lib.evaluation.bank_statistics import sample_rows
 from lib.evaluation.evaluator import Judged, Protocols
 from lib.evaluation.features import Subject
 from lib.export.kept_features import KeptFeatures
@@ -32,6 +31,7 @@ from lib.logger.projector import SIDE
 from lib.logger.tensorboard import TensorBoardWriter
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.report import Report
+from lib.search.exact import sample_rows
 from lib.session.folder import SessionFolder
 from lib.session.records import Metrics, write_final
 from lib.training.history import Diagnostics

@@ -17,12 +17,12 @@ from lib.config import Options
 from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
 from lib.errors import Interrupted, UserError
-from lib.evaluation.bank_statistics import sample_rows
 from lib.evaluation.evaluator import Judged, Protocol, Protocols
 from lib.logger.console import LOGGER
 from lib.method.discovery import anchor_count, discover
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.runtime.stop_signals import PATIENCE, StopSignals
+from lib.search.exact import sample_rows
 from lib.training.cuda_graph import CapturedStep, can_be_captured
 from lib.training.epoch import EpochProgress, EpochResult, NotFiniteError, StepFunction, train_epoch, with_same_masks
 from lib.training.history import Diagnostics, diagnose

@@ -11,8 +11,8 @@ from PIL import Image, ImageOps
 
 import datasets
 import main
-from datasets.files import shrunk as shrinking
-from datasets.files.shrunk import shrunk
+from datasets.files import in_memory as shrinking
+from datasets.files.in_memory import shrunk
 from datasets.image_set import UNLABELLED, ImageSet
 from datasets.pipeline import Pipeline
 from lib.config import collect

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from datasets.files.decode import read_rgb
-from datasets.files.decoded import decoded
+from datasets.files.in_memory import decoded
 from datasets.image_set import ImageSet
 from datasets.sources.image_folder import read_folder
 from datasets.transforms.pil import test_transform as transform_of_tests

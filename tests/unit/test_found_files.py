@@ -10,10 +10,9 @@ from PIL import Image
 import datasets
 from datasets.files import found_files
 from datasets.files.found_files import look_through
-from datasets.image_set import UNLABELLED, ImageSet
+from datasets.image_set import UNLABELLED, ImageSet, Split
+from datasets.labels import judgeable, only_classes
 from datasets.pipeline import Pipeline
-from datasets.sources.only_classes import judgeable, only_classes
-from datasets.split import Split
 from lib.config import Options
 from lib.errors import UserError
 
@@ -198,19 +197,19 @@ def labelled(labels, classes):
     ],
 )
 def test_classes_are_all_names_or_all_numbers(words, kept, note):
-    split = Split("x", labelled([0, 1, 2], "123"), None, (0.5,) * 3, (0.5,) * 3)
+    split = Split("x", labelled([0, 1, 2], "123"), None)
     chosen = only_classes(split, words.split())
     assert "".join(chosen.train.classes) == kept
     assert chosen.notes == (() if note is None else (note,))
 
 
 def test_names_and_numbers_do_not_mix():
-    split = Split("x", labelled([0, 1, 2], ("1", "cat", "dog")), None, (0.5,) * 3, (0.5,) * 3)
+    split = Split("x", labelled([0, 1, 2], ("1", "cat", "dog")), None)
     with pytest.raises(UserError, match="--classes 2: x has no such class beside the other words; name all or number"):
         only_classes(split, ["cat", "2"])
     with pytest.raises(UserError, match="--classes cow: x has no such class; name all or number all from 0 to 2: 1, "):
         only_classes(split, ["cat", "cow"])
-    digits = Split("x", labelled(range(10), "0123456789"), None, (0.5,) * 3, (0.5,) * 3)
+    digits = Split("x", labelled(range(10), "0123456789"), None)
     assert only_classes(digits, ["3", "5"]).notes == ()
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from datasets.files.decode import is_image, is_unreadable_image, read_rgb
-from datasets.files.shrunk import shrunk
+from datasets.files.in_memory import shrunk
 from datasets.image_set import ImageSet
 from lib.errors import UnreadableImage, UserError
 from lib.export.model import Model, Preprocessing

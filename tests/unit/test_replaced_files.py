@@ -7,10 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.files import bad_images, image_cache
+from datasets.files import bad_images
 from datasets.files.bad_images import readable
-from datasets.files.decoded import decoded
-from datasets.files.shrunk import shrunk
+from datasets.files.in_memory import decoded, shrunk
 from datasets.image_set import ImageSet
 from lib.checkpoint.schema import check_layout
 
@@ -84,7 +83,7 @@ def test_another_way_of_decoding_takes_no_older_cache(tmp_path, monkeypatch, sid
     make = decoded if side == 8 else lambda given: shrunk(given, 4, 0)
     first = make(images).pixels
     cache = next((tmp_path / ".and-cache").iterdir())
-    monkeypatch.setattr(image_cache, "decoder", lambda: "2/pillow_heif 99")
+    monkeypatch.setattr("datasets.files.cache.decoder", lambda: "2/pillow_heif 99")
     read = []
 
     def black(*what, **how):
@@ -92,7 +91,7 @@ def test_another_way_of_decoding_takes_no_older_cache(tmp_path, monkeypatch, sid
         return Image.new("RGB", (8, 8))
 
     monkeypatch.setattr(ImageSet, "read", black)
-    monkeypatch.setattr("datasets.files.shrunk.read_rgb", black)
+    monkeypatch.setattr("datasets.files.in_memory.read_rgb", black)
     assert make(images).pixels.max() == 0 != first.max()
     assert len(read) == 3
     assert cache.exists()
