@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import shlex
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -75,10 +76,13 @@ class Recorder:
         """The command that resumes the run from it."""
         return ""
 
-    def round_started(self, round_number: int, found: Neighbourhoods, seconds: float) -> None:
-        """Record the anchors and neighbours of a round, which were found in so many seconds."""
-        if round_number > 0:
-            log.info("round %d: %s, found in %.1f s", round_number, _describe(found), seconds)
+    def discovered(self, round_number: int, found: Neighbourhoods, started: float) -> None:
+        """Log the anchors and neighbours of a round; `started`: when their search did, by time.perf_counter()."""
+        # described first, which waits for the device
+        log.info("round %d: %s, found in %.1f s", round_number, _describe(found), time.perf_counter() - started)
+
+    def round_started(self, round_number: int, found: Neighbourhoods) -> None:
+        """Record the anchors and neighbours of a round."""
 
     def epoch_started(self, state: TrainingState) -> None:
         """An epoch begins, or is resumed."""
@@ -267,8 +271,7 @@ class SessionRecorder(Recorder):
         indices = "" if gpus in ("auto", "cpu") else f" --gpus {gpus}"
         return f"python3 main.py --resume {shlex.quote(str(self.session.path))}{indices}"
 
-    def round_started(self, round_number: int, found: Neighbourhoods, seconds: float) -> None:
-        super().round_started(round_number, found, seconds)
+    def round_started(self, round_number: int, found: Neighbourhoods) -> None:
         entropy = found.entropy.cpu().numpy() if round_number > 0 else None
         self._board.discovery(round_number, len(found.anchor_indexes), found.consistency, entropy)
         if self._board.folder is not None and self.options.tfb_anchors > 0:

@@ -87,43 +87,39 @@ class Trainer:
                 if self._may_lack_results:
                     self._evaluate_what_is_missing()
                 for round_number in range(self.state.round, self.options.max_round):
-                    has_begun = self.state.epoch > 0 or self.state.progress.step > 0
-                    if round_number > self.state.round or not has_begun:
+                    if not self._has_begun(round_number):
                         self._start_round(round_number)
                     self._train_round()
-                self.recorder.flush()
-                self.stop.at_once(self._stopped_while_evaluating)
-                results, subject = self.protocols.finished(self.state.embedder)
-                self.recorder.run_finished(self.state, results, subject)
-                return results
+                return self._evaluate_finished()
         finally:
             self.recorder.close()
 
+    def _has_begun(self, round_number: int) -> bool:
+        state = self.state
+        return round_number == state.round and (state.epoch > 0 or state.progress.step > 0)
+
     def _start_round(self, round_number: int) -> None:
         """Choose anchors and neighbours from the bank as the round before left it."""
-        state, started = self.state, time.perf_counter()
-        found = self._discover(round_number)
-        seconds = time.perf_counter() - started
+        options, state, started = self.options, self.state, time.perf_counter()
+        if round_number == 0:
+            found = Neighbourhoods.none(len(self.pipeline.train), options.ANs_size, self.world.device)
+        else:
+            found = discover(
+                state.bank.memory,
+                round_number,
+                options.select_rate,
+                options.ANs_size,
+                options.npc_temperature,
+                options.knn_backend,
+                self.labels,
+                state.bank.shard,
+                options.discovery_memory * 2**20,
+            )
+            self.recorder.discovered(round_number, found, started)
         state.neighbourhoods, state.round, state.epoch = found, round_number, 0
         state.history.start_round(round_number, len(found.anchor_indexes), found.consistency)
-        state.history.current.seconds = seconds
-        self.recorder.round_started(round_number, found, seconds)
-
-    def _discover(self, round_number: int) -> Neighbourhoods:
-        options, bank = self.options, self.state.bank
-        if round_number == 0:
-            return Neighbourhoods.none(len(self.pipeline.train), options.ANs_size, self.world.device)
-        return discover(
-            bank.memory,
-            round_number,
-            options.select_rate,
-            options.ANs_size,
-            options.npc_temperature,
-            options.knn_backend,
-            self.labels,
-            bank.shard,
-            options.discovery_memory * 2**20,
-        )
+        state.history.current.seconds = time.perf_counter() - started
+        self.recorder.round_started(round_number, found)
 
     def _train_round(self) -> None:
         """Train the epochs of the round that are left. The learning rate restarts in every round."""
@@ -233,6 +229,14 @@ class Trainer:
             return
         self.recorder.flush()
         self.recorder.evaluated(self.state, self.protocols.judged(protocols, self.state.embedder))
+
+    def _evaluate_finished(self) -> Judged:
+        """Evaluate the finished network by all protocols, with every feature recomputed."""
+        self.recorder.flush()
+        self.stop.at_once(self._stopped_while_evaluating)
+        results, subject = self.protocols.finished(self.state.embedder)
+        self.recorder.run_finished(self.state, results, subject)
+        return results
 
     def _evaluate_what_is_missing(self) -> None:
         """Evaluate by the slower protocols that a killed process left out after its last checkpoint."""
