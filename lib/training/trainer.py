@@ -143,7 +143,7 @@ class Trainer:
         state.embedder.sync_buffers()
         state.epoch += 1
         self.recorder.evaluating()
-        votes = {"knn_top1": None, "knn_top5": None}
+        votes: dict[str, Optional[float]] = {"knn_top1": None, "knn_top5": None}
         votes.update(self.protocols.with_bank(state.embedder, state.bank.memory, state.epoch))
         seen = self._diagnose()
         seconds = begun.seconds + time.perf_counter() - started
