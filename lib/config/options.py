@@ -18,7 +18,7 @@ from lib.config.option import (
     completed,
     option,
 )
-from lib.config.registry import DATASETS, NETWORKS, PROTOCOLS
+from lib.config.registry import DATASETS, NETWORKS, NORMALISATIONS, PROTOCOLS
 
 
 def _at_least(low: float) -> Bounds:
@@ -30,7 +30,6 @@ _SHARE = Bounds(low=0, high=1)
 _SHARE_ABOVE_0 = Bounds(low=0, high=1, low_open=True)
 _SHARE_BELOW_1 = Bounds(low=0, high=1, high_open=True)
 
-_NORMALISATIONS = ("imagenet", "cifar10", "cifar100", "svhn", "half")
 _FOLDER_NAME = Form(r"(?!\.{1,2}$)[^/\\\x00-\x1f]+", "a plain folder name")
 _SAVE_EVERY = Form(r"[1-9][0-9]{0,8}( ?(steps?|s|min|h))?", "a number of steps such as 500, or a time such as 10min")
 _NUM_CLUSTERS = Form(r"auto|[1-9][0-9]*", "auto, or a whole number from 1 on")
@@ -122,7 +121,7 @@ class Options:
         None,
         "whose channel means and standard deviations are used; pre-trained models mostly want those of imagenet; "
         "half: 0.5 for all; null: the data set's own",
-        choices=_NORMALISATIONS,
+        choices=tuple(NORMALISATIONS),
     )
     means: Optional[tuple[float, float, float]] = _data(
         None, "mean of each channel, taken off; wins over --normalise", "intensity, 0 to 1"
