@@ -12,7 +12,7 @@ ANs_discovery      anchors and neighbours, see `Neighbourhoods.state_dict`
 acc                top-1 of this epoch's evaluation as a share of 1, or None
 epoch              epochs completed in the round
 step               batches learnt from in the epoch after these; 0 where a checkpoint is written after an epoch
-underway           sums over these batches, see `Underway.state`
+underway           sums over these batches, see `EpochProgress.state`
 round              number of the round, from 0
 session            name of the session
 format             version of this layout
@@ -21,6 +21,7 @@ precision          fp32 or bf16: what the network computed in
 random             states of PyTorch's generators, and the seed
 history            one summary for every round so far
 nearest            {round: (S,) nearest images of a sample, see `lib.evaluation.bank_statistics`}
+clusters           of the round that this checkpoint ends, see `Clusters.state`; otherwise empty
 baselines          {name: top-1} of what needs no learning, see `lib.evaluation.baselines`
 dataset            name, size and fingerprint of the training images, contents of some, channel means and stds
 =================  ==========================================================================
@@ -38,8 +39,8 @@ from typing import Any, BinaryIO, NamedTuple, Optional
 
 import torch
 
+from lib.checkpoint.safe_load import load_data_only
 from lib.checkpoint.schema import check_layout
-from lib.compat import load_data_only
 from lib.errors import RunError, UserError
 from lib.runtime.atomic import not_written, put_in_place, write_beside
 

@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Optional
 
-from lib.config.names import shown
-from lib.errors import UserError
+from lib.errors import UserError, shown
 from lib.runtime.atomic import writing
 
 NAME = "session.lock"

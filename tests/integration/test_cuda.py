@@ -24,9 +24,8 @@ from lib.method.neighbourhoods import Neighbourhoods
 from lib.method.objective import and_loss
 from lib.nn.embedder import Embedder
 from lib.training.cuda_graph import CapturedStep
-from lib.training.finite import FiniteWatch
 from lib.training.optim import build_optimizer
-from lib.training.step import Step
+from lib.training.step import FiniteWatch, Step
 from main import main
 from models.shared_dropout import SharedDropout
 from tests.helpers import oracles
