@@ -13,7 +13,7 @@ from typing import Any, Optional
 import numpy as np
 
 from datasets.files.decode import is_image
-from datasets.files.found_files import same_name
+from datasets.files.found_files import canonical_name
 from datasets.image_set import UNLABELLED, ImageSet, Split
 from lib.errors import UserError, one_line
 
@@ -33,7 +33,7 @@ def with_labels(split: Split, root: Path, labels: str) -> Split:
         labels: `folders`: an image's class is the folder directly below `root` that it lies in; images beside these
             folders have none. Or the path of a table with two columns, path and label, separated by commas,
             semicolons or tabs, in UTF-8. Its paths start from `root` or are absolute, and are compared as
-            `same_name` does; a heading, as the first line that says something, is passed over; images that it does not
+            `canonical_name` does; a heading in the first line that is not blank is skipped; images that it does not
             name, or names with an empty label, have none.
 
     Raises:
@@ -54,7 +54,7 @@ def with_labels(split: Split, root: Path, labels: str) -> Split:
 
 def _from_folders(images: ImageSet, root: Path) -> list[str]:
     below = (os.path.relpath(path, root).split(os.sep) for path in images.paths)
-    return [same_name(parts[0]) if len(parts) > 1 else "" for parts in below]
+    return [canonical_name(parts[0]) if len(parts) > 1 else "" for parts in below]
 
 
 def _from_table(images: ImageSet, root: Path, table: str) -> list[str]:
@@ -73,7 +73,7 @@ def _from_table(images: ImageSet, root: Path, table: str) -> list[str]:
             raise UserError(f"{where}: {path.strip()} may be either of {len(rows)} pictures, whose names look alike")
         if _not_utf_8(label):
             raise UserError(f"{where}: the label {label.strip()} is not UTF-8 text; {_SAVE}")
-        row, label = rows[0], same_name(label.strip())
+        row, label = rows[0], canonical_name(label.strip())
         if row in line_of and names[row] != label:
             raise UserError(
                 f"{where}: {path.strip()} is {label or 'unlabelled'!r} here and {names[row]!r} in line {line_of[row]}"
@@ -90,8 +90,8 @@ def _not_utf_8(text: str) -> bool:
 class _Pictures:
     """The pictures of a data set by their names, as tables write them.
 
-    The name itself counts first; then the name without spaces around it; then any that looks the same (`same_name`),
-    with the separators of Windows too.
+    The name itself counts first; then the name without spaces around it; then any of the same `canonical_name`, with
+    the separators of Windows too.
     """
 
     def __init__(self, images: ImageSet, root: Path):
@@ -120,7 +120,7 @@ class _Pictures:
 
     @staticmethod
     def _loose(path: str) -> str:
-        return "/".join(part.strip() for part in same_name(path).split("/"))
+        return "/".join(part.strip() for part in canonical_name(path).split("/"))
 
 
 def _entries(table: str, pictures: _Pictures) -> Iterator[tuple[int, str, str]]:
@@ -199,7 +199,7 @@ def _rows(text: str, dialect: _Dialect, table: str) -> Iterator[tuple[int, list[
         raise UserError(f"--labels {table}, line {reader.line_num}: {error}") from None
 
 
-def only_classes(split: Split, wanted: Sequence[str]) -> Split:
+def select_classes(split: Split, wanted: Sequence[str]) -> Split:
     """The images of the classes named, numbered anew in the order of the data set.
 
     Args:
@@ -227,8 +227,8 @@ def _numbers(wanted: Sequence[str], classes: Sequence[str], data_set: str) -> tu
 
     All are names, or all are numbers: in folders called 1, 2 and 3 the words 0 1 2 are numbers.
     """
-    row_of = {same_name(name): row for row, name in enumerate(classes)}
-    names = [row_of.get(same_name(word)) for word in wanted]
+    row_of = {canonical_name(name): row for row, name in enumerate(classes)}
+    names = [row_of.get(canonical_name(word)) for word in wanted]
     numbers = [int(word) if word.isdecimal() and int(word) < len(classes) else None for word in wanted]
     if None not in names:
         if None in numbers or numbers == names:
@@ -251,7 +251,7 @@ def _numbers(wanted: Sequence[str], classes: Sequence[str], data_set: str) -> tu
     )
 
 
-def judgeable(train: ImageSet, test: Optional[ImageSet]) -> tuple[ImageSet, Optional[ImageSet], tuple[str, ...]]:
+def evaluable(train: ImageSet, test: Optional[ImageSet]) -> tuple[ImageSet, Optional[ImageSet], tuple[str, ...]]:
     """Both sets, without their labels if all of them are the same, since every accuracy would be 100 %.
 
     Returns:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from datasets.files.bad_images import Gather, without_bad_images
-from datasets.files.in_memory import decoded, shrunk
+from datasets.files.in_memory import decode_small, shrink
 from datasets.image_set import ImageSet, Split, limit
-from datasets.labels import judgeable, only_classes
+from datasets.labels import evaluable, select_classes
 from datasets.loaders.device import DeviceLoader, to_device
 from datasets.loaders.workers import WorkerLoader
 from datasets.transforms.batch import Recipe
@@ -75,7 +75,7 @@ class Pipeline:
     ):
         self._share = Share(rank, processes)
         self.skipped: tuple[str, ...] = ()
-        split = only_classes(split, options.classes)
+        split = select_classes(split, options.classes)
         if options.skip_bad_images:
             checked = WHOLE if gather is None else self._share
             split, self.skipped = without_bad_images(split, options.workers_num, rank == 0, checked, gather)
@@ -85,12 +85,12 @@ class Pipeline:
         train, test = self._limited(split.train, options.limit_train), self._limited(split.test, options.limit_test)
         if len(train) < 2:
             raise UserError(f"--dataset {split.name}: {len(train)} training image; at least 2 are needed")
-        train, test, self.cautions = judgeable(train, test)
+        train, test, self.cautions = evaluable(train, test)
         self.fingerprint, self.contents = train.fingerprint(), train.contents()
         self._files = None if train.pixels is not None else train.source
         if options.shrink is not None:
-            train = shrunk(train, options.shrink, options.workers_num, "training", report=rank == 0)
-            test = test and shrunk(test, options.shrink, options.workers_num, "test", report=rank == 0)
+            train = shrink(train, options.shrink, options.workers_num, "training", report=rank == 0)
+            test = test and shrink(test, options.shrink, options.workers_num, "test", report=rank == 0)
         self.train, self.on_device = self._choose_place(train)
         self.test = self._in_memory(test) or test if self.on_device and test is not None else test
         self._eval_batch = max(options.batch_size, EVAL_PIXELS // options.size**2)
@@ -208,7 +208,7 @@ class Pipeline:
 
     @staticmethod
     def _in_memory(images: ImageSet) -> Optional[ImageSet]:
-        return images if images.pixels is not None else decoded(images)
+        return images if images.pixels is not None else decode_small(images)
 
     def _fits(self, images: ImageSet) -> bool:
         """Whether half of a GPU's memory takes them; on a CPU they are in memory already."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from datasets.files import cache
 from datasets.files.decode import read_rgb
-from datasets.files.parallel import ReadingProgress, in_processes
+from datasets.files.parallel import ReadingProgress, map_in_workers
 from datasets.image_set import ImageSet, Split
 from lib.distributed.world import WHOLE, Share
 from lib.errors import UserError, one_line
@@ -46,14 +46,14 @@ def without_bad_images(
         UserError: no training image, or no test image, is left.
         RunError: a process that checks images died.
     """
-    train, bad = readable(split.train, "training", workers_num, report, share, gather)
+    train, bad = readable_images(split.train, "training", workers_num, report, share, gather)
     if split.test is None:
         return replace(split, train=train), bad
-    test, bad_test = readable(split.test, "test", workers_num, report, share, gather)
+    test, bad_test = readable_images(split.test, "test", workers_num, report, share, gather)
     return replace(split, train=train, test=test), bad + bad_test
 
 
-def readable(
+def readable_images(
     images: ImageSet,
     kind: str,
     workers_num: int,
@@ -107,7 +107,7 @@ def _of_all(reasons: dict[int, str], gather: Gather) -> dict[int, str]:
 
 def _verdicts(paths: Sequence[str], rows: Sequence[int], workers_num: int) -> Generator[Optional[str], None, None]:
     """For each row why its file is bad, or None; in the order of `rows`."""
-    return in_processes(_reason, _Chosen(paths, rows), workers_num, "--skip-bad-images")
+    return map_in_workers(_reason, _Chosen(paths, rows), workers_num, "--skip-bad-images")
 
 
 class _Chosen(Sequence):

@@ -80,7 +80,7 @@ class Found:
         return f"; what it holds: {', '.join(parts)}" if parts else ""
 
 
-def look_through(folder: str, above: Sequence[str] = ()) -> Found:
+def scan_folder(folder: str, above: Sequence[str] = ()) -> Found:
     """All files below a folder, at any depth. A folder that links lead to again, `above` included, is read once.
 
     Names that begin with a dot are passed over, and links are followed.
@@ -153,6 +153,11 @@ def entries(folder: str, found: Found) -> tuple[list[str], list[str]]:
     return files, folders
 
 
+def _is_session(folder: str) -> bool:
+    """Whether a run made this folder, which has the layout of `lib.session.folder.SessionFolder`."""
+    return os.path.isfile(os.path.join(folder, "config.yaml")) and os.path.isdir(os.path.join(folder, "checkpoint"))
+
+
 def _is_folder(entry: os.DirEntry) -> bool:
     # a link to itself makes entry.is_dir() raise; os.path.isdir answers no
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
@@ -165,7 +170,7 @@ def _is_pipe_or_device(entry: os.DirEntry) -> bool:
     return os.path.exists(entry.path) and not os.path.isfile(entry.path)
 
 
-def same_name(name: str) -> str:
+def canonical_name(name: str) -> str:
     """One spelling for names that look alike: systems write é as one letter or as e and an accent (Unicode's NFC, NFD).
 
     Bytes that are no UTF-8 stay as they are.

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from datasets.files import cache
 from datasets.files.cache import CACHE
 from datasets.files.decode import read_rgb
-from datasets.files.parallel import ReadingProgress, in_processes
+from datasets.files.parallel import ReadingProgress, map_in_workers
 from datasets.image_set import ImageSet
 from lib.errors import UnreadableImage, UserError, one_line
 from lib.logger.console import LOGGER
@@ -30,7 +30,7 @@ LARGEST_SIDE = 64  # pixels
 LARGEST_ARRAY = 2**31  # bytes
 
 
-def decoded(images: ImageSet) -> Optional[ImageSet]:
+def decode_small(images: ImageSet) -> Optional[ImageSet]:
     """The same images as one array, if they are files of small images of one size; None if they are not.
 
     What was decoded is kept in a hidden folder beside the folder of the images, under a name that is a checksum over
@@ -94,11 +94,11 @@ def _read_cache(file: Path, shape: tuple[int, ...]) -> Optional[np.ndarray]:
     return pixels if usable else None
 
 
-ENOUGH = 2  # a picture is scaled down from at least so many times the side that is wanted
+OVERSIZE = 2  # a picture is scaled down from at least so many times the side that is wanted
 _WORTH_A_WORD = 64  # pictures; reading fewer takes a moment
 
 
-def shrunk(images: ImageSet, side: int, workers_num: int, kind: str = "training", report: bool = True) -> ImageSet:
+def shrink(images: ImageSet, side: int, workers_num: int, kind: str = "training", report: bool = True) -> ImageSet:
     """The same images as one array (N, side, side, 3): the middle square of each, scaled.
 
     What was made is kept beside the folder of the images, or in the user's cache folder where nothing can be written
@@ -131,7 +131,7 @@ def shrunk(images: ImageSet, side: int, workers_num: int, kind: str = "training"
         progress = ReadingProgress(len(missing), "--shrink: read", kind)
         paths = [images.source[row] for row in missing]
         try:
-            with closing(in_processes(partial(_square, side), paths, workers_num, "--shrink")) as squares:
+            with closing(map_in_workers(partial(_square, side), paths, workers_num, "--shrink")) as squares:
                 for row, square in zip(missing, squares):
                     pixels[row], done[row] = square, True
                     if report:
@@ -142,7 +142,7 @@ def shrunk(images: ImageSet, side: int, workers_num: int, kind: str = "training"
 
 
 def _square(side: int, path: str) -> np.ndarray:
-    return np.asarray(middle_square(read_rgb(path, at_least=ENOUGH * side), side))
+    return np.asarray(middle_square(read_rgb(path, at_least=OVERSIZE * side), side))
 
 
 def middle_square(image: Image.Image, side: int) -> Image.Image:

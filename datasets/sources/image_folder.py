@@ -6,7 +6,7 @@ from typing import Optional
 
 import numpy as np
 
-from datasets.files.found_files import ENDINGS, Found, entries, look_through, same_name, sort_files, unlike_text
+from datasets.files.found_files import ENDINGS, Found, canonical_name, entries, scan_folder, sort_files, unlike_text
 from datasets.image_set import ImageSet, Split
 from lib.errors import UserError, one_line
 
@@ -37,7 +37,7 @@ def photos(root: Path, download: bool) -> Split:
     """
     if not root.is_dir():
         raise UserError(f"--dataset photos: there is no folder {root}; point --data-root at your pictures")
-    found = pictures_below(str(root), f"--dataset photos: {root}")
+    found = find_images(str(root), f"--dataset photos: {root}")
     return Split("photos", ImageSet(found.pictures), None, tuple(found.passed_over()))
 
 
@@ -47,7 +47,7 @@ def read_folders(root: Path, dataset: str) -> tuple[ImageSet, Optional[ImageSet]
     Each folder in train that holds images, at any depth, is a class; classes and images are in order of their
     paths. Without such folders the images are those directly in train, and have no labels. Names that begin with
     a dot are passed over, and so are folders that systems make, and files that are no pictures; the notes count them.
-    Links are followed. Names of classes are compared by what they say, not by their bytes (`same_name`).
+    Links are followed. Names of classes are compared by what they say, not by their bytes (`canonical_name`).
 
     Args:
         dataset: named in messages.
@@ -123,14 +123,14 @@ def read_folder(
     if known == ():  # training images without labels: class folders among the test images mean nothing
         return ImageSet(tuple(path for name in sorted(classes) for path in classes[name]))
     names = tuple(sorted(classes)) if known is None else known
-    called = {same_name(name): name for name in names}
-    strange = sorted(name for name in classes if same_name(name) not in called)
+    called = {canonical_name(name): name for name in names}
+    strange = sorted(name for name in classes if canonical_name(name) not in called)
     if strange:
         raise UserError(
             f"--dataset {dataset}: {folder / strange[0]} is a class that the training images do not have; "
             "remove it or add it to train"
         )
-    return _labelled({called[same_name(name)]: paths for name, paths in classes.items()}, names)
+    return _labelled({called[canonical_name(name)]: paths for name, paths in classes.items()}, names)
 
 
 def _labelled(classes: dict[str, list[str]], names: tuple[str, ...]) -> ImageSet:
@@ -149,10 +149,10 @@ def _scan(folder: Path, dataset: str) -> tuple[list[str], dict[str, list[str]], 
     empty: list[str] = []
     folder_of: dict[str, str] = {}
     for path in folders:
-        found = look_through(path, above=(str(folder),))
+        found = scan_folder(path, above=(str(folder),))
         name = os.path.basename(path)
         if found.pictures:
-            first = folder_of.setdefault(same_name(name), name)
+            first = folder_of.setdefault(canonical_name(name), name)
             if first != name:
                 lines.append(f"two folders in {folder.name} are called {one_line(name)}, in other bytes: one class")
             classes.setdefault(first, []).extend(found.pictures)
@@ -176,8 +176,8 @@ def _check_lost(folder: str, dataset: str, found: Found) -> None:
         )
 
 
-def pictures_below(folder: str, asked: str) -> Found:
-    """What `look_through` finds; at least one picture.
+def find_images(folder: str, asked: str) -> Found:
+    """What `scan_folder` finds; at least one picture.
 
     Args:
         asked: how a message begins.
@@ -186,7 +186,7 @@ def pictures_below(folder: str, asked: str) -> Found:
         UserError: the folder cannot be read, or no picture is in it.
     """
     try:
-        found = look_through(folder)
+        found = scan_folder(folder)
     except OSError as error:
         raise UserError(f"{asked}: {error.filename} cannot be read: {error.strerror}") from error
     if not found.pictures:

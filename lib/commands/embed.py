@@ -14,7 +14,7 @@ from torch import Tensor
 
 import datasets
 import models
-from datasets.files.bad_images import readable
+from datasets.files.bad_images import readable_images
 from datasets.image_set import ImageSet
 from datasets.pipeline import Pipeline, normalisation
 from lib.clustering.clusters import check_number, find_clusters
@@ -150,7 +150,7 @@ def write_embedding(options: Options, model: Model, file: WeightsFile, paths: Se
         _check_sizes(options, len(model.memory))
     pictures = ImageSet(paths)
     if options.skip_bad_images:
-        pictures, _ = readable(pictures, "new", options.workers_num, report=True)
+        pictures, _ = readable_images(pictures, "new", options.workers_num, report=True)
     log.info("pictures   %s in %s", f"{len(pictures):,}", options.embed)
     features = _features(model, pictures.paths, options)
     columns: dict[str, Sequence[Any]] = {"row": range(len(features)), "path": pictures.paths}
