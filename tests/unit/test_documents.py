@@ -94,12 +94,14 @@ def test_the_readme_is_short_and_its_links_lead_somewhere():
                 assert ((ROOT / name).parent / target).exists(), f"{name}: {target}"
 
 
+def _anchor(title):
+    """As GitHub makes it of a heading."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
 def test_every_heading_that_a_link_names_is_there():
     pages = {ROOT / "README.md": README, **{ROOT / "docs" / page: text for page, text in DOCS.items()}}
-    headings = {
-        page: {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", text, re.M)}
-        for page, text in pages.items()
-    }
+    headings = {page: set(map(_anchor, re.findall(r"^#+ (.*)$", text, re.MULTILINE))) for page, text in pages.items()}
     for page, text in pages.items():
         for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]*)\)", text):
             assert anchor in headings[(page.parent / target).resolve() if target else page], f"{page.name}: #{anchor}"
