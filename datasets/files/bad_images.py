@@ -1,4 +1,4 @@
-"""`--skip-bad-images`: every file is decoded once, before anything else, and those that cannot be are left out."""
+"""`--skip-bad-images`: decode every file once before the run, and leave out those that cannot be decoded."""
 
 import json
 import logging
@@ -39,8 +39,8 @@ def without_bad_images(
     Args:
         workers_num: processes that check; with 0 it is done in this one.
         report: whether to log what was left out, and how far the check is.
-        share, gather: where several processes have the same images, which part this one checks, and how it hears of
-            the others' bad ones. All leave out the same, though each opens the files of its own machine alone.
+        share, gather: where several processes have the same images, the part that this one checks, and the exchange of
+            bad images between them. All leave out the same images; each opens files of its own machine only.
 
     Raises:
         UserError: no training image, or no test image, is left.
@@ -84,7 +84,7 @@ def readable_images(
                     reasons[row] = reason
                 if progress is not None:
                     progress.advance()
-    finally:  # a check that was stopped goes on where it was
+    finally:  # a check that was stopped resumes there
         checked.remember(good)
     if gather is not None:
         reasons = _of_all(reasons, gather)
@@ -164,7 +164,7 @@ class CheckedFiles:
 
     def __init__(self, paths: Sequence[str]):
         folder = cache.common_folder(paths)
-        self._files = cache.places(folder, "checked", "npy")
+        self._files = cache.cache_files(folder, "checked", "npy")
         self._keys = cache.file_keys(paths)
         self._known = np.unique(np.concatenate([_read_keys(file) for file in self._files]))
 
@@ -180,7 +180,7 @@ class CheckedFiles:
         if not rows:
             return
         known = np.union1d(self._known, self._keys[list(rows)])
-        any(_add(file, known) for file in self._files)  # the first place that takes it
+        any(_add(file, known) for file in self._files)  # the first that can be written
 
 
 def _add(file: Path, known: np.ndarray) -> bool:

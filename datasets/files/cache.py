@@ -1,4 +1,4 @@
-"""Where what was found out about image files is kept, and how it is written there."""
+"""The cache of decoded and checked image files: where its files are, how they are written, what their keys are."""
 
 import contextlib
 import fcntl
@@ -42,7 +42,7 @@ def write(file: Path, content: Callable[[BinaryIO], None]) -> bool:
 
 @contextlib.contextmanager
 def one_at_a_time(file: Path) -> Iterator[None]:
-    """Holds up other processes that want to change the same file, where its folder can be locked.
+    """Locks a file against other processes that change it, where its folder can be locked.
 
     Some network disks cannot: of two that write there at once, the last one's version stays.
     """
@@ -55,9 +55,9 @@ def one_at_a_time(file: Path) -> Iterator[None]:
         yield
 
 
-def places(folder: Path, name: str, suffix: str) -> list[Path]:
-    """Where something about the images of a folder may be kept, the first choice first: beside the folder, or in
-    and-discovery in the user's cache folder, if the user has one."""
+def cache_files(folder: Path, name: str, suffix: str) -> list[Path]:
+    """The cache files of a folder of images, the preferred one first: beside the folder, and in and-discovery in the
+    user's cache folder, if there is one."""
     beside = folder.parent / CACHE / f"{name}-{folder.name}.{suffix}"
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if not os.path.isabs(cache):

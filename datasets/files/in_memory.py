@@ -102,7 +102,7 @@ def shrink(images: ImageSet, side: int, workers_num: int, kind: str = "training"
     """The same images as one array (N, side, side, 3): the middle square of each, scaled.
 
     What was made is kept beside the folder of the images, or in the user's cache folder where nothing can be written
-    there, so that another run reads new and changed files only. A reading that was stopped goes on where it was.
+    there, so that another run reads new and changed files only. A reading that was stopped resumes there.
 
     Args:
         side: in pixels.
@@ -165,15 +165,15 @@ class _Cache:
     """Squares by the keys of their files. A damaged or foreign cache is passed over."""
 
     def __init__(self, paths: Sequence[str], side: int):
-        self._places = cache.places(cache.common_folder(paths), f"shrunk-{side}", "npz")
+        self._files = cache.cache_files(cache.common_folder(paths), f"shrunk-{side}", "npz")
         self._keys = cache.file_keys(paths)
         self._shape = (len(paths), side, side, 3)
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """Pixels (N, side, side, 3), and which of them are there, (N,) bool."""
         pixels, done = np.zeros(self._shape, dtype=np.uint8), np.zeros(self._shape[0], dtype=bool)
-        for place in self._places:
-            kept = _read(place, self._shape[1:])
+        for file in self._files:
+            kept = _read(file, self._shape[1:])
             if kept is None:
                 continue
             keys, squares = kept
@@ -190,12 +190,12 @@ class _Cache:
             np.savez(file, keys=self._keys[done], pixels=pixels if done.all() else pixels[done])
 
         if done.any():
-            any(cache.write(place, content) for place in self._places)  # the first place that takes it
+            any(cache.write(file, content) for file in self._files)  # the first that can be written
 
 
-def _read(place: Path, shape: tuple[int, ...]) -> Optional[tuple[np.ndarray, np.ndarray]]:
+def _read(path: Path, shape: tuple[int, ...]) -> Optional[tuple[np.ndarray, np.ndarray]]:
     try:
-        with np.load(place, allow_pickle=False) as file:
+        with np.load(path, allow_pickle=False) as file:
             keys, pixels = file["keys"], file["pixels"]
     except Exception:  # numpy and zipfile have many exceptions for bytes they cannot take
         return None
