@@ -40,9 +40,9 @@ def run(settings: Settings, arguments: Sequence[str], process: ProcessInfo) -> i
     check_packages()
     if process.size == 1:
         return _run(settings, arguments, process, None)
-    from lib.distributed.process_group import together
+    from lib.distributed.process_group import joined
 
-    with together(settings.options.gpus, process) as world:
+    with joined(settings.options.gpus, process) as world:
         return _run(settings, arguments, process, world)
 
 
