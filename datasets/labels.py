@@ -200,7 +200,7 @@ def _rows(text: str, dialect: _Dialect, table: str) -> Iterator[tuple[int, list[
 
 
 def select_classes(split: Split, wanted: Sequence[str]) -> Split:
-    """The images of the classes named, numbered anew in the order of the data set.
+    """The images of the classes named, renumbered in the order of the data set.
 
     Args:
         split: the data set.

@@ -27,7 +27,7 @@ def write(file: Path, content: Callable[[BinaryIO], None]) -> bool:
     """Write a file in one piece, or not at all; its folder is made if need be.
 
     Args:
-        content: writes what belongs into the file that it is given.
+        content: writes the content into the opened file.
 
     Returns:
         Whether it could be written: a read-only or full disk is no error.
@@ -44,13 +44,13 @@ def write(file: Path, content: Callable[[BinaryIO], None]) -> bool:
 def one_at_a_time(file: Path) -> Iterator[None]:
     """Locks a file against other processes that change it, where its folder can be locked.
 
-    Some network disks cannot: of two that write there at once, the last one's version stays.
+    Some network disks have no locks: of two simultaneous writes the last one stays.
     """
     with contextlib.ExitStack() as at_end:
         with contextlib.suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
             folder = os.open(file.parent, os.O_RDONLY)
-            at_end.callback(os.close, folder)  # and so let others go on
+            at_end.callback(os.close, folder)  # which releases the lock
             fcntl.flock(folder, fcntl.LOCK_EX)
         yield
 
@@ -67,20 +67,20 @@ def cache_files(folder: Path, name: str, suffix: str) -> list[Path]:
 
 
 def release() -> str:
-    """What decodes: what an older or newer one has found out about files is not taken."""
+    """The versions of what decodes images, part of every key: results of other versions are not used."""
     return f"{PIL.__version__}/{decoder()}"
 
 
 NOT_THERE = 0
-"""The key of a file that has no size and time."""
+"""The key of a file whose size and times cannot be read."""
 
 
 def file_keys(paths: Sequence[str]) -> np.ndarray:
-    """(N,) uint64, a checksum for each file: its path below the folder of them all, its size, its number on the disk,
-    when its content and when anything about it changed, and what decodes it (`release`).
+    """(N,) uint64, a checksum for each file: of its path below the common folder, size, inode number, times of modification
+    and of change, and `release`.
 
-    Programs can set the time of the content back to that of a file that was there before; nothing sets back the time
-    of any change, but for disks that do not keep it, where another file has another number.
+    The time of change and the inode number are included because programs can restore the time of modification of an
+    earlier file.
     """
     root, decoded_by = len(os.path.commonpath({os.path.dirname(path) for path in paths})), release()
     return np.fromiter((_key(path, path[root:], decoded_by) for path in paths), dtype=np.uint64, count=len(paths))

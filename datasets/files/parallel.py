@@ -29,10 +29,9 @@ def map_in_workers(
     """`work` of each item, in their order.
 
     Args:
-        work: a function that other processes can be told to call.
-        workers_num: how many processes; with 0, where there is little to do, or none can be started, it is done in this
-            one.
-        option: what asked for it, for the message.
+        work: a function that can be pickled.
+        workers_num: DataLoader workers; with 0, for few items, or where none can start, this process does the work.
+        option: the option that asked for the work, for the message.
 
     Raises:
         RunError: a worker died.
