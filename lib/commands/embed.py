@@ -17,7 +17,7 @@ import models
 from datasets.files.bad_images import readable_images
 from datasets.image_set import ImageSet
 from datasets.pipeline import Pipeline, normalisation
-from lib.clustering.clusters import check_number, find_clusters
+from lib.clustering.clusters import check_number, clusters_of
 from lib.commands.call import Call, load_network
 from lib.commands.export import is_of, log_network
 from lib.commands.start import Resumed, resumed_path
@@ -158,7 +158,10 @@ def write_embedding(options: Options, model: Model, file: WeightsFile, paths: Se
     if model.memory is None:
         log.warning("%s holds no memory bank of this network: no clusters and no nearest training images", file.name)
     else:
-        columns["cluster"] = find_clusters(model.memory, options.num_clusters, options.seed).of(features).tolist()
+        kept = file.clusters if model.space.is_plain else None
+        clusters = clusters_of(kept, model.memory, options.num_clusters, options.seed)
+        log.info("clusters   %s", clusters.described(model.memory))
+        columns["cluster"] = clusters.assign(features).tolist()
         similarities, rows = model.nearest(features, options.neighbours)
         names, note = training_paths(options, file.fingerprint, file.contents)
         log.info("nearest    %d of %s training images, %s", options.neighbours, f"{len(model.memory):,}", note)

@@ -195,10 +195,13 @@ class Trainer:
         options, state = self.options, self.state
         is_last = state.epoch == options.max_epoch
         if not is_last and state.epoch % options.eval_freq != 0:
+            state.clusters = {}
             return Diagnostics()
         before = state.nearest.get(state.round - 1)
-        seed = options.seed if is_last else None
-        found = diagnose(state.bank, state.neighbourhoods, before, self._rows, options.npc_temperature, seed)
+        number = options.num_clusters if is_last else None
+        tau = options.npc_temperature
+        found = diagnose(state.bank, state.neighbourhoods, before, self._rows, tau, options.seed, number)
+        state.clusters = found.clustering
         if is_last:
             state.nearest = {} if before is None else {state.round - 1: before}
             state.nearest[state.round] = found.survey.nearest
