@@ -76,11 +76,10 @@ NOT_THERE = 0
 
 
 def file_keys(paths: Sequence[str]) -> np.ndarray:
-    """(N,) uint64, a checksum for each file: of its path below the common folder, size, inode number, times of modification
-    and of change, and `release`.
+    """(N,) uint64, a checksum of each file: of its path below the common folder, size, inode, times, and `release`.
 
-    The time of change and the inode number are included because programs can restore the time of modification of an
-    earlier file.
+    The times are those of modification and of change. The time of change and the inode number are included because
+    programs can restore the time of modification of an earlier file.
     """
     root, decoded_by = len(os.path.commonpath({os.path.dirname(path) for path in paths})), release()
     return np.fromiter((_key(path, path[root:], decoded_by) for path in paths), dtype=np.uint64, count=len(paths))
