@@ -10,6 +10,7 @@ from typing import Any, Optional
 import numpy as np
 
 from datasets.image_set import ImageSet
+from lib.checkpoint.manager import newest_by_round
 from lib.clustering.clusters import AUTO, clusters_of
 from lib.config import value_text
 from lib.errors import UserError
@@ -49,7 +50,7 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
     """
     images = pictures.images
     story = SessionRecord.read(session.path, "session")
-    files = session.checkpoints_by_round()
+    files = newest_by_round(session.path)
     if not files:
         raise UserError(f"session {session.path} has no checkpoint yet, and so nothing to report")
     newest = checked(files[max(files)], images, fingerprint)

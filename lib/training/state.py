@@ -9,8 +9,7 @@ from torch.optim import Optimizer
 
 import models
 from datasets.pipeline import Pipeline
-from lib.checkpoint.io import FORMAT
-from lib.checkpoint.schema import check_neighbourhoods
+from lib.checkpoint.io import FORMAT, check_neighbourhoods
 from lib.config import Options
 from lib.distributed.world import World
 from lib.errors import UserError
