@@ -43,7 +43,7 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
     Args:
         pictures: of the training images of the session.
         fingerprint: of these.
-        kept: what was seen of rounds before, by file and time of change; what is seen now is added.
+        kept: a cache of earlier rounds by file and time of change, which is updated.
 
     Raises:
         UserError: there is no checkpoint, it belongs to other images, or an image cannot be read.

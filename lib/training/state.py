@@ -46,6 +46,7 @@ class TrainingState:
         progress: within the next epoch.
         history: a summary of each round.
         nearest: {round: (S,) nearest images of the sampled rows}, of this round and the one before.
+        clusters: of the round that has just ended, as `Clusters.state` gives them; otherwise empty.
         baselines: accuracies without learning, see `lib.evaluation.baselines`.
     """
 
