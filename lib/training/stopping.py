@@ -115,7 +115,7 @@ class StopAndSavePolicy:
         return _signal(self._consensus.now(self._wish_to_stop()))
 
     def _wish_to_stop(self) -> int:
-        return 0 if self._stop.wanted is None else _STOP + self._stop.wanted
+        return 0 if self._stop.requested is None else _STOP + self._stop.requested
 
 
 def _signal(wish: int) -> Optional[int]:

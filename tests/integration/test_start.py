@@ -105,7 +105,7 @@ def test_it_resumes_within_its_first_epoch(tmp_path, monkeypatch, options):
 
     def stopped(self, step, progress):
         if step == 2:
-            self.stop.wanted = signal.SIGTERM
+            self.stop.requested = signal.SIGTERM
         pause(self, step, progress)
 
     monkeypatch.setattr(Trainer, "_save_or_stop", stopped)
