@@ -1,4 +1,4 @@
-"""`--export`: a network and what it makes of its data set, as files that need nothing of this project."""
+"""`--export`: features, clusters and neighbours of a data set, and the network, as plain files."""
 
 import logging
 import os
@@ -69,7 +69,7 @@ def export(call: Call) -> None:
 
 
 def check_export(options: Options, pipeline: Pipeline, file: WeightsFile) -> None:
-    """What can be known before anything is computed.
+    """Check the options against checkpoint and images before anything is computed.
 
     Raises:
         UserError: the checkpoint of --resume belongs to other images, or there are fewer
@@ -90,7 +90,7 @@ def check_export(options: Options, pipeline: Pipeline, file: WeightsFile) -> Non
 
 
 def is_of(file: WeightsFile, pipeline: Pipeline, if_not_known: bool) -> bool:
-    """Whether a network was trained on these images."""
+    """Whether a network was trained on these images; `if_not_known` where its file does not say."""
     if file.fingerprint is None:
         return if_not_known
     return pipeline.are_those_of(file.fingerprint, file.contents)
