@@ -17,13 +17,13 @@ import models
 from datasets.files.bad_images import readable_images
 from datasets.image_set import ImageSet
 from datasets.pipeline import Pipeline, normalisation
-from lib.clustering.clusters import check_number, find_clusters
+from lib.clustering.clusters import check_number, clusters_of
 from lib.commands.call import Call, load_network
 from lib.commands.export import is_of, log_network
 from lib.commands.start import Resumed, resumed_path
 from lib.config import Options
 from lib.errors import UserError
-from lib.evaluation.features import FeatureSpace, Subject
+from lib.evaluation.features import Features, FeatureSpace
 from lib.export.kept_features import KeptFeatures, rounded
 from lib.export.model import Model, Preprocessing, pictures_in, training_paths
 from lib.export.result_folder import (
@@ -105,7 +105,7 @@ def _known_features(call: Call, file: WeightsFile, embedder: Embedder) -> tuple[
                 "--dataset, --data-root, --limit-train and --seed it was made with"
             )
         log.info("features   %s, computed from %s training images", space, f"{len(pipeline.train):,}")
-        subject = Subject(embedder, pipeline, world, space.dim(embedder.network, options.low_dim), space=space)
+        subject = Features(embedder, pipeline, world, space.dim(embedder.network, options.low_dim), space=space)
         train = subject.all_train()  # which fits the whitening
         return subject.space, rounded(train)
     finally:
@@ -158,7 +158,10 @@ def write_embedding(options: Options, model: Model, file: WeightsFile, paths: Se
     if model.memory is None:
         log.warning("%s holds no memory bank of this network: no clusters and no nearest training images", file.name)
     else:
-        columns["cluster"] = find_clusters(model.memory, options.num_clusters, options.seed).of(features).tolist()
+        kept = file.clusters if model.space.is_plain else None
+        clusters = clusters_of(kept, model.memory, options.num_clusters, options.seed)
+        log.info("clusters   %s", clusters.described(model.memory))
+        columns["cluster"] = clusters.assign(features).tolist()
         similarities, rows = model.nearest(features, options.neighbours)
         names, note = training_paths(options, file.fingerprint, file.contents)
         log.info("nearest    %d of %s training images, %s", options.neighbours, f"{len(model.memory):,}", note)

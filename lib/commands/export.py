@@ -12,12 +12,12 @@ from torch import Tensor
 
 from datasets.image_set import UNLABELLED, ImageSet
 from datasets.pipeline import Pipeline
-from lib.clustering.clusters import check_number, find_clusters
+from lib.clustering.clusters import check_number, clusters_of
 from lib.commands.call import Call, load_network, open_images
 from lib.config import Options
 from lib.distributed.world import World
 from lib.errors import UserError
-from lib.evaluation.features import FeatureSpace, Subject
+from lib.evaluation.features import Features, FeatureSpace
 from lib.export.kept_features import rounded
 from lib.export.model import Preprocessing
 from lib.export.network_files import write_network
@@ -111,7 +111,7 @@ def write_export(
         RunError: the folder could not be written, or network.onnx is not what it should be.
     """
     space = FeatureSpace(options.features, options.whiten)
-    subject = Subject(embedder, pipeline, world, space.dim(embedder.network, options.low_dim), space=space)
+    subject = Features(embedder, pipeline, world, space.dim(embedder.network, options.low_dim), space=space)
     train = subject.all_train()
     test = None if pipeline.test is None else subject.all_test.cpu()
     if not world.is_first:
@@ -121,10 +121,11 @@ def write_export(
     log.info("features   %s, of %s", space, ", ".join(f"{len(images):,} {split} images" for split, images in sets))
     similarities, rows = _neighbours(train, test, options)
     features = train if test is None else torch.cat([train, test])
-    clustered = train if space.is_plain else rounded(train)
+    kept, clustered = None, train if space.is_plain else rounded(train)
     if space.is_plain and file.memory is not None and is_of(file, pipeline, if_not_known=False):
-        clustered = file.memory
-    clusters = find_clusters(clustered, options.num_clusters, options.seed)
+        kept, clustered = file.clusters, file.memory
+    clusters = clusters_of(kept, clustered, options.num_clusters, options.seed)
+    log.info("clusters   %s", clusters.described(clustered))
     about = {
         "file": file.name,
         **file.about,
@@ -136,7 +137,7 @@ def write_export(
         np.save(folder / NEIGHBOURS, rows.numpy())
         np.save(folder / DISTANCES, cosine_distances(similarities).numpy())
         np.save(folder / CENTRES, clusters.centres.numpy())
-        write_table(folder / IMAGES, _columns(sets, clusters.of(features)))
+        write_table(folder / IMAGES, _columns(sets, clusters.assign(features)))
         note = write_network(folder, embedder.network, options, preprocessing, about, space)
     log.info("network    %s", note, extra=RESULT)
     log.info("written to %s: %s", options.export, ", ".join(sorted(os.listdir(options.export))), extra=RESULT)

@@ -15,7 +15,7 @@ _TILE_ELEMENTS = 2**22
 
 
 @dataclass(frozen=True)
-class Survey:
+class BankStatistics:
     """What was seen. All tensors are on the device of the bank, the same in every process.
 
     Attributes:
@@ -40,9 +40,9 @@ class Survey:
 
 
 @torch.no_grad()
-def survey(
+def bank_statistics(
     memory: Tensor, rows: Tensor, temperature: float, shard: Optional[Shard] = None, memory_budget: int = 2**28
-) -> Survey:
+) -> BankStatistics:
     """Look at some rows of a bank. S x N products, of which few exist at a time.
 
     Args:
@@ -68,7 +68,7 @@ def survey(
             similarities = inner_products(queries[lot], memory)  # (T, n)
             entropy[here] = _entropy(similarities, temperature, shard)
             cosine[here], nearest[here] = _nearest(similarities, numbers[lot], shard)
-    return Survey(rows, entropy, nearest, cosine, features)
+    return BankStatistics(rows, entropy, nearest, cosine, features)
 
 
 def _entropy(similarities: Tensor, temperature: float, shard: Shard) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from datasets.pipeline import Pipeline
 from lib.distributed.world import World
 from lib.evaluation.features import Whitening
-from lib.evaluation.knn import Voting
+from lib.evaluation.knn import KNN
 from lib.nn.embedder import Embedder
 
 SIDE = 16
@@ -22,7 +22,7 @@ PIXELS, WHITENED, UNTRAINED, PRETRAINED = "pixels", "whitened pixels", "untraine
 
 
 class _Given:
-    """Features that are there already, in the place of `lib.evaluation.features.Subject`."""
+    """Features that are there already, in the place of `lib.evaluation.features.Features`."""
 
     def __init__(self, train: Tensor, all_test: Optional[Tensor]):
         self.train, self.all_test = train, all_test
@@ -30,7 +30,7 @@ class _Given:
 
 @torch.no_grad()  # Gloo of PyTorch 1.10 writes into no tensor made in inference mode
 def baselines(
-    pipeline: Pipeline, world: World, vote: Voting, embedder: Embedder, size: int, dim: int, network: str
+    pipeline: Pipeline, world: World, vote: KNN, embedder: Embedder, size: int, dim: int, network: str
 ) -> dict[str, float]:
     """Top-1, a share of 1, of the vote on each baseline. All processes must call it.
 

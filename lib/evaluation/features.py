@@ -153,7 +153,7 @@ def extract(
     return features
 
 
-class Subject:
+class Features:
     """Features are computed when they are first asked for, and once.
 
     With several processes all must ask for the same things in the same order.

@@ -5,7 +5,7 @@ from typing import Any, Optional
 
 from torch import Tensor
 
-from lib.evaluation.bank_statistics import Survey, survey
+from lib.evaluation.bank_statistics import BankStatistics, bank_statistics
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.method.objective import ABSENT
@@ -26,11 +26,13 @@ class Diagnostics:
         survey: entropy and nearest neighbour of each sampled row; None after an epoch that is not evaluated.
         clusters: (S,) the cluster of each sampled row on the CPU, after the last epoch of a round. Only the first
             process has them.
+        clustering: the clusters of the round that has ended, as its checkpoint keeps them (`Clusters.state`).
     """
 
     values: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(_LABEL_FREE))
-    survey: Optional[Survey] = None
+    survey: Optional[BankStatistics] = None
     clusters: Optional[Tensor] = None
+    clustering: dict[str, Any] = field(default_factory=dict)
 
 
 def diagnose(
@@ -39,7 +41,8 @@ def diagnose(
     before: Optional[Tensor],
     rows: Tensor,
     temperature: float,
-    seed: Optional[int],
+    seed: int,
+    number: Optional[str] = None,
 ) -> Diagnostics:
     """Compute entropy, nearest neighbours and clusters of the sampled rows. All processes must call it.
 
@@ -48,9 +51,10 @@ def diagnose(
         before: (S,) the nearest neighbours at the end of the round before, or None.
         rows: (S,) the sampled rows, as `sample_rows` gives them.
         temperature: tau.
-        seed: of the clusters; None: no clusters.
+        seed: of the clusters.
+        number: of the clusters, as --num-clusters; None: no clusters, since the round goes on.
     """
-    found = survey(bank.memory, rows, temperature, bank.shard)
+    found = bank_statistics(bank.memory, rows, temperature, bank.shard)
     anchors = neighbourhoods.position[found.rows] != ABSENT
     values = {
         "entropy": found.entropy.mean().item(),
@@ -59,15 +63,16 @@ def diagnose(
         "neighbour_cosine": found.cosine.mean().item(),
         "clusters": None,
     }
-    if seed is None or not bank.shard.world.is_first:
+    if number is None or not bank.shard.world.is_first:
         return Diagnostics(values, found)
-    from lib.clustering.clusters import clusters_of  # scikit-learn takes a second to import
+    from lib.clustering.clusters import round_clusters  # scikit-learn takes a second to import
 
-    clusters = clusters_of(found.features, seed)
+    features = found.features.cpu()
+    clusters = round_clusters(features, len(bank), number, seed)
     if clusters is None:
         return Diagnostics(values, found)
-    values["clusters"] = clusters.sizes[clusters.sizes > 0].tolist()
-    return Diagnostics(values, found, clusters.assignments)
+    values["clusters"] = clusters.sizes(features)
+    return Diagnostics(values, found, clusters.assign(features), clusters.state())
 
 
 @dataclass

@@ -66,6 +66,7 @@ class TrainingState:
         self.progress = EpochProgress()
         self.history = History()
         self.nearest: dict[int, Tensor] = {}
+        self.clusters: dict[str, Any] = {}
         self.baselines: dict[str, float] = {}
 
     @classmethod
@@ -109,6 +110,7 @@ class TrainingState:
             "random": _random_state(options.seed),
             "history": self.history.state(),
             "nearest": self.nearest,
+            "clusters": {} if self.progress.step else self.clusters,
             "baselines": self.baselines,
             "dataset": {
                 "name": pipeline.name,
@@ -159,6 +161,7 @@ class TrainingState:
         if not rounds or rounds != list(range(min(rounds[0], 1), self.round + 1)):
             raise ValueError(f"its history is of rounds {rounds}, and it is of round {self.round}")
         self.nearest = dict(saved.get("nearest", {}))
+        self.clusters = dict(saved.get("clusters", {}))
         self.baselines = {str(name): float(top1) for name, top1 in saved.get("baselines", {}).items()}
         _set_random_state(saved.get("random", {}))
 
