@@ -8,13 +8,13 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Optional
 
 import torch
 
 from datasets.pipeline import Pipeline
 from lib.checkpoint import io as checkpoint
+from lib.checkpoint.manager import Position, supersede_after
 from lib.commands.call import Call, open_images
 from lib.commands.start import Fresh, FromWeights, Resumed, resumed_path
 from lib.config import Options, Settings, to_yaml
@@ -185,10 +185,10 @@ def _open_session(call: Call, at_end: ExitStack) -> Optional[SessionFolder]:
             )
         check_own_files(session)
         _lock(session, at_end)
-        if _place_of(source) != _place(saved):
+        if Position.of(checkpoint.load(source)) != Position.of(saved):
             raise UserError(f"session {session.path} has gone on while this run started; start it again")
         Metrics(session.metrics).rewind(saved["round"], saved["epoch"])
-        session.set_aside_after(saved["round"], _place(saved), _place_of)
+        supersede_after(session, Position.of(saved))
         session.write_config(to_yaml(call.settings))
         return session
     session = SessionFolder.create(options.sess_dir, options.session)
@@ -204,14 +204,6 @@ def _lock(session: SessionFolder, at_end: ExitStack) -> None:
     lock = SessionLock(session.path)
     lock.take()
     at_end.callback(lock.release)
-
-
-def _place(saved: dict[str, Any]) -> tuple[int, int]:
-    return saved["epoch"], saved.get("step", 0)
-
-
-def _place_of(path: Path) -> tuple[int, int]:
-    return _place(checkpoint.load(path))
 
 
 def _log_start(

@@ -21,8 +21,8 @@ LARGEST = {"cpu": 20_000, "cuda": 100_000}
 PIXELS, WHITENED, UNTRAINED, PRETRAINED = "pixels", "whitened pixels", "untrained network", "network at the start"
 
 
-class _Given:
-    """Features that are there already, in the place of `lib.evaluation.features.Features`."""
+class _Precomputed:
+    """Features that are computed already, with the attributes of `Features` that kNN reads."""
 
     def __init__(self, train: Tensor, all_test: Optional[Tensor]):
         self.train, self.all_test = train, all_test
@@ -32,15 +32,15 @@ class _Given:
 def baselines(
     pipeline: Pipeline, world: World, vote: KNN, embedder: Embedder, size: int, dim: int, network: str
 ) -> dict[str, float]:
-    """Top-1, a share of 1, of the vote on each baseline. All processes must call it.
+    """Top-1 of kNN on each baseline, a share of 1. All processes must call it.
 
     Args:
-        vote: judges; its labels are there.
+        vote: the kNN protocol; the data set has the labels that it needs.
         embedder, size, dim: the network before the first step, the side of its images, and D.
-        network: what it is called in the answer.
+        network: its name in the result.
 
     Returns:
-        by name, in the order in which they are shown; empty where there are more than `LARGEST` training images.
+        by name, in the order of the table; empty where there are more than `LARGEST` training images.
     """
     if len(pipeline.train) > LARGEST[world.device.type]:
         return {}
@@ -62,9 +62,9 @@ def baselines(
         return None if rows is None else whiten(rows)
 
     given = {
-        PIXELS: _Given(centred(pixels), centred(test[0])),
-        WHITENED: _Given(whitened(pixels), whitened(test[0])),
-        network: _Given(features, test[1]),
+        PIXELS: _Precomputed(centred(pixels), centred(test[0])),
+        WHITENED: _Precomputed(whitened(pixels), whitened(test[0])),
+        network: _Precomputed(features, test[1]),
     }
     return {name: vote.accuracy(subject).top1 for name, subject in given.items()}
 
@@ -83,7 +83,7 @@ def _read(
 
 
 def below_pixels(top1: float, found: Mapping[str, float]) -> Optional[str]:
-    """What to say at the end of a run whose features are worse than pixels; None if they are not.
+    """The warning at the end of a run whose features are worse than pixels; None if they are not.
 
     Args:
         top1: of the finished network.

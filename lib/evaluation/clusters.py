@@ -1,4 +1,4 @@
-"""Protocol `cluster`: k-means on the features of the training images, against their classes if they have any."""
+"""Protocol `cluster`: k-means of the training features, compared with the classes where there are labels."""
 
 import csv
 import logging
@@ -104,7 +104,7 @@ class Cluster(Protocol):
             plot = folder / "cluster-number.png"
             if number is not None:
                 paths.append(plot_number(number, plot))
-            elif plot.exists():  # of another table
+            elif plot.exists():  # it belongs to an earlier table
                 plot.unlink()
             return paths
 

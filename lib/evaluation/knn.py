@@ -1,4 +1,4 @@
-"""The weighted k-nearest-neighbour vote (Wu et al. 2018), and its special case of one neighbour."""
+"""kNN classifiers: the weighted vote of Wu et al. 2018 (`knn`), and its case of one neighbour (`nn`)."""
 
 import copy
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from lib.evaluation.evaluator import Protocol, Results
 from lib.evaluation.features import Features
 from lib.search.exact import ExactSearch, sample_rows
 
-LOT_ELEMENTS = 2**24
+CHUNK_ELEMENTS = 2**24
 """Votes, and similarities of neighbours, that are held at a time: 128 MiB each."""
 LARGEST_SAMPLE = 10_000
 """Query images; of more, an even sample. All images vote."""
@@ -113,17 +113,17 @@ def weighted_knn(
     """
     k = min(k, len(database_labels) - (own is not None))
     search, ranks = ExactSearch(database, backend, shard), []
-    for lot in torch.arange(len(queries), device=queries.device).split(max(1, LOT_ELEMENTS // max(k, classes))):
-        similarities, indices = search(queries[lot], k, None if own is None else own[lot])
+    for chunk in torch.arange(len(queries), device=queries.device).split(max(1, CHUNK_ELEMENTS // max(k, classes))):
+        similarities, indices = search(queries[chunk], k, None if own is None else own[chunk])
         votes = log_votes(similarities, database_labels[indices], classes, sigma)
-        ranks.append(rank_of_truth(votes, labels[lot]))
+        ranks.append(rank_of_truth(votes, labels[chunk]))
     rank = torch.cat(ranks)
     top5 = (rank < 5).double().mean().item() if classes >= 5 else None
     return Accuracy((rank == 0).double().mean().item(), top5)
 
 
 def one_class(pipeline: Pipeline) -> Optional[str]:
-    """Why labels evaluate nothing if all images are of one class; None if they are not."""
+    """Why one class is nothing to evaluate by; None if there are more."""
     train = pipeline.train
     if train.labels is not None or len(train.classes) != 1:
         return None

@@ -25,7 +25,7 @@ from lib.runtime.memory import physical_memory
 from lib.seeding import generator
 
 MOST_VALUES = 10_000
-"""Values of an image and stage that the classifier sees, after pooling."""
+"""Values of an image and stage after pooling, at most."""
 HELD_OUT = 0.1
 """Share of the training images that the penalty is chosen on."""
 PENALTIES = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)

@@ -10,6 +10,7 @@ from typing import Any, Optional
 import numpy as np
 
 from datasets.image_set import ImageSet
+from lib.checkpoint.manager import newest_by_round
 from lib.clustering.clusters import AUTO, clusters_of
 from lib.config import value_text
 from lib.errors import UserError
@@ -42,14 +43,14 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
     Args:
         pictures: of the training images of the session.
         fingerprint: of these.
-        kept: what was seen of rounds before, by file and time of change; what is seen now is added.
+        kept: a cache of earlier rounds by file and time of change, which is updated.
 
     Raises:
         UserError: there is no checkpoint, it belongs to other images, or an image cannot be read.
     """
     images = pictures.images
     story = SessionRecord.read(session.path, "session")
-    files = session.checkpoints_by_round()
+    files = newest_by_round(session.path)
     if not files:
         raise UserError(f"session {session.path} has no checkpoint yet, and so nothing to report")
     newest = checked(files[max(files)], images, fingerprint)
