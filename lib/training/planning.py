@@ -15,7 +15,7 @@ from lib.config import Options, Settings
 from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
 from lib.errors import UserError
-from lib.runtime.threads import AUTO, OtherPrograms, cores, is_busy, wished
+from lib.runtime.threads import AUTO, OtherPrograms, cores, is_busy, requested_threads
 from lib.training.state import TrainingState
 from lib.training.step import Step
 
@@ -58,7 +58,7 @@ def set_threads(settings: Settings, world: World, process: ProcessInfo) -> Threa
     """
     wanted, here = settings.options.threads, cores()
     share = max(1, here // process.local_size)
-    wish = wished(process.launched)
+    wish = requested_threads(process.launched)
     if wanted != AUTO:
         choice = ThreadChoice(int(wanted), f"--threads, {settings.sources['threads']}")
         if choice.threads > share and world.size > 1 and settings.sources["threads"] == "checkpoint":
@@ -99,7 +99,7 @@ def time_threads(
         first: from `set_threads`.
         others: started with the process.
     """
-    auto = options.threads == AUTO and wished(process.launched) is None
+    auto = options.threads == AUTO and requested_threads(process.launched) is None
     if not auto or first.threads == 1 or world.size > 1 or world.device.type != "cpu" or options.compile:
         return first
     busy = others.cores()
