@@ -55,7 +55,7 @@ def view(saved: dict[str, Any], images: ImageSet, watched: Sequence[int]) -> Rou
         watched: the rows whose attention is drawn.
     """
     memory = saved["npc"]["memory"].float()
-    found = Neighbourhoods.from_state_dict(saved["ANs_discovery"], memory.device)
+    found = Neighbourhoods(**saved["ANs_discovery"])
     stage, looks = _looks(saved, memory, images, watched)
     return RoundView(saved["round"], found, _closeness(memory, found), looks, stage)
 
