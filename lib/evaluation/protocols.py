@@ -11,6 +11,7 @@ from lib.config import Options
 from lib.distributed.world import World
 from lib.embedder import Embedder
 from lib.errors import UserError
+from lib.evaluation.baselines import PixelNeighbours
 from lib.evaluation.feature_space import PLAIN, FeatureSpace
 from lib.evaluation.leave_one_out import LeaveOneOut
 from lib.evaluation.protocol import Findings, Protocol
@@ -27,7 +28,8 @@ class Protocols:
     may take long and have their turn when the epoch is safely on disk.
 
     `knn` and `nn` look at the network's output, as published. Where --features or --whiten ask for other features,
-    these votes are held a second time, on those, when the network is finished; `cluster` looks at those alone.
+    these votes are held a second time, on those, when the network is finished; `cluster` looks at those alone. Where no
+    vote can be held, the finished network's neighbours are compared with those of pixels.
 
     Args:
         options: the merged options.
@@ -68,6 +70,8 @@ class Protocols:
             from lib.evaluation.cluster import Cluster
 
             self.others.append(Cluster(pipeline, world, options.cluster_freq, options.num_clusters, options.seed))
+        if not self.can_vote and PixelNeighbours.measurable(pipeline):
+            self.others.append(PixelNeighbours(pipeline, world, options.size))
         for protocol in self.others:
             _check(protocol)
 

@@ -12,6 +12,7 @@ import numpy as np
 from datasets.image_set import ImageSet
 from lib.config import value_text
 from lib.errors import UserError
+from lib.evaluation.baselines import shared_in, shared_words
 from lib.evaluation.feature_space import FeatureSpace
 from lib.pages.figures import Curve, curves
 from lib.pages.page import render
@@ -65,6 +66,7 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
     mapped = sample(len(clustered), ON_THE_MAP, seed)
     most, least = ends(certainty, pictures)
     looked = [views[place] for place in _spread(len(views), ROUNDS_WATCHED)]
+    shared = shared_in(story.epochs[-1]) if story.epochs else None
     return render(
         "report.html",
         story=story,
@@ -75,6 +77,7 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
         changed=[(name, value_text(now), value_text(usual)) for name, (now, usual) in story.changed.items()],
         data=newest["dataset"],
         baselines=newest.get("baselines", {}),
+        beside_pixels=None if shared is None else shared_words(shared, len(images)),
         pictures=pictures,
         charts=_charts(story, len(images)),
         findings=[(finding_words(key), finding_text(key, value)) for key, value in story.findings.items()],

@@ -17,6 +17,7 @@ from lib.config import Options
 from lib.distributed.world import World
 from lib.embedder import Embedder
 from lib.errors import UserError
+from lib.evaluation.baselines import PixelNeighbours
 from lib.evaluation.feature_space import FeatureSpace
 from lib.evaluation.subject import Subject
 from lib.nearest import ExactSearch
@@ -87,6 +88,9 @@ def export(
     subject = Subject(embedder, pipeline, world, space.dim(embedder.network, options.low_dim), space=space)
     train = subject.all_train()
     test = None if pipeline.test is None else subject.all_test.cpu()
+    compared = None
+    if PixelNeighbours.measurable(pipeline):
+        compared = PixelNeighbours(pipeline, world, options.size).judge(subject)
     if not world.is_first:
         return
     space = subject.space
@@ -103,6 +107,7 @@ def export(
         **file.about,
         "rows": {split: len(images) for split, images in sets},
         "features_computed_in": precision.describe(embedder.dtype),
+        **({} if compared is None else compared.scalars),
     }
     with result_folder("--export", Path(options.export), options.overwrite) as folder:
         np.save(folder / FEATURES, features.numpy())
@@ -111,6 +116,8 @@ def export(
         np.save(folder / CENTRES, clusters.centres.numpy())
         write_table(folder / IMAGES, _columns(sets, clusters.of(features)))
         note = write_network(folder, embedder.network, options, preprocessing, about, space)
+    if compared is not None:
+        log.info("neighbours %s", compared.summary, extra=RESULT)
     log.info("network    %s", note, extra=RESULT)
     log.info("written to %s: %s", options.export, ", ".join(sorted(os.listdir(options.export))), extra=RESULT)
 

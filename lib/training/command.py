@@ -20,7 +20,7 @@ from lib.distributed.place import Place
 from lib.distributed.world import World
 from lib.embedder import Embedder
 from lib.errors import LostContact, RunError, UnreadableImage, UserError, one_line
-from lib.evaluation.baselines import PRETRAINED, UNTRAINED, baselines, below_pixels
+from lib.evaluation.baselines import PRETRAINED, UNTRAINED, PixelRows, baselines, below_pixels, measurable
 from lib.evaluation.protocols import Judged, Protocols
 from lib.packages import has
 from lib.pretrained.bank import start_bank
@@ -167,16 +167,20 @@ def _execute(
                 log.log(logging.WARNING if fitted.misfits else logging.INFO, "weights   %s", line)
         if saved is None and weights is None and isinstance(state.embedder.network, WhiteNet):
             state.embedder.network.fit_stem(pipeline.sample(STEM_IMAGES).to(world.device))
-        first_rows = None if saved is not None else start_bank(state.bank, options, weights, state.embedder, pipeline)
+        compare = saved is None and protocols.can_vote and measurable(pipeline, world)
+        pixels = PixelRows.of_training(pipeline, world, options.size) if compare else None
+        first_rows = None
+        if saved is None:
+            first_rows = start_bank(state.bank, options, weights, state.embedder, pipeline, pixels)
         if first_rows is not None:
             log.info("bank      %s", first_rows)
         note = curriculum_note(options)
         if note is not None:
             log.warning("%s", note)
-        if saved is None and protocols.can_vote:
+        if pixels is not None:
             name = UNTRAINED if weights is None else PRETRAINED
-            vote, size, dim = protocols.votes[0], options.size, options.low_dim
-            state.baselines = baselines(pipeline, world, vote, state.embedder, size, dim, name)
+            vote, size, dim, bank = protocols.votes[0], options.size, options.low_dim, state.bank.memory
+            state.baselines = baselines(pipeline, world, vote, state.embedder, size, dim, name, pixels, bank)
         if state.baselines:
             shown = ", ".join(f"{name} {100 * top1:.2f} %" for name, top1 in state.baselines.items())
             log.info("baselines %s of %s", protocols.title, shown)
