@@ -160,7 +160,7 @@ class PixelNeighbours(Protocol):
         for name, rows in ((PIXELS, _centred(pixels, whiten)), (WHITENED, whiten(pixels))):
             first, near = shared_neighbours(features, rows, NEAR)
             scalars.update({_key("of", name): first, _key("near", name): near})
-        return Findings(scalars, shared_words(scalars, len(features)))
+        return Findings(scalars, f"and pixels: {shared_words(scalars, len(features))}")
 
 
 def shared_neighbours(features: Tensor, pixels: Tensor, k: int) -> tuple[float, float]:

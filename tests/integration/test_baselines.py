@@ -134,8 +134,8 @@ def test_without_labels_run_report_and_export_tell_how_far_neighbours_are_those_
         "the nearest image by features is the nearest (among the 10 nearest) by pixels for "
         "{:.1f} % ({:.1f} %) of the images, by whitened pixels for {:.1f} % ({:.1f} %); by chance for 2.6 % (25.6 %)."
     ).format(*(100 * share for share in expected))
-    assert f"last network, training features recomputed: neighbours {words} Near 100 %" in said
-    assert f"neighbours {words}" in exported
+    assert f"last network, training features recomputed: neighbours and pixels: {words} Near 100 %" in said
+    assert f"neighbours and pixels: {words}" in exported
     assert words in (tmp_path / "s" / "s" / "report.html").read_text()
     keys = [f"neighbours_{how}_{name}" for name in ("pixels", "whitened_pixels") for how in ("of", "near")]
     last = json.loads((tmp_path / "s" / "s" / "metrics.jsonl").read_text().splitlines()[-1])
