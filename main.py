@@ -28,10 +28,10 @@ if __name__ == "__main__":  # Python leaves the script's folder out under PYTHON
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from lib.config import Options, Settings, collect, of_older_version, table
-from lib.distributed.place import Place
-from lib.errors import LOST_CONTACT, Interrupted, LostContact, RunError, UserError, one_line
-from lib.packages import check_packages
-from lib.session.streams import say, say_traceback, take_what_there_is
+from lib.distributed.process_info import ProcessInfo
+from lib.errors import PEER_FAILURE, Interrupted, PeerFailure, RunError, UserError, one_line
+from lib.logger.streams import say, say_traceback, take_what_there_is
+from lib.runtime.packages import check_packages
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         BrokenPipeError: whoever reads the output has seen enough.
     """
-    place = Place.here()
+    place = ProcessInfo.here()
     take_what_there_is()
     debug = "--debug-errors" in arguments
     try:
@@ -66,29 +66,29 @@ def main(arguments: Sequence[str]) -> int:
         return 130
 
 
-def run(settings: Settings, arguments: Sequence[str], place: Place) -> int:
+def run(settings: Settings, arguments: Sequence[str], place: ProcessInfo) -> int:
     """Print the options, compare sessions, or train, go on, or evaluate. Returns the exit status."""
     if settings.options.compare:
         if place.rank == 0:
-            from lib.comparison import compare
+            from lib.report.comparison import compare
 
             compare(settings.options.compare, settings.options.compare_html, settings.options.sess_dir)
         return 0
     check_packages()
     if place.size == 1:
         return _run(settings, arguments, place, None)
-    from lib.distributed.group import together
+    from lib.distributed.process_group import together
 
     with together(settings.options.gpus, place) as world:
         return _run(settings, arguments, place, world)
 
 
-def _run(settings: Settings, arguments: Sequence[str], place: Place, world: Any) -> int:
+def _run(settings: Settings, arguments: Sequence[str], place: ProcessInfo, world: Any) -> int:
     """What `run` does, but for comparing. `world`: the processes of the run, or None for this one alone."""
     saved = source = weights = note = None
     if settings.options.resume is not None:
+        from lib.checkpoint.resume import open_checkpoint, statistics
         from lib.pretrained import weights_file
-        from lib.session.resume import open_checkpoint, statistics
 
         try:
             saved, source, passed_over = open_checkpoint(settings.options.resume, settings.options.sess_dir)
@@ -120,8 +120,8 @@ def _run(settings: Settings, arguments: Sequence[str], place: Place, world: Any)
         return 0
     several = settings.options.gpus.count(",") + 1
     if several > 1 and not place.launched:
-        from lib import devices
         from lib.distributed.launch import launch
+        from lib.runtime.device import choose_device
 
         for path in filter(None, (*settings.options.cfgs, settings.options.labels)):
             if Path(path).expanduser().is_fifo():
@@ -129,9 +129,9 @@ def _run(settings: Settings, arguments: Sequence[str], place: Place, world: Any)
                     f"--gpus {settings.options.gpus}: {path} is a pipe, and {several} processes would read it; save it "
                     "as a file"
                 )
-        devices.choose(settings.options.gpus, 0, several)  # a device that is missing is said once, not by each process
+        choose_device(settings.options.gpus, 0, several)  # a device that is missing is said once, not by each process
         return launch(several, arguments)
-    from lib.training.command import execute  # PyTorch is loaded only now, when there is something to compute
+    from lib.commands.train import execute  # PyTorch is loaded only now, when there is something to compute
 
     if note is not None and place.rank == 0:
         print(one_line(note))
@@ -186,12 +186,12 @@ def _in_one_line(error: Exception) -> str:
 
 
 def _status(error: Exception) -> int:
-    if isinstance(error, LostContact):
-        return LOST_CONTACT
+    if isinstance(error, PeerFailure):
+        return PEER_FAILURE
     return 2 if isinstance(error, UserError) else 1
 
 
-def _say(error: Exception, place: Place, debug: bool) -> None:
+def _say(error: Exception, place: ProcessInfo, debug: bool) -> None:
     """On standard error: one line, or where the error that is being handled happened."""
     if debug:
         say_traceback()
@@ -199,7 +199,7 @@ def _say(error: Exception, place: Place, debug: bool) -> None:
         _print_error(_in_one_line(error), place)
 
 
-def _print_error(reason: str, place: Place) -> None:
+def _print_error(reason: str, place: ProcessInfo) -> None:
     who = f"rank {place.rank}: " if place.size > 1 else ""
     say(f"error: {who}{one_line(reason)}")
 
@@ -214,7 +214,7 @@ if __name__ == "__main__":
     except OSError:  # whoever read the output has seen enough, as in `main.py --help | head`; or its disk is full
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = status or 1
-    if status and Place.here().size > 1:  # a GPU may wait for a process that is gone, and Python's end for that GPU
+    if status and ProcessInfo.here().size > 1:  # a GPU may wait for a process that is gone, and exit() for that GPU
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)

@@ -10,7 +10,7 @@ import argparse
 from benchmarks.cases import CASES
 from benchmarks.report import table, write
 from benchmarks.setting import Setting, as_in_a_run
-from lib import devices
+from lib.runtime.device import choose_device
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     unknown = [name for name in arguments.cases if name not in CASES]
     if unknown:
         parser.error(f"no such case: {', '.join(unknown)}; there are {', '.join(CASES)}")
-    setting = Setting(devices.choose(arguments.gpus), arguments.repeats)
+    setting = Setting(choose_device(arguments.gpus), arguments.repeats)
     as_in_a_run(setting.device)
     rows = []
     for name in arguments.cases or CASES:

@@ -1,9 +1,13 @@
 """The networks: an image in, a feature of unit length out."""
 
+from typing import Optional
+
+import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from lib.errors import UserError
+from lib.seeding import derive
 from models.alexnet import AlexNet
 from models.convnet import ConvNet
 from models.resnet import ResNet
@@ -31,7 +35,9 @@ def stem_for(stem: str, size: int) -> str:
     return "small" if size < _LARGE_FROM else "large"
 
 
-def build(name: str, low_dim: int, stem: str, size: int, init: str = "released") -> nn.Module:
+def build(
+    name: str, low_dim: int, stem: str, size: int, init: str = "released", seed: Optional[int] = None
+) -> nn.Module:
     """A network with random weights.
 
     Args:
@@ -43,6 +49,8 @@ def build(name: str, low_dim: int, stem: str, size: int, init: str = "released")
         init: `released` is the authors' code's, PyTorch's own defaults: convolutions and linear layers, biases
             included, uniform in (-1/sqrt(fan_in), 1/sqrt(fan_in)). `torchvision` is that of torchvision's ResNets:
             convolutions normal with variance 2 / fan_out. Batch norm has scale 1 and shift 0 in both.
+        seed: of the run; the weights are a function of it, and PyTorch's default generator is left seeded. None: the
+            weights come from the generator as it stands.
 
     Returns:
         A module from images (B, 3, size, size) to features (B, low_dim), float32, of unit length. Its
@@ -62,6 +70,8 @@ def build(name: str, low_dim: int, stem: str, size: int, init: str = "released")
             f"--stem {stem}: the large stem of alexnet needs images of at least {AlexNet.SMALLEST_LARGE} pixels "
             f"and --size is {size}; use --stem small"
         )
+    if seed is not None:
+        torch.manual_seed(derive(seed, "network"))
     if network in _RESNETS:
         block, layers = _RESNETS[network]
         built: nn.Module = ResNet(block, layers, low_dim, small_stem)

@@ -10,13 +10,13 @@ from torch.nn import functional as F
 from datasets.pipeline import Pipeline
 from lib.distributed.shard import Shard
 from lib.distributed.world import World
-from lib.embedder import Embedder
 from lib.evaluation.features import extract
 from lib.evaluation.protocol import Findings, Protocol
 from lib.evaluation.subject import Subject
 from lib.evaluation.voting import Voting
 from lib.evaluation.whitening import Whitening
-from lib.nearest import nearest
+from lib.nn.embedder import Embedder
+from lib.search.exact import nearest
 
 SIDE = 16
 """Larger images are averaged down to so many pixels a side, which are 768 numbers."""

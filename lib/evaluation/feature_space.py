@@ -6,8 +6,8 @@ from typing import Optional
 from torch import Tensor, nn
 
 from lib.distributed.world import World
-from lib.embedder import Embedder
 from lib.evaluation.whitening import Whitening
+from lib.nn.embedder import Embedder
 
 EMBEDDING, BACKBONE = "embedding", "backbone"
 
@@ -45,7 +45,7 @@ class FeatureSpace:
 
     def frozen(self, embedder: Embedder) -> Embedder:
         """The network for evaluation: images (B, 3, S, S) to unit rows (B, d) of the level, not yet whitened."""
-        return embedder.frozen(backbone=self.level == BACKBONE)
+        return embedder.eval_copy(backbone=self.level == BACKBONE)
 
     @property
     def flags(self) -> str:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from datasets.pipeline import Pipeline
-from lib import memory
 from lib.distributed.world import World
 from lib.errors import RunError
 from lib.evaluation.knn import Accuracy, classes_ahead
@@ -20,8 +19,9 @@ from lib.evaluation.protocol import Findings, Protocol
 from lib.evaluation.stage_features import Stages, pooled_widths, stage_rows
 from lib.evaluation.subject import Subject
 from lib.evaluation.voting import one_class
+from lib.logger.console import LOGGER
+from lib.runtime.memory import physical_memory
 from lib.seeding import generator
-from lib.session.journal import LOGGER
 
 MOST_VALUES = 10_000
 """Values of an image and stage that the classifier sees, after pooling."""
@@ -103,7 +103,7 @@ class Linear(Protocol):
 
     def results(self, subject: Subject) -> list[StageResult]:
         """One for each stage, in the order of the network."""
-        outputs = subject.embedder.frozen_stages()
+        outputs = subject.embedder.eval_stages()
         widths = pooled_widths(
             outputs, torch.zeros(1, 3, self._size, self._size, device=self.world.device), MOST_VALUES
         )
@@ -173,7 +173,7 @@ def _place(size: int, device: torch.device) -> torch.device:
 
 
 def _check_memory(size: int, stages: list[str], images: str) -> None:
-    available = memory.physical()
+    available = physical_memory()
     if size > 0.8 * available:
         raise RunError(
             f"--protocol linear: {', '.join(stages)} of the {images} images would take {size / 2**30:.0f} of "

@@ -9,7 +9,6 @@ from torch import Tensor
 from datasets.pipeline import Pipeline
 from lib.config import Options
 from lib.distributed.world import World
-from lib.embedder import Embedder
 from lib.errors import UserError
 from lib.evaluation.baselines import PixelNeighbours
 from lib.evaluation.feature_space import PLAIN, FeatureSpace
@@ -17,6 +16,7 @@ from lib.evaluation.leave_one_out import LeaveOneOut
 from lib.evaluation.protocol import Findings, Protocol
 from lib.evaluation.subject import Subject
 from lib.evaluation.voting import Voting
+from lib.nn.embedder import Embedder
 
 Judged = list[tuple[Protocol, Findings]]
 

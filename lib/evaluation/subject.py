@@ -7,9 +7,9 @@ from torch import Tensor
 from datasets.pipeline import Pipeline
 from lib.distributed.shard import Shard
 from lib.distributed.world import World
-from lib.embedder import Embedder
 from lib.evaluation.feature_space import PLAIN, FeatureSpace
 from lib.evaluation.features import extract
+from lib.nn.embedder import Embedder
 
 
 class Subject:
@@ -66,4 +66,4 @@ class Subject:
 
     def all_train(self) -> Optional[Tensor]:
         """(N, D) unit features of all training images, on the CPU of the first process; None in the others."""
-        return Shard(self.world, len(self.pipeline.train)).collected(self.train)
+        return Shard(self.world, len(self.pipeline.train)).gather_to_first(self.train)

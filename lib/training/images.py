@@ -6,17 +6,17 @@ from typing import Optional
 from torch import Tensor
 
 import datasets
-from datasets.bad_images import Gather
+from datasets.files.bad_images import Gather
 from datasets.image_set import ImageSet
 from datasets.pipeline import Pipeline
 from datasets.split import Split
 from lib.config import Options
-from lib.distributed.place import Place
-from lib.distributed.world import World, number_of
+from lib.distributed.process_info import ProcessInfo
+from lib.distributed.world import World, int_digest
 from lib.errors import UserError
 
 
-def open_images(options: Options, world: World, place: Place) -> Pipeline:
+def open_images(options: Options, world: World, place: ProcessInfo) -> Pipeline:
     """Look the data set through and make it ready to be served. All processes must call it.
 
     Raises:
@@ -39,25 +39,25 @@ def _patient_gather(world: World) -> Gather:
     """`World.gather_rows` of the CPU's tensors, for processes that are done hours apart."""
 
     def gather(rows: Tensor) -> Tensor:
-        world.wait_for_all()
+        world.long_barrier()
         return world.gather_rows(rows.to(world.device)).cpu()
 
     return gather
 
 
-def _load(options: Options, world: World, place: Place) -> Split:
+def _load(options: Options, world: World, place: ProcessInfo) -> Split:
     """The data set; what is missing is fetched by the first process of each machine, while the others wait.
 
     With --download on one machine alone those of the others wait as well.
     """
     name, root, labels = options.dataset, options.data_root, options.labels
-    if world.size == 1 or not any(wanted for [wanted] in world.hear_all([int(options.download)])):
+    if world.size == 1 or not any(wanted for [wanted] in world.all_gather_ints([int(options.download)])):
         return datasets.load(name, root, options.download, labels)
     if place.local_rank > 0:
-        world.wait_for_all()
+        world.long_barrier()
         return datasets.load(name, root, False, labels)
     split = datasets.load(name, root, options.download, labels)
-    world.wait_for_all()
+    world.long_barrier()
     return split
 
 
@@ -72,8 +72,8 @@ def check_same(world: World, train: ImageSet, fingerprint: str, test: Optional[I
     Raises:
         UserError: some have others; all processes raise it.
     """
-    tests = (0, 0) if test is None else (len(test), number_of(test.fingerprint().encode()))
-    images = world.hear_all([len(train), number_of(fingerprint.encode()), *tests])
+    tests = (0, 0) if test is None else (len(test), int_digest(test.fingerprint().encode()))
+    images = world.all_gather_ints([len(train), int_digest(fingerprint.encode()), *tests])
     others = [rank for rank, heard in enumerate(images) if heard != images[0]]
     if others:
         counts = [(rank, images[rank][0], images[rank][2]) for rank in [0, *others]]
@@ -82,7 +82,7 @@ def check_same(world: World, train: ImageSet, fingerprint: str, test: Optional[I
             f"{'rank' if len(others) == 1 else 'ranks'} {', '.join(map(str, others))} found other images than rank 0 "
             f"({found}); all processes need the same files below --data-root"
         )
-    labels = world.hear_all([number_of(_labels(train, test))])
+    labels = world.all_gather_ints([int_digest(_labels(train, test))])
     others = [rank for rank, heard in enumerate(labels) if heard != labels[0]]
     if others:
         raise UserError(

@@ -9,8 +9,8 @@ from typing import Any, Optional
 import torch
 
 from datasets.pipeline import Pipeline
-from lib import devices, precision
 from lib.distributed.world import World
+from lib.runtime.device import describe_device, describe_precision
 from lib.session import provenance
 
 
@@ -28,8 +28,8 @@ def start_record(
         "command": provenance.command_line(),
         "code": provenance.git_revision(),
         "versions": provenance.versions(),
-        "device": devices.describe(world.device),
-        "precision": precision.describe(dtype),
+        "device": describe_device(world.device),
+        "precision": describe_precision(dtype),
         "processes": world.size,
         "dataset": pipeline.name,
         "train_images": len(pipeline.train),

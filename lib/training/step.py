@@ -5,10 +5,9 @@ from contextlib import nullcontext
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lib.embedder import Embedder
-from lib.method.global_batch import GlobalBatch
-from lib.method.memory_bank import MemoryBank
-from lib.method.tiled_objective import tiled_and_loss
+from lib.method.memory_bank import GlobalBatch, MemoryBank
+from lib.method.tiled_loss import tiled_and_loss
+from lib.nn.embedder import Embedder
 from lib.training.finite import FiniteWatch
 
 
@@ -50,7 +49,7 @@ class Step:
         if first:
             self.optimizer.zero_grad(set_to_none=True)
         shard = self.bank.shard
-        with nullcontext() if last else self.embedder.apart():
+        with nullcontext() if last else self.embedder.no_sync():
             features = self.embedder(images)  # (B, D)
             batch = GlobalBatch.gather(features, members, shard.world, shard.world.shares(size))
             loss = tiled_and_loss(features, self.bank.memory, members, self.temperature, shard=shard, batch=batch)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from datasets.pipeline import Pipeline
 from lib.config import Options, Settings
-from lib.distributed.place import Place
+from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
-from lib.threads import AUTO, OtherPrograms, cores, is_busy, wished
+from lib.runtime.threads import AUTO, OtherPrograms, cores, is_busy, wished
 from lib.training.state import TrainingState
 from lib.training.step import Step
 
@@ -40,7 +40,7 @@ class Choice(NamedTuple):
     warning: str = ""
 
 
-def set_threads(settings: Settings, world: World, place: Place) -> Choice:
+def set_threads(settings: Settings, world: World, place: ProcessInfo) -> Choice:
     """Sets PyTorch's number of threads, with which faiss computes too, as far as it is known without timing.
 
     Args:
@@ -80,7 +80,7 @@ def time_threads(
     state: TrainingState,
     pipeline: Pipeline,
     world: World,
-    place: Place,
+    place: ProcessInfo,
 ) -> Choice:
     """For `auto` in one process on a CPU: all cores where they are free, else the fastest of 1, half and all.
 

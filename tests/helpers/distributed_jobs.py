@@ -11,21 +11,20 @@ from torch import nn
 from torch.nn import functional as F
 
 from datasets.image_set import UNLABELLED, ImageSet
-from lib.approximate import ApproximateSearch, recall
 from lib.distributed.shard import Shard
-from lib.distributed.sync_batch_norm import synchronise
-from lib.embedder import Embedder
 from lib.evaluation import leave_one_out as judging
+from lib.evaluation.bank_statistics import sample_rows, survey
 from lib.evaluation.feature_space import FeatureSpace
 from lib.evaluation.knn import weighted_knn
 from lib.evaluation.subject import Subject
-from lib.insight.survey import sample_rows, survey
 from lib.method.discovery import discover
-from lib.method.global_batch import GlobalBatch
-from lib.method.memory_bank import MemoryBank
-from lib.method.tiled_objective import tiled_and_loss
-from lib.nearest import nearest
-from lib.plain_network import plain_copy
+from lib.method.memory_bank import GlobalBatch, MemoryBank
+from lib.method.tiled_loss import tiled_and_loss
+from lib.nn.bn_folding import plain_copy
+from lib.nn.embedder import Embedder
+from lib.nn.sync_batch_norm import synchronise
+from lib.search.approximate import ApproximateSearch, recall
+from lib.search.exact import nearest
 from models import build
 from tests.helpers.rows import grid_rows, random_members, unit_rows
 
@@ -79,7 +78,7 @@ def banks(world):
     found = {}
     for size in (2, 101):
         bank = MemoryBank(size, 5, 0.5, torch.Generator().manual_seed(7), world)
-        found[size, "start"] = bank.gathered()
+        found[size, "start"] = bank.gather_to_first()
         for step in range(4):
             chosen = torch.randperm(size, generator=torch.Generator().manual_seed(step))[: 2 + step]
             own = world.rows(len(chosen))
@@ -88,10 +87,10 @@ def banks(world):
             loss = tiled_and_loss(features, bank.memory, batch.members, 0.1, shard=bank.shard, batch=batch)
             found[size, "loss", step] = loss.detach()
             bank.update(batch.indices, batch.features)
-        found[size, "end"] = bank.gathered()
+        found[size, "end"] = bank.gather_to_first()
         other = MemoryBank(size, 5, 0.5, None, world)
         other.load_whole(unit_rows(size, 5, 3))
-        found[size, "loaded"] = other.gathered()
+        found[size, "loaded"] = other.gather_to_first()
     # only the first process is given the whole
     return {key: value if world.is_first or "loss" in key else None for key, value in found.items()}
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lib.pretrained.weights_file import WeightsFile
-from lib.training.same_call import _read
+from lib.training.input_checks import _read
 
 TENSORS = [
     torch.arange(6.0).view(2, 3).t(),
