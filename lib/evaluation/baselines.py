@@ -152,7 +152,7 @@ class PixelNeighbours(Protocol):
         """None in all processes but the first."""
         features = subject.all_train()
         own = PixelRows.of_training(self.pipeline, self.world, self.size).read(self.pipeline.train_batches_plain())
-        pixels = Shard(self.world, len(self.pipeline.train)).collected(own)
+        pixels = Shard(self.world, len(self.pipeline.train)).gather_to_first(own)
         if features is None:
             return None
         whiten = Whitening.fit(pixels, World.alone(pixels.device))
