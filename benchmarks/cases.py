@@ -27,7 +27,7 @@ from lib.evaluation.knn import weighted_knn
 from lib.method.discovery import discover
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
-from lib.method.tiled_loss import tiled_and_loss
+from lib.method.objective import and_loss
 from lib.nn.embedder import Embedder
 from lib.nn.winograd import count_winograd, use_winograd
 from lib.runtime.device import choose_precision, has_bf16
@@ -56,7 +56,7 @@ def head(setting: Setting) -> list[Row]:
 def _loss(setting: Setting, images: int, batch: int) -> Callable[[], object]:
     memory, features = setting.unit_rows(images), setting.unit_rows(batch, 1).requires_grad_()
     members = setting.pairs(images)[:batch].clone()
-    return lambda: tiled_and_loss(features, memory, members, 0.1).backward()
+    return lambda: and_loss(features, memory, members, 0.1).backward()
 
 
 def augmentation(setting: Setting) -> list[Row]:

@@ -1,8 +1,8 @@
-"""Images, in memory or as files, with labels if there are any."""
+"""A data set: its training and test images, each in memory or as files, with labels if there are any."""
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Optional, Union
 
@@ -10,36 +10,38 @@ import numpy as np
 from PIL import Image
 
 from datasets.files.decode import read_rgb
-from datasets.files.paths import Paths
 from lib.errors import one_line
 
 UNLABELLED = -1
-"""The label of an image that has none, where others have."""
+"""The label of an image without one in a set where others have labels."""
 
 _SAMPLED = 256  # files that `contents` opens
 _PIECE = 4096  # bytes that it reads of a file at its start, its middle and its end
 
 
-@dataclass(frozen=True)
-class Replaced:
-    """Files of the same names as before that hold something else.
+class Paths(Sequence):
+    """N paths as one block of bytes.
 
-    Attributes:
-        paths: of those found.
-        compared: how many were looked at.
+    A million separate strings take several times the memory, and every DataLoader worker ends up with its own copy:
+    reading a string writes its reference count, and a written page is no longer shared with the parent process.
     """
 
-    paths: tuple[str, ...]
-    compared: int
+    def __init__(self, paths: Iterable[str]):
+        encoded = [os.fsencode(path) for path in paths]
+        self._text = b"".join(encoded)
+        self._ends = np.zeros(len(encoded) + 1, dtype=np.int64)  # path i is from the i-th number to the next
+        np.cumsum([len(path) for path in encoded], out=self._ends[1:])
 
-    @property
-    def are_others(self) -> bool:
-        """Whether these are other pictures, not the same ones of which some were edited."""
-        return 2 * len(self.paths) > self.compared
+    def __len__(self) -> int:
+        return len(self._ends) - 1
 
-    def __str__(self) -> str:
-        named = ", ".join(map(one_line, self.paths[:3])) + (", ..." if len(self.paths) > 3 else "")
-        return f"{len(self.paths):,} of {self.compared:,} files compared ({named})"
+    def __getitem__(self, index: Union[int, slice]) -> Union[str, tuple[str, ...]]:
+        if isinstance(index, slice):
+            return tuple(self[row] for row in range(*index.indices(len(self))))
+        row = index + len(self) if index < 0 else index
+        if not 0 <= row < len(self):
+            raise IndexError(f"path {index} of {len(self)}")
+        return os.fsdecode(self._text[self._ends[row] : self._ends[row + 1]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +53,7 @@ class ImageSet:
         labels: (N,) int64, indices into `classes`, `UNLABELLED` where an image has none; or None.
         classes: the names of the classes; empty without labels, but for the name of the only class where there is one.
         files: the paths of the N files that pixels in memory were decoded from, or None.
-        rows: (N,) int64, which images these are of a larger set that they were chosen from, or None.
+        rows: (N,) int64, the row numbers of these images in the set that they are a subset of, or None.
     """
 
     source: Union[np.ndarray, Sequence[str]]
@@ -79,12 +81,12 @@ class ImageSet:
 
     @property
     def paths(self) -> Optional[Paths]:
-        """The paths of the images' files, whether or not they are in memory now; None where there never were any."""
+        """The paths of the images' files, also when the pixels are in memory; None for images that never were files."""
         return self.files if self.pixels is not None else self.source
 
     @property
     def numbers(self) -> np.ndarray:
-        """(N,) int64, the row of each image in the data set as it was read, before some were left out."""
+        """(N,) int64, the row of each image in the data set as it was read, before any subset."""
         return np.arange(len(self), dtype=np.int64) if self.rows is None else self.rows
 
     def read(self, index: int, at_least: Optional[int] = None) -> Image.Image:
@@ -98,10 +100,7 @@ class ImageSet:
         return read_rgb(self.source[index], at_least)
 
     def fingerprint(self) -> str:
-        """Tells one set of images from another: a checksum of the pixels, or of the files' names below their folder.
-
-        No file is opened for it.
-        """
+        """A checksum of the pixels, or of the files' names below their folder; no file is opened."""
         digest = hashlib.blake2b(digest_size=16)
         if self.pixels is not None:
             digest.update(np.ascontiguousarray(self.pixels).data)
@@ -114,12 +113,12 @@ class ImageSet:
     def contents(self) -> list[int]:
         """A checksum of 31 bits for each of an even sample of the files: of its size and some of its bytes.
 
-        0 for a file that cannot be read. Empty for pixels in memory, which `fingerprint` tells apart.
+        0 for a file that cannot be read. Empty for pixels in memory, which `fingerprint` covers.
         """
         return [] if self.pixels is not None else [_content(self.source[row]) for row in _even_sample(len(self))]
 
-    def replaced(self, before: Optional[Sequence[int]]) -> Replaced:
-        """Which files are not those of which `contents` gave `before`; where that is not known, none."""
+    def replaced(self, before: Optional[Sequence[int]]) -> "Replaced":
+        """The files whose checksums differ from `before`, earlier `contents`; none if those are not known."""
         paths = self.paths
         rows = [] if paths is None or not before else _even_sample(len(self))
         if len(rows) != len(before or ()):
@@ -138,21 +137,21 @@ class ImageSet:
         return ImageSet(self.pixels[rows], labels, self.classes, paths, self.numbers[rows])
 
 
-def _even_sample(count: int) -> list[int]:
-    return sorted({row * (count - 1) // max(1, min(count, _SAMPLED) - 1) for row in range(min(count, _SAMPLED))})
+@dataclass(frozen=True)
+class Split:
+    """A data set, divided into training and test images.
 
+    Attributes:
+        name: as `--dataset` names it.
+        train: the training images.
+        test: the test images; None for a folder without any.
+        notes: findings for the log, a line each.
+    """
 
-def _content(path: str) -> int:
-    try:
-        with open(path, "rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            digest = hashlib.blake2b(str(size).encode(), digest_size=4)
-            for place in sorted({0, max(0, size // 2 - _PIECE // 2), max(0, size - _PIECE)}):
-                file.seek(place)
-                digest.update(file.read(_PIECE))
-    except OSError:
-        return 0
-    return int.from_bytes(digest.digest(), "big") >> 1
+    name: str
+    train: ImageSet
+    test: Optional[ImageSet]
+    notes: tuple[str, ...] = ()
 
 
 def limit(image_set: ImageSet, count: int, seed: int) -> ImageSet:
@@ -169,3 +168,42 @@ def limit(image_set: ImageSet, count: int, seed: int) -> ImageSet:
     # RandomState: numpy promises the same stream in all its versions
     random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
     return image_set.subset(np.sort(random.permutation(len(image_set))[:count]))
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """Files of the same names as before that hold something else.
+
+    Attributes:
+        paths: of those found.
+        compared: how many were looked at.
+    """
+
+    paths: tuple[str, ...]
+    compared: int
+
+    @property
+    def are_others(self) -> bool:
+        """Whether these are other pictures, not the same ones of which some were edited."""
+        return 2 * len(self.paths) > self.compared
+
+    def __str__(self) -> str:
+        named = ", ".join(map(one_line, self.paths[:3])) + (", ..." if len(self.paths) > 3 else "")
+        return f"{len(self.paths):,} of {self.compared:,} files compared ({named})"
+
+
+def _even_sample(count: int) -> list[int]:
+    return sorted({row * (count - 1) // max(1, min(count, _SAMPLED) - 1) for row in range(min(count, _SAMPLED))})
+
+
+def _content(path: str) -> int:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            digest = hashlib.blake2b(str(size).encode(), digest_size=4)
+            for place in sorted({0, max(0, size // 2 - _PIECE // 2), max(0, size - _PIECE)}):
+                file.seek(place)
+                digest.update(file.read(_PIECE))
+    except OSError:
+        return 0
+    return int.from_bytes(digest.digest(), "big") >> 1

@@ -4,26 +4,13 @@ from typing import Optional
 
 import torch
 from torch import nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from lib.config.registry import NETWORKS, find
 from lib.errors import UserError
 from lib.seeding import derive
-from models.alexnet import AlexNet
-from models.convnet import ConvNet
-from models.resnet import ResNet
-from models.whitenet import WhiteNet
 
-__all__ = ["AlexNet", "ConvNet", "ResNet", "WhiteNet", "build", "stem_for"]
+__all__ = ["build", "stem_for"]
 
-_RESNETS = {
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet34": (BasicBlock, (3, 4, 6, 3)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
-    "resnet101": (Bottleneck, (3, 4, 23, 3)),
-    "resnet152": (Bottleneck, (3, 8, 36, 3)),
-}
-_OTHERS = {"alexnet": AlexNet, "convnet": ConvNet, "whitenet": WhiteNet}
-_NAMES = (*_RESNETS, *_OTHERS)
 _STEMS = ("auto", "small", "large")
 _LARGE_FROM = 64  # pixels; below this the stride of a large stem leaves too little to look at
 
@@ -41,7 +28,7 @@ def build(
     """A network with random weights.
 
     Args:
-        name: resnet18, resnet34, resnet50, resnet101, resnet152, alexnet, convnet or whitenet, in either case.
+        name: one of `lib.config.registry.NETWORKS`, in either case.
         low_dim: length D of the feature.
         stem: `small` keeps the resolution of small images, `large` reduces that of large ones at once, and
             `auto` is small for images of less than 64 pixels.
@@ -60,23 +47,21 @@ def build(
         UserError: there is no such network or stem, or they do not suit the size.
     """
     network = name.lower()
-    if network not in _NAMES:
-        raise UserError(f"--network {name}: no such network; known are: {', '.join(_NAMES)}")
+    if network not in NETWORKS:
+        raise UserError(f"--network {name}: no such network; known are: {', '.join(NETWORKS)}")
     if stem not in _STEMS:
         raise UserError(f"--stem {stem}: no such stem; known are: {', '.join(_STEMS)}")
     small_stem = stem_for(stem, size) == "small"
-    if network == "alexnet" and not small_stem and size < AlexNet.SMALLEST_LARGE:
+    kind = find(NETWORKS, network)
+    smallest = getattr(kind, "SMALLEST_LARGE", 1)
+    if not small_stem and size < smallest:
         raise UserError(
-            f"--stem {stem}: the large stem of alexnet needs images of at least {AlexNet.SMALLEST_LARGE} pixels "
+            f"--stem {stem}: the large stem of {network} needs images of at least {smallest} pixels "
             f"and --size is {size}; use --stem small"
         )
     if seed is not None:
         torch.manual_seed(derive(seed, "network"))
-    if network in _RESNETS:
-        block, layers = _RESNETS[network]
-        built: nn.Module = ResNet(block, layers, low_dim, small_stem)
-    else:
-        built = _OTHERS[network](low_dim, small_stem)
+    built: nn.Module = kind(low_dim, small_stem)
     if init == "torchvision":
         for layer in built.modules():
             if isinstance(layer, nn.Conv2d):

@@ -16,10 +16,8 @@ import numpy as np
 import torchvision
 from torchvision.datasets.utils import check_integrity
 
-from datasets.image_set import ImageSet
+from datasets.image_set import ImageSet, Split
 from datasets.sources.image_folder import read_folders
-from datasets.split import Split
-from datasets.transforms.normalisation import CIFAR10, CIFAR100, SVHN
 from lib.errors import UserError
 
 CIFAR10_CLASSES = (
@@ -45,7 +43,7 @@ def cifar10(root: Path, download: bool) -> Split:
             f"--dataset cifar10: the class folders in {root / 'train'} are {_some(train.classes)}, not the ten of "
             f"CIFAR-10 ({', '.join(CIFAR10_CLASSES)}); for other images use --dataset imagefolder"
         )
-    return Split("cifar10", train, test, *CIFAR10, notes)
+    return Split("cifar10", train, test, notes)
 
 
 def cifar100(root: Path, download: bool) -> Split:
@@ -60,7 +58,7 @@ def cifar100(root: Path, download: bool) -> Split:
             f"--dataset cifar100: {root / 'train'} holds {len(train.classes)} class folders, not {_CIFAR100_COUNT}; "
             "for other images use --dataset imagefolder"
         )
-    return Split("cifar100", train, test, *CIFAR100, notes)
+    return Split("cifar100", train, test, notes)
 
 
 def svhn(root: Path, download: bool) -> Split:
@@ -80,7 +78,7 @@ def svhn(root: Path, download: bool) -> Split:
         ImageSet(np.ascontiguousarray(part.data.transpose(0, 2, 3, 1)), part.labels, tuple("0123456789"))
         for part in loaded
     )
-    return Split("svhn", train, test, *SVHN)
+    return Split("svhn", train, test)
 
 
 def _cifar(root: Path, name: str, kind: Any, download: bool) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""`--export`: a network and what it makes of its data set, as files that need nothing of this project."""
+"""`--export`: features, clusters and neighbours of a data set, and the network, as plain files."""
 
 import logging
 import os
@@ -12,14 +12,13 @@ from torch import Tensor
 
 from datasets.image_set import UNLABELLED, ImageSet
 from datasets.pipeline import Pipeline
-from lib.clustering.clusters import check_number, find_clusters
+from lib.clustering.clusters import check_number, clusters_of
+from lib.commands.call import Call, load_network, open_images
 from lib.config import Options
 from lib.distributed.world import World
 from lib.errors import UserError
 from lib.evaluation.baselines import PixelNeighbours
-from lib.evaluation.feature_space import FeatureSpace
-from lib.evaluation.subject import Subject
-from lib.export.distances import cosine_distances
+from lib.evaluation.features import FeatureSpace, Subject
 from lib.export.kept_features import rounded
 from lib.export.model import Preprocessing
 from lib.export.network_files import write_network
@@ -29,21 +28,49 @@ from lib.export.result_folder import (
     FEATURES,
     IMAGES,
     NEIGHBOURS,
+    check_free,
+    cosine_distances,
     result_folder,
+    write_table,
 )
-from lib.export.table import write_table
-from lib.logger.console import LOGGER
+from lib.logger.console import LOGGER, RESULT, close_log, open_log
 from lib.nn.embedder import Embedder
 from lib.pretrained.weights_file import WeightsFile
 from lib.runtime.device import describe_precision
 from lib.search.exact import ExactSearch
+from lib.training.state import build_embedder
 
 log = logging.getLogger(LOGGER)
-RESULT = {"result": True}
+
+
+def export(call: Call) -> None:
+    """`--export`: write the features, clusters and neighbours of a data set, and the network, into a folder.
+
+    Raises:
+        UserError, RunError: as `check_export` and `write_export`.
+    """
+    options, world = call.options, call.world
+    check_free("--export", Path(options.export), options.overwrite)  # before a large data set is looked through
+    pipeline = open_images(options, world, call.process)
+    embedder = build_embedder(options, world, call.dtype)
+    open_log(None, options.brief, silent=not world.is_first)
+    try:
+        file = load_network(embedder.network, options, call.start)
+        check_export(options, pipeline, file)
+        shrink = options.shrink if pipeline.files_of([]) is not None else None  # images in memory are not shrunk
+        statistics = (pipeline.means, pipeline.stds)
+        preprocessing = Preprocessing.of(options.size, options.resize, statistics, shrink)
+        log_network(options, file, preprocessing, embedder.dtype)
+        for line in (*pipeline.notes, *pipeline.cautions):
+            log.info("           %s", line)
+        write_export(options, pipeline, preprocessing, embedder, file, world)
+    finally:
+        pipeline.close()
+        close_log()
 
 
 def check_export(options: Options, pipeline: Pipeline, file: WeightsFile) -> None:
-    """What can be known before anything is computed.
+    """Check the options against checkpoint and images before anything is computed.
 
     Raises:
         UserError: the checkpoint of --resume belongs to other images, or there are fewer
@@ -64,13 +91,13 @@ def check_export(options: Options, pipeline: Pipeline, file: WeightsFile) -> Non
 
 
 def is_of(file: WeightsFile, pipeline: Pipeline, if_not_known: bool) -> bool:
-    """Whether a network was trained on these images."""
+    """Whether a network was trained on these images; `if_not_known` where its file does not say."""
     if file.fingerprint is None:
         return if_not_known
     return pipeline.are_those_of(file.fingerprint, file.contents)
 
 
-def export(
+def write_export(
     options: Options,
     pipeline: Pipeline,
     preprocessing: Preprocessing,
@@ -98,10 +125,11 @@ def export(
     log.info("features   %s, of %s", space, ", ".join(f"{len(images):,} {split} images" for split, images in sets))
     similarities, rows = _neighbours(train, test, options)
     features = train if test is None else torch.cat([train, test])
-    clustered = train if space.is_plain else rounded(train)
+    kept, clustered = None, train if space.is_plain else rounded(train)
     if space.is_plain and file.memory is not None and is_of(file, pipeline, if_not_known=False):
-        clustered = file.memory
-    clusters = find_clusters(clustered, options.num_clusters, options.seed)
+        kept, clustered = file.clusters, file.memory
+    clusters = clusters_of(kept, clustered, options.num_clusters, options.seed)
+    log.info("clusters   %s", clusters.described(clustered))
     about = {
         "file": file.name,
         **file.about,
@@ -114,12 +142,28 @@ def export(
         np.save(folder / NEIGHBOURS, rows.numpy())
         np.save(folder / DISTANCES, cosine_distances(similarities).numpy())
         np.save(folder / CENTRES, clusters.centres.numpy())
-        write_table(folder / IMAGES, _columns(sets, clusters.of(features)))
+        write_table(folder / IMAGES, _columns(sets, clusters.assign(features)))
         note = write_network(folder, embedder.network, options, preprocessing, about, space)
     if compared is not None:
         log.info("neighbours %s", compared.summary, extra=RESULT)
     log.info("network    %s", note, extra=RESULT)
     log.info("written to %s: %s", options.export, ", ".join(sorted(os.listdir(options.export))), extra=RESULT)
+
+
+def log_network(
+    options: Options, file: WeightsFile, preprocessing: Preprocessing, dtype: Optional[torch.dtype]
+) -> None:
+    """Log the network that computes features, and how it wants its images."""
+    log.info("network    %s, %d features, from %s", options.network, options.low_dim, file.name)
+    log.info(
+        "images     %sscaled to %d, the middle %d pixels; means %s, stds %s; %s",
+        "" if preprocessing.shrink is None else f"the middle square of {preprocessing.shrink} pixels, ",
+        preprocessing.resize,
+        preprocessing.size,
+        " ".join(map(str, preprocessing.means)),
+        " ".join(map(str, preprocessing.stds)),
+        describe_precision(dtype),
+    )
 
 
 def _neighbours(train: Tensor, test: Optional[Tensor], options: Options) -> tuple[Tensor, Tensor]:

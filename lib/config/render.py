@@ -1,13 +1,12 @@
-"""The option table for people: `--help`, `--print-args` and the README."""
+"""The option table for people: `--help`, `--print-args` and docs/options.md."""
 
 import shutil
 import textwrap
 from itertools import groupby
 from typing import Any
 
-from lib.config.catalogue import OPTIONS
 from lib.config.option import ANY_LENGTH, BOOL, CHOICE, FLOAT, INT, PATH, Option
-from lib.config.settings import Options, Settings
+from lib.config.options import OPTIONS, Options, Settings
 
 _HEAD = """\
 Anchor neighbourhood discovery: learn image features without labels.
@@ -53,7 +52,7 @@ def table(settings: Settings) -> str:
 
 
 def markdown() -> str:
-    """The options as Markdown, one table a group, for the README."""
+    """The options as Markdown, one table a group, for docs/options.md."""
     parts = []
     for group, options in groupby(OPTIONS, key=lambda option: option.group):
         rows = [f"**{group}**", "", "| option | default | unit | what it does |", "|---|---|---|---|"]

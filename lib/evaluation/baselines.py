@@ -10,11 +10,9 @@ from torch.nn import functional as F
 from datasets.pipeline import Pipeline
 from lib.distributed.shard import Shard
 from lib.distributed.world import World
-from lib.evaluation.features import extract
-from lib.evaluation.protocol import Findings, Protocol
-from lib.evaluation.subject import Subject
-from lib.evaluation.voting import Voting
-from lib.evaluation.whitening import Whitening
+from lib.evaluation.evaluator import Findings, Protocol
+from lib.evaluation.features import Subject, Whitening, extract
+from lib.evaluation.knn import Voting
 from lib.nn.embedder import Embedder
 from lib.search.exact import nearest
 
@@ -69,7 +67,7 @@ class PixelRows:
 
 
 class _Given:
-    """Features that are there already, in the place of `lib.evaluation.subject.Subject`."""
+    """Features that are there already, in the place of `lib.evaluation.features.Subject`."""
 
     def __init__(self, train: Tensor, all_test: Optional[Tensor]):
         self.train, self.all_test = train, all_test

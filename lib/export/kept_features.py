@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lib.errors import UserError
-from lib.evaluation.feature_space import BACKBONE, EMBEDDING, FeatureSpace
-from lib.evaluation.whitening import Whitening
+from lib.evaluation.features import BACKBONE, EMBEDDING, FeatureSpace, Whitening
 from lib.runtime.atomic import replace_file, writing
 from lib.session.folder import SessionFolder
 

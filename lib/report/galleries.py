@@ -1,12 +1,15 @@
 """Pictures in order of certainty: anchors with their neighbours, and the images at both ends."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from lib.clustering.clusters import Clusters
 from lib.method.discovery import similarity_entropy
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.report.pictures import Picture, Pictures, sample
@@ -20,6 +23,10 @@ ENDS = 12
 """Images shown as the most and as the least certain."""
 LOGITS = 2**28
 """In round 0, where the run measures no entropies, the report measures some: about so many similarities."""
+MOST_SHOWN = 12
+"""Clusters on the page, the largest."""
+ON_A_SHEET = 12
+"""Images of a contact sheet."""
 
 
 @dataclass(frozen=True)
@@ -141,3 +148,74 @@ def ends(certainty: Certainty, pictures: Pictures) -> tuple[list[Certain], list[
         [Certain(pictures.picture(certainty.rows[place].item()), certainty.entropy[place].item()) for place in places]
         for places in (most, least)
     )
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Images that belong together.
+
+    Attributes:
+        number: from 1, the largest first.
+        size: images of the sample in it.
+        pictures: those closest to its centre, the closest first.
+        closeness: mean cosine of its images with its centre.
+        commonest, share: the most frequent class and its share of the labelled ones; None without labels.
+    """
+
+    number: int
+    size: int
+    pictures: list[Picture]
+    closeness: float
+    commonest: Optional[str]
+    share: Optional[float]
+
+
+@dataclass(frozen=True)
+class ContactSheets:
+    """The clusters of a sample of images.
+
+    Attributes:
+        shown: the largest ones.
+        count: how many there are.
+        why: how the number came about, in words.
+        images: how many were clustered.
+        assignments: (images,) int64, the cluster of each, from 0.
+    """
+
+    shown: list[Cluster]
+    count: int
+    why: str
+    images: int
+    assignments: np.ndarray
+
+
+def contact_sheets(rows: np.ndarray, features: Tensor, pictures: Pictures, clusters: Clusters) -> ContactSheets:
+    """The images closest to the centre of each cluster.
+
+    Args:
+        rows: (n,) which images, n at least 1.
+        features: (N, D) unit rows of all training images.
+        clusters: of these.
+    """
+    features = features[torch.from_numpy(rows)]
+    numbers = clusters.assign(features)
+    cosines = (features * clusters.centres[numbers]).sum(dim=1).numpy()
+    assignments = numbers.numpy()
+    present = np.unique(assignments).tolist()
+    shown = [
+        _cluster(number, rows[assignments == number], cosines[assignments == number], pictures)
+        for number in present[:MOST_SHOWN]
+    ]
+    return ContactSheets(shown, len(present), clusters.explanation, len(rows), assignments)
+
+
+def _cluster(number: int, rows: np.ndarray, cosines: np.ndarray, pictures: Pictures) -> Cluster:
+    closest = rows[np.argsort(-cosines, kind="stable")[:ON_A_SHEET]]
+    commonest = share = None
+    if pictures.labelled:
+        labels = Counter(filter(None, map(pictures.label, rows.tolist())))
+        if labels:
+            commonest, count = labels.most_common(1)[0]
+            share = count / sum(labels.values())
+    shown = [pictures.picture(row) for row in closest.tolist()]
+    return Cluster(number + 1, len(rows), shown, float(cosines.mean()), commonest, share)

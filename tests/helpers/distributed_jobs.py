@@ -12,19 +12,18 @@ from torch.nn import functional as F
 
 from datasets.image_set import UNLABELLED, ImageSet
 from lib.distributed.shard import Shard
-from lib.evaluation import leave_one_out as judging
-from lib.evaluation.bank_statistics import sample_rows, survey
-from lib.evaluation.feature_space import FeatureSpace
+from lib.evaluation import knn as judging
+from lib.evaluation.bank_statistics import survey
+from lib.evaluation.features import FeatureSpace, Subject
 from lib.evaluation.knn import weighted_knn
-from lib.evaluation.subject import Subject
 from lib.method.discovery import discover
 from lib.method.memory_bank import GlobalBatch, MemoryBank
-from lib.method.tiled_loss import tiled_and_loss
+from lib.method.objective import and_loss
 from lib.nn.bn_folding import plain_copy
 from lib.nn.embedder import Embedder
 from lib.nn.sync_batch_norm import synchronise
 from lib.search.approximate import ApproximateSearch, recall
-from lib.search.exact import nearest
+from lib.search.exact import nearest, sample_rows
 from models import build
 from tests.helpers.rows import grid_rows, random_members, unit_rows
 
@@ -67,7 +66,7 @@ def losses(world):
         shard, own = Shard(world, n), world.rows(b)
         memory, members = unit_rows(n, 6, n), random_members(b, n, k, n)
         features = unit_rows(b, 6, n + 1)[own].requires_grad_()
-        loss = tiled_and_loss(features, memory[shard.start : shard.stop], members[own], 0.1, 64, shard)
+        loss = and_loss(features, memory[shard.start : shard.stop], members[own], 0.1, 64, shard)
         (3 * loss).backward()
         found[n, b, k] = {"loss": loss.detach(), "gradient": world.gather_rows(features.grad / world.size)}
     return found
@@ -84,7 +83,7 @@ def banks(world):
             own = world.rows(len(chosen))
             features = unit_rows(len(chosen), 5, step)[own].requires_grad_()
             batch = GlobalBatch.gather(features, chosen[own][:, None], world)
-            loss = tiled_and_loss(features, bank.memory, batch.members, 0.1, shard=bank.shard, batch=batch)
+            loss = and_loss(features, bank.memory, batch.members, 0.1, shard=bank.shard, batch=batch)
             found[size, "loss", step] = loss.detach()
             bank.update(batch.indices, batch.features)
         found[size, "end"] = bank.gather_to_first()
@@ -224,7 +223,7 @@ def surveys(world):
         found[name] = {"entropy": seen.entropy, "nearest": seen.nearest, "cosine": seen.cosine, "rows": seen.features}
     two = unit_rows(2, 4, 0)
     shard = Shard(world, 2)
-    found["two"] = survey(two[shard.start : shard.stop], sample_rows(2), 0.1, shard).nearest
+    found["two"] = survey(two[shard.start : shard.stop], torch.arange(2), 0.1, shard).nearest
     return found
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from datasets.pipeline import Pipeline
 from datasets.sources.digits import digits
 from lib.evaluation.baselines import below_pixels, shared_neighbours
-from lib.evaluation.whitening import SHRINK
+from lib.evaluation.features import SHRINK
 from main import main
 from tests.helpers.runs import TINY
 

@@ -9,9 +9,8 @@ import pytest
 
 from lib.checkpoint import io as checkpoint
 from lib.logger import console as journal
-from lib.logger.event_file import EventFile
 from lib.logger.projector import SIDE
-from lib.logger.tensorboard import Board
+from lib.logger.tensorboard import EventFile, TensorBoardWriter
 from main import main
 from tests.helpers.disks import mount, small_disk
 from tests.helpers.runs import TINY, call, checkpoints, error_line, start, wait_for
@@ -124,7 +123,7 @@ def test_a_write_beyond_the_limit_of_a_file_leaves_the_one_before(tmp_path):
 
 
 def test_a_projector_that_finds_no_space_does_not_end_the_run(tmp_path, capsys):
-    board = Board(tmp_path, 2)
+    board = TensorBoardWriter(tmp_path, 2)
     journal.open_log(None, brief=False)
     with small_disk(tmp_path / "run", 65536):
         squares = np.random.RandomState(0).randint(0, 255, (100, SIDE, SIDE, 3)).astype(np.uint8)

@@ -14,16 +14,16 @@ from PIL import Image
 import main
 from datasets.image_set import ImageSet
 from lib.checkpoint import io as checkpoint
+from lib.clustering.clusters import find_clusters
 from lib.clustering.number import choose_number
 from lib.report import Report, pictures
-from lib.report.clusters import contact_sheets
 from lib.report.feature_map import layout
-from lib.report.galleries import Certainty
-from lib.report.page import TEMPLATES
+from lib.report.galleries import Certainty, contact_sheets
 from lib.report.pictures import Pictures
-from lib.report.round_view import stability
+from lib.report.rounds import stability
+from lib.report.template import TEMPLATES
 from lib.session.folder import SessionFolder
-from lib.session.story import Story
+from lib.session.records import SessionRecord
 from tests.helpers import oracles
 from tests.helpers.html_page import Page, check_rules
 from tests.helpers.runs import TINY
@@ -92,7 +92,7 @@ def test_what_was_run(session, page):
     assert "seed" not in options  # has its default
     everything = {row[0]: row[1] for row in page.tables[1][1:]}
     assert everything["seed"] == "0"
-    assert len(everything) == len(Story.read(session, "").options)
+    assert len(everything) == len(SessionRecord.read(session, "").options)
 
 
 def test_the_table_of_rounds_is_that_of_the_metrics(session, page):
@@ -187,16 +187,16 @@ def test_where_it_looks_has_a_picture_for_each_image_and_round(page):
 
 
 def test_a_run_that_is_stopped_has_a_report_of_its_rounds(tmp_path, monkeypatch, capsys):
-    from lib.training.trainer import Runner
+    from lib.training.trainer import Trainer
 
-    original = Runner._start_round
+    original = Trainer._start_round
 
     def stop_at_1(self, number):
         if number == 1:
             raise KeyboardInterrupt
         original(self, number)
 
-    monkeypatch.setattr(Runner, "_start_round", stop_at_1)
+    monkeypatch.setattr(Trainer, "_start_round", stop_at_1)
     assert main.main([*SMALL, "--sess-dir", str(tmp_path), "--session", "s"]) == 130
     page = check_rules((tmp_path / "s" / "report.html").read_text(encoding="utf-8"))
     assert "round 0 of 0 to 2, 2 of its 2 epochs completed. The run was going on, or was stopped" in page.text
@@ -206,16 +206,16 @@ def test_a_run_that_is_stopped_has_a_report_of_its_rounds(tmp_path, monkeypatch,
 
 
 def test_a_run_that_is_stopped_in_its_first_round_has_a_report(tmp_path, monkeypatch, capsys):
-    from lib.training.trainer import Runner
+    from lib.training.trainer import Trainer
 
-    original = Runner._train_one_epoch
+    original = Trainer._train_epoch
 
     def stop_in_the_second(self):
         if self.state.epoch == 1:
             raise KeyboardInterrupt
         original(self)
 
-    monkeypatch.setattr(Runner, "_train_one_epoch", stop_in_the_second)
+    monkeypatch.setattr(Trainer, "_train_epoch", stop_in_the_second)
     assert main.main([*SMALL, "--sess-dir", str(tmp_path), "--session", "s"]) == 130
     page = check_rules((tmp_path / "s" / "report.html").read_text(encoding="utf-8"))
     assert "round 0 of 0 to 2, 1 of its 2 epochs completed. The run was going on, or was stopped" in page.text
@@ -293,7 +293,7 @@ def test_a_report_that_fails_is_a_warning_and_the_run_goes_on(tmp_path, monkeypa
     def broken(*arguments):
         raise ZeroDivisionError("a\nmistake")
 
-    monkeypatch.setattr("lib.report.assemble.assemble", broken)
+    monkeypatch.setattr("lib.report.page.assemble", broken)
     arguments = [*SMALL, "--max-round", "2", "--max-epoch", "1", "--sess-dir", str(tmp_path), "--session", "s"]
     assert main.main([*arguments, "--brief"]) == 0
     out = capsys.readouterr().out
@@ -409,7 +409,7 @@ def test_pictures_without_labels_have_a_report_without_accuracies(tmp_path, caps
 def test_pictures_that_are_all_alike_are_one_cluster_here_as_in_the_log(session):
     images = ImageSet(np.zeros((60, 8, 8, 3), np.uint8))
     memory = torch.nn.functional.normalize(torch.randn(60, 64, generator=torch.Generator().manual_seed(0)), dim=1)
-    sheets = contact_sheets(np.arange(60), memory, Pictures(images), 0)
+    sheets = contact_sheets(np.arange(60), memory, Pictures(images), find_clusters(memory, "auto", 0))
     assert (sheets.count, [cluster.size for cluster in sheets.shown]) == (1, [60])
     assert choose_number(memory, 0).clusters == 1
     assert choose_number(memory, 0).explanation in sheets.why

@@ -312,7 +312,11 @@ def test_a_foreign_package_in_the_way_of_main_is_named(monkeypatch, capsys, name
     """As in a notebook that has imported Hugging Face's datasets, or a folder of data, and then calls main.main."""
     theirs = types.ModuleType("datasets")
     setattr(theirs, name, value)
-    ours = [each for each in sys.modules if each == "datasets" or each.startswith(("datasets.", "lib.training."))]
+    ours = [
+        each
+        for each in sys.modules
+        if each == "datasets" or each.startswith(("datasets.", "lib.training.", "lib.commands."))
+    ]
     for each in ours:
         monkeypatch.delitem(sys.modules, each)
     monkeypatch.setitem(sys.modules, "datasets", theirs)

@@ -19,6 +19,7 @@ import datasets
 from datasets.image_set import ImageSet, limit
 from datasets.loaders.workers import WorkerLoader
 from datasets.transforms import pil as transforms
+from lib.config.registry import statistics_of
 from lib.errors import UserError
 from tests.helpers.cifar import CIFAR10, cifar_pixels, write_cifar
 
@@ -214,17 +215,18 @@ def test_digits_are_divided_evenly_and_always_alike():
 def test_digits_state_their_own_mean_and_deviation():
     split = datasets.load("digits", None, False)
     shade = split.train.pixels / 255.0
-    assert split.means == pytest.approx((shade.mean(),) * 3, abs=5e-5)
-    assert split.stds == pytest.approx((shade.std(),) * 3, abs=5e-5)
+    means, stds = statistics_of("digits")
+    assert means == pytest.approx((shade.mean(),) * 3, abs=5e-5)
+    assert stds == pytest.approx((shade.std(),) * 3, abs=5e-5)
 
 
 def test_statistics_are_each_data_sets_own(tmp_path, fake_cifar, fake_svhn):
     cifar10 = datasets.load("cifar10", str(fake_cifar("CIFAR10", tmp_path / "10")), False)
-    assert (cifar10.means, cifar10.stds) == ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+    assert statistics_of(cifar10.name) == ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
     cifar100 = datasets.load("cifar100", str(fake_cifar("CIFAR100", tmp_path / "100")), False)
-    assert (cifar100.means, cifar100.stds) == ((0.5071, 0.4866, 0.4409), (0.2009, 0.1984, 0.2023))
+    assert statistics_of(cifar100.name) == ((0.5071, 0.4866, 0.4409), (0.2009, 0.1984, 0.2023))
     svhn = datasets.load("svhn", str(fake_svhn(tmp_path / "svhn")), False)
-    assert (svhn.means, svhn.stds) == ((0.4377, 0.4438, 0.4728), (0.1201, 0.1231, 0.1052))
+    assert statistics_of(svhn.name) == ((0.4377, 0.4438, 0.4728), (0.1201, 0.1231, 0.1052))
 
 
 @pytest.fixture
@@ -382,7 +384,7 @@ def test_cifar10_in_folders(tmp_path):
     split = datasets.load("cifar10", str(tmp_path), False)
     assert split.train.classes == CIFAR10
     assert [split.train.read(i).getpixel((0, 0))[0] for i in range(10)] == split.train.labels.tolist()
-    assert split.means == (0.4914, 0.4822, 0.4465)
+    assert statistics_of(split.name)[0] == (0.4914, 0.4822, 0.4465)
     (tmp_path / "train" / "truck").rename(tmp_path / "train" / "lorry")
     (tmp_path / "test" / "truck").rename(tmp_path / "test" / "lorry")
     with pytest.raises(UserError, match=r"lorry.*not the ten of CIFAR-10"):
@@ -398,7 +400,7 @@ def test_cifar100_folders_must_be_100(tmp_path):
 
 
 def test_unknown_data_set_is_told_what_is_known():
-    with pytest.raises(UserError, match=r"--dataset mnist: .*cifar10, cifar100, svhn, digits, imagefolder"):
+    with pytest.raises(UserError, match=r"--dataset mnist: .*digits, cifar10, cifar100, svhn, imagefolder"):
         datasets.load("mnist", None, False)
 
 
@@ -421,7 +423,7 @@ def test_folders_at_any_depth_sorted_without_hidden_files(tmp_path):
     assert split.train.labels.tolist() == [0, 1, 1]
     assert split.train.classes == split.test.classes == ("bee", "cat")
     assert split.test.labels.tolist() == [1]
-    assert split.means == (0.485, 0.456, 0.406)
+    assert statistics_of(split.name)[0] == (0.485, 0.456, 0.406)
     assert split.train.pixels is None
 
 

@@ -9,18 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.image_set import ImageSet
-from lib.clustering.bank_clusters import clusters_of
+from lib.clustering.clusters import round_clusters
 from lib.distributed.world import World
-from lib.evaluation.bank_statistics import Survey, sample_rows, survey
-from lib.evaluation.leave_one_out import LeaveOneOut
-from lib.evaluation.subject import Subject
-from lib.figures import anchor_grid
-from lib.figures.anchor_grid import NEUTRAL, OTHER, SAME, anchor_grids
-from lib.figures.thumbnails import thumbnails
+from lib.evaluation.bank_statistics import Survey, survey
+from lib.evaluation.features import Subject
+from lib.evaluation.knn import LeaveOneOut
+from lib.figures import thumbnails as figures
+from lib.figures.thumbnails import NEUTRAL, OTHER, SAME, anchor_grids, thumbnails
 from lib.logger.console import _fitted
 from lib.logger.projector import SIDE, Projector
 from lib.method.discovery import consistency
 from lib.method.neighbourhoods import Neighbourhoods
+from lib.search.exact import sample_rows
 from lib.training.history import History, sizes
 from tests.helpers import oracles
 from tests.helpers.rows import unit_rows
@@ -42,10 +42,10 @@ def test_a_survey_matches_the_oracle(n, largest, tau, seed):
 
 def test_of_equal_neighbours_the_first_is_the_nearest():
     memory = unit_rows(1, 8, 0).repeat(30, 1)
-    assert survey(memory, sample_rows(30), 0.1).nearest.tolist() == [1] + [0] * 29
+    assert survey(memory, torch.arange(30), 0.1).nearest.tolist() == [1] + [0] * 29
 
 
-def test_an_even_sample():
+def test_an_sample_rows():
     assert sample_rows(10, 4).tolist() == [0, 2, 5, 7]
     assert sample_rows(3, 4).tolist() == [0, 1, 2]
     assert len(sample_rows(1_281_167)) == 5000
@@ -114,9 +114,10 @@ def test_clusters_that_are_there_are_found():
     centres = torch.eye(8)[:3]
     rows = torch.nn.functional.normalize(centres.repeat_interleave(torch.tensor([40, 30, 20]), 0), dim=1)
     rows = torch.nn.functional.normalize(rows + 0.05 * unit_rows(90, 8, 0), dim=1)
-    found = clusters_of(survey(rows, sample_rows(90), 0.1), 0)
-    assert found.sizes.tolist() == [40, 30, 20]
-    assert clusters_of(survey(rows[:5], sample_rows(5), 0.1), 0) is None
+    assert round_clusters(rows, 90, "auto", 0).sizes(rows) == [40, 30, 20]
+    assert round_clusters(rows, 90, "2", 0).sizes(rows) == [50, 40]
+    assert round_clusters(rows[:5], 5, "auto", 0) is None
+    assert round_clusters(rows, 1_000, "2", 0) is None  # 90 of 1,000 images are a small sample for two clusters
 
 
 def colours(count):
@@ -139,7 +140,7 @@ def test_the_pictures_show_the_right_anchors_in_the_right_frames(monkeypatch):
     neighbours[0, 0] = 18
     found = Neighbourhoods.of(anchors, neighbours, torch.linspace(0, 3, 20), None)
     drawn = []
-    monkeypatch.setattr(anchor_grid, "_draw", lambda squares, frames, caption: drawn.append((squares, frames, caption)))
+    monkeypatch.setattr(figures, "_draw", lambda squares, frames, caption: drawn.append((squares, frames, caption)))
     grids = anchor_grids(found, images, labels, 6)
     assert [grid.part for grid in grids] == ["lowest", "middle", "highest"]
     shown = [squares[:, :, 30, 30, 0] // 10 for squares, _, _ in drawn]
@@ -157,7 +158,7 @@ def test_a_picture_has_a_frame_for_each_image():
     found = Neighbourhoods.of(torch.arange(3), torch.tensor([[1], [2], [0]]), torch.linspace(0, 3, 20), None)
     picture = anchor_grids(found, colours(20), torch.tensor([0, 0, 1] + [0] * 17), 3)[0].picture
     assert picture.dtype == np.uint8
-    assert (picture == SAME).all(axis=2).sum() > 4 * anchor_grid.SIDE
+    assert (picture == SAME).all(axis=2).sum() > 4 * figures.SIDE
     assert not (picture == OTHER).all(axis=2).any()
 
 

@@ -9,9 +9,7 @@ from sklearn.linear_model import LogisticRegression
 import models
 from lib.distributed.world import World
 from lib.evaluation.knn import classes_ahead
-from lib.evaluation.linear import _moments
-from lib.evaluation.logistic_regression import fit
-from lib.evaluation.stage_features import pooled, pooled_widths, stage_rows
+from lib.evaluation.linear import _moments, fit, pooled, pooled_widths, stage_rows
 from lib.nn.embedder import Embedder
 
 ALONE = World.alone()
@@ -50,7 +48,7 @@ def test_the_objective_in_float64(digits):
 def test_rows_that_take_no_part_change_nothing(digits, monkeypatch):
     rows, labels = digits
     taking_part = torch.arange(700) % 3 > 0
-    monkeypatch.setattr("lib.evaluation.logistic_regression.BLOCK_ELEMENTS", 64 * 100)  # seven blocks
+    monkeypatch.setattr("lib.evaluation.linear.BLOCK_ELEMENTS", 64 * 100)  # seven blocks
     some = fit(rows, labels, 10, 0.1, ALONE, steps=200, taking_part=taking_part)
     alone = fit(rows[taking_part], labels[taking_part], 10, 0.1, ALONE, steps=200)
     assert np.abs(some.weights - alone.weights).max() < 2e-3
