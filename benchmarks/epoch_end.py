@@ -13,7 +13,7 @@ from benchmarks.textbook import MEANS, STDS
 from benchmarks.timing import Row
 from lib.checkpoint import io as checkpoint
 from lib.config import Options
-from lib.evaluation.bank_statistics import survey
+from lib.evaluation.bank_statistics import bank_statistics
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.nn.embedder import Embedder
@@ -49,7 +49,9 @@ def epoch_end(setting: Setting) -> list[Row]:
                 "state copied": copied,
                 "check that the state is finite": lambda: not_finite(saved),
                 "network folded": state.embedder.eval_copy,
-                "a sample of the bank looked at": lambda: survey(state.bank.memory, rows, options.npc_temperature),
+                "a sample of the bank looked at": lambda: bank_statistics(
+                    state.bank.memory, rows, options.npc_temperature
+                ),
                 WRITTEN: lambda: checkpoint.save(saved, path),
             }
         )

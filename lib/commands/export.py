@@ -18,7 +18,7 @@ from lib.config import Options
 from lib.distributed.world import World
 from lib.errors import UserError
 from lib.evaluation.baselines import PixelNeighbours
-from lib.evaluation.features import FeatureSpace, Subject
+from lib.evaluation.features import Features, FeatureSpace
 from lib.export.kept_features import rounded
 from lib.export.model import Preprocessing
 from lib.export.network_files import write_network
@@ -112,12 +112,12 @@ def write_export(
         RunError: the folder could not be written, or network.onnx is not what it should be.
     """
     space = FeatureSpace(options.features, options.whiten)
-    subject = Subject(embedder, pipeline, world, space.dim(embedder.network, options.low_dim), space=space)
+    subject = Features(embedder, pipeline, world, space.dim(embedder.network, options.low_dim), space=space)
     train = subject.all_train()
     test = None if pipeline.test is None else subject.all_test.cpu()
     compared = None
     if PixelNeighbours.measurable(pipeline):
-        compared = PixelNeighbours(pipeline, world, options.size).judge(subject)
+        compared = PixelNeighbours(pipeline, world, options.size).evaluate(subject)
     if not world.is_first:
         return
     space = subject.space

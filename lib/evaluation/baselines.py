@@ -8,11 +8,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datasets.pipeline import Pipeline
+from lib.config import Options
 from lib.distributed.shard import Shard
 from lib.distributed.world import World
-from lib.evaluation.evaluator import Findings, Protocol
-from lib.evaluation.features import Subject, Whitening, extract
-from lib.evaluation.knn import Voting
+from lib.evaluation.evaluator import Protocol, Results
+from lib.evaluation.features import Features, Whitening, extract
+from lib.evaluation.knn import KNN
 from lib.nn.embedder import Embedder
 from lib.search.exact import nearest
 
@@ -66,8 +67,8 @@ class PixelRows:
         return self.values
 
 
-class _Given:
-    """Features that are there already, in the place of `lib.evaluation.features.Subject`."""
+class _Precomputed:
+    """Features that are computed already, with the attributes of `Features` that kNN reads."""
 
     def __init__(self, train: Tensor, all_test: Optional[Tensor]):
         self.train, self.all_test = train, all_test
@@ -82,7 +83,7 @@ def measurable(pipeline: Pipeline, world: World) -> bool:
 def baselines(
     pipeline: Pipeline,
     world: World,
-    vote: Voting,
+    vote: KNN,
     embedder: Embedder,
     size: int,
     dim: int,
@@ -90,17 +91,17 @@ def baselines(
     pixels: PixelRows,
     features: Tensor,
 ) -> dict[str, float]:
-    """Top-1, a share of 1, of the vote on each baseline. All processes must call it.
+    """Top-1 of kNN on each baseline, a share of 1. All processes must call it.
 
     Args:
-        vote: judges; its labels are there.
+        vote: the kNN protocol; the data set has the labels that it needs.
         embedder, size, dim: the network before the first step, the side of its images, and D.
-        network: what it is called in the answer.
+        network: its name in the result.
         pixels, features: of this process's training images. Where the pixels are not complete, both are read here, in
             one pass over the files, and `features` is not looked at.
 
     Returns:
-        by name, in the order in which they are shown.
+        by name, in the order of the table.
     """
 
     def read(batches: Iterable[tuple[Tensor, Tensor]], rows: slice, into: PixelRows) -> Tensor:
@@ -117,9 +118,9 @@ def baselines(
         test = tuple(world.gather_rows(part, world.shares(count)) for part in (own.values, own_features))
     whiten = Whitening.fit(pixels.values, world)
     given = {
-        PIXELS: _Given(*(None if rows is None else _centred(rows, whiten) for rows in (pixels.values, test[0]))),
-        WHITENED: _Given(*(None if rows is None else whiten(rows) for rows in (pixels.values, test[0]))),
-        network: _Given(features, test[1]),
+        PIXELS: _Precomputed(*(None if rows is None else _centred(rows, whiten) for rows in (pixels.values, test[0]))),
+        WHITENED: _Precomputed(*(None if rows is None else whiten(rows) for rows in (pixels.values, test[0]))),
+        network: _Precomputed(features, test[1]),
     }
     return {name: vote.accuracy(subject).top1 for name, subject in given.items()}
 
@@ -141,24 +142,28 @@ class PixelNeighbours(Protocol):
     def __init__(self, pipeline: Pipeline, world: World, size: int):
         self.pipeline, self.world, self.size = pipeline, world, size
 
+    @classmethod
+    def create(cls, name: str, options: Options, pipeline: Pipeline, world: World) -> "PixelNeighbours":
+        return cls(pipeline, world, options.size)
+
     @staticmethod
     def measurable(pipeline: Pipeline) -> bool:
         """Whether the training images are few enough; the search is on the CPU."""
         return len(pipeline.train) <= LARGEST["cpu"]
 
-    def judge(self, subject: Subject) -> Optional[Findings]:
+    def evaluate(self, features: Features) -> Optional[Results]:
         """None in all processes but the first."""
-        features = subject.all_train()
+        found = features.all_train()
         own = PixelRows.of_training(self.pipeline, self.world, self.size).read(self.pipeline.train_batches_plain())
         pixels = Shard(self.world, len(self.pipeline.train)).gather_to_first(own)
-        if features is None:
+        if found is None:
             return None
         whiten = Whitening.fit(pixels, World.alone(pixels.device))
         scalars = {}
         for name, rows in ((PIXELS, _centred(pixels, whiten)), (WHITENED, whiten(pixels))):
-            first, near = shared_neighbours(features, rows, NEAR)
+            first, near = shared_neighbours(found, rows, NEAR)
             scalars.update({_key("of", name): first, _key("near", name): near})
-        return Findings(scalars, f"and pixels: {shared_words(scalars, len(features))}")
+        return Results(scalars, f"and pixels: {shared_words(scalars, len(found))}")
 
 
 def shared_neighbours(features: Tensor, pixels: Tensor, k: int) -> tuple[float, float]:
@@ -201,7 +206,7 @@ def shared_in(record: Mapping[str, float]) -> Optional[dict[str, float]]:
 
 
 def below_pixels(top1: float, found: Mapping[str, float]) -> Optional[str]:
-    """What to say at the end of a run whose features are worse than pixels; None if they are not.
+    """The warning at the end of a run whose features are worse than pixels; None if they are not.
 
     Args:
         top1: of the finished network.

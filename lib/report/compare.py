@@ -128,14 +128,14 @@ class Contrast:
             ["kept their neighbour, last", *(_percent(story.latest("neighbours_kept")) for story in self.stories)],
             ["cosine with the nearest, last", *(_number(story.latest("neighbour_cosine")) for story in self.stories)],
             ["clusters, last", *(_clusters(story) for story in self.stories)],
-            *self._findings(),
+            *self._protocol_results(),
             ["training time", *(_time(story) for story in self.stories)],
         ]
         return ["", *self.letters], [row for row in body if set(row[1:]) != {"-"}]
 
-    def _findings(self) -> list[list[str]]:
-        """A row for each figure of the protocols that any session was judged by."""
-        found = [story.findings for story in self.stories]
+    def _protocol_results(self) -> list[list[str]]:
+        """A row for each figure of the protocols that evaluated any session."""
+        found = [story.results for story in self.stories]
         return [
             [result_words(key), *(result_text(key, own[key]) if key in own else "-" for own in found)]
             for key in dict.fromkeys(key for own in found for key in own)

@@ -10,6 +10,7 @@ from typing import Any, Optional
 import numpy as np
 
 from datasets.image_set import ImageSet
+from lib.checkpoint.manager import newest_by_round
 from lib.clustering.clusters import AUTO, clusters_of
 from lib.config import value_text
 from lib.errors import UserError
@@ -43,14 +44,14 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
     Args:
         pictures: of the training images of the session.
         fingerprint: of these.
-        kept: what was seen of rounds before, by file and time of change; what is seen now is added.
+        kept: a cache of earlier rounds by file and time of change, which is updated.
 
     Raises:
         UserError: there is no checkpoint, it belongs to other images, or an image cannot be read.
     """
     images = pictures.images
     story = SessionRecord.read(session.path, "session")
-    files = session.checkpoints_by_round()
+    files = newest_by_round(session.path)
     if not files:
         raise UserError(f"session {session.path} has no checkpoint yet, and so nothing to report")
     newest = checked(files[max(files)], images, fingerprint)
@@ -86,7 +87,7 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
         beside_pixels=None if shared is None else shared_words(shared, len(images)),
         pictures=pictures,
         charts=_charts(story, len(images)),
-        findings=[(result_words(key), result_text(key, value)) for key, value in story.findings.items()],
+        results=[(result_words(key), result_text(key, value)) for key, value in story.results.items()],
         epochs=story.epochs[:: max(1, -(-len(story.epochs) // EPOCH_ROWS))],
         quality=quality(story, views, pictures),
         here=here,
@@ -123,7 +124,7 @@ def _other_counts(story: SessionRecord, count: int) -> list[tuple[str, int]]:
     sizes = story.latest("clusters")
     counts = [
         ("the memory bank after the last finished round", len(sizes) if isinstance(sizes, list) else None),
-        ("the recomputed features of all training images (--protocol cluster)", story.findings.get("cluster_count")),
+        ("the recomputed features of all training images (--protocol cluster)", story.results.get("cluster_count")),
     ]
     return [(words, number) for words, number in counts if number not in (None, count)]
 
@@ -173,7 +174,8 @@ def _charts(story: SessionRecord, images: int) -> list[tuple[str, Any, str]]:
             f"Chance is log N = {math.log(images):.2f} in round 0. Each round has a loss of its own.",
         ),
         chart(
-            "accuracy", f"{story.judge} accuracy", "knn_top1", "top-1", "By the rows of the memory bank.", percent=True,
+            "accuracy", f"{story.evaluated_by} accuracy", "knn_top1", "top-1", "By the rows of the memory bank.",
+            percent=True,
         ),
         chart("rate", "Learning rate", "lr", "learning rate", "It starts anew in every round.", logarithmic=True),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the report keeps of a round: a few figures and pictures from its checkpoint, small whatever N is."""
+"""The rounds in the report: figures and pictures from the checkpoint of each, and neighbour quality by round."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ def view(saved: dict[str, Any], images: ImageSet, watched: Sequence[int]) -> Rou
 
     Args:
         images: the training images.
-        watched: the rows of those to see the network look at.
+        watched: the rows whose attention is drawn.
     """
     memory = saved["npc"]["memory"].float()
     found = Neighbourhoods.from_state_dict(saved["ANs_discovery"], memory.device)
@@ -150,8 +150,8 @@ class Quality:
     Attributes:
         rounds: in order.
         of_all: `kept` and `cosine` are of all images, as metrics.jsonl has them; otherwise of the anchors.
-        labels: whether pairs are judged by labels.
-        unjudged: whether there are pairs that could not be, for want of a label.
+        labels: whether pairs are compared by labels.
+        unjudged: whether there are pairs without both labels.
         bars: consistent and inconsistent pairs, or None.
         charts: caption and figure of what needs no labels.
     """

@@ -9,8 +9,7 @@ from torch.optim import Optimizer
 
 import models
 from datasets.pipeline import Pipeline
-from lib.checkpoint.io import FORMAT
-from lib.checkpoint.schema import check_neighbourhoods
+from lib.checkpoint.io import FORMAT, check_neighbourhoods
 from lib.config import Options
 from lib.distributed.world import World
 from lib.errors import UserError
@@ -47,6 +46,7 @@ class TrainingState:
         progress: within the next epoch.
         history: a summary of each round.
         nearest: {round: (S,) nearest images of the sampled rows}, of this round and the one before.
+        clusters: of the round that has just ended, as `Clusters.state` gives them; otherwise empty.
         baselines: accuracies without learning, see `lib.evaluation.baselines`.
     """
 

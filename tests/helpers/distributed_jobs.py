@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from datasets.image_set import UNLABELLED, ImageSet
 from lib.distributed.shard import Shard
 from lib.evaluation import knn as judging
-from lib.evaluation.bank_statistics import survey
-from lib.evaluation.features import FeatureSpace, Subject
+from lib.evaluation.bank_statistics import bank_statistics
+from lib.evaluation.features import Features, FeatureSpace
 from lib.evaluation.knn import weighted_knn
 from lib.method.discovery import discover
 from lib.method.memory_bank import GlobalBatch, MemoryBank
@@ -219,11 +219,11 @@ def surveys(world):
         if len(memory) < 2 or name == "lengths":
             continue
         shard, rows = Shard(world, len(memory)), sample_rows(len(memory), 37)
-        seen = survey(memory[shard.start : shard.stop], rows, temperature, shard, 2**12)
+        seen = bank_statistics(memory[shard.start : shard.stop], rows, temperature, shard, 2**12)
         found[name] = {"entropy": seen.entropy, "nearest": seen.nearest, "cosine": seen.cosine, "rows": seen.features}
     two = unit_rows(2, 4, 0)
     shard = Shard(world, 2)
-    found["two"] = survey(two[shard.start : shard.stop], torch.arange(2), 0.1, shard).nearest
+    found["two"] = bank_statistics(two[shard.start : shard.stop], torch.arange(2), 0.1, shard).nearest
     return found
 
 
@@ -236,9 +236,9 @@ def leave_one_out(world):
         images = ImageSet(np.zeros((53, 4, 4, 3), np.uint8), labels, tuple("abcdef"))
         pipeline, memory = SimpleNamespace(name="some", train=images, test=None), unit_rows(53, 6, 9)
         judging.LARGEST_SAMPLE = largest
-        judge = judging.LeaveOneOut(pipeline, world, "knn", 1, 5, 0.1, "auto")
-        subject = Subject(None, pipeline, world, 6, memory[world.rows(53)])
-        found[known, largest] = judge.judge(subject).scalars
+        judge = judging.LeaveOneOutKNN(pipeline, world, "knn", 1, 5, 0.1, "auto")
+        subject = Features(None, pipeline, world, 6, memory[world.rows(53)])
+        found[known, largest] = judge.evaluate(subject).scalars
     judging.LARGEST_SAMPLE = before
     return found
 
@@ -262,7 +262,7 @@ def feature_spaces(world):
         )
         for level in ("embedding", "backbone"):
             space = FeatureSpace(level, True)
-            subject = Subject(embedder, pipeline, world, space.dim(embedder.network, 6), space=space)
+            subject = Features(embedder, pipeline, world, space.dim(embedder.network, 6), space=space)
             test = subject.all_test
             found[count, level] = {"test": test, "train": world.gather_rows(subject.train, world.shares(count))}
     return found
