@@ -13,7 +13,7 @@ from lib.logger.console import print_error
 if TYPE_CHECKING:
     from lib.pretrained.weights_file import WeightsFile
 
-_ONE_OF_THEM = "--pretrained starts a new run and --resume goes on with one; give one of them"
+_ONE_OF_THEM = "--pretrained starts a new run and --resume continues one; give one of them"
 
 
 @dataclass(frozen=True)

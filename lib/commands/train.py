@@ -101,7 +101,7 @@ def _load(call: Call, state: TrainingState, pipeline: Pipeline) -> Optional[Fit]
 
 
 def _initialise(call: Call, state: TrainingState, pipeline: Pipeline, fitted: Optional[Fit]) -> None:
-    """Initialise what a new run takes from weights or images: whitenet's first filters and the memory bank."""
+    """Initialise a new run: log how the weights fit, fit whitenet's first filters, and start the memory bank."""
     options, start, network = call.options, call.start, state.embedder.network
     if isinstance(start, Resumed):
         return
@@ -117,7 +117,7 @@ def _initialise(call: Call, state: TrainingState, pipeline: Pipeline, fitted: Op
 
 
 def _measure_baselines(call: Call, state: TrainingState, pipeline: Pipeline, evaluator: Evaluator) -> None:
-    """Measure what needs no learning, unless the checkpoint has it, and log it."""
+    """Measure the accuracies without learning, unless a checkpoint has them, and log them."""
     options = call.options
     if not isinstance(call.start, Resumed) and evaluator.has_knn:
         name = UNTRAINED if isinstance(call.start, Fresh) else PRETRAINED
@@ -180,13 +180,13 @@ def _open_session(call: Call, at_end: ExitStack) -> Optional[SessionFolder]:
         session = SessionFolder.of_checkpoint(source)
         if session is None:
             raise UserError(
-                f"--resume {source}: the file is not in a session's checkpoint folder, so there is no session to go on"
-                " in; add --restart to start a new one from it"
+                f"--resume {source}: the file is not in a session's checkpoint folder, so there is no session to"
+                " resume; add --restart to start a new one from it"
             )
         check_own_files(session)
         _lock(session, at_end)
         if Position.of(checkpoint.load(source)) != Position.of(saved):
-            raise UserError(f"session {session.path} has gone on while this run started; start it again")
+            raise UserError(f"session {session.path} was resumed elsewhere while this run started; start it again")
         Metrics(session.metrics).rewind(saved["round"], saved["epoch"])
         supersede_after(session, Position.of(saved))
         session.write_config(to_yaml(call.settings))
@@ -195,7 +195,7 @@ def _open_session(call: Call, at_end: ExitStack) -> Optional[SessionFolder]:
     _lock(session, at_end)
     origin = ""
     if isinstance(start, Resumed):
-        origin = f"# This run went on from {one_line(start.path)}; without it these options start anew.\n"
+        origin = f"# Restarted from {one_line(start.path)}; without it these options start a fresh run.\n"
     session.write_config(origin + to_yaml(call.settings))
     return session
 
@@ -258,7 +258,7 @@ def _log_machine(call: Call) -> None:
 
 
 def _log_images(options: Options, pipeline: Pipeline) -> None:
-    """Log the data set and what its user should know of it."""
+    """Log the data set with its notes and warnings."""
     test = "no" if pipeline.test is None else f"{len(pipeline.test):,}"
     loaders = f"in {options.workers_num} DataLoader workers" if options.workers_num else "in this process"
     place = "on the device, by the batch" if pipeline.on_device else loaders
@@ -303,7 +303,7 @@ def _log_resumed(settings: Settings, start: Resumed, pipeline: Pipeline, dtype: 
 
 
 def start_record(call: Call, pipeline: Pipeline) -> dict[str, Any]:
-    """What starts.jsonl says of one start of a run, plain values."""
+    """The line of starts.jsonl for one start of a run, plain values."""
     source = resumed_path(call.start)
     return {
         "time": datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
@@ -325,7 +325,7 @@ def start_record(call: Call, pipeline: Pipeline) -> dict[str, Any]:
 
 
 def _checksum(contents: Sequence[int]) -> Optional[str]:
-    """One text for the contents of all files that were looked at; None where the fingerprint tells all."""
+    """A digest of the contents of the image files that were read; None where the fingerprint covers them."""
     return hashlib.blake2b(repr(list(contents)).encode(), digest_size=8).hexdigest() if contents else None
 
 

@@ -127,7 +127,7 @@ def time_threads(
 
 
 def numbers_to_try(most: int) -> list[int]:
-    """1, half and all, each once, in rising order."""
+    """1, half of `most` and `most`, each once, ascending."""
     return sorted({1, max(1, most // 2), most})
 
 
@@ -205,12 +205,12 @@ def unchanged(state: TrainingState, rows: Tensor) -> Iterator[None]:
 
 
 def epochs_within(seconds: float, image_seconds: float, train: int, test: int, rounds: int) -> int:
-    """Epochs a round, at least 1.
+    """The epochs of a round that fit into a time, at least 1.
 
     Args:
         seconds: for the whole run.
-        image_seconds: of a training image in a step, all processes together.
-        train, test: images.
+        image_seconds: of a training image in a step, with all processes together.
+        train, test: numbers of images.
         rounds: of the run.
     """
     epoch = image_seconds * (train + EVALUATION * test)
@@ -237,7 +237,7 @@ def within_minutes(settings: Settings, state: TrainingState, pipeline: Pipeline,
     planned = epochs * rounds * image_seconds * (len(pipeline.train) + EVALUATION * test) / 60
     note = f"{epochs} epochs a round at {1 / image_seconds:.0f} images/s, {planned:.1f} minutes (--minutes)"
     if planned > options.minutes:
-        note += "; one epoch a round takes longer than wished: lower --max-round, or take fewer images (--limit-train)"
+        note += "; one epoch a round takes longer than that: lower --max-round, or take fewer images (--limit-train)"
     return dataclasses.replace(settings, options=options, sources=sources), note
 
 

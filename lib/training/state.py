@@ -189,7 +189,7 @@ class TrainingState:
             raise UserError(
                 f"checkpoint {source}: its memory bank belongs to other pictures of the same names: {replaced} hold "
                 "something else; put those back, start anew from its network with --pretrained in place of --resume, "
-                "or add --restart to go on with this bank in a new session"
+                "or add --restart to continue with this bank in a new session"
             )
 
     def _restore_optimizer(self, saved: dict[str, Any], source: str, options: Options) -> None:

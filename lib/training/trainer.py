@@ -254,7 +254,7 @@ class Trainer:
     def _interrupted(self, signal_number: int) -> Interrupted:
         state = self.state
         where = f"stopped in round {state.round} after {state.epoch} epochs and {state.progress.step} steps"
-        return self._stopped(signal_number, where, ", saved as {last}; go on with: {command}", by_all=True)
+        return self._stopped(signal_number, where, ", saved as {last}; resume with: {command}", by_all=True)
 
     def _stopped_while_evaluating(self, signal_number: int) -> Interrupted:
         where = "stopped while the finished network was evaluated"
@@ -262,7 +262,7 @@ class Trainer:
 
     def _stopped_while_waiting(self, signal_number: int) -> Interrupted:
         where = f"stopped while no batch of images came for {BATCH_TIMEOUT:.0f} s"
-        saved = "; {last} was saved before; go on with: {command}"
+        saved = "; {last} was saved before; resume with: {command}"
         return self._stopped(signal_number, where, saved, "nothing had been saved")
 
     def _stopped(
