@@ -19,7 +19,7 @@ from lib.commands.call import Call, open_images
 from lib.commands.start import Fresh, FromWeights, Resumed, resumed_path
 from lib.config import Options, Settings, to_yaml
 from lib.errors import UserError, one_line
-from lib.evaluation.baselines import PRETRAINED, UNTRAINED, baselines, below_pixels
+from lib.evaluation.baselines import PRETRAINED, UNTRAINED, PixelRows, baselines, below_pixels, measurable
 from lib.evaluation.evaluator import Evaluated, Evaluator
 from lib.logger.console import LOGGER, RESULT, close_log, is_terminal, open_log
 from lib.nn.winograd import count_winograd
@@ -80,8 +80,10 @@ def train(call: Call) -> None:
         _log_start(call, state, pipeline, evaluator, session, plan)
         if session is not None:
             append_start(session.starts, start_record(call, pipeline))
-        _initialise(call, state, pipeline, fitted)
-        _measure_baselines(call, state, pipeline, evaluator)
+        is_compared = not isinstance(call.start, Resumed) and evaluator.has_knn and measurable(pipeline, world)
+        pixels = PixelRows.of_training(pipeline, world, call.options.size) if is_compared else None
+        _initialise(call, state, pipeline, fitted, pixels)
+        _measure_baselines(call, state, pipeline, evaluator, pixels)
         trainer = _trainer(call, state, pipeline, evaluator, session)
         results = trainer.run()
         _log_results(state, evaluator, results)
@@ -100,8 +102,14 @@ def _load(call: Call, state: TrainingState, pipeline: Pipeline) -> Optional[Fit]
     return None
 
 
-def _initialise(call: Call, state: TrainingState, pipeline: Pipeline, fitted: Optional[Fit]) -> None:
-    """Initialise a new run: log how the weights fit, fit whitenet's first filters, and start the memory bank."""
+def _initialise(
+    call: Call, state: TrainingState, pipeline: Pipeline, fitted: Optional[Fit], pixels: Optional[PixelRows]
+) -> None:
+    """Initialise a new run: log how the weights fit, fit whitenet's first filters, and start the memory bank.
+
+    Args:
+        pixels: copied from the pass over the images that fills the bank, if there is one; None: not needed.
+    """
     options, start, network = call.options, call.start, state.embedder.network
     if isinstance(start, Resumed):
         return
@@ -111,18 +119,20 @@ def _initialise(call: Call, state: TrainingState, pipeline: Pipeline, fitted: Op
             log.log(logging.WARNING if fitted.misfits else logging.INFO, "weights   %s", line)
     elif isinstance(network, WhiteNet):
         network.fit_stem(pipeline.sample(STEM_IMAGES).to(call.world.device))
-    first_rows = start_bank(state.bank, options, weights, state.embedder, pipeline)
+    first_rows = start_bank(state.bank, options, weights, state.embedder, pipeline, pixels)
     if first_rows is not None:
         log.info("bank      %s", first_rows)
 
 
-def _measure_baselines(call: Call, state: TrainingState, pipeline: Pipeline, evaluator: Evaluator) -> None:
-    """Measure the accuracies without learning, unless a checkpoint has them, and log them."""
+def _measure_baselines(
+    call: Call, state: TrainingState, pipeline: Pipeline, evaluator: Evaluator, pixels: Optional[PixelRows]
+) -> None:
+    """Measure the accuracies without learning if `pixels` are given, and log them or those of the checkpoint."""
     options = call.options
-    if not isinstance(call.start, Resumed) and evaluator.has_knn:
+    if pixels is not None:
         name = UNTRAINED if isinstance(call.start, Fresh) else PRETRAINED
-        vote, size, dim = evaluator.knn[0], options.size, options.low_dim
-        state.baselines = baselines(pipeline, call.world, vote, state.embedder, size, dim, name)
+        vote, size, dim, bank = evaluator.knn[0], options.size, options.low_dim, state.bank.memory
+        state.baselines = baselines(pipeline, call.world, vote, state.embedder, size, dim, name, pixels, bank)
     if state.baselines:
         shown = ", ".join(f"{name} {100 * top1:.2f} %" for name, top1 in state.baselines.items())
         log.info("baselines %s of %s", evaluator.title, shown)
