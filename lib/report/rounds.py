@@ -202,9 +202,8 @@ def _pairs_of_round(
         return None, None
     if now is not None and pictures.labelled:
         return pairs_by_label(now.found, pictures)
-    if (
-        pictures.labelled and (pictures.labels < 0).any()
-    ):  # the share is of the pairs with two labels, whose number only the checkpoint has
+    # the share is of the pairs with two labels, whose number only the checkpoint has
+    if pictures.labelled and (pictures.labels < 0).any():
         return None, None
     return entry.consistent, entry.pairs - entry.consistent
 
