@@ -8,18 +8,18 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Optional
 
 import torch
 
 from datasets.pipeline import Pipeline
 from lib.checkpoint import io as checkpoint
+from lib.checkpoint.manager import Position, supersede_after
 from lib.commands.call import Call, open_images
 from lib.commands.start import Fresh, FromWeights, Resumed, resumed_path
 from lib.config import Options, Settings, to_yaml
 from lib.errors import UserError, one_line
-from lib.evaluation.baselines import PRETRAINED, UNTRAINED, baselines, below_pixels
+from lib.evaluation.baselines import PRETRAINED, UNTRAINED, PixelRows, baselines, below_pixels, measurable
 from lib.evaluation.evaluator import Evaluated, Evaluator
 from lib.logger.console import LOGGER, RESULT, close_log, is_terminal, open_log
 from lib.nn.winograd import count_winograd
@@ -80,8 +80,10 @@ def train(call: Call) -> None:
         _log_start(call, state, pipeline, evaluator, session, plan)
         if session is not None:
             append_start(session.starts, start_record(call, pipeline))
-        _initialise(call, state, pipeline, fitted)
-        _measure_baselines(call, state, pipeline, evaluator)
+        is_compared = not isinstance(call.start, Resumed) and evaluator.has_knn and measurable(pipeline, world)
+        pixels = PixelRows.of_training(pipeline, world, call.options.size) if is_compared else None
+        _initialise(call, state, pipeline, fitted, pixels)
+        _measure_baselines(call, state, pipeline, evaluator, pixels)
         trainer = _trainer(call, state, pipeline, evaluator, session)
         results = trainer.run()
         _log_results(state, evaluator, results)
@@ -100,8 +102,14 @@ def _load(call: Call, state: TrainingState, pipeline: Pipeline) -> Optional[Fit]
     return None
 
 
-def _initialise(call: Call, state: TrainingState, pipeline: Pipeline, fitted: Optional[Fit]) -> None:
-    """Initialise what a new run takes from weights or images: whitenet's first filters and the memory bank."""
+def _initialise(
+    call: Call, state: TrainingState, pipeline: Pipeline, fitted: Optional[Fit], pixels: Optional[PixelRows]
+) -> None:
+    """Initialise a new run: log how the weights fit, fit whitenet's first filters, and start the memory bank.
+
+    Args:
+        pixels: copied from the pass over the images that fills the bank, if there is one; None: not needed.
+    """
     options, start, network = call.options, call.start, state.embedder.network
     if isinstance(start, Resumed):
         return
@@ -111,18 +119,20 @@ def _initialise(call: Call, state: TrainingState, pipeline: Pipeline, fitted: Op
             log.log(logging.WARNING if fitted.misfits else logging.INFO, "weights   %s", line)
     elif isinstance(network, WhiteNet):
         network.fit_stem(pipeline.sample(STEM_IMAGES).to(call.world.device))
-    first_rows = start_bank(state.bank, options, weights, state.embedder, pipeline)
+    first_rows = start_bank(state.bank, options, weights, state.embedder, pipeline, pixels)
     if first_rows is not None:
         log.info("bank      %s", first_rows)
 
 
-def _measure_baselines(call: Call, state: TrainingState, pipeline: Pipeline, evaluator: Evaluator) -> None:
-    """Measure what needs no learning, unless the checkpoint has it, and log it."""
+def _measure_baselines(
+    call: Call, state: TrainingState, pipeline: Pipeline, evaluator: Evaluator, pixels: Optional[PixelRows]
+) -> None:
+    """Measure the accuracies without learning if `pixels` are given, and log them or those of the checkpoint."""
     options = call.options
-    if not isinstance(call.start, Resumed) and evaluator.has_knn:
+    if pixels is not None:
         name = UNTRAINED if isinstance(call.start, Fresh) else PRETRAINED
-        vote, size, dim = evaluator.knn[0], options.size, options.low_dim
-        state.baselines = baselines(pipeline, call.world, vote, state.embedder, size, dim, name)
+        vote, size, dim, bank = evaluator.knn[0], options.size, options.low_dim, state.bank.memory
+        state.baselines = baselines(pipeline, call.world, vote, state.embedder, size, dim, name, pixels, bank)
     if state.baselines:
         shown = ", ".join(f"{name} {100 * top1:.2f} %" for name, top1 in state.baselines.items())
         log.info("baselines %s of %s", evaluator.title, shown)
@@ -180,22 +190,22 @@ def _open_session(call: Call, at_end: ExitStack) -> Optional[SessionFolder]:
         session = SessionFolder.of_checkpoint(source)
         if session is None:
             raise UserError(
-                f"--resume {source}: the file is not in a session's checkpoint folder, so there is no session to go on"
-                " in; add --restart to start a new one from it"
+                f"--resume {source}: the file is not in a session's checkpoint folder, so there is no session to"
+                " resume; add --restart to start a new one from it"
             )
         check_own_files(session)
         _lock(session, at_end)
-        if _place_of(source) != _place(saved):
-            raise UserError(f"session {session.path} has gone on while this run started; start it again")
+        if Position.of(checkpoint.load(source)) != Position.of(saved):
+            raise UserError(f"session {session.path} was resumed elsewhere while this run started; start it again")
         Metrics(session.metrics).rewind(saved["round"], saved["epoch"])
-        session.set_aside_after(saved["round"], _place(saved), _place_of)
+        supersede_after(session, Position.of(saved))
         session.write_config(to_yaml(call.settings))
         return session
     session = SessionFolder.create(options.sess_dir, options.session)
     _lock(session, at_end)
     origin = ""
     if isinstance(start, Resumed):
-        origin = f"# This run went on from {one_line(start.path)}; without it these options start anew.\n"
+        origin = f"# Restarted from {one_line(start.path)}; without it these options start a fresh run.\n"
     session.write_config(origin + to_yaml(call.settings))
     return session
 
@@ -204,14 +214,6 @@ def _lock(session: SessionFolder, at_end: ExitStack) -> None:
     lock = SessionLock(session.path)
     lock.take()
     at_end.callback(lock.release)
-
-
-def _place(saved: dict[str, Any]) -> tuple[int, int]:
-    return saved["epoch"], saved.get("step", 0)
-
-
-def _place_of(path: Path) -> tuple[int, int]:
-    return _place(checkpoint.load(path))
 
 
 def _log_start(
@@ -266,7 +268,7 @@ def _log_machine(call: Call) -> None:
 
 
 def _log_images(options: Options, pipeline: Pipeline) -> None:
-    """Log the data set and what its user should know of it."""
+    """Log the data set with its notes and warnings."""
     test = "no" if pipeline.test is None else f"{len(pipeline.test):,}"
     loaders = f"in {options.workers_num} DataLoader workers" if options.workers_num else "in this process"
     place = "on the device, by the batch" if pipeline.on_device else loaders
@@ -311,7 +313,7 @@ def _log_resumed(settings: Settings, start: Resumed, pipeline: Pipeline, dtype: 
 
 
 def start_record(call: Call, pipeline: Pipeline) -> dict[str, Any]:
-    """What starts.jsonl says of one start of a run, plain values."""
+    """The line of starts.jsonl for one start of a run, plain values."""
     source = resumed_path(call.start)
     return {
         "time": datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
@@ -333,7 +335,7 @@ def start_record(call: Call, pipeline: Pipeline) -> dict[str, Any]:
 
 
 def _checksum(contents: Sequence[int]) -> Optional[str]:
-    """One text for the contents of all files that were looked at; None where the fingerprint tells all."""
+    """A digest of the contents of the image files that were read; None where the fingerprint covers them."""
     return hashlib.blake2b(repr(list(contents)).encode(), digest_size=8).hexdigest() if contents else None
 
 

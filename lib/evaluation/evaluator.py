@@ -91,7 +91,8 @@ class Evaluator:
 
     The first kNN protocol is the one by which the best epoch is found. kNN protocols evaluate the network's output, as
     published. Where --features or --whiten ask for other features, they evaluate those too, once, when the run is
-    finished; `cluster` evaluates those alone.
+    finished; `cluster` evaluates those alone. Without labels the finished network's neighbours are compared with those
+    of pixels.
 
     Args:
         options: the merged options.
@@ -125,6 +126,11 @@ class Evaluator:
             self.knn.append(protocol)
             if not self.space.is_plain:
                 self.feature_knn.append(protocol.with_key(f"{protocol.key}_features"))
+        if not self.has_knn:
+            from lib.evaluation.baselines import PixelNeighbours
+
+            if PixelNeighbours.measurable(pipeline):
+                self.others.append(PixelNeighbours(pipeline, world, options.size))
         for protocol in self.others:
             _check(protocol)
 

@@ -23,7 +23,7 @@ from datasets.loaders.workers import WorkerLoader
 from datasets.pipeline import EVAL_PIXELS, Pipeline
 from datasets.sources.image_folder import find_images
 from datasets.transforms import pil as transforms
-from lib.checkpoint.resume import open_checkpoint
+from lib.checkpoint.manager import open_checkpoint
 from lib.config import Options
 from lib.config.registry import Statistics, statistics_of
 from lib.errors import UserError

@@ -10,9 +10,11 @@ from typing import Any, Optional
 import numpy as np
 
 from datasets.image_set import ImageSet
+from lib.checkpoint.manager import newest_by_round
 from lib.clustering.clusters import AUTO, clusters_of
 from lib.config import value_text
 from lib.errors import UserError
+from lib.evaluation.baselines import shared_in, shared_words
 from lib.evaluation.features import FeatureSpace
 from lib.export.kept_features import KeptFeatures, rounded
 from lib.figures.charts import Curve, curves
@@ -49,7 +51,7 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
     """
     images = pictures.images
     story = SessionRecord.read(session.path, "session")
-    files = session.checkpoints_by_round()
+    files = newest_by_round(session.path)
     if not files:
         raise UserError(f"session {session.path} has no checkpoint yet, and so nothing to report")
     newest = checked(files[max(files)], images, fingerprint)
@@ -71,6 +73,7 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
     mapped = sample(len(clustered), ON_THE_MAP, seed)
     most, least = ends(certainty, pictures)
     looked = [views[place] for place in _spread(len(views), ROUNDS_WATCHED)]
+    shared = shared_in(story.epochs[-1]) if story.epochs else None
     return render(
         "report.html",
         story=story,
@@ -81,6 +84,7 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
         changed=[(name, value_text(now), value_text(usual)) for name, (now, usual) in story.changed.items()],
         data=newest["dataset"],
         baselines=newest.get("baselines", {}),
+        beside_pixels=None if shared is None else shared_words(shared, len(images)),
         pictures=pictures,
         charts=_charts(story, len(images)),
         results=[(result_words(key), result_text(key, value)) for key, value in story.results.items()],

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from datasets.files.cache import common_folder
 from datasets.pipeline import Pipeline
-from lib.checkpoint.saver import AsyncCheckpointSaver, CheckpointSaver, Position
+from lib.checkpoint.manager import AsyncCheckpointSaver, CheckpointSaver, Position
 from lib.config import Options
 from lib.distributed.world import World
 from lib.errors import RunError
@@ -253,7 +253,7 @@ class SessionRecorder(Recorder):
         if resumed_from is not None:
             current, position = state.history.current, _position(state)
             is_best = position.step == 0 and state.epoch > 0 and current.best_epoch == state.epoch
-            self._checkpoints.go_on_from(resumed_from, position, current.anchors, is_best)
+            self._checkpoints.resume_from(resumed_from, position, current.anchors, is_best)
 
     @property
     def last_checkpoint(self) -> Optional[Path]:
@@ -337,7 +337,7 @@ class SessionRecorder(Recorder):
             self._report.write_if_possible()
 
     def flush(self) -> None:
-        self._checkpoints.settle()
+        self._checkpoints.flush()
 
     def close(self) -> None:
         super().close()

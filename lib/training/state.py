@@ -9,8 +9,7 @@ from torch.optim import Optimizer
 
 import models
 from datasets.pipeline import Pipeline
-from lib.checkpoint.io import FORMAT
-from lib.checkpoint.schema import check_neighbourhoods
+from lib.checkpoint.io import FORMAT, check_neighbourhoods
 from lib.config import Options
 from lib.distributed.world import World
 from lib.errors import UserError
@@ -190,7 +189,7 @@ class TrainingState:
             raise UserError(
                 f"checkpoint {source}: its memory bank belongs to other pictures of the same names: {replaced} hold "
                 "something else; put those back, start anew from its network with --pretrained in place of --resume, "
-                "or add --restart to go on with this bank in a new session"
+                "or add --restart to continue with this bank in a new session"
             )
 
     def _restore_optimizer(self, saved: dict[str, Any], source: str, options: Options) -> None:

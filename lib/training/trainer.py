@@ -21,7 +21,7 @@ from lib.evaluation.evaluator import Evaluated, Evaluator, Protocol
 from lib.logger.console import LOGGER
 from lib.method.discovery import anchor_count, discover
 from lib.method.neighbourhoods import Neighbourhoods
-from lib.runtime.stop_signals import PATIENCE, StopSignals
+from lib.runtime.stop_signals import BATCH_TIMEOUT, StopSignals
 from lib.search.exact import sample_rows
 from lib.training.cuda_graph import CapturedStep, can_be_captured
 from lib.training.epoch import EpochProgress, EpochResult, NotFiniteError, StepFunction, train_epoch, with_same_masks
@@ -67,7 +67,7 @@ class Trainer:
             launched=ProcessInfo.here().launched,
             quiet=not world.is_first,
             waiting_since=lambda: pipeline.waiting_since,
-            unheard=self._stopped_while_waiting,
+            batch_timeout=self._stopped_while_waiting,
         )
         every = SaveEvery() if options.debug else SaveEvery.parse(options.save_every)
         self.policy = StopAndSavePolicy(every, self.stop, world, self._save)
@@ -236,7 +236,7 @@ class Trainer:
     def _evaluate_finished(self) -> Evaluated:
         """Evaluate the finished network by all protocols, with every feature recomputed."""
         self.recorder.flush()
-        self.stop.at_once(self._stopped_while_evaluating)
+        self.stop.raise_at_once(self._stopped_while_evaluating)
         results, subject = self.evaluator.evaluate_finished(self.state.embedder)
         self.recorder.run_finished(self.state, results, subject)
         return results
@@ -254,15 +254,15 @@ class Trainer:
     def _interrupted(self, signal_number: int) -> Interrupted:
         state = self.state
         where = f"stopped in round {state.round} after {state.epoch} epochs and {state.progress.step} steps"
-        return self._stopped(signal_number, where, ", saved as {last}; go on with: {command}", by_all=True)
+        return self._stopped(signal_number, where, ", saved as {last}; resume with: {command}", by_all=True)
 
     def _stopped_while_evaluating(self, signal_number: int) -> Interrupted:
         where = "stopped while the finished network was evaluated"
         return self._stopped(signal_number, where, "; it is saved as {last}; evaluate it with: {command}")
 
     def _stopped_while_waiting(self, signal_number: int) -> Interrupted:
-        where = f"stopped while no batch of images came for {PATIENCE:.0f} s"
-        saved = "; {last} was saved before; go on with: {command}"
+        where = f"stopped while no batch of images came for {BATCH_TIMEOUT:.0f} s"
+        saved = "; {last} was saved before; resume with: {command}"
         return self._stopped(signal_number, where, saved, "nothing had been saved")
 
     def _stopped(
