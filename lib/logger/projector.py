@@ -10,8 +10,6 @@ from PIL import Image
 SIDE = 48
 """Pixels of a thumbnail. 10,000 of them make a sheet of 4,800 x 4,800 pixels; browsers accept up to 8,192."""
 
-LARGEST = 10_000
-
 _SHEET = "thumbnails.png"
 _CONFIG = "projector_config.pbtxt"
 
