@@ -147,7 +147,7 @@ class TensorBoardWriter:
         self._files.clear()
 
     def _files_of(self, round_number: int, epoch: int) -> Iterator[tuple[str, "EventFile", int]]:
-        """(name, file, step) of the event files of an epoch, that of the run and that of its round; flushed after use."""
+        """(name, file, step) of the event files of an epoch, for the run and for its round; flushed after use."""
         for name, step in (("run", round_number * self.max_epoch + epoch), (f"round-{round_number}", epoch)):
             file = self._file(name)
             yield name, file, step
