@@ -100,7 +100,7 @@ def instead_of_checkpoint(path: Path, refusal: UserError) -> WeightsFile:
     of the authors' code.
 
     Raises:
-        UserError: `refusal`, if the file holds no weights or is a checkpoint of this project; or a weight is non-finite.
+        UserError: `refusal`, if the file is a checkpoint of ours or has no weights; or a weight is not finite.
     """
     try:
         content = checkpoint.read_foreign(path) if path.is_file() else None
