@@ -11,6 +11,8 @@ IMAGENET: Statistics = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR10: Statistics = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 CIFAR100: Statistics = (0.5071, 0.4866, 0.4409), (0.2009, 0.1984, 0.2023)
 SVHN: Statistics = (0.4377, 0.4438, 0.4728), (0.1201, 0.1231, 0.1052)
+MNIST: Statistics = (0.1307,) * 3, (0.3081,) * 3
+FASHION_MNIST: Statistics = (0.2860,) * 3, (0.3530,) * 3
 DIGITS: Statistics = (0.3054,) * 3, (0.3760,) * 3  # over all pixels of the training images
 HALF: Statistics = (0.5,) * 3, (0.5,) * 3
 
@@ -23,7 +25,14 @@ NAMED: dict[str, Statistics] = {
 }
 """What `--normalise` knows by name. `half` brings [0, 1] to [-1, 1]."""
 
-_OF_DATA_SETS = {"cifar10": CIFAR10, "cifar100": CIFAR100, "svhn": SVHN, "digits": DIGITS}
+_OF_DATA_SETS = {
+    "cifar10": CIFAR10,
+    "cifar100": CIFAR100,
+    "svhn": SVHN,
+    "mnist": MNIST,
+    "fashion-mnist": FASHION_MNIST,
+    "digits": DIGITS,
+}
 
 
 def of_data_set(name: str) -> Statistics:

@@ -1,6 +1,7 @@
 """The data sets by name. A new one is a function from (root, download) to a Split, and a line in SOURCES."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
@@ -12,13 +13,15 @@ from datasets.imagenet12 import imagenet12
 from datasets.labels import with_labels
 from datasets.photos import photos
 from datasets.split import Split
-from datasets.torchvision_sets import cifar10, cifar100, svhn
+from datasets.torchvision_sets import cifar10, cifar100, fashion_mnist, mnist, svhn
 from lib.errors import UserError
 
 SOURCES: dict[str, Callable[[Path, bool], Split]] = {
     "cifar10": cifar10,
     "cifar100": cifar100,
     "svhn": svhn,
+    "mnist": mnist,
+    "fashion-mnist": fashion_mnist,
     "digits": digits,
     "imagefolder": imagefolder,
     "imagenet12": imagenet12,
@@ -26,6 +29,8 @@ SOURCES: dict[str, Callable[[Path, bool], Split]] = {
     "dogs": dogs,
     "photos": photos,
 }
+PACKAGED = {"fashion-mnist": Path("/usr/share/datasets/fashion-mnist")}
+"""Where Debian's packages put a data set (dataset-fashion-mnist), looked for where data/NAME does not exist."""
 
 
 def load(name: str, root: Optional[str], download: bool, labels: Optional[str] = None) -> Split:
@@ -33,7 +38,7 @@ def load(name: str, root: Optional[str], download: bool, labels: Optional[str] =
 
     Args:
         name: one of `SOURCES`, in either case.
-        root: its folder; `data/<name>` in the working directory if None.
+        root: its folder; if None, `data/<name>` in the working directory, or else that of a package of the system.
         download: whether what is missing may be fetched, where the data set can be.
         labels: where the labels of `photos` come from, as `--labels`; None: there are none.
 
@@ -44,5 +49,10 @@ def load(name: str, root: Optional[str], download: bool, labels: Optional[str] =
     if source is None:
         raise UserError(f"--dataset {name}: no such data set; known are: {', '.join(SOURCES)}")
     folder = Path("data", name.lower()) if root is None else Path(root).expanduser()
+    packaged = PACKAGED.get(name.lower())
+    if root is None and packaged is not None and packaged.is_dir() and not folder.exists():
+        folder = packaged
     split = source(folder, download)
+    if folder == packaged:
+        split = replace(split, notes=(*split.notes, f"read from {packaged}, the system's package"))
     return split if labels is None else with_labels(split, folder, labels)

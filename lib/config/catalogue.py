@@ -18,7 +18,10 @@ _SHARE = Bounds(low=0, high=1)
 _SHARE_ABOVE_0 = Bounds(low=0, high=1, low_open=True)
 _SHARE_BELOW_1 = Bounds(low=0, high=1, high_open=True)
 
-_DATASETS = ("digits", "cifar10", "cifar100", "svhn", "imagefolder", "imagenet12", "cub200", "dogs", "photos")
+_DATASETS = (
+    "digits", "cifar10", "cifar100", "svhn", "mnist", "fashion-mnist",
+    "imagefolder", "imagenet12", "cub200", "dogs", "photos",
+)  # fmt: skip
 _NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "alexnet", "convnet", "whitenet")
 _NORMALISATIONS = ("imagenet", "cifar10", "cifar100", "svhn", "half")
 _FOLDER_NAME = Form(r"(?!\.{1,2}$)[^/\\\x00-\x1f]+", "a plain folder name")
