@@ -28,10 +28,10 @@ if __name__ == "__main__":  # Python leaves the script's folder out under PYTHON
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from lib.config import Options, Settings, collect, of_older_version, table
-from lib.distributed.place import Place
+from lib.distributed.process_info import Place
 from lib.errors import LOST_CONTACT, Interrupted, LostContact, RunError, UserError, one_line
-from lib.packages import check_packages
-from lib.session.streams import say, say_traceback, take_what_there_is
+from lib.logger.streams import say, say_traceback, take_what_there_is
+from lib.runtime.packages import check_packages
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -70,14 +70,14 @@ def run(settings: Settings, arguments: Sequence[str], place: Place) -> int:
     """Print the options, compare sessions, or train, go on, or evaluate. Returns the exit status."""
     if settings.options.compare:
         if place.rank == 0:
-            from lib.comparison import compare
+            from lib.report.comparison import compare
 
             compare(settings.options.compare, settings.options.compare_html, settings.options.sess_dir)
         return 0
     check_packages()
     if place.size == 1:
         return _run(settings, arguments, place, None)
-    from lib.distributed.group import together
+    from lib.distributed.process_group import together
 
     with together(settings.options.gpus, place) as world:
         return _run(settings, arguments, place, world)
@@ -87,8 +87,8 @@ def _run(settings: Settings, arguments: Sequence[str], place: Place, world: Any)
     """What `run` does, but for comparing. `world`: the processes of the run, or None for this one alone."""
     saved = source = weights = note = None
     if settings.options.resume is not None:
+        from lib.checkpoint.resume import open_checkpoint, statistics
         from lib.pretrained import weights_file
-        from lib.session.resume import open_checkpoint, statistics
 
         try:
             saved, source, passed_over = open_checkpoint(settings.options.resume, settings.options.sess_dir)
@@ -120,8 +120,8 @@ def _run(settings: Settings, arguments: Sequence[str], place: Place, world: Any)
         return 0
     several = settings.options.gpus.count(",") + 1
     if several > 1 and not place.launched:
-        from lib import devices
         from lib.distributed.launch import launch
+        from lib.runtime import devices
 
         for path in filter(None, (*settings.options.cfgs, settings.options.labels)):
             if Path(path).expanduser().is_fifo():
@@ -131,7 +131,7 @@ def _run(settings: Settings, arguments: Sequence[str], place: Place, world: Any)
                 )
         devices.choose(settings.options.gpus, 0, several)  # a device that is missing is said once, not by each process
         return launch(several, arguments)
-    from lib.training.command import execute  # PyTorch is loaded only now, when there is something to compute
+    from lib.commands.train import execute  # PyTorch is loaded only now, when there is something to compute
 
     if note is not None and place.rank == 0:
         print(one_line(note))

@@ -10,7 +10,7 @@ import argparse
 from benchmarks.cases import CASES
 from benchmarks.report import table, write
 from benchmarks.setting import Setting, as_in_a_run
-from lib import devices
+from lib.runtime import devices
 
 
 def main() -> None:

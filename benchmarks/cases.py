@@ -20,21 +20,21 @@ from benchmarks.rival import Rival
 from benchmarks.setting import Setting
 from benchmarks.textbook import MEANS, STDS
 from benchmarks.timing import ONCE, Row, seconds
-from datasets.augment_parameters import Recipe
-from datasets.device_loader import DeviceLoader, to_device
-from lib import precision
+from datasets.loaders.device import DeviceLoader, to_device
+from datasets.transforms.draws import Recipe
 from lib.config import Options
-from lib.embedder import Embedder
 from lib.evaluation.knn import weighted_knn
 from lib.method.discovery import discover
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
-from lib.method.tiled_objective import tiled_and_loss
-from lib.training.captured_step import EAGER_STEPS, CapturedStep
+from lib.method.tiled_loss import tiled_and_loss
+from lib.nn import precision
+from lib.nn.embedder import Embedder
+from lib.nn.winograd_layers import count_winograd, use_winograd
+from lib.training.cuda_graph import EAGER_STEPS, CapturedStep
 from lib.training.epoch import train_epoch
-from lib.training.optimisation import build_optimizer
+from lib.training.optim import build_optimizer
 from lib.training.step import Step
-from lib.winograd_layers import count_winograd, use_winograd
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,14 +11,14 @@ import models
 from benchmarks.setting import Setting
 from benchmarks.textbook import MEANS, STDS
 from benchmarks.timing import Row
-from lib import precision
+from lib.checkpoint import io as checkpoint
 from lib.config import Options
-from lib.embedder import Embedder
-from lib.insight.survey import sample_rows, survey
+from lib.evaluation.bank_statistics import sample_rows, survey
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
-from lib.session import checkpoint
-from lib.training.optimisation import build_optimizer
+from lib.nn import precision
+from lib.nn.embedder import Embedder
+from lib.training.optim import build_optimizer
 from lib.training.state import TrainingState, not_finite
 
 EPOCHS = 1000

@@ -9,11 +9,11 @@ from torch.nn import functional as F
 from benchmarks.memory import peak_beyond
 from benchmarks.setting import Setting
 from benchmarks.timing import ONCE, Row, seconds
-from lib.approximate import ApproximateSearch, recall
 from lib.evaluation.knn import weighted_knn
 from lib.method.discovery import discover
-from lib.method.tiled_objective import tiled_and_loss
-from lib.nearest import nearest
+from lib.method.tiled_loss import tiled_and_loss
+from lib.search.approximate import ApproximateSearch, recall
+from lib.search.exact import nearest
 
 IMAGES, TEST_IMAGES, BATCH, CLASSES = 1_281_167, 50_000, 256, 1000
 PART = 8

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.setting import Setting
 from benchmarks.timing import Row
-from lib import precision
+from lib.nn import precision
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = 768

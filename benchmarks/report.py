@@ -9,7 +9,7 @@ import torch
 from prettytable import PrettyTable
 
 from benchmarks.timing import ONCE, Row
-from lib import devices
+from lib.runtime import devices
 from lib.session import provenance
 
 REPORTS = Path(__file__).resolve().parent / "reports"

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.timing import take_turns
-from lib import determinism
-from lib.allocator import keep_freed_memory
 from lib.config import Options
+from lib.runtime import determinism
+from lib.runtime.allocator import keep_freed_memory
 
 
 def as_in_a_run(device: torch.device) -> None:

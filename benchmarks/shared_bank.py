@@ -12,13 +12,13 @@ from statistics import median
 import torch
 from torch.nn import functional as F
 
-from lib.allocator import keep_freed_memory
-from lib.distributed import group
-from lib.distributed.place import Place
+from lib.distributed import process_group as group
+from lib.distributed.process_info import Place
 from lib.distributed.shard import Shard
 from lib.distributed.world import World
 from lib.method.discovery import discover
-from lib.method.tiled_objective import tiled_and_loss
+from lib.method.tiled_loss import tiled_and_loss
+from lib.runtime.allocator import keep_freed_memory
 
 DIM = 128
 LOSSES = 7

@@ -5,7 +5,7 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from lib.nearest import nearest
+from lib.search.exact import nearest
 
 
 def neighbour_graph(features: Tensor, neighbours: int) -> scipy.sparse.csr_matrix:

@@ -7,7 +7,7 @@ from lib.clustering.number import NumberOfClusters
 
 def plot_number(number: NumberOfClusters, path: Path) -> Path:
     """Draw the criterion over K, with the number found and the threshold marked, into a PNG file. Returns its path."""
-    from lib.pages import as_shipped
+    from lib.figures import as_shipped
 
     with as_shipped():
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: it would ask for a screen

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from datasets.pipeline import Pipeline
 from lib.distributed.world import World
-from lib.embedder import Embedder
 from lib.evaluation.voting import Voting
 from lib.evaluation.whitening import Whitening
+from lib.nn.embedder import Embedder
 
 SIDE = 16
 """Larger images are averaged down to so many pixels a side, which are 768 numbers."""

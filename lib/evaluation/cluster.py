@@ -19,8 +19,8 @@ from lib.distributed.world import World
 from lib.evaluation.cluster_scores import contingency, matched, silhouette
 from lib.evaluation.protocol import Findings, Protocol
 from lib.evaluation.subject import Subject
+from lib.logger.console import LOGGER
 from lib.seeding import derive
-from lib.session.journal import LOGGER
 
 AUTO = "auto"
 WIDEST, LONGEST = 20, 60

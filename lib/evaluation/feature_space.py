@@ -6,8 +6,8 @@ from typing import Optional
 from torch import Tensor, nn
 
 from lib.distributed.world import World
-from lib.embedder import Embedder
 from lib.evaluation.whitening import Whitening
+from lib.nn.embedder import Embedder
 
 EMBEDDING, BACKBONE = "embedding", "backbone"
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from lib.embedder import Embedder
 from lib.evaluation.feature_space import PLAIN, FeatureSpace
+from lib.nn.embedder import Embedder
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lib.distributed.shard import Shard
-from lib.nearest import ExactSearch
+from lib.search.exact import ExactSearch
 
 LOT_ELEMENTS = 2**24
 """Votes, and similarities of neighbours, that are held at a time: 128 MiB each."""

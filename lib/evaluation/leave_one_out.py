@@ -5,10 +5,10 @@ from typing import Optional
 import torch
 
 from lib.distributed.shard import Shard
+from lib.evaluation.bank_statistics import sample_rows
 from lib.evaluation.knn import Accuracy, weighted_knn
 from lib.evaluation.subject import Subject
 from lib.evaluation.voting import Voting, one_class
-from lib.insight.survey import sample_rows
 
 LARGEST_SAMPLE = 10_000
 """Images that are judged; of more, so many at even distances. All vote."""

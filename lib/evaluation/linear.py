@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from datasets.pipeline import Pipeline
-from lib import memory
 from lib.distributed.world import World
 from lib.errors import RunError
 from lib.evaluation.knn import Accuracy, classes_ahead
@@ -20,8 +19,9 @@ from lib.evaluation.protocol import Findings, Protocol
 from lib.evaluation.stage_features import Stages, pooled_widths, stage_rows
 from lib.evaluation.subject import Subject
 from lib.evaluation.voting import one_class
+from lib.logger.console import LOGGER
+from lib.runtime import memory
 from lib.seeding import generator
-from lib.session.journal import LOGGER
 
 MOST_VALUES = 10_000
 """Values of an image and stage that the classifier sees, after pooling."""

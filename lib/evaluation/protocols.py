@@ -9,13 +9,13 @@ from torch import Tensor
 from datasets.pipeline import Pipeline
 from lib.config import Options
 from lib.distributed.world import World
-from lib.embedder import Embedder
 from lib.errors import UserError
 from lib.evaluation.feature_space import PLAIN, FeatureSpace
 from lib.evaluation.leave_one_out import LeaveOneOut
 from lib.evaluation.protocol import Findings, Protocol
 from lib.evaluation.subject import Subject
 from lib.evaluation.voting import Voting
+from lib.nn.embedder import Embedder
 
 Judged = list[tuple[Protocol, Findings]]
 

@@ -7,9 +7,9 @@ from torch import Tensor
 from datasets.pipeline import Pipeline
 from lib.distributed.shard import Shard
 from lib.distributed.world import World
-from lib.embedder import Embedder
 from lib.evaluation.feature_space import PLAIN, FeatureSpace
 from lib.evaluation.features import extract
+from lib.nn.embedder import Embedder
 
 
 class Subject:

@@ -12,7 +12,7 @@ equation  what                                                 where
 6         share of anchors in round r                          discovery.anchor_count
 7         loss of a batch                                      objective.and_loss
 8         update of the bank                                   memory_bank.MemoryBank.update
-9 to 11   gradients                                            tiled_objective.tiled_and_loss
+9 to 11   gradients                                            tiled_loss.tiled_and_loss
 ========  ===================================================  ======================================================
 
 Letters used for shapes: B images in a batch, N training images (rows of the bank), D feature length,

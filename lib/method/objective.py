@@ -1,7 +1,7 @@
 """The loss: a non-parametric softmax over the bank, in which an anchor shares its probability with its neighbours.
 
 This is the plain form, which holds all B x N probabilities. It is what the equations say; training runs the same
-loss as `tiled_objective.tiled_and_loss`, in bounded memory, and the tests hold the two together.
+loss as `tiled_loss.tiled_and_loss`, in bounded memory, and the tests hold the two together.
 """
 
 import torch

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from datasets.pipeline import Pipeline
 from lib.config import Options
 from lib.distributed.world import World
-from lib.embedder import Embedder
 from lib.evaluation.features import extract
 from lib.method.memory_bank import MemoryBank
+from lib.nn.embedder import Embedder
 from lib.pretrained.weights_file import WeightsFile
 
 SAMPLE = 256

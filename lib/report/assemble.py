@@ -13,15 +13,15 @@ from datasets.image_set import ImageSet
 from lib.config import value_text
 from lib.errors import UserError
 from lib.evaluation.feature_space import FeatureSpace
-from lib.pages.figures import Curve, curves
-from lib.pages.page import render
+from lib.export.kept_features import KeptFeatures, rounded
+from lib.figures.charts import Curve, curves
 from lib.report.clusters import contact_sheets
 from lib.report.galleries import Certainty, anchors_with_neighbours, ends
 from lib.report.map_section import map_section
+from lib.report.page import render
 from lib.report.pictures import Pictures, evenly, sample
 from lib.report.quality import quality
 from lib.report.round_view import RoundView, checked, view
-from lib.results.kept_features import KeptFeatures, rounded
 from lib.seeding import derive
 from lib.session.folder import SessionFolder
 from lib.session.story import Story, finding_text, finding_words

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lib.method.discovery import similarity_entropy
 from lib.method.neighbourhoods import Neighbourhoods
-from lib.nearest import nearest
 from lib.report.pictures import Picture, Pictures, sample
+from lib.search.exact import nearest
 
 GROUP = 6
 """Anchors shown in a group."""

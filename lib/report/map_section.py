@@ -7,8 +7,8 @@ import numpy as np
 from markupsafe import Markup
 from torch import Tensor
 
-from lib.pages.figures import scatter
-from lib.pages.inks import CSS_NAMES, FAINT, SERIES
+from lib.figures.charts import scatter
+from lib.figures.inks import CSS_NAMES, FAINT, SERIES
 from lib.report.feature_map import layout
 from lib.report.pictures import Pictures
 

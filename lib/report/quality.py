@@ -6,8 +6,8 @@ from typing import Optional
 
 from markupsafe import Markup
 
+from lib.figures.charts import Curve, bars, curves
 from lib.method.neighbourhoods import Neighbourhoods
-from lib.pages.figures import Curve, bars, curves
 from lib.report.pictures import Pictures
 from lib.report.round_view import RoundView, stability
 from lib.session.story import RoundStory, Story

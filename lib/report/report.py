@@ -5,9 +5,9 @@ import time
 from typing import Any, Optional
 
 from datasets.image_set import ImageSet
+from lib.logger.console import LOGGER
 from lib.report.pictures import Pictures
 from lib.session.folder import SessionFolder
-from lib.session.journal import LOGGER
 
 log = logging.getLogger(LOGGER)
 
@@ -35,8 +35,8 @@ class Report:
             UserError: there is no checkpoint, it belongs to other images, or an image cannot be read.
             OSError: the disk refused; an older report is untouched.
         """
-        from lib.pages.page import write
         from lib.report.assemble import assemble
+        from lib.report.page import write
 
         started = time.perf_counter()
         if self._pictures is None:

@@ -11,13 +11,13 @@ from torchvision import transforms
 
 import models
 from datasets.image_set import ImageSet
-from datasets.transforms import test_transform
+from datasets.transforms.pil import test_transform
+from lib.checkpoint import io as checkpoint
 from lib.errors import UserError
+from lib.figures.attention import attention, overlaid
 from lib.method.neighbourhoods import Neighbourhoods
-from lib.nearest import nearest
-from lib.report.attention import attention, overlaid
 from lib.report.pictures import uri_of
-from lib.session import checkpoint
+from lib.search.exact import nearest
 
 SIDE = 80
 """Pixels of a picture of where the network looks."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Optional
 
 from lib.errors import RunError, UserError
-from lib.session.text_file import replace_text
+from lib.session.atomic import replace_text
 
 CHECKPOINT_NAME = re.compile(r"(\d{4,})-(\d{5,})(-best|-e(\d{4,})-s(\d{6,}))?\.ckpt")
 

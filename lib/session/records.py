@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any, Optional
 
-from lib.session.text_file import append_line, replace_text
+from lib.session.atomic import append_line, replace_text
 
 
 def note_start(path: Path, record: dict[str, Any]) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lib.errors import RunError
 from lib.method.neighbourhoods import Neighbourhoods
+from lib.training.epoch_progress import Underway
 from lib.training.finite import FiniteWatch, NotFinite
-from lib.training.underway import Underway
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Pairs of images (B, 3, S, S) and their row numbers (B,)."""

@@ -6,12 +6,12 @@ from typing import Optional
 from torch import Tensor
 
 import datasets
-from datasets.bad_images import Gather
+from datasets.files.bad_images import Gather
 from datasets.image_set import ImageSet
 from datasets.pipeline import Pipeline
 from datasets.split import Split
 from lib.config import Options
-from lib.distributed.place import Place
+from lib.distributed.process_info import Place
 from lib.distributed.world import World, number_of
 from lib.errors import UserError
 

@@ -7,17 +7,17 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from datasets.image_cache import common_folder
+from datasets.files.image_cache import common_folder
 from datasets.pipeline import Pipeline
 from lib.config import Options
 from lib.distributed.world import World
-from lib.insight.anchor_grid import anchor_grids
-from lib.insight.survey import Survey, sample_rows, survey
-from lib.insight.thumbnails import thumbnails
+from lib.evaluation.bank_statistics import Survey, sample_rows, survey
+from lib.figures.anchor_grid import anchor_grids
+from lib.figures.thumbnails import thumbnails
+from lib.logger.projector import SIDE
+from lib.logger.tensorboard import Board
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.method.objective import ABSENT
-from lib.session.board import Board
-from lib.session.projector import SIDE
 from lib.training.state import TrainingState
 
 NOTHING: dict[str, Any] = dict.fromkeys(
@@ -73,7 +73,9 @@ class Observer:
             before = {number: rows for number, rows in state.nearest.items() if number == state.round - 1}
             state.nearest = {**before, state.round: found.nearest}
             if self.world.is_first:
-                from lib.insight.clusters import clusters_of  # scikit-learn's second of import comes after a round
+                from lib.clustering.bank_clusters import (
+                    clusters_of,  # scikit-learn's second of import comes after a round
+                )
 
                 clusters = clusters_of(found, self.options.seed)
                 if clusters is not None:

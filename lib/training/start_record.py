@@ -9,8 +9,9 @@ from typing import Any, Optional
 import torch
 
 from datasets.pipeline import Pipeline
-from lib import devices, precision
 from lib.distributed.world import World
+from lib.nn import precision
+from lib.runtime import devices
 from lib.session import provenance
 
 

@@ -8,23 +8,23 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from datasets.pipeline import Pipeline
+from lib.checkpoint.io import FORMAT
+from lib.checkpoint.schema import check_neighbourhoods
 from lib.config import Options
-from lib.determinism import without_adaptive_pooling
-from lib.distributed.sync_batch_norm import synchronise
 from lib.distributed.world import World
-from lib.embedder import Embedder
 from lib.errors import UserError
-from lib.first_network import first_network
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
+from lib.nn.embedder import Embedder
+from lib.nn.first_network import first_network
+from lib.nn.sync_batch_norm import synchronise
+from lib.nn.winograd_layers import use_winograd
 from lib.pretrained.fitting import load_exactly
+from lib.runtime.determinism import without_adaptive_pooling
 from lib.seeding import generator
-from lib.session.checkpoint import FORMAT
-from lib.session.layout import check_neighbourhoods
+from lib.training.epoch_progress import Underway
 from lib.training.history import History
-from lib.training.optimisation import build_optimizer, check_state
-from lib.training.underway import Underway
-from lib.winograd_layers import use_winograd
+from lib.training.optim import build_optimizer, check_state
 
 
 class TrainingState:
@@ -74,7 +74,7 @@ class TrainingState:
     def checkpoint(
         self, memory: Tensor, options: Options, pipeline: Pipeline, session: str, accuracy: Optional[float]
     ) -> dict[str, Any]:
-        """The dict that is written to disk; see `lib.session.checkpoint` for its layout.
+        """The dict that is written to disk; see `lib.checkpoint.io` for its layout.
 
         It does not depend on how many processes there are. Its tensors are copies, which training does not change.
 

@@ -5,10 +5,10 @@ from contextlib import nullcontext
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lib.embedder import Embedder
 from lib.method.global_batch import GlobalBatch
 from lib.method.memory_bank import MemoryBank
-from lib.method.tiled_objective import tiled_and_loss
+from lib.method.tiled_loss import tiled_and_loss
+from lib.nn.embedder import Embedder
 from lib.training.finite import FiniteWatch
 
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from datasets.pipeline import Pipeline
 from lib.config import Options, Settings
-from lib.distributed.place import Place
+from lib.distributed.process_info import Place
 from lib.distributed.world import World
-from lib.threads import AUTO, OtherPrograms, cores, is_busy, wished
+from lib.runtime.threads import AUTO, OtherPrograms, cores, is_busy, wished
 from lib.training.state import TrainingState
 from lib.training.step import Step
 

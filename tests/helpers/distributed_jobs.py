@@ -11,21 +11,21 @@ from torch import nn
 from torch.nn import functional as F
 
 from datasets.image_set import UNLABELLED, ImageSet
-from lib.approximate import ApproximateSearch, recall
 from lib.distributed.shard import Shard
-from lib.distributed.sync_batch_norm import synchronise
-from lib.embedder import Embedder
 from lib.evaluation import leave_one_out as judging
+from lib.evaluation.bank_statistics import sample_rows, survey
 from lib.evaluation.feature_space import FeatureSpace
 from lib.evaluation.knn import weighted_knn
 from lib.evaluation.subject import Subject
-from lib.insight.survey import sample_rows, survey
 from lib.method.discovery import discover
 from lib.method.global_batch import GlobalBatch
 from lib.method.memory_bank import MemoryBank
-from lib.method.tiled_objective import tiled_and_loss
-from lib.nearest import nearest
-from lib.plain_network import plain_copy
+from lib.method.tiled_loss import tiled_and_loss
+from lib.nn.embedder import Embedder
+from lib.nn.plain_network import plain_copy
+from lib.nn.sync_batch_norm import synchronise
+from lib.search.approximate import ApproximateSearch, recall
+from lib.search.exact import nearest
 from models import build
 from tests.helpers.rows import grid_rows, random_members, unit_rows
 

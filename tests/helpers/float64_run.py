@@ -14,13 +14,13 @@ from torch.nn import functional as F
 import datasets
 from datasets.pipeline import Pipeline
 from lib.config import collect
-from lib.distributed import group
-from lib.distributed.place import Place
-from lib.embedder import Embedder
+from lib.distributed import process_group as group
+from lib.distributed.process_info import Place
 from lib.evaluation.protocols import Protocols
+from lib.nn.embedder import Embedder
 from lib.pretrained.bank import start_bank
-from lib.training.runner import Runner
 from lib.training.state import TrainingState
+from lib.training.trainer import Runner
 
 
 class InFloat64(torch.nn.Module):

@@ -5,9 +5,9 @@ import json
 import pytest
 
 import main
-from lib.comparison.compare import in_words
-from lib.comparison.contrast import Contrast
-from lib.comparison.text_plot import text_plot
+from lib.report.comparison.compare import in_words
+from lib.report.comparison.contrast import Contrast
+from lib.report.comparison.text_plot import text_plot
 from lib.session.story import Story
 from tests.helpers.html_page import check_rules
 from tests.helpers.sessions import make

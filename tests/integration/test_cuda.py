@@ -9,13 +9,12 @@ from torch.nn import functional as F
 
 import datasets
 import models
-from datasets.augment_parameters import Recipe
-from datasets.device_loader import DeviceLoader
+from datasets.loaders.device import DeviceLoader
 from datasets.pipeline import Pipeline
+from datasets.transforms.draws import Recipe
 from lib.compat import HAS_SEEDS_IN_GRAPHS, capture
 from lib.config import Options
 from lib.distributed.world import World
-from lib.embedder import Embedder
 from lib.evaluation import linear
 from lib.evaluation.knn import weighted_knn
 from lib.evaluation.subject import Subject
@@ -23,10 +22,11 @@ from lib.method.discovery import discover
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.method.objective import and_loss
-from lib.method.tiled_objective import tiled_and_loss
-from lib.training.captured_step import CapturedStep
+from lib.method.tiled_loss import tiled_and_loss
+from lib.nn.embedder import Embedder
+from lib.training.cuda_graph import CapturedStep
 from lib.training.finite import FiniteWatch
-from lib.training.optimisation import build_optimizer
+from lib.training.optim import build_optimizer
 from lib.training.step import Step
 from main import main
 from models.shared_dropout import SharedDropout

@@ -6,8 +6,8 @@ from torch import nn
 
 import models
 from benchmarks.same_run import differences
-from lib.determinism import without_adaptive_pooling
-from lib.embedder import Embedder
+from lib.nn.embedder import Embedder
+from lib.runtime.determinism import without_adaptive_pooling
 from main import main
 from tests.helpers.runs import TINY
 

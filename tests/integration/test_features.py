@@ -13,14 +13,14 @@ import and_discovery
 import datasets
 import models
 from datasets.pipeline import Pipeline
+from lib.checkpoint import io as checkpoint
 from lib.config import collect
 from lib.errors import UserError
 from lib.evaluation.whitening import SHRINK
+from lib.export import onnx_file
+from lib.export.kept_features import KeptFeatures
+from lib.export.table import read_table
 from lib.report import assemble
-from lib.results import onnx_file
-from lib.results.kept_features import KeptFeatures
-from lib.results.table import read_table
-from lib.session import checkpoint
 from main import main
 from tests.helpers.processes import run as run_processes
 from tests.helpers.runs import TINY, error_line

@@ -14,8 +14,8 @@ from PIL import Image
 
 import and_discovery
 import main
-from lib.results import onnx_file
-from lib.session import checkpoint
+from lib.checkpoint import io as checkpoint
+from lib.export import onnx_file
 
 RUN = ["--cfgs", "configs/base.yaml", "configs/photos.yaml", "--size", "16", "--shrink", "null", "--batch-size", "8"]
 RUN += ["--network", "convnet", "--low-dim", "8", "--max-round", "2", "--max-epoch", "1", "--workers-num", "0"]

@@ -7,10 +7,11 @@ import shutil
 import numpy as np
 import pytest
 
-from lib.session import checkpoint, journal
-from lib.session.board import Board
-from lib.session.event_file import EventFile
-from lib.session.projector import SIDE
+from lib.checkpoint import io as checkpoint
+from lib.logger import console as journal
+from lib.logger.event_file import EventFile
+from lib.logger.projector import SIDE
+from lib.logger.tensorboard import Board
 from main import main
 from tests.helpers.disks import mount, small_disk
 from tests.helpers.runs import TINY, call, checkpoints, error_line, start, wait_for

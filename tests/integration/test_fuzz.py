@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 import datasets
 from datasets.pipeline import Pipeline
+from lib.checkpoint import io as checkpoint
 from lib.config import OPTIONS, Options, collect
 from lib.distributed.world import World
 from lib.errors import UserError
-from lib.session import checkpoint
 from lib.training.state import TrainingState
 from main import main
 from tests.helpers.checkpoints import complete
@@ -239,12 +239,12 @@ def test_damaged_checkpoints_in_real_calls(tmp_path, capsys):
 
 
 def test_an_error_that_nobody_foresaw_is_one_line_too_and_shown_on_demand(monkeypatch, capsys):
-    import lib.session.resume
+    import lib.checkpoint.resume
 
     def broken(*arguments):
         raise LookupError("no such\nthing")
 
-    monkeypatch.setattr(lib.session.resume, "open_checkpoint", broken)
+    monkeypatch.setattr(lib.checkpoint.resume, "open_checkpoint", broken)
     assert main(["--resume", "last"]) == 1
     assert error_line(capsys.readouterr().err) == (
         "error: unforeseen LookupError: no such thing; --debug-errors shows where it happened"
@@ -254,12 +254,12 @@ def test_an_error_that_nobody_foresaw_is_one_line_too_and_shown_on_demand(monkey
 
 
 def test_an_error_of_the_system_is_shown_on_demand_too(monkeypatch, capsys):
-    import lib.session.resume
+    import lib.checkpoint.resume
 
     def broken(*arguments):
         raise PermissionError(13, "not yours", "somewhere")
 
-    monkeypatch.setattr(lib.session.resume, "open_checkpoint", broken)
+    monkeypatch.setattr(lib.checkpoint.resume, "open_checkpoint", broken)
     assert main(["--resume", "last", "--debug-errors"]) == 1
     err = capsys.readouterr().err
     assert err.startswith("Traceback")

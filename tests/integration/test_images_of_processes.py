@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 import datasets
-from datasets import bad_images
-from datasets.checked_files import CheckedFiles
+from datasets.files import bad_images
+from datasets.files.checked_files import CheckedFiles
 from datasets.image_set import ImageSet
 from datasets.split import Split
 from lib.config import Options
-from lib.distributed.place import Place
+from lib.distributed.process_info import Place
 from lib.distributed.world import World
 from lib.errors import UserError
 from lib.training.images import check_same, open_images

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 import models
-from lib import devices, memory, precision
-from lib.embedder import Embedder
 from lib.errors import UserError
+from lib.nn import precision
+from lib.nn.embedder import Embedder
+from lib.runtime import devices, memory
 from tests.helpers.runs import call
 
 CPU = torch.device("cpu")
@@ -84,7 +85,7 @@ def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch):
 
 FAULTS = """
 import resource, sys, torch
-from lib.allocator import keep_freed_memory
+from lib.runtime.allocator import keep_freed_memory
 if sys.argv[1] == "keep" and not keep_freed_memory():
     print(-1); sys.exit()
 def work():

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 import main
-from lib.session import checkpoint
+from lib.checkpoint import io as checkpoint
 from lib.training import minutes
 from lib.training.minutes import EVALUATION, SHARE, epochs_within
 from tests.helpers.runs import TINY, error_line
@@ -45,9 +45,7 @@ def test_timing_changes_nothing(tmp_path):
     """The run is the one that --max-epoch starts, to the bit."""
     assert main.main([*RUN, "--minutes", "1e-9", "--sess-dir", str(tmp_path), "--session", "timed"]) == 0
     assert main.main([*RUN, "--max-epoch", "1", "--sess-dir", str(tmp_path), "--session", "plain"]) == 0
-    timed, plain = (
-        checkpoint.load(tmp_path / name / "checkpoint" / "0001-00010.ckpt") for name in ("timed", "plain")
-    )
+    timed, plain = (checkpoint.load(tmp_path / name / "checkpoint" / "0001-00010.ckpt") for name in ("timed", "plain"))
     assert torch.equal(timed["npc"]["memory"], plain["npc"]["memory"])
     assert all(torch.equal(value, plain["net"][name]) for name, value in timed["net"].items())
 

@@ -10,8 +10,9 @@ import pytest
 
 import main
 from lib.errors import UserError
-from lib.packages import check_packages
-from lib.session import journal, progress
+from lib.logger import console as journal
+from lib.logger import progress
+from lib.runtime.packages import check_packages
 from tests.helpers.runs import ROOT, TINY, error_line
 from tests.helpers.sessions import make
 
@@ -58,7 +59,7 @@ def test_it_is_said_in_one_line_before_anything_else(monkeypatch, capsys):
 
 def test_progress_and_log_load_without_tqdm():
     """In a fresh interpreter: a module that is None in sys.modules fails to import as one that is not installed."""
-    script = "import sys; sys.modules['tqdm'] = None; import lib.session.progress as p; print(p.tqdm)"
+    script = "import sys; sys.modules['tqdm'] = None; import lib.logger.progress as p; print(p.tqdm)"
     ran = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ran.stdout == "None\n"
 

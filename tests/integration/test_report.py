@@ -13,15 +13,15 @@ from PIL import Image
 
 import main
 from datasets.image_set import ImageSet
+from lib.checkpoint import io as checkpoint
 from lib.clustering.number import choose_number
-from lib.pages.page import TEMPLATES
 from lib.report import Report, pictures
 from lib.report.clusters import contact_sheets
 from lib.report.feature_map import layout
 from lib.report.galleries import Certainty
+from lib.report.page import TEMPLATES
 from lib.report.pictures import Pictures
 from lib.report.round_view import stability
-from lib.session import checkpoint
 from lib.session.folder import SessionFolder
 from lib.session.story import Story
 from tests.helpers import oracles
@@ -58,8 +58,8 @@ def report_of(folder):
 
 
 def digits(count):
-    from datasets.digits import digits as load
     from datasets.image_set import limit
+    from datasets.sources.digits import digits as load
 
     return limit(load(None, False).train, count, 0)
 
@@ -187,7 +187,7 @@ def test_where_it_looks_has_a_picture_for_each_image_and_round(page):
 
 
 def test_a_run_that_is_stopped_has_a_report_of_its_rounds(tmp_path, monkeypatch, capsys):
-    from lib.training.runner import Runner
+    from lib.training.trainer import Runner
 
     original = Runner._start_round
 
@@ -206,7 +206,7 @@ def test_a_run_that_is_stopped_has_a_report_of_its_rounds(tmp_path, monkeypatch,
 
 
 def test_a_run_that_is_stopped_in_its_first_round_has_a_report(tmp_path, monkeypatch, capsys):
-    from lib.training.runner import Runner
+    from lib.training.trainer import Runner
 
     original = Runner._train_one_epoch
 

@@ -13,13 +13,13 @@ from PIL import Image
 
 import main
 import models
+from lib.checkpoint import io as checkpoint
+from lib.commands import train as command
+from lib.commands.embed import default_output
 from lib.errors import RunError
-from lib.results import onnx_file
-from lib.results.embed import default_output
-from lib.results.result_folder import result_folder
-from lib.results.table import read_table, write_table
-from lib.session import checkpoint
-from lib.training import command
+from lib.export import onnx_file
+from lib.export.result_folder import result_folder
+from lib.export.table import read_table, write_table
 from tests.helpers.authors_files import authors_checkpoint
 from tests.helpers.runs import ROOT
 from tests.helpers.runs import call as process_of
@@ -422,7 +422,7 @@ def test_other_images_are_judged_as_the_runs_own_were_prepared_and_change_nothin
 def test_sigterm_during_an_export_leaves_nothing_behind(tmp_path):
     code = (
         "import os, signal, sys\nfrom pathlib import Path\nfrom lib.errors import Interrupted\n"
-        "from lib.results.result_folder import result_folder\npath = Path(sys.argv[1])\n"
+        "from lib.export.result_folder import result_folder\npath = Path(sys.argv[1])\n"
         "try:\n    with result_folder('--export', path, False) as folder:\n"
         "        (folder / 'features.npy').write_text('x')\n        os.kill(os.getpid(), signal.SIGTERM)\n"
         "        signal.pause()\n"
@@ -485,7 +485,7 @@ def test_a_full_disk_leaves_nothing_and_keeps_what_was_there(session, tmp_path, 
     def full(*arguments, **keywords):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lib.results.export.write_table", full)
+    monkeypatch.setattr("lib.commands.export.write_table", full)
     status, err = error_of(
         capsys, "--resume", session, "--export", tmp_path / "e", "--overwrite", "--num-clusters", "2"
     )

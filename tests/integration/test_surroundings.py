@@ -9,8 +9,8 @@ import types
 import pytest
 
 import main
+from lib.checkpoint import io as checkpoint
 from lib.compat import TORCH_RELEASE
-from lib.session import checkpoint
 from lib.session.folder import find_checkpoint
 from tests.helpers.runs import ROOT, error_line, start
 
@@ -235,7 +235,7 @@ def test_what_another_launcher_left_is_named(monkeypatch, capsys, variables, sho
 
 FIGURES = """
 import os
-from lib.pages.figures import Curve, bars, curves, scatter
+from lib.figures.charts import Curve, bars, curves, scatter
 
 def drawn():
     return [curves("a", "", "epoch", "loss", [Curve("l", [1, 2], [3, 4])]), bars("b", "", "x", "y", ["i"], [1], [2]),

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import main
-from lib.session import checkpoint
+from lib.checkpoint import io as checkpoint
+from lib.runtime.threads import OtherPrograms
 from lib.session.folder import find_checkpoint
-from lib.threads import OtherPrograms
 from lib.training import minutes, rate_watch, thread_choice
 
 RUN = [

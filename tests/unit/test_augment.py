@@ -9,9 +9,10 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional as TF
 
-from datasets import augment_batch, augment_parameters
-from datasets.augment_parameters import BRIGHTNESS, CONTRAST, HUE, SATURATION, Parameters, Recipe
-from datasets.device_loader import DeviceLoader, to_device
+from datasets.loaders.device import DeviceLoader, to_device
+from datasets.transforms import batch as augment_batch
+from datasets.transforms import draws as augment_parameters
+from datasets.transforms.draws import BRIGHTNESS, CONTRAST, HUE, SATURATION, Parameters, Recipe
 from lib.seeding import generator
 
 RECIPE = Recipe((0.2, 1.0), (3 / 4, 4 / 3), (0.4, 0.4, 0.4, 0.4), 0.2, 0.5)

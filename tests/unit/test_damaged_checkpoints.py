@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from lib import compat
+from lib.checkpoint import io as checkpoint
+from lib.checkpoint.resume import open_checkpoint
+from lib.checkpoint.safe_load import _OLD_START
+from lib.checkpoint.saver import Checkpoints, Place
 from lib.errors import UserError
-from lib.plain_data import _OLD_START
-from lib.session import checkpoint
 from lib.session.folder import SessionFolder
-from lib.session.keeping import Checkpoints, Place
-from lib.session.resume import open_checkpoint
 from tests.helpers.checkpoints import Planted, complete, restricted_load
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from datasets.files.paths import Paths
 from datasets.image_set import ImageSet
-from datasets.paths import Paths
 from datasets.pipeline import Pipeline
 from datasets.share import Share
 from datasets.split import Split

@@ -9,8 +9,8 @@ import torch
 import lib.method
 from benchmarks import busy
 from benchmarks.cluster_number import features
-from lib import precision
 from lib.config import collect
+from lib.nn import precision
 from tests.helpers.runs import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -9,9 +9,9 @@ from torch import nn
 
 import models
 from lib.compat import TORCH_RELEASE
-from lib.embedder import Embedder
 from lib.errors import UserError
 from lib.evaluation.features import extract
+from lib.nn.embedder import Embedder
 
 CPU = torch.device("cpu")
 FEW_KERNELS = pytest.mark.skipif(TORCH_RELEASE < (2, 0), reason="this PyTorch pools no bfloat16 on a CPU")

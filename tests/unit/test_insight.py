@@ -9,18 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.image_set import ImageSet
+from lib.clustering.bank_clusters import clusters_of
 from lib.distributed.world import World
+from lib.evaluation.bank_statistics import Survey, sample_rows, survey
 from lib.evaluation.leave_one_out import LeaveOneOut
 from lib.evaluation.subject import Subject
-from lib.insight import anchor_grid
-from lib.insight.anchor_grid import NEUTRAL, OTHER, SAME, anchor_grids
-from lib.insight.clusters import clusters_of
-from lib.insight.survey import Survey, sample_rows, survey
-from lib.insight.thumbnails import thumbnails
+from lib.figures import anchor_grid
+from lib.figures.anchor_grid import NEUTRAL, OTHER, SAME, anchor_grids
+from lib.figures.thumbnails import thumbnails
+from lib.logger.console import _fitted
+from lib.logger.projector import SIDE, Projector
 from lib.method.discovery import consistency
 from lib.method.neighbourhoods import Neighbourhoods
-from lib.session.journal import _fitted
-from lib.session.projector import SIDE, Projector
 from lib.training.history import History, sizes
 from tests.helpers import oracles
 from tests.helpers.rows import unit_rows

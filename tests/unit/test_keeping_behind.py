@@ -5,11 +5,12 @@ import time
 
 import pytest
 
+from lib.checkpoint import io as checkpoint
+from lib.checkpoint import saver as keeping
+from lib.checkpoint.async_saver import CheckpointsBehind
+from lib.checkpoint.saver import Place
 from lib.errors import RunError
-from lib.session import checkpoint, keeping
 from lib.session.folder import SessionFolder
-from lib.session.keeping import Place
-from lib.session.keeping_behind import CheckpointsBehind
 from tests.helpers.checkpoints import complete
 
 

@@ -8,11 +8,11 @@ from sklearn.linear_model import LogisticRegression
 
 import models
 from lib.distributed.world import World
-from lib.embedder import Embedder
 from lib.evaluation.knn import classes_ahead
 from lib.evaluation.linear import _moments
 from lib.evaluation.logistic_regression import fit
 from lib.evaluation.stage_features import pooled, pooled_widths, stage_rows
+from lib.nn.embedder import Embedder
 
 ALONE = World.alone()
 

@@ -5,8 +5,8 @@ import signal
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from lib.distributed.contact import lost_contact
 from lib.distributed.launch import _cause, _end
+from lib.distributed.peer_failure import lost_contact
 from lib.errors import LOST_CONTACT
 
 

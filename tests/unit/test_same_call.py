@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from lib.distributed.input_checks import _read
 from lib.pretrained.weights_file import WeightsFile
-from lib.training.same_call import _read
 
 TENSORS = [
     torch.arange(6.0).view(2, 3).t(),

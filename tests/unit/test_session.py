@@ -12,10 +12,12 @@ import zipfile
 import pytest
 import torch
 
+from lib.checkpoint import io as checkpoint
 from lib.errors import RunError, UserError
-from lib.session import checkpoint, folder, journal
+from lib.logger import console as journal
+from lib.logger.progress import duration
+from lib.session import folder
 from lib.session.folder import SessionFolder, find_checkpoint, newest_checkpoint
-from lib.session.progress import duration
 from tests.helpers.checkpoints import Planted, complete, restricted_load
 
 
@@ -199,7 +201,7 @@ def test_durations(seconds, text):
 
 
 def test_the_bar_is_shown_on_a_terminal_only(monkeypatch):
-    from lib.session.progress import Progress
+    from lib.logger.progress import Progress
 
     plain = Progress(100, 0, quiet=False)
     assert plain._bar is None

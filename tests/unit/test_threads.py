@@ -6,17 +6,17 @@ import pytest
 import torch
 
 import models
-from lib import threads
 from lib.config import Options, collect
-from lib.distributed.place import Place
+from lib.distributed.input_checks import _OF_A_MACHINE
+from lib.distributed.process_info import Place
 from lib.distributed.world import World
-from lib.embedder import Embedder
 from lib.errors import UserError
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
+from lib.nn.embedder import Embedder
+from lib.runtime import threads
 from lib.training import rate_watch, thread_choice
-from lib.training.optimisation import build_optimizer
-from lib.training.same_call import _OF_A_MACHINE
+from lib.training.optim import build_optimizer
 from lib.training.state import TrainingState
 from lib.training.step import Step
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.method.objective import and_loss
-from lib.method.tiled_objective import tiled_and_loss
+from lib.method.tiled_loss import tiled_and_loss
 from tests.helpers.rows import random_members, unit_rows
 from tests.helpers.runs import call
 
@@ -60,7 +60,7 @@ def test_one_tile_is_held_and_never_two():
     """Peak of a process at N = 2,000,000, B = 64, for a tile of 64 MiB: the plain form needs three of 512 MB."""
     script = """
 import torch
-from lib.method.tiled_objective import tiled_and_loss
+from lib.method.tiled_loss import tiled_and_loss
 
 def loss(rows, tile):
     features = torch.nn.functional.normalize(torch.ones(64, 8), dim=1).requires_grad_()

@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 import main
 import models
-from lib import winograd_layers
 from lib.compat import HAS_FAST_BATCHED_PRODUCTS
-from lib.embedder import Embedder
-from lib.plain_network import plain_copy
-from lib.winograd import convolution
-from lib.winograd_layers import WinogradConvolution, count_winograd, use_winograd
+from lib.nn import winograd_layers
+from lib.nn.embedder import Embedder
+from lib.nn.plain_network import plain_copy
+from lib.nn.winograd import convolution
+from lib.nn.winograd_layers import WinogradConvolution, count_winograd, use_winograd
 from tests.helpers.runs import TINY
 
 CPU = torch.device("cpu")

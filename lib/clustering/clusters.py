@@ -1,0 +1,69 @@
+"""The clusters of a checkpoint: found in its memory bank, the same whatever they are used for."""
+
+import logging
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lib.clustering.kmeans import spherical_kmeans
+from lib.clustering.number import choose_number
+from lib.errors import UserError
+from lib.logger.console import LOGGER
+from lib.search.exact import nearest
+
+log = logging.getLogger(LOGGER)
+
+FEWEST = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Clusters:
+    """K clusters by their centres.
+
+    Attributes:
+        centres: (K, D) float32, unit rows on the CPU, those of the largest cluster first.
+    """
+
+    centres: Tensor
+
+    def of(self, features: Tensor) -> Tensor:
+        """(N,) int64, the cluster of each feature (N, D): that of the centre with the highest cosine."""
+        _, indices = nearest(features.cpu(), self.centres, 1)
+        return indices[:, 0]
+
+
+def check_number(number: str, images: int) -> None:
+    """Whether so many clusters can be found among `images` images.
+
+    Raises:
+        UserError: there are more clusters than images.
+    """
+    if number != "auto" and int(number) > images:
+        raise UserError(f"--num-clusters {number}: there are only {images} training images; lower it, or use auto")
+
+
+def find_clusters(memory: Tensor, number: str, seed: int) -> Clusters:
+    """Clusters of the training images; a function of their features, the number and the seed.
+
+    Args:
+        memory: (N, D) float32 unit rows on the CPU.
+        number: how many, or `auto` to find out how many.
+        seed: of k-means.
+
+    Raises:
+        UserError: there are more clusters than images.
+    """
+    check_number(number, len(memory))
+    if number == "auto" and len(memory) <= FEWEST:
+        count = 1
+        log.info("clusters   1: %d images are too few to tell more apart", len(memory))
+    elif number == "auto":
+        found = choose_number(memory, seed)
+        count = found.clusters
+        log.info("clusters   %d found by their %s (%s)", count, found.criterion_name, found.explanation)
+    else:
+        count = int(number)
+    clustering = spherical_kmeans(memory, count, seed)
+    sizes = clustering.sizes.tolist()
+    log.info("clusters   %d, of %d to %d training images (--num-clusters)", count, min(sizes), max(sizes))
+    return Clusters(clustering.centres)

@@ -1,0 +1,1 @@
+"""What one call of main.py does: one module a command."""
