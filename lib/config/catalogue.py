@@ -379,6 +379,13 @@ _EVALUATION = _group(
         form=_NUM_CLUSTERS,
     ),
     Option(
+        "round_clusters",
+        BOOL,
+        True,
+        "find the clusters of the memory bank at the end of each round, some seconds each, for the last table, "
+        "metrics.jsonl and TensorBoard",
+    ),
+    Option(
         "features",
         CHOICE,
         "embedding",

@@ -53,8 +53,8 @@ class Observer:
 
         entropy, anchor_entropy: mean entropy of all images and of the round's anchors, in nats. neighbours_kept: share
         of images whose nearest is the one they had at the end of the round before. neighbour_cosine: mean cosine to
-        the nearest. clusters: their sizes, after the last epoch of a round. Of more images than `sample_rows` takes,
-        an even sample is looked at.
+        the nearest. clusters: their sizes, after the last epoch of a round, with --round-clusters. Of more images than
+        `sample_rows` takes, an even sample is looked at.
         """
         last = state.epoch == self.options.max_epoch
         if not last and state.epoch % self.options.eval_freq != 0:
@@ -73,11 +73,12 @@ class Observer:
             before = {number: rows for number, rows in state.nearest.items() if number == state.round - 1}
             state.nearest = {**before, state.round: found.nearest}
             if self.world.is_first:
-                from lib.clustering.bank_clusters import (
-                    clusters_of,  # scikit-learn's second of import comes after a round
-                )
+                clusters = None
+                if self.options.round_clusters:
+                    # scikit-learn's second of import comes after a round
+                    from lib.clustering.bank_clusters import clusters_of
 
-                clusters = clusters_of(found, self.options.seed)
+                    clusters = clusters_of(found, self.options.seed)
                 if clusters is not None:
                     seen["clusters"] = clusters.sizes[clusters.sizes > 0].tolist()
                 self._embed(state, found, None if clusters is None else clusters.assignments)
