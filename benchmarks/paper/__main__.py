@@ -52,18 +52,19 @@ class Queue:
         """Runs that are to be made."""
         return [run for run in self.runs if self.states[run.name] in (MISSING, BEGUN)]
 
-    def estimate(self, runs: Sequence[Run]) -> Optional[float]:
-        """Seconds that these runs will train, by what was measured; None if one of them is like none so far."""
-        total = 0.0
+    def estimate(self, runs: Sequence[Run]) -> str:
+        """How long these runs will train, by what was measured; some may be like none so far."""
+        total, unknown = 0.0, 0
         for run in runs:
             epoch = self._seconds_an_epoch(run)
-            if epoch is None:
-                return None
-            total += epoch * (run.epochs - run.epochs_done())
-        return total
+            total += (epoch or 0.0) * (run.epochs - run.epochs_done())
+            unknown += epoch is None
+        if unknown == 0:
+            return _time(total)
+        return "time unknown" if unknown == len(runs) else f"{_time(total)} and {unknown} of unknown time"
 
     def _seconds_an_epoch(self, run: Run) -> Optional[float]:
-        """Of the same variant; else of runs with the same network and precision on the same images."""
+        """Of the same variant; else of runs with the same network on the same images."""
         for alike in (lambda other: other.variant.name == run.variant.name, lambda other: _kind(other) == _kind(run)):
             others = [other for other in self.runs if alike(other) and other.epochs_done()]
             if others:
@@ -86,7 +87,7 @@ class Queue:
 
 def _kind(run: Run) -> tuple:
     options = run.options
-    return options.network, options.precision, options.dataset, options.size, options.limit_train, options.batch_size
+    return options.network, options.dataset, options.size, options.limit_train, options.batch_size
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -160,15 +161,13 @@ def _dry_run(queue: Queue) -> None:
             state = queue.states[run.name]
             line = f"  {run.name:24} {state:9}"
             if state in (MISSING, BEGUN):
-                line += f" {run.epochs - run.epochs_done():5} epochs, {_time(queue.estimate([run]))}"
+                line += f" {run.epochs - run.epochs_done():5} epochs, {queue.estimate([run])}"
             if state == NO_DATA:
                 line += f" {run.options.dataset}; once it is there: python3 main.py {' '.join(run.command())}"
             print(line)
     finished = sum(state == FINISHED for state in queue.states.values())
     left = queue.left
-    print(
-        f"{len(left)} of {len(queue.runs)} runs to make, {finished} finished; {_time(queue.estimate(left))} of training"
-    )
+    print(f"{len(left)} of {len(queue.runs)} runs to make, {finished} finished; {queue.estimate(left)} of training")
 
 
 def _make(queue: Queue, reports: Path) -> int:
@@ -207,7 +206,7 @@ def _summary(run: Run) -> str:
 
 
 def _left(queue: Queue) -> str:
-    return f"{len(queue.left)} runs left, {_time(queue.estimate(queue.left))}"
+    return f"{len(queue.left)} runs left, {queue.estimate(queue.left)}"
 
 
 def _progress(queue: Queue, run: Run, head: str) -> None:
@@ -224,9 +223,7 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _time(seconds: Optional[float]) -> str:
-    if seconds is None:
-        return "time unknown"
+def _time(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -24,7 +24,7 @@ def measured(results: Results, measure: Measure) -> dict[int, float]:
     return {seed: value for seed, value in found.items() if value is not None}
 
 
-def tested(results: Results, statement: Statement) -> tuple[Optional[Mean], str]:
+def assess(results: Results, statement: Statement) -> tuple[Optional[Mean], str]:
     """The paired difference of a statement, in shares, and its verdict."""
     first = measured(results, statement.first)
     second = (
@@ -45,7 +45,7 @@ def as_json(plan: Plan, results: Results, machine: str, date: str) -> dict[str, 
             continue
         items[name] = {
             "variants": {each: _variant_as_json(plan, results[each], each) for each in variants},
-            "statements": [_statement_as_json(statement, *tested(results, statement)) for statement in item.statements],
+            "statements": [_statement_as_json(statement, *assess(results, statement)) for statement in item.statements],
         }
     return {"commit": _codes(results), "machine": machine, "date": date, "items": items}
 
