@@ -73,14 +73,14 @@ if TYPE_CHECKING or ("lib" in sys.modules and all(_is_ours(name) for name in _PA
 
     check_packages()
     from lib.export.model import Model
-    from lib.export.opening import open_model as load
+    from lib.export.model import open_model as load
 else:
     if not any(finder is _Finder for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder)
-    importlib.import_module(f"{_APART}.lib.packages").check_packages()
+    importlib.import_module(f"{_APART}.lib.runtime.packages").check_packages()
     _errors = importlib.import_module(f"{_APART}.lib.errors")
     RunError, UserError = _errors.RunError, _errors.UserError
     Model = importlib.import_module(f"{_APART}.lib.export.model").Model
-    load = importlib.import_module(f"{_APART}.lib.export.opening").open_model
+    load = importlib.import_module(f"{_APART}.lib.export.model").open_model
 
 __all__ = ["Model", "RunError", "UserError", "load"]

@@ -28,9 +28,9 @@ if __name__ == "__main__":  # Python leaves the script's folder out under PYTHON
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from lib.config import Options, Settings, collect, of_older_version, table
-from lib.distributed.process_info import Place
-from lib.errors import LOST_CONTACT, Interrupted, LostContact, RunError, UserError, one_line
-from lib.logger.streams import say, say_traceback, take_what_there_is
+from lib.distributed.process_info import ProcessInfo
+from lib.errors import PEER_FAILURE, Interrupted, PeerFailure, RunError, UserError, one_line
+from lib.logger.console import prepare_streams, print_error, print_traceback
 from lib.runtime.packages import check_packages
 
 
@@ -40,8 +40,8 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         BrokenPipeError: whoever reads the output has seen enough.
     """
-    place = Place.here()
-    take_what_there_is()
+    place = ProcessInfo.here()
+    prepare_streams()
     debug = "--debug-errors" in arguments
     try:
         settings = collect(arguments)
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
         raise
     except Interrupted as stop:
         if place.rank == 0:
-            say(one_line(stop))
+            print_error(one_line(stop))
         return stop.status
     except Exception as error:
         _say(error, place, debug)
@@ -66,11 +66,11 @@ def main(arguments: Sequence[str]) -> int:
         return 130
 
 
-def run(settings: Settings, arguments: Sequence[str], place: Place) -> int:
+def run(settings: Settings, arguments: Sequence[str], place: ProcessInfo) -> int:
     """Print the options, compare sessions, or train, go on, or evaluate. Returns the exit status."""
     if settings.options.compare:
         if place.rank == 0:
-            from lib.report.comparison import compare
+            from lib.report.compare import compare
 
             compare(settings.options.compare, settings.options.compare_html, settings.options.sess_dir)
         return 0
@@ -83,7 +83,7 @@ def run(settings: Settings, arguments: Sequence[str], place: Place) -> int:
         return _run(settings, arguments, place, world)
 
 
-def _run(settings: Settings, arguments: Sequence[str], place: Place, world: Any) -> int:
+def _run(settings: Settings, arguments: Sequence[str], place: ProcessInfo, world: Any) -> int:
     """What `run` does, but for comparing. `world`: the processes of the run, or None for this one alone."""
     saved = source = weights = note = None
     if settings.options.resume is not None:
@@ -99,7 +99,7 @@ def _run(settings: Settings, arguments: Sequence[str], place: Place, world: Any)
         note = f"{weights.name}: {weights.kind}; its network is used as with --pretrained"
     elif saved is not None:
         for line in passed_over if place.rank == 0 else ():
-            say(f"warning: {one_line(line)}")
+            print_error(f"warning: {one_line(line)}")
         # numbers of GPUs are of a machine; processes that have met have their devices already
         stays = world is None and saved["options"].get("gpus") == "cpu"
         stored = {name: value for name, value in saved["options"].items() if stays or name != "gpus"}
@@ -121,7 +121,7 @@ def _run(settings: Settings, arguments: Sequence[str], place: Place, world: Any)
     several = settings.options.gpus.count(",") + 1
     if several > 1 and not place.launched:
         from lib.distributed.launch import launch
-        from lib.runtime import devices
+        from lib.runtime.device import choose_device
 
         for path in filter(None, (*settings.options.cfgs, settings.options.labels)):
             if Path(path).expanduser().is_fifo():
@@ -129,7 +129,7 @@ def _run(settings: Settings, arguments: Sequence[str], place: Place, world: Any)
                     f"--gpus {settings.options.gpus}: {path} is a pipe, and {several} processes would read it; save it "
                     "as a file"
                 )
-        devices.choose(settings.options.gpus, 0, several)  # a device that is missing is said once, not by each process
+        choose_device(settings.options.gpus, 0, several)  # a device that is missing is said once, not by each process
         return launch(several, arguments)
     from lib.commands.train import execute  # PyTorch is loaded only now, when there is something to compute
 
@@ -186,22 +186,22 @@ def _in_one_line(error: Exception) -> str:
 
 
 def _status(error: Exception) -> int:
-    if isinstance(error, LostContact):
-        return LOST_CONTACT
+    if isinstance(error, PeerFailure):
+        return PEER_FAILURE
     return 2 if isinstance(error, UserError) else 1
 
 
-def _say(error: Exception, place: Place, debug: bool) -> None:
+def _say(error: Exception, place: ProcessInfo, debug: bool) -> None:
     """On standard error: one line, or where the error that is being handled happened."""
     if debug:
-        say_traceback()
+        print_traceback()
     else:
         _print_error(_in_one_line(error), place)
 
 
-def _print_error(reason: str, place: Place) -> None:
+def _print_error(reason: str, place: ProcessInfo) -> None:
     who = f"rank {place.rank}: " if place.size > 1 else ""
-    say(f"error: {who}{one_line(reason)}")
+    print_error(f"error: {who}{one_line(reason)}")
 
 
 if __name__ == "__main__":
@@ -214,7 +214,7 @@ if __name__ == "__main__":
     except OSError:  # whoever read the output has seen enough, as in `main.py --help | head`; or its disk is full
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = status or 1
-    if status and Place.here().size > 1:  # a GPU may wait for a process that is gone, and Python's end for that GPU
+    if status and ProcessInfo.here().size > 1:  # a GPU may wait for a process that is gone, and exit() for that GPU
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)

@@ -11,7 +11,7 @@ from benchmarks.setting import Setting
 from benchmarks.timing import ONCE, Row, seconds
 from lib.evaluation.knn import weighted_knn
 from lib.method.discovery import discover
-from lib.method.tiled_loss import tiled_and_loss
+from lib.method.objective import and_loss
 from lib.search.approximate import ApproximateSearch, recall
 from lib.search.exact import nearest
 
@@ -39,7 +39,7 @@ def loss(setting: Setting) -> list[Row]:
 def _loss(setting: Setting) -> Callable[[], object]:
     memory, features = setting.unit_rows(IMAGES), setting.unit_rows(BATCH, 1).requires_grad_()
     members = setting.pairs(IMAGES)[:BATCH].clone()
-    return lambda: tiled_and_loss(features, memory, members, 0.07).backward()
+    return lambda: and_loss(features, memory, members, 0.07).backward()
 
 
 def exact(setting: Setting) -> list[Row]:

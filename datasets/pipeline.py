@@ -12,13 +12,13 @@ from datasets.files.shrunk import shrunk
 from datasets.image_set import ImageSet, limit
 from datasets.loaders.device import DeviceLoader, to_device
 from datasets.loaders.workers import WorkerLoader
-from datasets.share import WHOLE, Share
 from datasets.sources.only_classes import judgeable, only_classes
 from datasets.split import Split
 from datasets.transforms import normalisation
-from datasets.transforms.draws import Recipe
+from datasets.transforms.batch import Recipe
 from datasets.transforms.pil import test_transform, train_transform
 from lib.config import Options
+from lib.distributed.world import WHOLE, Share
 from lib.errors import UserError
 from lib.seeding import generator
 

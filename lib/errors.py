@@ -6,7 +6,7 @@ def one_line(text: object) -> str:
     return "".join(part if part.isprintable() else repr(part)[1:-1] for part in str(text))
 
 
-LOST_CONTACT = 75
+PEER_FAILURE = 75
 """Exit status of a process that stopped because another one did: EX_TEMPFAIL of sysexits.h."""
 
 
@@ -40,5 +40,5 @@ class Interrupted(Exception):
         self.by_all = by_all
 
 
-class LostContact(RunError):
-    """Another process of the run has ended or cannot be reached. Exit status `LOST_CONTACT`."""
+class PeerFailure(RunError):
+    """Another process of the run has ended or cannot be reached. Exit status `PEER_FAILURE`."""

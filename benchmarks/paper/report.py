@@ -11,7 +11,7 @@ from benchmarks.paper.plot import plot
 from benchmarks.paper.runs import Result, config_as_json
 from benchmarks.paper.statistics import Mean, mean_of, paired, verdict
 from benchmarks.report import processor
-from lib.session.atomic import replace_text
+from lib.runtime.atomic import replace_text
 from lib.session.provenance import git_revision
 
 Results = Mapping[str, Mapping[int, Result]]

@@ -15,8 +15,8 @@ from datasets.files.checked_files import CheckedFiles
 from datasets.files.decode import read_rgb
 from datasets.files.parallel import ReadingProgress, in_processes
 from datasets.image_set import ImageSet
-from datasets.share import WHOLE, Share
 from datasets.split import Split
+from lib.distributed.world import WHOLE, Share
 from lib.errors import UserError, one_line
 from lib.logger.console import LOGGER
 

@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import platform
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Callable
@@ -13,6 +12,7 @@ import numpy as np
 import PIL
 
 from datasets.files.decode import decoder
+from lib.runtime.atomic import replace_file
 
 CACHE = ".and-cache"
 """Name of the hidden folder beside the folder of the images."""
@@ -32,16 +32,10 @@ def write(file: Path, content: Callable[[BinaryIO], None]) -> bool:
     Returns:
         Whether it could be written: a read-only or full disk is no error.
     """
-    # the machine is part of the name: others may write the same file on a shared disk, under the same process id
-    temporary = file.with_name(f"{file.name}.{platform.node()}.{os.getpid()}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as opened:
-            content(opened)
-        os.replace(temporary, file)
+        replace_file(file, content, flush=False)
     except OSError:
-        with contextlib.suppress(OSError):  # the folder itself may not be there
-            temporary.unlink()
         return False
     return True
 

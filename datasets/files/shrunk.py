@@ -17,7 +17,7 @@ from datasets.files.parallel import ReadingProgress, in_processes
 from datasets.image_set import ImageSet
 from lib.errors import UserError
 from lib.logger.console import LOGGER
-from lib.runtime import memory
+from lib.runtime.memory import physical_memory
 
 log = logging.getLogger(LOGGER)
 
@@ -80,7 +80,7 @@ def middle_square(image: Image.Image, side: int) -> Image.Image:
 
 def _check_memory(count: int, side: int) -> None:
     needed = count * side * side * 3
-    available = memory.physical()
+    available = physical_memory()
     if needed > available // 2:
         raise UserError(
             f"--shrink {side}: {count:,} images would take {needed / 2**30:.1f} of {available / 2**30:.1f} GiB of "

@@ -1,17 +1,14 @@
 """Batches from images that live on the device as one uint8 tensor."""
 
 from collections.abc import Iterator, Sequence
-from typing import Optional
+from typing import Callable, Optional
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.loaders.side_stream import SideStream
-from datasets.share import WHOLE, Share
-from datasets.transforms import draws as augment_parameters
-from datasets.transforms.batch import augment, resize_matrix
-from datasets.transforms.draws import Parameters, Recipe
+from datasets.transforms.batch import Parameters, Recipe, augment, draw, resize_matrix
+from lib.distributed.world import WHOLE, Share
 from lib.seeding import generator
 
 _BLOCK = 16  # images: 16 float32 numbers fill a cache line of 64 bytes
@@ -87,7 +84,7 @@ class DeviceLoader:
 
     def _draw(self, count: int, place: tuple[int, ...]) -> Parameters:
         height, width = self.images.shape[2:]
-        return augment_parameters.draw(count, height, width, self.recipe, generator(self.seed, "augment", *place))
+        return draw(count, height, width, self.recipe, generator(self.seed, "augment", *place))
 
     def _centre(self, images: Tensor) -> Tensor:
         """Scale the shorter side to `resize`, then cut the central square of `size`, as the test transform does."""
@@ -117,3 +114,29 @@ def _in_blocks(part: slice, count: int) -> slice:
     start = min(part.start // _BLOCK * _BLOCK, last)
     stop = -(-part.stop // _BLOCK) * _BLOCK
     return slice(start, count if stop > last else stop)
+
+
+class SideStream:
+    """Runs work on a CUDA device beside what the current stream is busy with; on a CPU it just runs it.
+
+    Args:
+        device: where the work is done.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(device))  # which may still be making what is read
+
+    def run(self, make: Callable[..., tuple[Tensor, ...]], *arguments: object) -> tuple[Tensor, ...]:
+        """`make(*arguments)`, for use on the current stream, which waits for it; this process does not."""
+        if self._stream is None:
+            return make(*arguments)
+        with torch.cuda.stream(self._stream):
+            made = make(*arguments)
+        current = torch.cuda.current_stream(self._device)
+        current.wait_stream(self._stream)
+        for tensor in made:
+            tensor.record_stream(current)  # or its memory would be given to the next batch too early
+        return made

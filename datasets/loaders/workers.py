@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from datasets.image_set import ImageSet
-from datasets.loaders.lost_worker import watch
 from datasets.loaders.worker_processes import (
     HandedOver,
     SharedBatches,
@@ -21,8 +20,9 @@ from datasets.loaders.worker_processes import (
     end_at_once,
     ignore_signals_to_all,
     start_workers,
+    watch,
 )
-from datasets.share import WHOLE, Share
+from lib.distributed.world import WHOLE, Share
 from lib.errors import RunError, UserError
 from lib.seeding import derive
 

@@ -1,16 +1,21 @@
 """Which checkpoints a session keeps: the last and the best of each round, and some before the last."""
 
 import contextlib
+import logging
 import os
-import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from lib.checkpoint import io as checkpoint
+from lib.logger.console import LOGGER
+from lib.runtime.atomic import link, put_in_place
 from lib.session.folder import CHECKPOINT_NAME, SessionFolder
 
+log = logging.getLogger(LOGGER)
 
-class Place(NamedTuple):
+
+class Position(NamedTuple):
     """Where in the run a checkpoint stands: batches learnt from in an epoch, after complete epochs of a round."""
 
     round: int
@@ -18,7 +23,7 @@ class Place(NamedTuple):
     step: int
 
 
-class Checkpoints:
+class CheckpointSaver:
     """Writes the checkpoints of a session so that at any moment there is a last one that is whole.
 
     A new one takes the place of the last of its round; that one is kept under the name of its place until `keep`
@@ -32,14 +37,14 @@ class Checkpoints:
 
     def __init__(self, session: SessionFolder, keep: int):
         self._session, self._keep = session, keep
-        self._last: Optional[tuple[Path, Place]] = None
+        self._last: Optional[tuple[Path, Position]] = None
 
     @property
     def last(self) -> Optional[Path]:
         """The newest checkpoint that can be gone on from."""
         return None if self._last is None else self._last[0]
 
-    def go_on_from(self, source: Path, place: Place, anchors: int, is_best: bool) -> None:
+    def go_on_from(self, source: Path, place: Position, anchors: int, is_best: bool) -> None:
         """Begin where an earlier process ended, with `source` as the newest checkpoint.
 
         Args:
@@ -49,9 +54,9 @@ class Checkpoints:
         self._last = (source, place)
         best = self._session.checkpoint_file(place.round, anchors, best=True)
         if is_best and source != best and not (best.exists() and os.path.samefile(source, best)):
-            _name_too(source, best)
+            link(source, best)
 
-    def save(self, state: dict[str, Any], place: Place, anchors: int, is_best: bool) -> None:
+    def save(self, state: dict[str, Any], place: Position, anchors: int, is_best: bool) -> None:
         """Write the newest checkpoint.
 
         Raises:
@@ -62,17 +67,16 @@ class Checkpoints:
         try:
             if self._keep > 1 and self._last is not None and self._last[0] == path:
                 before = self._last[1]
-                _name_too(path, self._session.earlier_file(before.round, anchors, before.epoch, before.step))
-            os.replace(temporary, path)
-            _flush_folder(path.parent)
+                link(path, self._session.earlier_file(before.round, anchors, before.epoch, before.step))
+            put_in_place(temporary, path)
             self._last = (path, place)
             if is_best:
-                _name_too(path, self._session.checkpoint_file(place.round, anchors, best=True))
+                link(path, self._session.checkpoint_file(place.round, anchors, best=True))
             self._clear()
         except OSError as error:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-            raise checkpoint.not_written(path, error) from error
+            raise checkpoint.write_failed(path, error) from error
 
     def settle(self) -> None:
         """Wait until all is written, where it is not at once."""
@@ -91,25 +95,49 @@ class Checkpoints:
             path.unlink()
 
 
-def _name_too(path: Path, other: Path) -> None:
-    """Give a file another name, in one step and in place of what had it."""
-    temporary = other.with_name(f"{other.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            os.link(path, temporary)
-        except OSError:  # a file system without links
-            shutil.copyfile(path, temporary)
-        os.replace(temporary, other)
-    finally:
-        with contextlib.suppress(OSError):  # two names of one file: replacing did nothing
-            temporary.unlink()
+class AsyncCheckpointSaver(CheckpointSaver):
+    """As `CheckpointSaver`, but `save` returns before the file is written. One is written at a time.
 
+    A run that is killed meanwhile goes on from the one before. What is saved must not be changed afterwards. Not for a
+    run that starts processes by fork, which would take over locks that the thread holds.
+    """
 
-def _flush_folder(folder: Path) -> None:
-    """So that the new name outlives a power cut. Some file systems do not know it."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    def __init__(self, session: SessionFolder, keep: int):
+        super().__init__(session, keep)
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._underway: Optional[Future[None]] = None
+
+    @property
+    def last(self) -> Optional[Path]:
+        """As `CheckpointSaver.last`, once all is written.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        self.settle()
+        return super().last
+
+    def save(self, state: dict[str, Any], place: Position, anchors: int, is_best: bool) -> None:
+        """Begin to write the newest checkpoint.
+
+        Raises:
+            RunError: the one before could not be written.
+        """
+        self.settle()
+        self._underway = self._writer.submit(super().save, state, place, anchors, is_best)
+
+    def settle(self) -> None:
+        """Wait until all is written.
+
+        Raises:
+            RunError: it cannot be written; those before it are as they were.
+        """
+        underway, self._underway = self._underway, None
+        if underway is not None:
+            underway.result()
+
+    def close(self) -> None:
+        """The end of a run, also of one that failed: that a checkpoint could not be written is then said beside."""
+        self._writer.shutdown()
+        if self._underway is not None and self._underway.exception() is not None:
+            log.warning("%s", self._underway.exception())

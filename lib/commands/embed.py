@@ -17,19 +17,23 @@ from datasets.image_set import ImageSet
 from lib.clustering.clusters import check_number, find_clusters
 from lib.config import Options
 from lib.errors import UserError
-from lib.export.distances import cosine_distances
-from lib.export.model import Model
-from lib.export.result_folder import DISTANCES, FEATURES, IMAGES, NEIGHBOURS, check_free, result_folder
-from lib.export.table import write_table
-from lib.export.training_images import training_paths
-from lib.logger.console import LOGGER, tqdm
-from lib.logger.streams import is_terminal
+from lib.export.model import Model, training_paths
+from lib.export.result_folder import (
+    DISTANCES,
+    FEATURES,
+    IMAGES,
+    NEIGHBOURS,
+    check_free,
+    cosine_distances,
+    result_folder,
+    write_table,
+)
+from lib.logger.console import LOGGER, RESULT, is_terminal
+from lib.logger.progress import tqdm
 from lib.pretrained.weights_file import WeightsFile
-from lib.session.folder import SessionFolder
-from lib.session.own_files import check_own_files
+from lib.session.folder import SessionFolder, check_own_files
 
 log = logging.getLogger(LOGGER)
-RESULT = {"result": True}
 
 _FEW = 64  # pictures that are not worth starting loader processes for
 

@@ -16,9 +16,7 @@ from lib.clustering.clusters import check_number, find_clusters
 from lib.config import Options
 from lib.distributed.world import World
 from lib.errors import UserError
-from lib.evaluation.feature_space import FeatureSpace
-from lib.evaluation.subject import Subject
-from lib.export.distances import cosine_distances
+from lib.evaluation.features import FeatureSpace, Subject
 from lib.export.kept_features import rounded
 from lib.export.model import Preprocessing
 from lib.export.network_files import write_network
@@ -28,17 +26,17 @@ from lib.export.result_folder import (
     FEATURES,
     IMAGES,
     NEIGHBOURS,
+    cosine_distances,
     result_folder,
+    write_table,
 )
-from lib.export.table import write_table
-from lib.logger.console import LOGGER
-from lib.nn import precision
+from lib.logger.console import LOGGER, RESULT
 from lib.nn.embedder import Embedder
 from lib.pretrained.weights_file import WeightsFile
+from lib.runtime.device import describe_precision
 from lib.search.exact import ExactSearch
 
 log = logging.getLogger(LOGGER)
-RESULT = {"result": True}
 
 
 def check_export(options: Options, pipeline: Pipeline, file: WeightsFile) -> None:
@@ -102,7 +100,7 @@ def export(
         "file": file.name,
         **file.about,
         "rows": {split: len(images) for split, images in sets},
-        "features_computed_in": precision.describe(embedder.dtype),
+        "features_computed_in": describe_precision(embedder.dtype),
     }
     with result_folder("--export", Path(options.export), options.overwrite) as folder:
         np.save(folder / FEATURES, features.numpy())

@@ -8,21 +8,20 @@ from typing import Any, Optional
 from torch import Tensor, nn
 
 import datasets
+import models
 from datasets.pipeline import Pipeline
 from datasets.transforms import normalisation
 from lib.config import Options
 from lib.distributed.world import World
 from lib.errors import UserError
-from lib.evaluation.feature_space import FeatureSpace
-from lib.evaluation.subject import Subject
+from lib.evaluation.features import FeatureSpace, Subject
 from lib.export.kept_features import KeptFeatures, rounded
 from lib.export.model import Model, Preprocessing, pictures_in
 from lib.logger.console import LOGGER, close_log, open_log
-from lib.nn import precision
 from lib.nn.embedder import Embedder
-from lib.nn.first_network import first_network
 from lib.pretrained.fitting import complete, fit, load_exactly, report
 from lib.pretrained.weights_file import WeightsFile, of_checkpoint
+from lib.runtime.device import choose_precision, describe_precision
 
 log = logging.getLogger(LOGGER)
 
@@ -81,13 +80,13 @@ def embed_pictures(
     try:
         output = output_folder(options, source or Path(options.pretrained))
         paths = pictures_in(options.embed)
-        network = first_network(options)
+        network = models.build(options.network, options.low_dim, options.stem, options.size, options.init, options.seed)
         file = take_network(network, options, saved, source, weights)
         statistics = normalisation.chosen(options, file.statistics)
         # a checkpoint's options are those of the run; of a file of weights it is taken where nothing else is asked for
         shrink = options.shrink if saved is not None else options.shrink or file.shrink
         preprocessing = Preprocessing.of(options.size, options.resize, statistics, shrink)
-        dtype = precision.choose(options.precision, world.device)
+        dtype = choose_precision(options.precision, world.device)
         _say_what_computes(options, file, preprocessing, dtype)
         space, memory = _known_features(options, saved, source, file, Embedder(network, world.device, dtype), world)
         embed(options, Model(network, preprocessing, memory, world.device, dtype, space), file, paths, output)
@@ -176,5 +175,5 @@ def _say_what_computes(options: Options, file: WeightsFile, preprocessing: Prepr
         preprocessing.size,
         " ".join(map(str, preprocessing.means)),
         " ".join(map(str, preprocessing.stds)),
-        precision.describe(dtype),
+        describe_precision(dtype),
     )

@@ -12,43 +12,38 @@ import torch
 
 from datasets.pipeline import Pipeline
 from lib.checkpoint import io as checkpoint
+from lib.commands.inputs import check_same_call, open_images
 from lib.commands.results import embed_pictures, export_results, take_network
 from lib.config import Options, Settings, to_yaml
 from lib.distributed import process_group as group
-from lib.distributed.input_checks import check_same_call
-from lib.distributed.peer_failure import lost_contact
-from lib.distributed.process_info import Place
+from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
-from lib.errors import LostContact, RunError, UnreadableImage, UserError, one_line
+from lib.errors import PeerFailure, RunError, UnreadableImage, UserError, one_line
 from lib.evaluation.baselines import PRETRAINED, UNTRAINED, baselines, below_pixels
-from lib.evaluation.protocols import Judged, Protocols
+from lib.evaluation.evaluator import Judged, Protocols
 from lib.export.result_folder import check_free
-from lib.logger.console import LOGGER, Metrics, close_log, open_log
-from lib.logger.streams import is_terminal
-from lib.nn import precision
+from lib.logger.console import LOGGER, RESULT, close_log, is_terminal, open_log
 from lib.nn.embedder import Embedder
-from lib.nn.winograd_layers import count_winograd
+from lib.nn.winograd import count_winograd
 from lib.pretrained.bank import start_bank
 from lib.pretrained.fitting import Fit, fit, report
 from lib.pretrained.weights_file import WeightsFile
 from lib.report import Report
-from lib.runtime import determinism, devices, memory
-from lib.runtime.allocator import keep_freed_memory
+from lib.runtime.determinism import choose_algorithms
+from lib.runtime.device import choose_precision, describe_device, describe_precision, precision_note
+from lib.runtime.memory import is_out_of_memory, keep_freed_memory
 from lib.runtime.packages import has
 from lib.runtime.threads import OtherPrograms
 from lib.session import provenance
-from lib.session.folder import SessionFolder
+from lib.session.folder import SessionFolder, check_own_files
 from lib.session.lock import SessionLock
-from lib.session.own_files import check_own_files
-from lib.session.records import note_final, note_start
+from lib.session.records import Metrics, append_start, write_final
 from lib.training.history import UNLABELLED_LEGEND
-from lib.training.images import open_images
-from lib.training.minutes import within_minutes
-from lib.training.start_record import start_record
+from lib.training.planning import Choice, set_threads, time_threads, within_minutes
+from lib.training.recorder import start_record
 from lib.training.state import TrainingState
-from lib.training.thread_choice import Choice, set_threads, time_threads
-from lib.training.trainer import RESULT, Runner, check_curriculum, curriculum_note
-from models import WhiteNet
+from lib.training.trainer import Runner, check_curriculum, curriculum_note
+from models.whitenet import WhiteNet
 
 STEM_IMAGES = 1_000
 """Training images whose patches whitenet's first filters are fitted to."""
@@ -60,7 +55,7 @@ def execute(
     settings: Settings,
     saved: Optional[dict[str, Any]],
     source: Optional[Path],
-    place: Place,
+    place: ProcessInfo,
     weights: Optional[WeightsFile] = None,
     world: Optional[World] = None,
 ) -> None:
@@ -75,12 +70,12 @@ def execute(
         world: the processes of the run, if they are joined already.
     """
     others = OtherPrograms()
-    determinism.choose(settings.options.deterministic)
+    choose_algorithms(settings.options.deterministic)
     world = group.join(settings.options.gpus, place) if world is None else world
     threads = set_threads(settings, world, place)
     keep_freed_memory()
     try:
-        dtype = precision.choose(settings.options.precision, world.device)
+        dtype = choose_precision(settings.options.precision, world.device)
         check_same_call(world, settings.options, dtype, saved, weights)
         _execute(settings, saved, source, weights, world, place, dtype, threads, others)
     except UnreadableImage as error:
@@ -88,16 +83,16 @@ def execute(
             raise
         raise UserError(f"{error}, or leave out all such files with --skip-bad-images") from error
     except (RuntimeError, MemoryError) as error:
-        if memory.ran_out(error):
+        if is_out_of_memory(error):
             reason = (str(error).strip().splitlines() or ["nothing more is known"])[0]
             raise RunError(
                 f"out of memory on {world.device} ({reason}); lower --batch-size, "
                 "--discovery-memory, --size or --low-dim, or add --augment-on workers or --no-winograd; what was saved "
                 "goes on with --resume"
             ) from error
-        if world.size == 1 or isinstance(error, MemoryError) or not lost_contact(error):
+        if world.size == 1 or isinstance(error, MemoryError) or not group.is_peer_failure(error):
             raise
-        raise LostContact(f"{str(error).splitlines()[0]} (what another process says comes first)") from error
+        raise PeerFailure(f"{str(error).splitlines()[0]} (what another process says comes first)") from error
 
 
 def _execute(
@@ -106,7 +101,7 @@ def _execute(
     source: Optional[Path],
     weights: Optional[WeightsFile],
     world: World,
-    place: Place,
+    place: ProcessInfo,
     dtype: Optional[torch.dtype],
     threads: Choice,
     others: OtherPrograms,
@@ -155,7 +150,7 @@ def _execute(
         open_log(log_file, options.brief, silent=not world.is_first)
         at_end.callback(close_log)
         at_end.callback(pipeline.close)
-        world.wait_for_all()  # here it is noticed at once if the first cannot write
+        world.long_barrier()  # here it is noticed at once if the first cannot write
         if planned is None:
             threads = time_threads(threads, others, options, state, pipeline, world, place)
         options = dataclasses.replace(options, threads=str(threads.threads))  # as checkpoints keep it
@@ -163,7 +158,7 @@ def _execute(
         if planned is not None:
             log.info("epochs    %s", planned)
         if session is not None:
-            note_start(session.starts, start_record(pipeline, world, state.embedder.dtype, source))
+            append_start(session.starts, start_record(pipeline, world, state.embedder.dtype, source))
         if fitted is not None:
             for line in report(fitted, weights, options.network):
                 log.log(logging.WARNING if fitted.misfits else logging.INFO, "weights   %s", line)
@@ -313,8 +308,8 @@ def _introduce(
     log.info("code      %s", provenance.git_revision())
     log.info("versions  %s", ", ".join(f"{name} {version}" for name, version in provenance.versions().items()))
     processes = "" if world.size == 1 else f"{world.size} processes, the first on "
-    log.info("device    %s%s; %s", processes, devices.describe(world.device), precision.describe(state.embedder.dtype))
-    note = precision.note(options.precision, state.embedder.dtype)
+    log.info("device    %s%s; %s", processes, describe_device(world.device), describe_precision(state.embedder.dtype))
+    note = precision_note(options.precision, state.embedder.dtype)
     if note is not None:
         log.info("          %s", note)
     log.info("threads   %d (%s)", threads.threads, threads.reason)
@@ -401,7 +396,7 @@ def _conclude(
         if of_features is not None:
             told, (top1, top5) = protocols.space, of_features
             features = {"level": told.level, "whitened": told.whitened, "top1": top1, "top5": top5}
-        note_final(session.final, state.round, state.epoch, *accuracy, state.baselines, features)
+        write_final(session.final, state.round, state.epoch, *accuracy, state.baselines, features)
     if report is not None:
         report.write_if_possible()
     if session is not None:

@@ -8,7 +8,7 @@ from torch import distributed
 from lib.distributed.world import World
 
 
-class Agreement:
+class Consensus:
     """The largest of what the processes wish for, the same number in all of them.
 
     Wishes travel between CPUs beside the computation, and what was wished for at one step is known at the next: no
@@ -19,7 +19,7 @@ class Agreement:
     """
 
     def __init__(self, world: World):
-        self._several, self._line = world.size > 1, world.line
+        self._several, self._line = world.size > 1, world.cpu_group
         self._wish: Optional[torch.Tensor] = None
         self._exchange: Any = None
 

@@ -12,10 +12,10 @@ import torch
 from torch import distributed
 
 from lib.compat import spare_process_group
-from lib.distributed.process_info import Place
+from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
-from lib.errors import Interrupted, LostContact, UserError
-from lib.runtime import devices
+from lib.errors import Interrupted, PeerFailure, UserError
+from lib.runtime.device import choose_device
 from lib.runtime.threads import cores
 
 MEETING = datetime.timedelta(minutes=3)
@@ -24,8 +24,36 @@ MEETING = datetime.timedelta(minutes=3)
 PATIENCE = datetime.timedelta(minutes=10)
 """How long a process waits for the others before it gives them up; one that has ended is noticed at once."""
 
+_KINDS = ("DistBackendError", "DistNetworkError", "DistStoreError")
+"""Classes of errors of torch.distributed, by their names: PyTorch 1.10 raises a bare RuntimeError instead."""
 
-def join(gpus: str, place: Place) -> World:
+_WORDS = (
+    "connection closed by peer",
+    "connection reset",
+    "connection refused",
+    "broken pipe",
+    "timed out waiting",
+    "socket timeout",
+    "wait timeout",
+    "caused pair closure",
+    "gloo/transport",
+    "nccl",
+    "tcpstore",
+)
+"""What communication that failed says: Gloo, NCCL and the store where processes meet."""
+
+_MISTAKES = (
+    "op.preamble",
+    "invalid usage",
+    "invalid argument",
+    "invalidusage",
+    "invalidargument",
+    "unhandled cuda error",
+)
+"""What a call says that did not fit those of the other processes, or that failed on this process's own device."""
+
+
+def join(gpus: str, place: ProcessInfo) -> World:
     """Meet the other processes, if there are any. This process computes on `world.device` from now on.
 
     NCCL connects GPUs, Gloo connects CPUs. The processes of a machine share its cores evenly.
@@ -37,10 +65,10 @@ def join(gpus: str, place: Place) -> World:
     Raises:
         UserError: there is no device for this process, or one of another kind than for the others; or the variables of
             a launcher are set, and not as a launcher sets them.
-        LostContact: the others cannot be reached.
+        PeerFailure: the others cannot be reached.
     """
     _check_variables(place, os.environ)
-    device = devices.choose(gpus, place.local_rank, place.local_size)
+    device = choose_device(gpus, place.local_rank, place.local_size)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # so that nothing opens a context on another
     if place.size == 1:
@@ -59,14 +87,14 @@ def join(gpus: str, place: Place) -> World:
             distributed.new_group(timeout=PATIENCE, backend="gloo")  # the first to connect CPUs; others are patient
         return World.joined(device)
     except (RuntimeError, ValueError) as error:
-        raise LostContact(
+        raise PeerFailure(
             f"the {place.size} processes of the run do not find each other ({_first_line(error)}); if none of them "
             "says why, see that what torchrun was told is right on each machine, and name the network between them in "
             "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
         ) from None
 
 
-def _check_variables(place: Place, environment: Mapping[str, str]) -> None:
+def _check_variables(place: ProcessInfo, environment: Mapping[str, str]) -> None:
     """Whether they are as torchrun sets them: a shell may hold what another program has left."""
     if not place.launched:
         return
@@ -85,7 +113,7 @@ def _check_variables(place: Place, environment: Mapping[str, str]) -> None:
         )
 
 
-def _meet(place: Place, device: torch.device) -> Any:
+def _meet(place: ProcessInfo, device: torch.device) -> Any:
     """The store where torchrun has the processes meet, once all of them are there.
 
     Raises:
@@ -112,7 +140,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def together(gpus: str, place: Place) -> Iterator[World]:
+def together(gpus: str, place: ProcessInfo) -> Iterator[World]:
     """Within it the processes are joined; see `join`.
 
     It is entered before any of them reads a file: one that fails from then on closes its connections, by which the
@@ -136,7 +164,7 @@ def _stop_together(world: World) -> None:
     From then on signals count no more: there is nothing left but to say where the run stopped.
     """
     with suppress(RuntimeError):  # a process that failed instead has said why
-        world.wait_for_all()
+        world.long_barrier()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
@@ -155,3 +183,14 @@ def _rest() -> None:
     microseconds would do.
     """
     time.sleep(0.5)
+
+
+def is_peer_failure(error: RuntimeError) -> bool:
+    """Whether an error says that another process has ended or cannot be reached.
+
+    Any other error is one of this process, whatever happened to the others.
+    """
+    words = str(error).lower()
+    if any(part in words for part in _MISTAKES):
+        return False
+    return type(error).__name__ in _KINDS or any(part in words for part in _WORDS)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Place:
+class ProcessInfo:
     """One of `size` processes, and one of `local_size` on this machine."""
 
     rank: int = 0
@@ -16,7 +16,7 @@ class Place:
     launched: bool = False
 
     @classmethod
-    def here(cls, environment: Mapping[str, str] = os.environ) -> "Place":
+    def here(cls, environment: Mapping[str, str] = os.environ) -> "ProcessInfo":
         """From the variables that torchrun sets; alone without them."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         if not all(environment.get(name, "").isdigit() for name in names):

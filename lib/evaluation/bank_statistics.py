@@ -7,11 +7,9 @@ import torch
 from torch import Tensor
 
 from lib.distributed.shard import Shard
-from lib.method.anchor_panels import anchor_panels
-from lib.method.discovery_grid import Grid
-from lib.search.exact import check_k
-from lib.search.inner_products import inner_products
-from lib.search.merge_topk import merge_nearest
+from lib.method.tiled_entropy import Grid
+from lib.method.tiled_neighbours import anchor_panels
+from lib.search.exact import check_k, inner_products, merge_nearest
 
 LARGEST_SAMPLE = 5_000
 """Images that are looked at; of more, so many at even distances."""

@@ -4,7 +4,6 @@ They are kept at the end of a run, so that --embed, the report and the Python in
 bank cannot stand for them: its rows are of the network's output, not whitened, and lag behind the network.
 """
 
-import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,9 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lib.errors import UserError
-from lib.evaluation.feature_space import BACKBONE, EMBEDDING, FeatureSpace
-from lib.evaluation.whitening import Whitening
-from lib.session.atomic import writing
+from lib.evaluation.features import BACKBONE, EMBEDDING, FeatureSpace, Whitening
+from lib.runtime.atomic import replace_file, writing
 from lib.session.folder import SessionFolder
 
 
@@ -47,23 +45,15 @@ class KeptFeatures:
         Raises:
             RunError: the disk refused.
         """
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        arrays = {
+            "level": self.space.level,
+            "round": self.round,
+            "epoch": self.epoch,
+            "train": self.train.half().numpy(),
+            **whitening_arrays(self.space),
+        }
         with writing(path):
-            try:
-                with open(temporary, "wb") as file:
-                    np.savez(
-                        file,
-                        level=self.space.level,
-                        round=self.round,
-                        epoch=self.epoch,
-                        train=self.train.half().numpy(),
-                        **whitening_arrays(self.space),
-                    )
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            replace_file(path, lambda file: np.savez(file, **arrays))
 
     @classmethod
     def read(cls, path: Path) -> "KeptFeatures":

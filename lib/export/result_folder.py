@@ -1,10 +1,13 @@
 """A folder of results: written whole or not at all, and never over something else."""
 
+import csv
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from torch import Tensor
 
 from lib.errors import Interrupted, RunError, UserError
 from lib.pretrained.weights_file import NETWORK_JSON, NETWORK_STATE
@@ -88,3 +91,30 @@ def _take_place(temporary: Path, final: Path) -> None:
             before.rename(final)
         raise
     shutil.rmtree(before, ignore_errors=True)
+
+
+def write_table(path: Path, columns: Mapping[str, Sequence]) -> None:
+    """A line of names, then one line a row, in UTF-8.
+
+    Texts stand in quotes, numbers do not; None is an empty text. So a line break in a text is kept, and a text of
+    digits is told from a number. Names of files that are not UTF-8 are written byte for byte: Python gets them back
+    with `errors="surrogateescape"`.
+
+    Args:
+        columns: the values of each column by its name, all of one length.
+    """
+    with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values()))
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of such a table, all values as text."""
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def cosine_distances(similarities: Tensor) -> Tensor:
+    """1 - cosine, from 0 to 2; rounding can make a cosine slightly larger than 1."""
+    return (1 - similarities).clamp_(min=0)

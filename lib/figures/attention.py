@@ -13,7 +13,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib.figures import matplotlib
+from lib.figures import importing_matplotlib
+
+with importing_matplotlib():
+    import matplotlib
 
 SMALLEST_MAP = 4
 """Rows that the maps of the stage must have; later stages of small images say where only roughly."""

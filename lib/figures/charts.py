@@ -1,20 +1,67 @@
-"""The figures: curves over epochs, bars over rounds. Legends are left to the page, where they wrap."""
+"""Charts by matplotlib, as <svg> elements of a page: curves over epochs, bars over rounds, dots of a map.
 
+Legends are left to the page, where they wrap. Colours are the page's: figures have stand-ins, and style.css says what
+each is in light and dark.
+"""
+
+import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Optional
+from xml.etree import ElementTree
 
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from lib.figures import as_shipped
-from lib.figures.inks import BAD, BORDER, FAINT, GOOD, INK, dash, series
-from lib.figures.inline_svg import inline_svg
+from lib.figures import as_shipped, importing_matplotlib
+
+with importing_matplotlib():
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 WIDTH, HEIGHT = 5.0, 3.0
 """Inches of 72 CSS pixels: as wide as a phone, so that text of 10 pixels stays legible there."""
+
+INK = "#010203"
+"""Text and axes."""
+FAINT = "#020304"
+"""Grid lines."""
+BORDER = "#060708"
+"""Ends of rounds, which must be seen."""
+GOOD, BAD = "#030405", "#040506"
+"""Pairs with equal labels, and with different ones."""
+SERIES = tuple(f"#0a0b{number:02x}" for number in range(10))
+"""Lines and groups that must be told apart."""
+
+DASHES = ("none", "6 3", "2 2", "8 3 2 3", "10 4")
+"""stroke-dasharray of lines one after another, so that no one needs to see colours."""
+
+CSS_NAMES = {
+    INK: "currentColor",
+    FAINT: "var(--faint)",
+    BORDER: "var(--muted)",
+    GOOD: "var(--good)",
+    BAD: "var(--bad)",
+    **{stand_in: f"var(--series-{number})" for number, stand_in in enumerate(SERIES)},
+}
+"""What stands in the page for each."""
+
+_SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "and"}  # text stays text; the same figure gives the same ids
+_STAND_IN = re.compile("|".join(CSS_NAMES))
+_FONT = re.compile(r"font:\s*(?:[\w-]+\s+)*?(\d+(?:\.\d+)?)px[^;]*")
+
+
+def series(number: int) -> str:
+    """The stand-in for a line or group; after the last colour the first comes again."""
+    return SERIES[number % len(SERIES)]
+
+
+def dash(number: int) -> str:
+    """The stroke-dasharray of a line. Changes slower than the colour, so that 50 lines differ."""
+    return DASHES[(number + number // len(SERIES)) % len(DASHES)]
 
 
 @dataclass(frozen=True)
@@ -135,3 +182,50 @@ def _empty(across: str, up: str) -> tuple[Figure, Axes]:
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(INK)
     return figure, axes
+
+
+def inline_svg(figure: Figure, name: str, described: str) -> Markup:
+    """The figure as markup.
+
+    Namespaces, metadata, style sheet and fixed size go: an <svg> within HTML needs none of them, and the page's own
+    style holds. Ids begin with the name, so that several figures share a page. Stand-in colours become the page's.
+
+    Args:
+        name: different from those of the other figures of the page; letters, digits and hyphens.
+        described: what a screen reader says in its place.
+    """
+    file = io.BytesIO()
+    with matplotlib.rc_context(_SETTINGS):
+        FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
+    root = ElementTree.fromstring(file.getvalue())
+    for parent in root.iter():
+        for child in list(parent):
+            if _local(child.tag) in ("metadata", "style"):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = _local(element.tag)
+        attributes = dict(element.attrib)
+        element.attrib.clear()
+        for key, value in attributes.items():
+            element.set(_local(key), _rewritten(_local(key), value, name))
+    for key in ("width", "height", "version"):
+        root.attrib.pop(key, None)
+    root.set("class", "figure")
+    root.set("role", "img")
+    root.set("aria-label", described)
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _local(tag: str) -> str:
+    return tag.rpartition("}")[2]
+
+
+def _rewritten(key: str, value: str, name: str) -> str:
+    if key == "id":
+        return f"{name}-{value}"
+    if key == "href":
+        return value.replace("#", f"#{name}-")
+    if key == "style":
+        value = _FONT.sub(r"font-size: \1px", value)
+    value = value.replace("url(#", f"url(#{name}-")
+    return _STAND_IN.sub(lambda found: CSS_NAMES[found.group()], value)

@@ -6,8 +6,12 @@ import sys
 import time
 from typing import Any, Optional
 
-from lib.logger.console import LOGGER, tqdm
-from lib.logger.streams import is_terminal
+from lib.logger.console import LOGGER, is_terminal
+
+try:
+    from tqdm import tqdm
+except ModuleNotFoundError:  # without it there are lines in place of bars
+    tqdm = None
 
 LINE_EVERY = 60.0
 """Seconds between progress lines where there is no bar."""

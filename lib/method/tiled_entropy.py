@@ -7,15 +7,133 @@ few best tiles of a row say where its neighbours are; `tiled_neighbours` then lo
 The tiles are dealt out to the processes in turn. Two panels of the bank at a time are everywhere.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from lib.distributed.shard import Shard
-from lib.method.best_tiles import BestTiles
-from lib.method.discovery_grid import GROUP, Grid
+from lib.distributed.world import World
+
+CPU_TILE_ROWS = 1024
+"""Rows of a tile on a CPU: 4 MiB of similarities; of 256, 512 and 1024 the fastest at N = 20,000."""
+
+GPU_TILE_ROWS = 4096
+"""Rows of a tile on a GPU: 64 MiB of similarities, few launches."""
+
+MEMORY_BUDGET = 2**30
+"""Bytes that discovery may hold beyond the bank and a few numbers for each image."""
+
+GROUP = 8
+"""Tiles whose maxima are kept until they are sorted in: sorting one at a time would cost more than the products."""
+
+_TILE_BYTES = 16
+"""For each similarity of a tile: itself, its exponential, and what sorting the tile for k neighbours takes."""
+
+CHUNK_ELEMENTS = 2**18
+"""Maxima that are sorted at a time."""
 
 SAFE_SPREAD = 60.0
 """How far apart the rows' own logits may lie for one shift to keep every sum within float32."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Tiles of T x T similarities, of a panel of rows and a panel of columns that are here at a time.
+
+    The tiles do not depend on the number of processes, and so neither do the sums over them.
+
+    Attributes:
+        tile_rows: T.
+        panel_rows: rows of a panel, a multiple of T.
+    """
+
+    tile_rows: int
+    panel_rows: int
+
+    @classmethod
+    def within(cls, memory_budget: int, memory: Tensor) -> "Grid":
+        """The largest panels, and tiles of the usual size if they fit, for bank rows like those of `memory`.
+
+        Raises:
+            ValueError: the budget, in bytes, does not hold one tile of a single row.
+        """
+        row_bytes = _panel_row_bytes(memory)
+        tile_rows = GPU_TILE_ROWS if memory.is_cuda else CPU_TILE_ROWS
+        while tile_rows > 1 and (_TILE_BYTES * tile_rows + row_bytes) * tile_rows > memory_budget / 2:
+            tile_rows //= 2
+        tiles = int((memory_budget - _TILE_BYTES * tile_rows**2) / (row_bytes * tile_rows))
+        if tiles < 1:
+            raise ValueError(f"a memory budget of {memory_budget} bytes is too small for rows of {memory.shape[1]}")
+        return cls(tile_rows, tiles * tile_rows)
+
+    def bytes(self, memory: Tensor) -> int:
+        """What it needs: two panels with the maxima of their tiles, and a tile."""
+        return _panel_row_bytes(memory) * self.panel_rows + _TILE_BYTES * self.tile_rows**2
+
+    def tiles(self, count: int) -> int:
+        """How many tiles span `count` rows."""
+        return -(-count // self.tile_rows)
+
+    def panels(self, count: int, start: int = 0) -> Iterator[tuple[int, int]]:
+        """(first row, row after the last) of each panel of `count` rows, from row `start` on."""
+        for first in range(start, count, self.panel_rows):
+            yield first, min(first + self.panel_rows, count)
+
+
+def _panel_row_bytes(memory: Tensor) -> int:
+    return 2 * memory.element_size() * memory.shape[1] + 4 * (GROUP + 1)
+
+
+class BestTiles:
+    """For each of N rows the `keep` largest of its tile maxima so far, and which tiles they are of.
+
+    Attributes:
+        value: (keep, N) float32, largest first, -inf where there are fewer.
+        tile: (keep, N) int32.
+    """
+
+    def __init__(self, keep: int, like: Tensor, count: int):
+        self.value = like.new_full((keep, count), float("-inf"))
+        self.tile = torch.full((keep, count), -1, dtype=torch.int32, device=like.device)
+
+    @staticmethod
+    def bytes(keep: int, count: int) -> int:
+        """The memory of `keep` tiles for each of `count` rows."""
+        return 8 * keep * count
+
+    def offer(self, start: int, maxima: Tensor, first_tile: int) -> None:
+        """Take in the maxima of more tiles; -inf offers nothing.
+
+        Args:
+            start: first of the rows they belong to.
+            maxima: (M, R), of R rows in the M tiles from `first_tile` on. No tile twice for a row.
+        """
+        tiles = torch.arange(first_tile, first_tile + len(maxima), dtype=torch.int32, device=maxima.device)
+        for offset in range(0, maxima.shape[1], max(1, CHUNK_ELEMENTS // len(maxima))):
+            part = maxima[:, offset : offset + max(1, CHUNK_ELEMENTS // len(maxima))]
+            rows = slice(start + offset, start + offset + part.shape[1])
+            self._take(rows, part, tiles[:, None].expand(-1, part.shape[1]))
+
+    def merge(self, world: World) -> None:
+        """The best of all processes, on each of them."""
+        keep, count = self.value.shape
+        if world.size == 1:
+            return
+        step = max(1, CHUNK_ELEMENTS // (keep * world.size))
+        for start in range(0, count, step):
+            rows = slice(start, min(start + step, count))
+            values = world.gather_rows(self.value[:, rows], [keep] * world.size)
+            tiles = world.gather_rows(self.tile[:, rows], [keep] * world.size)
+            self.value[:, rows] = float("-inf")  # this process's own come back with those of all
+            self._take(rows, values, tiles)
+
+    def _take(self, rows: slice, values: Tensor, tiles: Tensor) -> None:
+        values = torch.cat([self.value[:, rows], values])
+        tiles = torch.cat([self.tile[:, rows], tiles])
+        self.value[:, rows], which = values.topk(len(self.value), dim=0)
+        self.tile[:, rows] = tiles.gather(0, which)
 
 
 def squared_lengths(memory: Tensor) -> Tensor:
@@ -132,3 +250,58 @@ def _panel_pair(
         if a + 1 - group_start == GROUP or row_span.stop == start + len(rows):
             best.offer(other_start, of_columns[: a + 1 - group_start], group_start)
             group_start = a + 1
+
+
+def streamed_entropies(memory: Tensor, temperature: float, grid: Grid, shard: Shard) -> Tensor:
+    """As `discovery.similarity_entropy`, whose N x N products it takes whole, with a running maximum for each row.
+
+    The tiles' rows are dealt out to the processes in turn, so that each row is summed in one place and order.
+
+    Args:
+        memory: the rows of the bank that are here.
+        temperature: tau.
+        grid: tiles and panels.
+        shard: which rows `memory` is.
+
+    Returns:
+        (N,) entropies in nats, float32, the same on every process.
+    """
+    world = shard.world
+    entropy = memory.new_zeros(shard.count)
+    for start, stop in grid.panels(shard.count):
+        rows = shard.fetch(memory, start, stop)
+        own = [(a, part) for a, part in enumerate(rows.split(grid.tile_rows)) if a % world.size == world.rank]
+        running = [_Running(part, temperature) for _, part in own]
+        for other_start, other_stop in grid.panels(shard.count):
+            columns = rows if other_start == start else shard.fetch(memory, other_start, other_stop)
+            for each in running:
+                for part in columns.split(grid.tile_rows):
+                    each.add(part)
+        for (a, part), each in zip(own, running):
+            first = start + a * grid.tile_rows
+            entropy[first : first + len(part)] = each.entropy()
+    return world.all_reduce_sum(entropy)  # every other process has 0 there
+
+
+class _Running:
+    """Sums over the logits z of a tile of rows, seen from the largest so far, c: exp(z - c) and exp(z - c) (z - c)."""
+
+    def __init__(self, rows: Tensor, temperature: float):
+        self._rows, self._temperature = rows, temperature
+        self._maximum = rows.new_full((len(rows), 1), float("-inf"))
+        self._total, self._weighted = torch.zeros_like(self._maximum), torch.zeros_like(self._maximum)
+
+    def add(self, part: Tensor) -> None:
+        z = (self._rows / self._temperature) @ part.t()  # (T, T)
+        higher = torch.maximum(self._maximum, z.amax(dim=1, keepdim=True))
+        step = (self._maximum - higher).clamp_(min=-1e30)  # at first -inf, which times a sum of 0 would be NaN
+        shrink = step.exp()
+        self._weighted.add_(step * self._total).mul_(shrink)
+        self._total.mul_(shrink)
+        weights = z.sub_(higher).exp()
+        self._total.add_(weights.sum(dim=1, keepdim=True))
+        self._weighted.add_(z.mul_(weights).sum(dim=1, keepdim=True))
+        self._maximum = higher
+
+    def entropy(self) -> Tensor:
+        return (self._total.log() - self._weighted / self._total).clamp_(min=0.0)[:, 0]

@@ -1,14 +1,13 @@
 """Equation 1 by looking only into the tiles that can hold one of an anchor's K nearest rows."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from lib.distributed.shard import Shard
-from lib.method.anchor_panels import anchor_panels
-from lib.method.best_tiles import BestTiles
-from lib.method.discovery_grid import Grid
-from lib.search.inner_products import inner_products
-from lib.search.merge_topk import merge_nearest
+from lib.method.tiled_entropy import BestTiles, Grid
+from lib.search.exact import inner_products, merge_nearest
 
 SPARE_TILES = 2
 """Tiles kept beyond K: with them a tie for the K-th place seldom reaches the last one."""
@@ -107,3 +106,30 @@ def _merge(best: Tensor, best_index: Tensor, found: Tensor, index: Tensor, k: in
         return torch.where(better, value, best), torch.where(better, index.gather(1, first), best_index)
     values, positions = torch.sort(torch.cat([best, found], dim=1), dim=1, descending=True, stable=True)
     return values[:, :k], torch.cat([best_index, index], dim=1).gather(1, positions[:, :k])
+
+
+def anchor_panels(
+    memory: Tensor, anchors: Tensor, k: int, grid: Grid, shard: Shard
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Go through the anchors in the order of their row numbers.
+
+    Args:
+        memory: the rows of the bank that are here.
+        anchors: (A,) int64, no row twice, the same on every process.
+        k: how many neighbours each is to get; so many that they take as much room as a panel make the lots smaller.
+        grid: says how many rows may be fetched at a time.
+        shard: which rows `memory` is.
+
+    Yields:
+        places in `anchors` (R,), the anchors there (R,), and their bank rows (R, D).
+    """
+    ascending, places = anchors.sort()
+    at_once = max(1, grid.panel_rows * memory.shape[1] // (8 * k))
+    for start, stop in grid.panels(shard.count):
+        bounds = torch.tensor([start, stop], device=anchors.device)
+        first, last = torch.searchsorted(ascending, bounds).tolist()
+        if first == last:
+            continue
+        rows = shard.fetch(memory, start, stop)
+        for lot, numbers in zip(places[first:last].split(at_once), ascending[first:last].split(at_once)):
+            yield lot, numbers, rows[numbers - start]

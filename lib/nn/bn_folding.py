@@ -1,10 +1,18 @@
 """A network for evaluation in which each batch norm has become part of the convolution before it."""
 
+import copy
+
 import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from lib.nn.plain_network import plain_copy
+from lib.nn.sync_batch_norm import without_synchronisation
+from lib.nn.winograd import without_winograd
+
+
+def plain_copy(network: nn.Module) -> nn.Module:
+    """A copy of the same weights, of PyTorch's own layers only: for evaluation and for files."""
+    return without_winograd(without_synchronisation(copy.deepcopy(network)))
 
 
 class FoldedNetwork:
@@ -25,9 +33,9 @@ class FoldedNetwork:
             self._pairs = _fold(self.module)
             folded = tuple(f"{convolution}." for convolution, _ in self._pairs)
             self._rest = {name: tensor for name, tensor in _tensors(self.module).items() if not name.startswith(folded)}
-        self.take_over(network)
+        self.update(network)
 
-    def take_over(self, network: nn.Module) -> None:
+    def update(self, network: nn.Module) -> None:
         """The present weights and statistics of the network that this was made of."""
         with torch.inference_mode(False), torch.no_grad():
             for convolution, batch_norm in self._pairs:

@@ -10,9 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lib.compat import HAS_EMPTY_CHANNELS_LAST, compiled, data_parallel
 from lib.distributed.world import World
-from lib.nn.bn_folding import FoldedNetwork
-from lib.nn.plain_network import plain_copy
-from lib.nn.precision import autocast
+from lib.nn.bn_folding import FoldedNetwork, plain_copy
 
 
 class Embedder:
@@ -44,20 +42,20 @@ class Embedder:
         self._forward = compiled(self.network) if compile else self.network
         self._world = world
         self._folded: Optional[FoldedNetwork] = None
-        self._frozen: Optional[Embedder] = None
+        self._eval_copy: Optional[Embedder] = None
         self._backbone: Optional[Embedder] = None
         if several:
-            # statistics of batch norm are equal in all processes, or made so by agree()
+            # statistics of batch norm are equal in all processes, or made so by sync_buffers()
             self._forward = data_parallel(self._forward)
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, D)."""
         if images.dim() == 4:
             images = images.contiguous(memory_format=self._format)
-        with autocast(self.device, self.dtype):
+        with _autocast(self.device, self.dtype):
             return self._forward(images)
 
-    def apart(self) -> AbstractContextManager:
+    def no_sync(self) -> AbstractContextManager:
         """Where forward and backward are both within it, each process keeps the gradients for itself.
 
         The next forward and backward outside add to them, and average the sums of all processes. Backward alone
@@ -67,7 +65,7 @@ class Embedder:
             return self._forward.no_sync()
         return nullcontext()
 
-    def agree(self) -> None:
+    def sync_buffers(self) -> None:
         """Every process takes over the first one's statistics of batch norm."""
         if self._world is not None and self._world.size > 1:
             for buffer in self.network.buffers():
@@ -76,7 +74,7 @@ class Embedder:
     def train(self, mode: bool = True) -> None:
         self.network.train(mode)
 
-    def frozen(self, backbone: bool = False) -> "Embedder":
+    def eval_copy(self, backbone: bool = False) -> "Embedder":
         """A copy for evaluation, in which each batch norm has become part of the convolution before it.
 
         The network is left in evaluation mode. The next call brings the copies of earlier ones up to date.
@@ -88,18 +86,18 @@ class Embedder:
         if self._folded is None:
             with torch.inference_mode(False):  # what is made in that mode cannot be changed outside of it
                 self._folded = FoldedNetwork(self.network)
-                self._frozen = Embedder(self._folded.module, self.device, self.dtype)
+                self._eval_copy = Embedder(self._folded.module, self.device, self.dtype)
         else:
-            self._folded.take_over(self.network)
+            self._folded.update(self.network)
         if not backbone:
-            return self._frozen
+            return self._eval_copy
         if self._backbone is None:
             with torch.inference_mode(False):
                 headless = self._folded.without_last_layer()
                 self._backbone = Embedder(headless, self.device, self.dtype)
         return self._backbone
 
-    def frozen_stages(self) -> Callable[[Tensor], dict[str, Tensor]]:
+    def eval_stages(self) -> Callable[[Tensor], dict[str, Tensor]]:
         """The network for evaluation, from images (B, 3, S, S) to the activations after each of its stages by name.
 
         The network is left in evaluation mode.
@@ -107,7 +105,14 @@ class Embedder:
         plain = plain_copy(self.network.eval())
 
         def outputs(images: Tensor) -> dict[str, Tensor]:
-            with autocast(self.device, self.dtype):
+            with _autocast(self.device, self.dtype):
                 return plain.stage_outputs(images.contiguous(memory_format=torch.channels_last))
 
         return outputs
+
+
+def _autocast(device: torch.device, dtype: Optional[torch.dtype]) -> AbstractContextManager:
+    """The context in which the network runs forward."""
+    if dtype is None:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtype)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 
-def choose(deterministic: bool) -> None:
+def choose_algorithms(deterministic: bool) -> None:
     """Let PyTorch use algorithms that give the same bits every time, or those that are fastest.
 
     To be called before anything is computed on a GPU: cuBLAS reads its setting once. What has no deterministic

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lib.distributed.shard import Shard
-from lib.search.exact import ExactSearch, as_array, check_k
-from lib.search.merge_topk import merge_nearest
+from lib.search.exact import ExactSearch, as_array, check_k, merge_nearest
 
 TRAINING_ROWS_PER_LIST = 64
 """Rows that place a centre; faiss asks for 39 at least and uses no more than 256."""

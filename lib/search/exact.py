@@ -9,11 +9,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lib.distributed.shard import Shard
-from lib.search.inner_products import inner_products
-from lib.search.merge_topk import merge_nearest
+from lib.distributed.world import World
 
 CPU_TILE_ELEMENTS, GPU_TILE_ELEMENTS = 2**24, 2**27
 """Similarities that a search holds at a time; faiss works on the CPU."""
+
+MERGED_ELEMENTS = 2**22
+"""Similarities of all processes that are looked at together: 16 MiB, and twice that of row numbers."""
+
+STEP = 16
+"""The blocks of matrix products on CPUs divide it; what is left over at an edge is summed in another order."""
 
 
 def nearest(
@@ -98,6 +103,58 @@ def check_k(k: int, count: int, own: Optional[Tensor]) -> None:
 def as_array(rows: Tensor) -> np.ndarray:
     """Rows as faiss takes them."""
     return np.ascontiguousarray(rows.detach().cpu().numpy(), dtype=np.float32)
+
+
+def inner_products(queries: Tensor, rows: Tensor) -> Tensor:
+    """All inner products (Q, T) of queries (Q, D) and rows (T, D).
+
+    Equal rows are to give equal products, to the bit, whatever stands beside them and in whichever call, so that ties
+    can be told by them. A plain product rounds otherwise at its edges; so both sides are filled up to whole blocks.
+    PyTorch's libraries do not promise that this is enough: on one thread we have seen no exception, on several a few.
+    """
+    spare_queries, spare_rows = -len(queries) % STEP, -len(rows) % STEP
+    if spare_queries > 0:
+        queries = F.pad(queries, (0, 0, 0, spare_queries))
+    whole = len(rows) // STEP * STEP
+    if spare_rows == 0:
+        products = queries @ rows.t()
+    elif whole == 0:
+        products = queries @ F.pad(rows, (0, 0, 0, spare_rows)).t()
+    else:  # the last few alone: filling up all rows would copy them
+        products = queries.new_empty(len(queries), len(rows))
+        torch.mm(queries, rows[:whole].t(), out=products[:, :whole])
+        last = queries @ F.pad(rows[whole:], (0, 0, 0, spare_rows)).t()
+        products[:, whole:] = last[:, : len(rows) - whole]
+    return products[: len(products) - spare_queries, : len(rows)]
+
+
+def merge_nearest(similarities: Tensor, indices: Tensor, world: World) -> tuple[Tensor, Tensor]:
+    """The k most similar rows of each query among those that the processes found; of equals the lower index.
+
+    Each process holds a contiguous part of the rows, in the order of the ranks, so a stable sort of what they found
+    keeps the lower index first.
+
+    Args:
+        similarities: (Q, k) float32, in order; -inf where a process has fewer than k rows to offer.
+        indices: (Q, k) int64, numbers within all rows.
+
+    Returns:
+        both again, the same on every process.
+    """
+    if world.size == 1:
+        return similarities, indices
+    queries, k = similarities.shape
+    found_similarities, found_indices = torch.empty_like(similarities), torch.empty_like(indices)
+    counts = [1] * world.size
+    step = max(1, MERGED_ELEMENTS // max(1, world.size * k))
+    for start in range(0, queries, step):
+        part = slice(start, min(start + step, queries))
+        every = world.gather_rows(similarities[part][None], counts).transpose(0, 1).flatten(1)  # (Q, P k)
+        numbers = world.gather_rows(indices[part][None], counts).transpose(0, 1).flatten(1)
+        values, order = every.sort(dim=1, descending=True, stable=True)
+        found_similarities[part] = values[:, :k]
+        found_indices[part] = numbers.gather(1, order[:, :k])
+    return found_similarities, found_indices
 
 
 def _by_torch(

@@ -9,8 +9,7 @@ from torch.optim import SGD, Optimizer
 
 from lib.compat import HAS_SEEDS_IN_GRAPHS, capture
 from lib.logger.console import LOGGER
-from lib.training.finite import FiniteWatch
-from lib.training.step import Step
+from lib.training.step import FiniteWatch, Step
 
 log = logging.getLogger(LOGGER)
 

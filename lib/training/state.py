@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+import models
 from datasets.pipeline import Pipeline
 from lib.checkpoint.io import FORMAT
 from lib.checkpoint.schema import check_neighbourhoods
@@ -16,13 +17,12 @@ from lib.errors import UserError
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.nn.embedder import Embedder
-from lib.nn.first_network import first_network
 from lib.nn.sync_batch_norm import synchronise
-from lib.nn.winograd_layers import use_winograd
+from lib.nn.winograd import use_winograd
 from lib.pretrained.fitting import load_exactly
 from lib.runtime.determinism import without_adaptive_pooling
 from lib.seeding import generator
-from lib.training.epoch_progress import Underway
+from lib.training.epoch import Underway
 from lib.training.history import History
 from lib.training.optim import build_optimizer, check_state
 
@@ -55,7 +55,7 @@ class TrainingState:
     @classmethod
     def fresh(cls, options: Options, pipeline: Pipeline, world: World, dtype: Optional[torch.dtype]) -> "TrainingState":
         """The state before the first epoch, a function of the seed. `dtype` is that of autocast."""
-        network = first_network(options)
+        network = models.build(options.network, options.low_dim, options.stem, options.size, options.init, options.seed)
         if options.deterministic:
             network = without_adaptive_pooling(network, options.size)
         if options.sync_bn:
@@ -79,7 +79,7 @@ class TrainingState:
         It does not depend on how many processes there are. Its tensors are copies, which training does not change.
 
         Args:
-            memory: (N, D), the whole bank, as `MemoryBank.gathered` gave it to this process.
+            memory: (N, D), the whole bank, as `MemoryBank.gather_to_first` gave it to this process.
             options, pipeline: of this run.
             session: its name.
             accuracy: top-1 of the kNN evaluation, in [0, 1], if there was one.

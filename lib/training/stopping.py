@@ -4,7 +4,7 @@ import re
 import time
 from typing import Callable, NamedTuple, Optional
 
-from lib.distributed.consensus import Agreement
+from lib.distributed.consensus import Consensus
 from lib.distributed.world import World
 from lib.runtime.stop_signals import StopSignals
 
@@ -50,7 +50,7 @@ class Pauses:
         self, save_every: SaveEvery, stop: StopSignals, world: World, clock: Callable[[], float] = time.monotonic
     ):
         self._every, self._stop, self._first, self._clock = save_every, stop, world.is_first, clock
-        self._agreement = Agreement(world)
+        self._consensus = Consensus(world)
         self.saved(0)
 
     def saved(self, step: int) -> None:
@@ -60,14 +60,14 @@ class Pauses:
     def at_step(self, step: int) -> Decision:
         """After `step` batches of an epoch."""
         late = self._first and self._every.seconds is not None and self._clock() - self._time >= self._every.seconds
-        wish = self._agreement.at_step(self._wish_to_stop() or (_SAVE if late else 0))
+        wish = self._consensus.at_step(self._wish_to_stop() or (_SAVE if late else 0))
         due = self._every.steps is not None and step - self._step >= self._every.steps
         stop = _signal(wish)
         return Decision(due or wish == _SAVE or stop is not None, stop)
 
     def after_epoch(self) -> Optional[int]:
         """After an epoch and what follows it: the signal that asks to stop, if one does."""
-        return _signal(self._agreement.now(self._wish_to_stop()))
+        return _signal(self._consensus.now(self._wish_to_stop()))
 
     def _wish_to_stop(self) -> int:
         return 0 if self._stop.wanted is None else _STOP + self._stop.wanted

@@ -14,40 +14,34 @@ import torch
 from torch import Tensor
 
 from datasets.pipeline import Pipeline
-from lib.checkpoint.async_saver import CheckpointsBehind
-from lib.checkpoint.saver import Checkpoints, Place
+from lib.checkpoint.saver import AsyncCheckpointSaver, CheckpointSaver, Position
 from lib.compat import HAS_CAPTURE_BESIDE_THREADS
 from lib.config import Options
-from lib.distributed.process_info import Place as ProcessPlace
+from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
 from lib.errors import Interrupted, RunError, UserError
-from lib.evaluation.protocol import Protocol
-from lib.evaluation.protocols import Judged, Protocols
-from lib.evaluation.subject import Subject
+from lib.evaluation.evaluator import Judged, Protocol, Protocols
+from lib.evaluation.features import Subject
 from lib.export.kept_features import KeptFeatures
-from lib.logger.console import LOGGER, Metrics
+from lib.logger.console import LOGGER, RESULT
 from lib.logger.progress import Progress
-from lib.logger.tensorboard import Board
+from lib.logger.tensorboard import TensorBoardWriter
 from lib.method.discovery import anchor_count, discover
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.report import Report
 from lib.runtime.stop_signals import PATIENCE, StopSignals
 from lib.session.folder import SessionFolder
-from lib.training.bad_batch import write_note
+from lib.session.records import Metrics
 from lib.training.cuda_graph import CapturedStep, can_be_captured
-from lib.training.epoch import NotFiniteError, StepFunction, train_epoch
-from lib.training.epoch_progress import Underway
+from lib.training.epoch import NotFiniteError, StepFunction, Underway, train_epoch, with_same_masks
 from lib.training.history import RoundSummary, sizes
-from lib.training.masks import with_same_masks
-from lib.training.observer import Observer
 from lib.training.optim import start_schedule
-from lib.training.rate_watch import RateWatch
+from lib.training.recorder import Observer, RateWatch, write_note
 from lib.training.state import TrainingState, not_finite
 from lib.training.step import Step
 from lib.training.stopping import Pauses, SaveEvery
 
 log = logging.getLogger(LOGGER)
-RESULT = {"result": True}  # marks the lines that --brief shows
 
 
 class Runner:
@@ -87,20 +81,20 @@ class Runner:
             self.step = CapturedStep(self.step)
         self.metrics = None if session is None else Metrics(session.metrics)
         folder = session.tensorboard if session is not None and options.log_tfb else None
-        self.board = Board(folder, options.max_epoch, (state.round, state.epoch))
-        self.board.introduce(options.as_dict(), protocols.can_vote)
+        self.board = TensorBoardWriter(folder, options.max_epoch, (state.round, state.epoch))
+        self.board.start(options.as_dict(), protocols.can_vote)
         self.observer = Observer(options, pipeline, labels, world, self.board)
         self.report = report
         # a process that is forked while a thread is at work may take over a lock that nobody opens
-        kind = Checkpoints if pipeline.starts_processes else CheckpointsBehind
+        kind = CheckpointSaver if pipeline.starts_processes else AsyncCheckpointSaver
         self.checkpoints = None if session is None else kind(session, options.keep)
         self._after_epoch = source is not None and not options.debug and state.epoch > 0 and state.underway.step == 0
         if self.checkpoints is not None and source is not None:
             current, finished = state.history.current, state.underway.step == 0
             is_best = finished and state.epoch > 0 and current.best_epoch == state.epoch
-            place = Place(state.round, state.epoch, state.underway.step)
+            place = Position(state.round, state.epoch, state.underway.step)
             self.checkpoints.go_on_from(source, place, current.anchors, is_best)
-        launched = ProcessPlace.here().launched
+        launched = ProcessInfo.here().launched
         self.stop = StopSignals(launched, not world.is_first, lambda: pipeline.waiting_since, self._stopped_in_wait)
         self.pauses = Pauses(SaveEvery() if options.debug else SaveEvery.parse(options.save_every), self.stop, world)
         images = len(pipeline.train)
@@ -171,7 +165,8 @@ class Runner:
         state.neighbourhoods, state.round, state.epoch = found, round_number, 0
         state.history.start_round(round_number, len(found.anchor_indexes), found.consistency)
         state.history.current.seconds = time.perf_counter() - started
-        self.board.discovery(round_number, found)
+        entropy = found.entropy.cpu().numpy() if round_number > 0 else None
+        self.board.discovery(round_number, len(found.anchor_indexes), found.consistency, entropy)
         self.observer.discovery(round_number, found)
 
     def _finish_round(self) -> None:
@@ -222,7 +217,7 @@ class Runner:
             )
         except NotFiniteError as error:
             raise self._not_finite(error, order) from error
-        state.embedder.agree()
+        state.embedder.sync_buffers()
         state.epoch += 1
         self.progress.note("looking at what was learnt")
         votes = {"knn_top1": None, "knn_top5": None}
@@ -399,7 +394,7 @@ class Runner:
         """A checkpoint: every process brings its part of the bank, the first one writes."""
         self._settle()  # before there is a second copy of everything
         state = self.state
-        memory = state.bank.gathered()
+        memory = state.bank.gather_to_first()
         if self.session is None or memory is None:
             return
         saved = state.checkpoint(memory, self.options, self.pipeline, self.session.name, top1)
@@ -409,7 +404,7 @@ class Runner:
                 f"a number in the {part} is not finite after {state.epoch} epochs and {state.underway.step} steps of "
                 f"round {state.round}, so nothing was saved; {self._last_good()}; try a lower --base-lr"
             )
-        place = Place(state.round, state.epoch, state.underway.step)
+        place = Position(state.round, state.epoch, state.underway.step)
         self.checkpoints.save(saved, place, state.history.current.anchors, is_best)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from datasets.sources.digits import digits
 from lib.evaluation.baselines import below_pixels
-from lib.evaluation.whitening import SHRINK
+from lib.evaluation.features import SHRINK
 from main import main
 from tests.helpers.runs import TINY
 

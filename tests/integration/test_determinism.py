@@ -53,7 +53,7 @@ def test_alexnet_pools_by_products_as_it_pools_otherwise(stem, size):
     assert not any(isinstance(module, nn.AdaptiveAvgPool2d) for module in changed.modules())
     torch.testing.assert_close(changed(images), before, atol=1e-5, rtol=1e-5)
     assert list(changed.state_dict()) == names
-    torch.testing.assert_close(Embedder(changed, torch.device("cpu")).frozen()(images), before, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(Embedder(changed, torch.device("cpu")).eval_copy()(images), before, atol=1e-4, rtol=1e-4)
 
 
 def test_pooling_to_one_pixel_stays():

@@ -109,7 +109,7 @@ def run():
     state = TrainingState.fresh(options, pipeline, World.alone(), None)
     state.history.start_round(0, 0, None)
     state.epoch = 1
-    return options, pipeline, state, state.checkpoint(state.bank.gathered(), options, pipeline, "s", 0.5)
+    return options, pipeline, state, state.checkpoint(state.bank.gather_to_first(), options, pipeline, "s", 0.5)
 
 
 JUNK = [None, True, -1, 10**12, 1.5, float("nan"), "x", "../../x", [], [[]], {}, {"a": 1}]
@@ -184,7 +184,7 @@ def test_what_a_checkpoint_remembers_of_the_optimiser_is_looked_at(run, kind):
     for parameter in state.embedder.network.parameters():
         parameter.grad = torch.ones_like(parameter)
     state.optimizer.step()
-    good = state.checkpoint(state.bank.gathered(), options, pipeline, "s", 0.5)
+    good = state.checkpoint(state.bank.gather_to_first(), options, pipeline, "s", 0.5)
     state.restore(good, "x.ckpt", options, pipeline)
     kept = good["optimizer"]["state"][0]
     for name, value in kept.items():

@@ -10,7 +10,6 @@ import pytest
 
 import main
 from lib.errors import UserError
-from lib.logger import console as journal
 from lib.logger import progress
 from lib.runtime.packages import check_packages
 from tests.helpers.runs import ROOT, TINY, error_line
@@ -72,8 +71,8 @@ def without_tqdm_and_jinja2(monkeypatch):
         importlib.util, "find_spec", lambda name, *rest: None if name == "jinja2" else found(name, *rest)
     )
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    for module in (journal, progress):
-        monkeypatch.setattr(module, "tqdm", None)
+    monkeypatch.setattr(progress, "tqdm", None)
+    monkeypatch.delitem(sys.modules, "tqdm", raising=False)
 
 
 def test_a_run_needs_neither_tqdm_nor_jinja2(without_tqdm_and_jinja2, tmp_path, monkeypatch, capsys):

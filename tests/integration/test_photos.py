@@ -17,7 +17,7 @@ from datasets.image_set import UNLABELLED, ImageSet
 from datasets.pipeline import Pipeline
 from lib.config import collect
 from lib.errors import UserError
-from lib.export import onnx_file
+from lib.export import network_files
 
 
 @pytest.fixture(autouse=True)
@@ -294,7 +294,7 @@ def test_labels_bring_leave_one_out_accuracies(many, tmp_path, capsys):
 
 def test_pictures_without_a_label_are_in_no_figure(many, tmp_path, capsys, monkeypatch):
     """20 of 24 have one."""
-    monkeypatch.setattr(onnx_file, "onnx_packages_missing", lambda: ("onnx",))  # its export takes seconds
+    monkeypatch.setattr(network_files, "onnx_packages_missing", lambda: ("onnx",))  # its export takes seconds
     labelled = [*QUICK, "--data-root", str(many), "--labels", str(tmp_path / "kinds.csv"), "--max-round", "1"]
     cluster = ["--protocol", "cluster", "--num-clusters", "2"]
     assert main.main([*labelled, *cluster, "--sess-dir", str(tmp_path / "s")]) == 0

@@ -146,14 +146,14 @@ FAILING = """
 import sys
 sys.path.insert(0, {root!r})
 import main
-from lib.distributed.process_info import Place
+from lib.distributed.process_info import ProcessInfo
 from lib.method.memory_bank import MemoryBank
 
 update, steps = MemoryBank.update, []
 
 def failing(bank, *batch):
     steps.append(batch)
-    if Place.here().rank == 1 and len(steps) == 3:
+    if ProcessInfo.here().rank == 1 and len(steps) == 3:
         raise RuntimeError("a bug in one process")
     update(bank, *batch)
 

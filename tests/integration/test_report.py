@@ -16,14 +16,13 @@ from datasets.image_set import ImageSet
 from lib.checkpoint import io as checkpoint
 from lib.clustering.number import choose_number
 from lib.report import Report, pictures
-from lib.report.clusters import contact_sheets
 from lib.report.feature_map import layout
-from lib.report.galleries import Certainty
-from lib.report.page import TEMPLATES
+from lib.report.galleries import Certainty, contact_sheets
 from lib.report.pictures import Pictures
-from lib.report.round_view import stability
+from lib.report.rounds import stability
+from lib.report.template import TEMPLATES
 from lib.session.folder import SessionFolder
-from lib.session.story import Story
+from lib.session.records import SessionRecord
 from tests.helpers import oracles
 from tests.helpers.html_page import Page, check_rules
 from tests.helpers.runs import TINY
@@ -92,7 +91,7 @@ def test_what_was_run(session, page):
     assert "seed" not in options  # has its default
     everything = {row[0]: row[1] for row in page.tables[1][1:]}
     assert everything["seed"] == "0"
-    assert len(everything) == len(Story.read(session, "").options)
+    assert len(everything) == len(SessionRecord.read(session, "").options)
 
 
 def test_the_table_of_rounds_is_that_of_the_metrics(session, page):
@@ -293,7 +292,7 @@ def test_a_report_that_fails_is_a_warning_and_the_run_goes_on(tmp_path, monkeypa
     def broken(*arguments):
         raise ZeroDivisionError("a\nmistake")
 
-    monkeypatch.setattr("lib.report.assemble.assemble", broken)
+    monkeypatch.setattr("lib.report.page.assemble", broken)
     arguments = [*SMALL, "--max-round", "2", "--max-epoch", "1", "--sess-dir", str(tmp_path), "--session", "s"]
     assert main.main([*arguments, "--brief"]) == 0
     out = capsys.readouterr().out

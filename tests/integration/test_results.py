@@ -17,9 +17,8 @@ from lib.checkpoint import io as checkpoint
 from lib.commands import train as command
 from lib.commands.embed import default_output
 from lib.errors import RunError
-from lib.export import onnx_file
-from lib.export.result_folder import result_folder
-from lib.export.table import read_table, write_table
+from lib.export import network_files
+from lib.export.result_folder import read_table, result_folder, write_table
 from tests.helpers.authors_files import authors_checkpoint
 from tests.helpers.runs import ROOT
 from tests.helpers.runs import call as process_of
@@ -83,7 +82,7 @@ def exported(session, tmp_path_factory):
 @pytest.fixture
 def quick(monkeypatch):
     """Without ONNX, which takes seconds."""
-    monkeypatch.setattr(onnx_file, "onnx_packages_missing", lambda: ("onnx", "onnxscript"))
+    monkeypatch.setattr(network_files, "onnx_packages_missing", lambda: ("onnx", "onnxscript"))
 
 
 def call(capsys, *arguments):
@@ -220,16 +219,16 @@ def test_networks_whose_pooling_does_not_divide_evenly(name, stem, size, tmp_pat
     torch.manual_seed(0)
     network = models.build(name, 8, stem, size).eval()
     images = torch.randn(2, 3, size, size)
-    plain = onnx_file._with_plain_pooling(network, images)
-    assert isinstance(plain.fit, onnx_file._MatrixPool)
+    plain = network_files._with_plain_pooling(network, images)
+    assert isinstance(plain.fit, network_files._MatrixPool)
     with torch.no_grad():
         assert plain(images).numpy() == pytest.approx(network(images).numpy(), abs=1e-6)
     if size == 20:
-        note = onnx_file.write_onnx(network, size, tmp_path / "network.onnx")
+        note = network_files.write_onnx(network, size, tmp_path / "network.onnx")
         assert note.startswith(("network.onnx written", "network.onnx left out; to get it too: pip install onnx"))
         if "tried with onnxruntime" in note:  # and another network would have been noticed
             other = models.build(name, 8, stem, size).eval()
-            assert onnx_file._difference(tmp_path / "network.onnx", other, images) > onnx_file.TOLERANCE
+            assert network_files._difference(tmp_path / "network.onnx", other, images) > network_files.TOLERANCE
 
 
 def test_without_onnx_the_rest_is_written_and_the_log_says_how_to_get_it(session, tmp_path, capsys, quick):

@@ -164,7 +164,7 @@ def test_a_comparison_that_nobody_reads_is_written(session, tmp_path, monkeypatc
     monkeypatch.setattr("sys.stdout", Closed())
     with pytest.raises(ValueError, match="closed file"):
         main.run(main.collect(["--compare", str(session), str(session), "--compare-html", str(tmp_path / "page.html")]),
-                 [], main.Place())  # fmt: skip
+                 [], main.ProcessInfo())  # fmt: skip
     assert (tmp_path / "page.html").is_file()
 
 
@@ -312,7 +312,11 @@ def test_a_foreign_package_in_the_way_of_main_is_named(monkeypatch, capsys, name
     """As in a notebook that has imported Hugging Face's datasets, or a folder of data, and then calls main.main."""
     theirs = types.ModuleType("datasets")
     setattr(theirs, name, value)
-    ours = [each for each in sys.modules if each == "datasets" or each.startswith(("datasets.", "lib.training."))]
+    ours = [
+        each
+        for each in sys.modules
+        if each == "datasets" or each.startswith(("datasets.", "lib.training.", "lib.commands."))
+    ]
     for each in ours:
         monkeypatch.delitem(sys.modules, each)
     monkeypatch.setitem(sys.modules, "datasets", theirs)

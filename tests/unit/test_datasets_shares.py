@@ -10,9 +10,9 @@ from PIL import Image
 from datasets.files.paths import Paths
 from datasets.image_set import ImageSet
 from datasets.pipeline import Pipeline
-from datasets.share import Share
 from datasets.split import Split
 from lib.config import Options
+from lib.distributed.world import Share
 from lib.errors import UserError
 
 CPU = torch.device("cpu")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lib.distributed.input_checks import _read
+from lib.commands.inputs import _read
 from lib.pretrained.weights_file import WeightsFile
 
 TENSORS = [

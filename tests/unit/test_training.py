@@ -16,9 +16,8 @@ from lib.errors import RunError
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.nn.embedder import Embedder
-from lib.training.epoch import train_epoch
+from lib.training.epoch import train_epoch, with_same_masks
 from lib.training.history import History
-from lib.training.masks import with_same_masks
 from lib.training.optim import build_optimizer, start_schedule
 from lib.training.step import Step
 from lib.training.trainer import curriculum_note

@@ -1,8 +1,13 @@
-"""What a run shows of itself beside its accuracy. It needs no labels; they only colour the frames of pictures."""
+"""What a run writes down about itself."""
 
+import datetime
+import hashlib
+import json
 import os
+import time
 from collections.abc import Sequence
-from typing import Any, Optional
+from pathlib import Path
+from typing import Any, Callable, Optional
 
 import torch
 from torch import Tensor
@@ -12,14 +17,18 @@ from datasets.pipeline import Pipeline
 from lib.config import Options
 from lib.distributed.world import World
 from lib.evaluation.bank_statistics import Survey, sample_rows, survey
-from lib.figures.anchor_grid import anchor_grids
-from lib.figures.thumbnails import thumbnails
+from lib.figures.thumbnails import anchor_grids, thumbnails
 from lib.logger.projector import SIDE
-from lib.logger.tensorboard import Board
+from lib.logger.tensorboard import TensorBoardWriter
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.method.objective import ABSENT
+from lib.runtime.device import describe_device, describe_precision
+from lib.session import provenance
 from lib.training.state import TrainingState
 
+WINDOW = 10.0
+"""Seconds of training that a rate is measured over."""
+FALL = 3
 NOTHING: dict[str, Any] = dict.fromkeys(
     ("entropy", "anchor_entropy", "neighbours_kept", "neighbour_cosine", "clusters")
 )
@@ -37,7 +46,9 @@ class Observer:
         board: where pictures go.
     """
 
-    def __init__(self, options: Options, pipeline: Pipeline, labels: Optional[Tensor], world: World, board: Board):
+    def __init__(
+        self, options: Options, pipeline: Pipeline, labels: Optional[Tensor], world: World, board: TensorBoardWriter
+    ):
         self.options, self.pipeline, self.labels, self.world, self.board = options, pipeline, labels, world, board
         self._rows = sample_rows(len(pipeline.train))  # (S,)
         self._shown: Optional[Tensor] = None  # places in `_rows` of the images in the projector
@@ -46,7 +57,7 @@ class Observer:
         """Draw the anchors of a round and their neighbours."""
         if self.board.folder is not None and self.options.tfb_anchors > 0:
             grids = anchor_grids(found, self.pipeline.train, self.labels, self.options.tfb_anchors)
-            self.board.anchors(round_number, grids)
+            self.board.anchors(round_number, {grid.part: grid.picture for grid in grids})
 
     def after_epoch(self, state: TrainingState) -> dict[str, Any]:
         """The part of the epoch's line in metrics.jsonl that needs no labels, with `NOTHING`'s keys.
@@ -60,7 +71,7 @@ class Observer:
         if not last and state.epoch % self.options.eval_freq != 0:
             return NOTHING
         found = survey(state.bank.memory, self._rows, self.options.npc_temperature, state.bank.shard)
-        self.board.survey(state.round, state.epoch, found)
+        self.board.bank_statistics(state.round, state.epoch, found.entropy.cpu().numpy(), found.cosine.cpu().numpy())
         anchors = state.neighbourhoods.position[found.rows] != ABSENT
         seen = {
             "entropy": found.entropy.mean().item(),
@@ -76,7 +87,8 @@ class Observer:
                 clusters = None
                 if self.options.round_clusters:
                     # scikit-learn's second of import comes after a round
-                    from lib.clustering.bank_clusters import clusters_of
+                    from lib.clustering.clusters import clusters_of
+
 
                     clusters = clusters_of(found, self.options.seed)
                 if clusters is not None:
@@ -114,3 +126,98 @@ class Observer:
         names = [os.path.abspath(paths[row]) for row in rows]
         folder = common_folder(names)
         return [os.path.relpath(name, folder) for name in names]
+
+
+def start_record(
+    pipeline: Pipeline, world: World, dtype: Optional[torch.dtype], source: Optional[Path]
+) -> dict[str, Any]:
+    """Plain values, for `append_start`.
+
+    Args:
+        dtype: of autocast, or None.
+        source: the checkpoint gone on from, or None.
+    """
+    return {
+        "time": datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
+        "command": provenance.command_line(),
+        "code": provenance.git_revision(),
+        "versions": provenance.versions(),
+        "device": describe_device(world.device),
+        "precision": describe_precision(dtype),
+        "processes": world.size,
+        "dataset": pipeline.name,
+        "train_images": len(pipeline.train),
+        "fingerprint": pipeline.fingerprint,
+        "contents": _checksum(pipeline.contents),
+        "test_images": 0 if pipeline.test is None else len(pipeline.test),
+        "skipped_images": len(pipeline.skipped),
+        "labels": pipeline.train.labels is not None,
+        "went_on_from": None if source is None else str(source),
+    }
+
+
+def _checksum(contents: Sequence[int]) -> Optional[str]:
+    """One text for the contents of all files that were looked at; None where the fingerprint tells all."""
+    return hashlib.blake2b(repr(list(contents)).encode(), digest_size=8).hexdigest() if contents else None
+
+
+def write_note(
+    folder: Path, round_number: int, epoch: int, step: int, what: str, rows: Tensor, files: Optional[Sequence[str]]
+) -> Path:
+    """Write `not-finite-rRRRR-eEEEE-sSSSSSS.json`.
+
+    Args:
+        folder: of the session.
+        epoch, step: counted from 1, as in the log.
+        what: was not finite.
+        rows: (B,) the numbers of the images among the training images.
+        files: their paths, where they have some.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path = folder / f"not-finite-r{round_number:04d}-e{epoch:04d}-s{step:06d}.json"
+    note = {
+        "round": round_number,
+        "epoch": epoch,
+        "step": step,
+        "not_finite": what,
+        "indices": rows.tolist(),
+        "files": files if files is None else list(files),
+    }
+    path.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+class RateWatch:
+    """Compares the images per second of each window with those of the fastest so far, and answers once.
+
+    Args:
+        clock: in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self._clock, self._since = clock, clock()
+        self._images, self._seconds, self._fastest, self._answered = 0, 0.0, 0.0, False
+
+    def resume(self) -> None:
+        """Training goes on after something else: what that took does not count."""
+        self._since = self._clock()
+
+    def see(self, images: int) -> Optional[tuple[float, float]]:
+        """So many more images were learnt from.
+
+        Returns:
+            the rate of this window and the fastest, the first time that it is below a third of it; else None.
+        """
+        now = self._clock()
+        self._images += images
+        self._seconds, self._since = self._seconds + now - self._since, now
+        if self._seconds < WINDOW:
+            return None
+        rate, fastest = self._images / self._seconds, self._fastest
+        self._images, self._seconds, self._fastest = 0, 0.0, max(rate, fastest)
+        if self._answered or rate * FALL >= fastest:
+            return None
+        self._answered = True
+        return rate, fastest

@@ -1,8 +1,10 @@
 """The protocols that `--protocol` names, and when each has its turn."""
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Optional
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional
 
 from torch import Tensor
 
@@ -10,12 +12,62 @@ from datasets.pipeline import Pipeline
 from lib.config import Options
 from lib.distributed.world import World
 from lib.errors import UserError
-from lib.evaluation.feature_space import PLAIN, FeatureSpace
-from lib.evaluation.leave_one_out import LeaveOneOut
-from lib.evaluation.protocol import Findings, Protocol
-from lib.evaluation.subject import Subject
-from lib.evaluation.voting import Voting
+from lib.evaluation.features import PLAIN, FeatureSpace, Subject
 from lib.nn.embedder import Embedder
+
+if TYPE_CHECKING:
+    from lib.evaluation.knn import Voting
+
+
+def _no_files(folder: Path) -> list[Path]:
+    return []
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a protocol found out about a network.
+
+    Attributes:
+        scalars: numbers by their names in metrics.jsonl; accuracies are shares of 1.
+        summary: the most important of them in one line.
+        table: all of them for a person, several lines; empty if the summary says it all.
+        write: writes files with more into a folder and returns their paths.
+    """
+
+    scalars: Mapping[str, Optional[float]]
+    summary: str
+    table: str = ""
+    write: Callable[[Path], list[Path]] = field(default=_no_files, repr=False)
+
+
+class Protocol(ABC):
+    """One way of judging a network.
+
+    Attributes:
+        name: as `--protocol` names it.
+        every: epochs of a round between evaluations while training, the last epoch of a round included; 0: none
+            before the run is finished.
+    """
+
+    name: str
+    every: int
+
+    def obstacle(self) -> Optional[str]:
+        """Why this data set cannot be judged so, in words that go on `--protocol NAME: `; None if it can."""
+        return None
+
+    @abstractmethod
+    def judge(self, subject: Subject) -> Optional[Findings]:
+        """The findings. All processes must call it; only the first one's answer counts, others may give None."""
+
+    def is_in(self, record: Mapping[str, Any]) -> bool:
+        """Whether a line of metrics.jsonl has this protocol's findings, whose names begin with its own."""
+        return any(key.startswith(f"{self.name}_") for key in record)
+
+    def due(self, epoch: int, last: int) -> bool:
+        """Whether to judge after this epoch of a round of `last` epochs, both counted from 1."""
+        return self.every > 0 and (epoch % self.every == 0 or epoch == last)
+
 
 Judged = list[tuple[Protocol, Findings]]
 
@@ -47,12 +99,14 @@ class Protocols:
         self._pipeline, self._world, self._low_dim = pipeline, world, options.low_dim
         self.space = FeatureSpace(options.features, options.whiten)
         self._rounds, self._epochs = options.max_round, options.max_epoch
+        from lib.evaluation.knn import LeaveOneOut, Voting
+
         names = tuple(dict.fromkeys(options.protocol))
         search = "auto" if options.knn_backend == "ivf" else options.knn_backend  # accuracies are exact in any case
         votes = [name for name in ("knn", "nn") if name in names]
         kind = LeaveOneOut if pipeline.test is None else Voting
 
-        def vote(name: str, suffix: str) -> Voting:
+        def vote(name: str, suffix: str) -> "Voting":
             key = ("knn" if name == votes[0] else name) + suffix
             return kind(pipeline, world, name, options.eval_freq, options.knn_k, options.sigma, search, key=key)
 
@@ -65,7 +119,7 @@ class Protocols:
 
             self.others.append(Linear(pipeline, world, options.linear_freq, options.seed, options.size))
         if "cluster" in names:
-            from lib.evaluation.cluster import Cluster
+            from lib.evaluation.clusters import Cluster
 
             self.others.append(Cluster(pipeline, world, options.cluster_freq, options.num_clusters, options.seed))
         for protocol in self.others:
@@ -79,11 +133,15 @@ class Protocols:
     @property
     def title(self) -> str:
         """What the log calls the vote that judges epochs."""
+        from lib.evaluation.knn import Voting
+
         return self.votes[0].title if self.votes else Voting.title
 
     @property
     def described(self) -> str:
         """How that vote goes, in one line."""
+        from lib.evaluation.knn import Voting
+
         return self.votes[0].described if self.votes else Voting.described
 
     def first_vote(self, judged: Judged) -> Optional[tuple[float, float]]:
@@ -152,7 +210,7 @@ def _judged(protocols: Sequence[Protocol], subject: Subject) -> Judged:
     return judged
 
 
-def _first(votes: Sequence[Voting], judged: Judged) -> Optional[tuple[float, float]]:
+def _first(votes: Sequence["Voting"], judged: Judged) -> Optional[tuple[float, float]]:
     for protocol, findings in judged:
         if votes and protocol is votes[0]:
             return findings.scalars[f"{votes[0].key}_top1"], findings.scalars[f"{votes[0].key}_top5"]
