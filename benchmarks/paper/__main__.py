@@ -177,6 +177,7 @@ def _make(queue: Queue, reports: Path) -> int:
         print(f"no data for {', '.join(without)}; --dry-run shows the commands")
     with Maker() as maker:
         for item, runs in queue.by_item.items():
+            before = place
             for run in runs:
                 if queue.states[run.name] not in (MISSING, BEGUN) or maker.stopped is not None:
                     continue
@@ -189,7 +190,7 @@ def _make(queue: Queue, reports: Path) -> int:
                 _say(f"{head}: {failure}" if failure else f"{head}: {_summary(run)}; {_left(queue)}")
             if maker.stopped is not None:
                 break
-            if runs:
+            if place > before:
                 _report(queue, reports)
     print(f"report: {_report(queue, reports)}")
     if maker.stopped is not None:

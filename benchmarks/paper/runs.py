@@ -222,6 +222,7 @@ class Maker:
 
     def __init__(self) -> None:
         self.stopped: Optional[int] = None
+        self._waiting: Optional[int] = None
         # a server has loaded PyTorch and started no thread, which forking would not survive
         methods = multiprocessing.get_all_start_methods()
         self._context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
@@ -233,7 +234,7 @@ class Maker:
     def __enter__(self) -> "Maker":
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                self._before[number] = signal.signal(number, self._pass_on)
+                self._before[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -256,6 +257,7 @@ class Maker:
         try:
             self._process = self._context.Process(target=_train, args=(run.command(), output))
             self._process.start()
+            self._pass_on()
             while self._process.is_alive():
                 self._process.join(1.0)
                 watch()
@@ -268,11 +270,17 @@ class Maker:
             self._process = None
             Path(output).unlink()
 
-    def _pass_on(self, number: int, frame: object) -> None:
-        self.stopped = number
-        if self._process is not None and self._process.pid is not None:
-            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
-                os.kill(self._process.pid, number)
+    def _receive(self, number: int, frame: object) -> None:
+        self.stopped = self._waiting = number
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Send a signal that was received to the run, if there is one; else it waits for the run to be there."""
+        if self._waiting is None or self._process is None or self._process.pid is None:
+            return
+        number, self._waiting = self._waiting, None
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            os.kill(self._process.pid, number)
 
 
 def _train(arguments: list[str], output: str) -> None:
