@@ -10,7 +10,7 @@ from lib.config import Options
 
 BASE = "and"
 """The variant that is the scale's recipe as it stands: anchors over the instances."""
-KNN, LINEAR = "knn", "linear"
+KNN, LINEAR, FEATURES = "knn", "linear", "features"
 _TWO_SIZES = ("fashion", "cifar-small")
 """Scales whose runs take minutes: neighbourhoods of 1 and 10 there."""
 _PIXELS, _WHITENED, _UNTRAINED = "pixels", "whitened pixels", "untrained network"
@@ -22,8 +22,8 @@ class Measure:
 
     Attributes:
         variant: its name.
-        what: `knn`; `linear`, on the last stage before the output; `consistency R` of a round; `least consistency`; or
-            a baseline as a run names it.
+        what: `knn`; `features`, kNN on what --features and --whiten ask for; `linear`, on the last stage before the
+            output; `consistency R` of a round; `least consistency`; or a baseline as a run names it.
     """
 
     variant: str
@@ -122,6 +122,14 @@ class Plan:
         for name in (_PIXELS, _WHITENED, _UNTRAINED):
             rows.append(Row(name, Measure(BASE, name)))
             statements.append(Statement(f"AND over {name}", Measure(BASE), Measure(BASE, name)))
+        if self.scale.base.features != "embedding" or self.scale.base.whiten:
+            ours, other = Measure(BASE, FEATURES), Measure(instance, FEATURES)
+            named = f"{'whitened ' if self.scale.base.whiten else ''}{self.scale.base.features} features"
+            rows += [Row(f"AND, {named}", ours), Row(f"instance learning, {named}", other)]
+            statements.append(Statement(f"AND over instance learning, {named}", ours, other))
+            statements += [
+                Statement(f"AND, {named}, over {name}", ours, Measure(BASE, name)) for name in (_PIXELS, _WHITENED)
+            ]
         note = (
             "Ours. As many epochs in all. The rate of instance learning falls once over all of them, in the same "
             "proportions; with restarts it has AND's course, and round r has r anchors of all images. The published "

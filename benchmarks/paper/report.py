@@ -55,9 +55,9 @@ def _variant_as_json(plan: Plan, results: Mapping[int, Result], name: str) -> di
         "options": config_as_json(plan.scale.options(plan.variants[name])),
         "knn": {str(seed): result.knn for seed, result in sorted(results.items())},
     }
-    for more in ("linear", "consistency", "baselines"):
+    for more in ("linear", "consistency", "baselines", "features"):
         values = {str(seed): getattr(result, more) for seed, result in sorted(results.items())}
-        if any(values.values()):
+        if any(value is not None and value != {} for value in values.values()):
             found[more] = values
     return found
 

@@ -64,6 +64,7 @@ class Result:
         linear: by stage; empty where it was not asked for.
         consistency: by round, from round 1.
         baselines: by name.
+        features: of the features that --features and --whiten ask for, where these are not the output as it is.
         seconds: of training, by the clock.
         code, device: commit and machine, as the run told them.
     """
@@ -72,14 +73,15 @@ class Result:
     linear: dict[str, float] = field(default_factory=dict)
     consistency: dict[int, float] = field(default_factory=dict)
     baselines: dict[str, float] = field(default_factory=dict)
+    features: Optional[float] = None
     seconds: float = 0.0
     code: str = "unknown"
     device: str = "unknown"
 
     def measure(self, what: str) -> Optional[float]:
         """The number that a `Measure` names, None where the run has none."""
-        if what == "knn":
-            return self.knn
+        if what in ("knn", "features"):
+            return getattr(self, what)
         if what == "linear":
             stages = [stage for stage in self.linear if stage != "fc"]
             return self.linear[stages[-1]] if stages else None
@@ -179,6 +181,7 @@ class Run:
             linear,
             consistency,
             final.get("baselines", {}),
+            final.get("features", {}).get("top1"),
             sum(line.get("seconds") or 0.0 for line in lines),
             start.get("code", "unknown"),
             start.get("device", "unknown"),

@@ -139,17 +139,27 @@ def test_every_item_of_the_issue_has_its_statements():
 
 
 def results(**knn):
+    """Of each variant with seeds 0, 1 ..., which have these accuracies."""
+    more = {"consistency": {1: 0.9, 2: 0.7}, "baselines": {"pixels": 0.5}, "features": 0.25, "code": "abc"}
     return {
-        name: {seed: Result(value, {"layer3": value, "fc": 0.1}, {1: 0.9, 2: 0.7}, {"pixels": 0.5}, 8.0, "abc", "CPU")
-               for seed, value in enumerate(values)}
+        name: {seed: Result(value, {"layer3": value, "fc": 0.1}, **more) for seed, value in enumerate(values)}
         for name, values in knn.items()
-    }  # fmt: skip
+    }
 
 
 def test_what_a_result_says():
     result = results(a=[0.75])["a"][0]
-    asked = ("knn", "linear", "consistency 2", "consistency 3", "least consistency", "pixels", "whitened pixels")
-    assert [result.measure(what) for what in asked] == [0.75, 0.75, 0.7, None, 0.7, 0.5, None]
+    asked = (
+        "knn",
+        "linear",
+        "consistency 2",
+        "consistency 3",
+        "least consistency",
+        "features",
+        "pixels",
+        "whitened pixels",
+    )
+    assert [result.measure(what) for what in asked] == [0.75, 0.75, 0.7, None, 0.7, 0.25, 0.5, None]
 
 
 def test_statements_are_tested_by_seed_or_against_a_number():
@@ -245,7 +255,7 @@ def test_the_states_of_a_run_and_what_it_came_to(tmp_path):
     (run.folder / "final.json").write_text(json.dumps({"round": 4, "epoch": 8, "top1": 0.875, "top5": 1.0}))
     assert run.state == FINISHED
     assert run.result() == Result(
-        0.875, {"layer3": 0.75}, {1: 0.8, 2: 0.7, 3: pytest.approx(0.6), 4: 0.5}, {}, 10.0, "abc", "CPU"
+        0.875, {"layer3": 0.75}, {1: 0.8, 2: 0.7, 3: pytest.approx(0.6), 4: 0.5}, {}, None, 10.0, "abc", "CPU"
     )
 
 
