@@ -13,11 +13,12 @@ from benchmarks.textbook import MEANS, STDS
 from benchmarks.timing import Row
 from lib.checkpoint import io as checkpoint
 from lib.config import Options
-from lib.evaluation.bank_statistics import sample_rows, survey
+from lib.evaluation.bank_statistics import survey
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.nn.embedder import Embedder
 from lib.runtime.device import choose_precision
+from lib.search.exact import sample_rows
 from lib.training.optim import build_optimizer
 from lib.training.state import TrainingState, not_finite
 

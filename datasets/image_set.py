@@ -1,8 +1,8 @@
-"""Images, in memory or as files, with labels if there are any."""
+"""A data set: its training and test images, each in memory or as files, with labels if there are any."""
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Optional, Union
 
@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image
 
 from datasets.files.decode import read_rgb
-from datasets.files.paths import Paths
 from lib.errors import one_line
 
 UNLABELLED = -1
@@ -20,26 +19,30 @@ _SAMPLED = 256  # files that `contents` opens
 _PIECE = 4096  # bytes that it reads of a file at its start, its middle and its end
 
 
-@dataclass(frozen=True)
-class Replaced:
-    """Files of the same names as before that hold something else.
+class Paths(Sequence):
+    """N paths as one block of bytes.
 
-    Attributes:
-        paths: of those found.
-        compared: how many were looked at.
+    As a million separate strings they would take several times the memory, and every loader process would come to
+    hold a copy of its own: reading a string writes its reference count, and so parts the page it shares with the
+    process it was forked from.
     """
 
-    paths: tuple[str, ...]
-    compared: int
+    def __init__(self, paths: Iterable[str]):
+        encoded = [os.fsencode(path) for path in paths]
+        self._text = b"".join(encoded)
+        self._ends = np.zeros(len(encoded) + 1, dtype=np.int64)  # path i is from the i-th number to the next
+        np.cumsum([len(path) for path in encoded], out=self._ends[1:])
 
-    @property
-    def are_others(self) -> bool:
-        """Whether these are other pictures, not the same ones of which some were edited."""
-        return 2 * len(self.paths) > self.compared
+    def __len__(self) -> int:
+        return len(self._ends) - 1
 
-    def __str__(self) -> str:
-        named = ", ".join(map(one_line, self.paths[:3])) + (", ..." if len(self.paths) > 3 else "")
-        return f"{len(self.paths):,} of {self.compared:,} files compared ({named})"
+    def __getitem__(self, index: Union[int, slice]) -> Union[str, tuple[str, ...]]:
+        if isinstance(index, slice):
+            return tuple(self[row] for row in range(*index.indices(len(self))))
+        row = index + len(self) if index < 0 else index
+        if not 0 <= row < len(self):
+            raise IndexError(f"path {index} of {len(self)}")
+        return os.fsdecode(self._text[self._ends[row] : self._ends[row + 1]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +121,7 @@ class ImageSet:
         """
         return [] if self.pixels is not None else [_content(self.source[row]) for row in _even_sample(len(self))]
 
-    def replaced(self, before: Optional[Sequence[int]]) -> Replaced:
+    def replaced(self, before: Optional[Sequence[int]]) -> "Replaced":
         """Which files are not those of which `contents` gave `before`; where that is not known, none."""
         paths = self.paths
         rows = [] if paths is None or not before else _even_sample(len(self))
@@ -138,21 +141,21 @@ class ImageSet:
         return ImageSet(self.pixels[rows], labels, self.classes, paths, self.numbers[rows])
 
 
-def _even_sample(count: int) -> list[int]:
-    return sorted({row * (count - 1) // max(1, min(count, _SAMPLED) - 1) for row in range(min(count, _SAMPLED))})
+@dataclass(frozen=True)
+class Split:
+    """A data set, divided into training and test images.
 
+    Attributes:
+        name: as `--dataset` names it.
+        train: the images to learn from.
+        test: the images to be judged by; None for a folder without any.
+        notes: what was found that its owner may want to know, a line each.
+    """
 
-def _content(path: str) -> int:
-    try:
-        with open(path, "rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            digest = hashlib.blake2b(str(size).encode(), digest_size=4)
-            for place in sorted({0, max(0, size // 2 - _PIECE // 2), max(0, size - _PIECE)}):
-                file.seek(place)
-                digest.update(file.read(_PIECE))
-    except OSError:
-        return 0
-    return int.from_bytes(digest.digest(), "big") >> 1
+    name: str
+    train: ImageSet
+    test: Optional[ImageSet]
+    notes: tuple[str, ...] = ()
 
 
 def limit(image_set: ImageSet, count: int, seed: int) -> ImageSet:
@@ -169,3 +172,42 @@ def limit(image_set: ImageSet, count: int, seed: int) -> ImageSet:
     # RandomState: numpy promises the same stream in all its versions
     random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
     return image_set.subset(np.sort(random.permutation(len(image_set))[:count]))
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """Files of the same names as before that hold something else.
+
+    Attributes:
+        paths: of those found.
+        compared: how many were looked at.
+    """
+
+    paths: tuple[str, ...]
+    compared: int
+
+    @property
+    def are_others(self) -> bool:
+        """Whether these are other pictures, not the same ones of which some were edited."""
+        return 2 * len(self.paths) > self.compared
+
+    def __str__(self) -> str:
+        named = ", ".join(map(one_line, self.paths[:3])) + (", ..." if len(self.paths) > 3 else "")
+        return f"{len(self.paths):,} of {self.compared:,} files compared ({named})"
+
+
+def _even_sample(count: int) -> list[int]:
+    return sorted({row * (count - 1) // max(1, min(count, _SAMPLED) - 1) for row in range(min(count, _SAMPLED))})
+
+
+def _content(path: str) -> int:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            digest = hashlib.blake2b(str(size).encode(), digest_size=4)
+            for place in sorted({0, max(0, size // 2 - _PIECE // 2), max(0, size - _PIECE)}):
+                file.seek(place)
+                digest.update(file.read(_PIECE))
+    except OSError:
+        return 0
+    return int.from_bytes(digest.digest(), "big") >> 1

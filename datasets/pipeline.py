@@ -7,17 +7,15 @@ import torch
 from torch import Tensor
 
 from datasets.files.bad_images import Gather, without_bad_images
-from datasets.files.decoded import decoded
-from datasets.files.shrunk import shrunk
-from datasets.image_set import ImageSet, limit
+from datasets.files.in_memory import decode_small, shrink
+from datasets.image_set import ImageSet, Split, limit
+from datasets.labels import evaluable, select_classes
 from datasets.loaders.device import DeviceLoader, to_device
 from datasets.loaders.workers import WorkerLoader
-from datasets.sources.only_classes import judgeable, only_classes
-from datasets.split import Split
-from datasets.transforms import normalisation
 from datasets.transforms.batch import Recipe
 from datasets.transforms.pil import test_transform, train_transform
 from lib.config import Options
+from lib.config.registry import NORMALISATIONS, Statistics, statistics_of
 from lib.distributed.world import WHOLE, Share
 from lib.errors import UserError
 from lib.seeding import generator
@@ -27,6 +25,16 @@ Loader = Union[DeviceLoader, WorkerLoader]
 
 EVAL_PIXELS = 512 * 32 * 32
 """Pixels in a batch where nothing is learnt: 512 small images, 10 of 224 pixels. The results do not depend on it."""
+
+
+def normalisation(options: Options, own: Optional[Statistics] = None) -> Statistics:
+    """The channel statistics in effect: `--means` and `--stds` first, then `--normalise`, then `own`.
+
+    Args:
+        own: None: those of the data set.
+    """
+    means, stds = NORMALISATIONS.get(options.normalise or "") or own or statistics_of(options.dataset)
+    return tuple(options.means or means), tuple(options.stds or stds)
 
 
 class Pipeline:
@@ -67,22 +75,22 @@ class Pipeline:
     ):
         self._share = Share(rank, processes)
         self.skipped: tuple[str, ...] = ()
-        split = only_classes(split, options.classes)
+        split = select_classes(split, options.classes)
         if options.skip_bad_images:
             checked = WHOLE if gather is None else self._share
             split, self.skipped = without_bad_images(split, options.workers_num, rank == 0, checked, gather)
         self.name, self.notes = split.name, split.notes
-        self.means, self.stds = normalisation.chosen(options, (split.means, split.stds))
+        self.means, self.stds = normalisation(options, statistics_of(split.name))
         self._options, self._device = options, device
         train, test = self._limited(split.train, options.limit_train), self._limited(split.test, options.limit_test)
         if len(train) < 2:
             raise UserError(f"--dataset {split.name}: {len(train)} training image; at least 2 are needed")
-        train, test, self.cautions = judgeable(train, test)
+        train, test, self.cautions = evaluable(train, test)
         self.fingerprint, self.contents = train.fingerprint(), train.contents()
         self._files = None if train.pixels is not None else train.source
         if options.shrink is not None:
-            train = shrunk(train, options.shrink, options.workers_num, "training", report=rank == 0)
-            test = test and shrunk(test, options.shrink, options.workers_num, "test", report=rank == 0)
+            train = shrink(train, options.shrink, options.workers_num, "training", report=rank == 0)
+            test = test and shrink(test, options.shrink, options.workers_num, "test", report=rank == 0)
         self.train, self.on_device = self._choose_place(train)
         self.test = self._in_memory(test) or test if self.on_device and test is not None else test
         self._eval_batch = max(options.batch_size, EVAL_PIXELS // options.size**2)
@@ -200,7 +208,7 @@ class Pipeline:
 
     @staticmethod
     def _in_memory(images: ImageSet) -> Optional[ImageSet]:
-        return images if images.pixels is not None else decoded(images)
+        return images if images.pixels is not None else decode_small(images)
 
     def _fits(self, images: ImageSet) -> bool:
         """Whether half of a GPU's memory takes them; on a CPU they are in memory already."""

@@ -4,19 +4,15 @@ import ctypes
 import importlib.util
 import inspect
 import os
-import pickle
-import re
 import shutil
-import types
 import warnings
 from collections.abc import Sequence
-from typing import Any, Callable
+from typing import Callable
 
 import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lib.checkpoint.safe_load import DataUnpickler, check_archive, is_of_old_release, not_data
 from lib.errors import UserError
 
 
@@ -28,6 +24,7 @@ TORCH_RELEASE = _release(torch.__version__)
 """(major, minor) of the PyTorch that is running."""
 
 HAS_WEIGHTS_ONLY = TORCH_RELEASE >= (1, 13)
+"""Whether torch.load reads data alone when asked to."""
 
 
 def compiled(network: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -147,32 +144,3 @@ def export_onnx(network: nn.Module, images: torch.Tensor, path: str, inputs: str
         else:
             axes = {inputs: {0: "batch"}, outputs: {0: "batch"}}
             torch.onnx.export(network, (images,), path, opset_version=13, dynamic_axes=axes, **names)
-
-
-def load_data_only(path: str, old_releases: bool = False) -> Any:
-    """Load a file written by `torch.save`, on the CPU, without executing anything it contains.
-
-    Tensors, numbers, strings and the usual containers are read; any other object is refused.
-
-    Args:
-        old_releases: whether a file written before PyTorch 1.6 may be read too, such as the authors' checkpoints.
-
-    Raises:
-        pickle.UnpicklingError: the file asks for something other than data.
-        Exception: whatever torch raises for a file that is damaged or is no checkpoint.
-    """
-    if not (old_releases and is_of_old_release(path)):
-        check_archive(path)
-    if HAS_WEIGHTS_ONLY:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about oddities of files that it then refuses
-                return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:  # its advice is to load the file unsafely
-            named = re.search(r"GLOBAL ([\w.]+)", str(error))
-            reason = not_data(named[1]) if named else "torch.save did not write it"
-            raise pickle.UnpicklingError(reason) from error
-    restricted = types.ModuleType("restricted_pickle")
-    restricted.Unpickler = DataUnpickler
-    restricted.load = lambda file, **kwargs: DataUnpickler(file, **kwargs).load()
-    return torch.load(path, map_location="cpu", pickle_module=restricted)

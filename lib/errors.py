@@ -1,4 +1,9 @@
-"""The ways a run ends early. Each reaches the user as one line on standard error."""
+"""The ways a run ends early, each of which reaches the user as one line on standard error; and names in such lines."""
+
+import difflib
+import sys
+from collections.abc import Iterable
+from pathlib import Path
 
 
 def one_line(text: object) -> str:
@@ -42,3 +47,53 @@ class Interrupted(Exception):
 
 class PeerFailure(RunError):
     """Another process of the run has ended or cannot be reached. Exit status `PEER_FAILURE`."""
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """How an error about an unknown name goes on: the nearest known name, or where all of them are listed."""
+    # batch-size, BatchSize and --batchsize differ from batch_size in nothing that counts
+    plain = {_plain(candidate): candidate for candidate in known}
+    near = difflib.get_close_matches(_plain(name), plain, n=1)
+    return f"did you mean {plain[near[0]]}?" if near else "--help lists the options"
+
+
+def shown(name: str) -> str:
+    """A name as an error repeats it: quoted if it is empty or would break the line."""
+    return name if name.isprintable() and name else repr(name)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
+
+
+def exit_status(error: Exception) -> int:
+    """The exit status of a call that an error ends."""
+    if isinstance(error, PeerFailure):
+        return PEER_FAILURE
+    return 2 if isinstance(error, UserError) else 1
+
+
+def message(error: Exception) -> str:
+    """An error as the user reads it, in words that name what is wrong. An unforeseen one says so."""
+    if isinstance(error, (UserError, RunError)):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in ("datasets", "models", "lib"):
+        package = error.name.partition(".")[0]
+        module = sys.modules.get(package)
+        ours = Path(__file__).resolve().parents[1] / package
+        # a folder without __init__.py has no file, and a file that is no package has no path
+        place = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
+        if place is not None and ours not in (Path(place), Path(place).parent):
+            return (
+                f"another package called {package} was imported first ({place}); run main.py in a process of its own, "
+                "or use and_discovery, which works beside it"
+            )
+    if isinstance(error, ModuleNotFoundError) and error.name and "." not in error.name:
+        return (
+            f"the Python package {error.name} is missing in {sys.executable}; use the environment that has what "
+            "requirements.txt lists (make demo makes one: . .venv/bin/activate), or pip install -r requirements.txt"
+        )
+    reason = " ".join(str(error).split())
+    return f"unforeseen {type(error).__name__}: {reason}; --debug-errors shows where it happened"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from benchmarks.paper.scales import Scale, Variant
-from datasets.registry import PACKAGED
+from datasets import PACKAGED
 from lib.config import OPTIONS, Options, collect
 from lib.errors import UserError
 from lib.session.folder import SessionFolder, checkpoints_of
@@ -119,7 +119,7 @@ class Run:
             UserError: the session there is of another recipe.
         """
         session = SessionFolder(self.folder)
-        if not session.is_one:
+        if not session.config.is_file():
             return MISSING if self._has_data() else NO_DATA
         self._check_recipe(session)
         try:

@@ -5,17 +5,17 @@ import logging
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import Callable, Optional, Union
+from pathlib import Path
+from typing import BinaryIO, Callable, Optional, Union
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.files.checked_files import CheckedFiles
+from datasets.files import cache
 from datasets.files.decode import read_rgb
-from datasets.files.parallel import ReadingProgress, in_processes
-from datasets.image_set import ImageSet
-from datasets.split import Split
+from datasets.files.parallel import ReadingProgress, map_in_workers
+from datasets.image_set import ImageSet, Split
 from lib.distributed.world import WHOLE, Share
 from lib.errors import UserError, one_line
 from lib.logger.console import LOGGER
@@ -46,14 +46,14 @@ def without_bad_images(
         UserError: no training image, or no test image, is left.
         RunError: a process that checks images died.
     """
-    train, bad = readable(split.train, "training", workers_num, report, share, gather)
+    train, bad = readable_images(split.train, "training", workers_num, report, share, gather)
     if split.test is None:
         return replace(split, train=train), bad
-    test, bad_test = readable(split.test, "test", workers_num, report, share, gather)
+    test, bad_test = readable_images(split.test, "test", workers_num, report, share, gather)
     return replace(split, train=train, test=test), bad + bad_test
 
 
-def readable(
+def readable_images(
     images: ImageSet,
     kind: str,
     workers_num: int,
@@ -107,7 +107,7 @@ def _of_all(reasons: dict[int, str], gather: Gather) -> dict[int, str]:
 
 def _verdicts(paths: Sequence[str], rows: Sequence[int], workers_num: int) -> Generator[Optional[str], None, None]:
     """For each row why its file is bad, or None; in the order of `rows`."""
-    return in_processes(_reason, _Chosen(paths, rows), workers_num, "--skip-bad-images")
+    return map_in_workers(_reason, _Chosen(paths, rows), workers_num, "--skip-bad-images")
 
 
 class _Chosen(Sequence):
@@ -145,3 +145,60 @@ def _list(reasons: Sequence[str], images: int, kind: str) -> None:
         log.warning("    %s", one_line(reason))
     if len(reasons) > _LISTED:
         log.warning("    and %s more", f"{len(reasons) - _LISTED:,}")
+
+
+class CheckedFiles:
+    """Remembers of N image files which could be decoded.
+
+    A file is known by its path below the folder of them all, its size, its number on the disk and its times of change,
+    so that a file that was replaced is a new one; and for the release of Pillow it was decoded by. Bad files are not
+    remembered: they are few, and one that could not be read for want of permission becomes good without changing.
+
+    The record lies in the cache beside the folder of the images, or, where nothing can be written there, in
+    and-discovery in the user's cache folder ($XDG_CACHE_HOME, or ~/.cache). It is an array of checksums: a damaged
+    or foreign one is passed over.
+
+    Args:
+        paths: of the files; at least one.
+    """
+
+    def __init__(self, paths: Sequence[str]):
+        folder = cache.common_folder(paths)
+        self._files = cache.places(folder, "checked", "npy")
+        self._keys = cache.file_keys(paths)
+        self._known = np.unique(np.concatenate([_read_keys(file) for file in self._files]))
+
+    def unknown(self) -> list[int]:
+        """The rows of the files that are not known to be good."""
+        return np.flatnonzero(~np.isin(self._keys, self._known) | (self._keys == cache.NOT_THERE)).tolist()
+
+    def remember(self, rows: Sequence[int]) -> None:
+        """The files of these rows are good. Where nothing can be written, they will be unknown again next time.
+
+        What other processes have written in the meantime is kept.
+        """
+        if not rows:
+            return
+        known = np.union1d(self._known, self._keys[list(rows)])
+        any(_add(file, known) for file in self._files)  # the first place that takes it
+
+
+def _add(file: Path, known: np.ndarray) -> bool:
+    """Put keys beside those that are in a file by now. Returns whether it could be written."""
+    with cache.one_at_a_time(file):
+        every = np.union1d(known, _read_keys(file))
+
+        def content(opened: BinaryIO) -> None:
+            np.save(opened, every, allow_pickle=False)
+
+        return cache.write(file, content)
+
+
+def _read_keys(file: Path) -> np.ndarray:
+    """The keys in a file, none if it is not there or not ours."""
+    try:
+        keys = np.load(file, allow_pickle=False)
+    except Exception:  # numpy and zipfile have many exceptions for bytes they cannot take
+        keys = None
+    usable = isinstance(keys, np.ndarray) and keys.dtype == np.uint64 and keys.ndim == 1
+    return keys if usable else np.zeros(0, dtype=np.uint64)

@@ -1,15 +1,14 @@
 """What lies below a folder of pictures: the pictures, and what is passed over, counted by its kind."""
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Optional
 
 from datasets.files.decode import is_image, is_unreadable_image
 from lib.errors import one_line
-from lib.session.folder import SessionFolder
 
 ENDINGS = "files ending in .jpg, .png, .webp, .tif and the like: all that Pillow can decode here"
 """Which files are pictures, for messages."""
@@ -81,7 +80,7 @@ class Found:
         return f"; what it holds: {', '.join(parts)}" if parts else ""
 
 
-def look_through(folder: str, above: Sequence[str] = ()) -> Found:
+def scan_folder(folder: str, above: Sequence[str] = ()) -> Found:
     """All files below a folder, at any depth. A folder that links lead to again, `above` included, is read once.
 
     Names that begin with a dot are passed over, and links are followed.
@@ -105,7 +104,7 @@ def look_through(folder: str, above: Sequence[str] = ()) -> Found:
                 raise
             found.closed.append(here)
             continue
-        if SessionFolder(Path(here)).is_one:
+        if _is_session(here):
             found.sessions.append(here)
             continue
         sort_files(files, found)
@@ -113,6 +112,11 @@ def look_through(folder: str, above: Sequence[str] = ()) -> Found:
     for paths in (found.pictures, found.others, found.sessions, found.system, found.closed):
         paths.sort()
     return found
+
+
+def _is_session(folder: str) -> bool:
+    """Whether a run of this project made the folder: then its pictures are not the user's."""
+    return os.path.isfile(os.path.join(folder, "config.yaml")) and os.path.isdir(os.path.join(folder, "checkpoint"))
 
 
 def sort_files(files: Iterable[str], found: Found) -> None:
@@ -149,6 +153,11 @@ def entries(folder: str, found: Found) -> tuple[list[str], list[str]]:
     return files, folders
 
 
+def _is_session(folder: str) -> bool:
+    """Whether a run made this folder, which has the layout of `lib.session.folder.SessionFolder`."""
+    return os.path.isfile(os.path.join(folder, "config.yaml")) and os.path.isdir(os.path.join(folder, "checkpoint"))
+
+
 def _is_folder(entry: os.DirEntry) -> bool:
     # a link to itself makes entry.is_dir() raise; os.path.isdir answers no
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
@@ -159,6 +168,14 @@ def _is_pipe_or_device(entry: os.DirEntry) -> bool:
     if not entry.is_symlink():
         return not entry.is_file()
     return os.path.exists(entry.path) and not os.path.isfile(entry.path)
+
+
+def canonical_name(name: str) -> str:
+    """One spelling for names that look alike: systems write é as one letter or as e and an accent (Unicode's NFC, NFD).
+
+    Bytes that are no UTF-8 stay as they are.
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def counted(names: Counter) -> str:

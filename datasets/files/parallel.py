@@ -9,8 +9,8 @@ from typing import Callable, TypeVar, Union
 import torch
 from torch.utils.data import DataLoader
 
-from datasets.loaders.worker_processes import affordable, context, ignore_signals_to_all
-from datasets.loaders.workers import loaded
+from datasets.loaders.worker_processes import affordable_workers, fork_context, ignore_signals
+from datasets.loaders.workers import load_batches
 from lib.errors import RunError, UserError
 from lib.logger.console import LOGGER
 from lib.logger.progress import LINE_EVERY, duration
@@ -23,7 +23,7 @@ _FEW = 64  # images that are not worth starting processes for
 _BLOCK = 16  # images handed to a process at a time
 
 
-def in_processes(
+def map_in_workers(
     work: Callable[[Item], Result], items: Sequence[Item], workers_num: int, option: str
 ) -> Generator[Result, None, None]:
     """`work` of each item, in their order.
@@ -38,7 +38,7 @@ def in_processes(
         RunError: a process died.
         Exception: what `work` raises.
     """
-    workers = affordable(workers_num) if len(items) > _FEW else 0
+    workers = affordable_workers(workers_num) if len(items) > _FEW else 0
     if workers == 0:
         yield from map(work, items)
         return
@@ -46,12 +46,12 @@ def in_processes(
         _Done(work, items),
         batch_size=_BLOCK,
         num_workers=workers,
-        multiprocessing_context=context(),
+        multiprocessing_context=fork_context(),
         collate_fn=list,
-        worker_init_fn=ignore_signals_to_all,
+        worker_init_fn=ignore_signals,
         generator=torch.Generator(),  # without one it would draw from the default generator
     )
-    with closing(loaded(loader)) as blocks:  # the processes go at once, not when a traceback does
+    with closing(load_batches(loader)) as blocks:  # the processes go at once, not when a traceback does
         for block in blocks:
             if isinstance(block, RunError):
                 raise RunError(

@@ -47,20 +47,20 @@ class DeviceLoader:
         self._stds = torch.tensor(stds, device=device)[None, :, None, None]
 
     def batches(
-        self, order: Sequence[Tensor], salt: tuple[int, ...], share: Share = WHOLE, start: int = 0
+        self, order: Sequence[Tensor], context: tuple[int, ...], share: Share = WHOLE, start: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, 3, S, S) float32, normalised, and row numbers (B,), for every batch of `order`.
 
         Args:
             order: the row numbers of each batch, (B,) int64.
-            salt: where in the run this is, e.g. (round, epoch); with the seed it decides the augmentation.
+            context: where in the run this is, e.g. (round, epoch); with the seed it decides the augmentation.
             share: the part of each batch to serve; B is then the size of the part, which may be 0. An image is
                 augmented as it is where the whole batch is served.
             start: the first batch to serve, counted from 0; those before it are passed over.
         """
         beside = SideStream(self.device)
         for step, rows in enumerate(order[start:], start=start):
-            yield beside.run(self._serve, rows, share.span(len(rows)), (*salt, step))
+            yield beside.run(self._serve, rows, share.span(len(rows)), (*context, step))
 
     def close(self) -> None:
         """Nothing is held open here."""

@@ -40,7 +40,7 @@ _FILES_OF_A_RUN = 24
 """Open files that are left for all else: checkpoints, logs, fonts of the report, another loader's result pipe."""
 
 
-def ignore_signals_to_all(worker: int) -> None:
+def ignore_signals(worker: int) -> None:
     """For `worker_init_fn` of a DataLoader.
 
     Ctrl-C reaches all processes of a terminal, and a cluster's SIGTERM all of a job. The parent stops at its next
@@ -50,7 +50,7 @@ def ignore_signals_to_all(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def context() -> Optional[Any]:
+def fork_context() -> Optional[Any]:
     """The `multiprocessing_context` of a DataLoader whose processes ignore SIGTERM; None: Python's default.
 
     Python ends its child processes by SIGTERM when it exits, and then waits for them; so does torch with those that
@@ -76,7 +76,7 @@ def context() -> Optional[Any]:
     return LoaderContext()
 
 
-def end_at_once(loader: DataLoader) -> None:
+def kill_workers(loader: DataLoader) -> None:
     """Kill the workers of a loader: torch would wait 5 seconds for each of those that do not hear it."""
     mine = getattr(loader.multiprocessing_context, "Process", None)
     for process in multiprocessing.active_children():
@@ -85,7 +85,7 @@ def end_at_once(loader: DataLoader) -> None:
             process.join()
 
 
-def affordable(wanted: int) -> int:
+def affordable_workers(wanted: int) -> int:
     """How many of the wanted workers the limit of open files admits; the soft limit is raised first, if it may be."""
     if wanted == 0:
         return 0
@@ -120,7 +120,7 @@ def start_workers(loader: DataLoader) -> Iterator:
             if "start new thread" not in str(error):  # Python's words
                 raise
             reason = _reason(OSError(errno.EAGAIN, "a thread cannot be started"))
-        end_at_once(loader)  # those that did start
+        kill_workers(loader)  # those that did start
     _say_once(f"workers   none: this process loads the images, which is slower, since {reason}")
     return iter(
         DataLoader(
@@ -167,7 +167,7 @@ def _no_word_of_finalisers() -> Iterator[None]:
         sys.unraisablehook = hook
 
 
-class LostWorkers:
+class DeadWorkers:
     """Hears of loader processes that have died, in place of torch, and keeps it until somebody asks.
 
     torch learns of a death by the signal that a child has ended, and raises its RuntimeError from there, in whatever
@@ -187,7 +187,7 @@ class LostWorkers:
                 raise
             self._heard = str(error)
 
-    def take(self) -> Optional[RunError]:
+    def pop_error(self) -> Optional[RunError]:
         """What has been heard since this was asked last."""
         heard, self._heard = self._heard, None
         return None if heard is None else _run_error(heard)
@@ -197,20 +197,20 @@ class LostWorkers:
 
         torch raises it also when it has waited long enough for a batch. What the signal said tells more.
         """
-        return (self.take() or _run_error(str(error))) if _is_about_workers(error) else None
+        return (self.pop_error() or _run_error(str(error))) if _is_about_workers(error) else None
 
 
-def watch() -> LostWorkers:
+def watch_workers() -> DeadWorkers:
     """Who hears of dead loader processes from now on.
 
     To be called after a loader has started its processes, which is when torch begins to listen.
     """
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
-        return LostWorkers(lambda number, frame: None)  # torch does not listen either
+        return DeadWorkers(lambda number, frame: None)  # torch does not listen either
     handler = _signal.getsignal(signal.SIGCHLD)
-    if isinstance(handler, LostWorkers):
+    if isinstance(handler, DeadWorkers):
         return handler
-    watching = LostWorkers(handler if callable(handler) else lambda number, frame: None)
+    watching = DeadWorkers(handler if callable(handler) else lambda number, frame: None)
     if callable(handler):
         _signal.signal(signal.SIGCHLD, watching)
     return watching
@@ -284,7 +284,7 @@ _keys = itertools.count()
 _mappings: "weakref.WeakValueDictionary[int, SharedBatches]" = weakref.WeakValueDictionary()
 
 
-class HandedOver:
+class WorkerBatch:
     """A batch on its way from a worker to its parent, without torch's shared memory.
 
     Args:
@@ -299,7 +299,7 @@ class HandedOver:
         self._key = None if self._left is None else shared.key
         self._images = torch.stack(tuple(images)).numpy() if self._left is None else None
 
-    def taken(self) -> tuple[Tensor, Tensor]:
+    def receive(self) -> tuple[Tensor, Tensor]:
         """In the parent: images (B, C, H, W) of its own, and row numbers (B,) int64."""
         return self._there().clone(), torch.tensor(self._rows, dtype=torch.int64)
 

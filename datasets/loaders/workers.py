@@ -13,27 +13,27 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from datasets.image_set import ImageSet
 from datasets.loaders.worker_processes import (
-    HandedOver,
     SharedBatches,
-    affordable,
-    context,
-    end_at_once,
-    ignore_signals_to_all,
+    WorkerBatch,
+    affordable_workers,
+    fork_context,
+    ignore_signals,
+    kill_workers,
     start_workers,
-    watch,
+    watch_workers,
 )
 from lib.distributed.world import WHOLE, Share
 from lib.errors import RunError, UserError
 from lib.seeding import derive
 
-Salt = tuple[int, ...]
-_Key = tuple[int, Salt]  # row number and salt: workers that live on must hear of a new epoch somehow
+SeedContext = tuple[int, ...]
+_Key = tuple[int, SeedContext]  # row number and context: workers that live on must hear of a new epoch somehow
 
 
 class WorkerLoader:
     """Serves transformed images in a given order.
 
-    What a random transform does to an image depends on the seed, the salt and the image's row number alone: not on
+    What a random transform does to an image depends on the seed, the context and the image's row number alone: not on
     the number of workers, the batches, or the order. Workers stay for the next epoch if one ends in order, and go
     when the consumer stops early or an image cannot be read.
 
@@ -70,14 +70,18 @@ class WorkerLoader:
         self.waiting_since: Optional[float] = None  # by time.monotonic(), for the batch that was asked for
 
     def batches(
-        self, order: Union[Sequence[int], Tensor, Sequence[Tensor]], salt: Salt, share: Share = WHOLE, start: int = 0
+        self,
+        order: Union[Sequence[int], Tensor, Sequence[Tensor]],
+        context: SeedContext,
+        share: Share = WHOLE,
+        start: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, 3, S, S) float32 and their row numbers (B,) int64, both on the device.
 
         Args:
             order: row numbers, cut into batches of `batch_size`, of which the last may be smaller; or the batches
                 themselves, as 1-D tensors.
-            salt: where in the run this is, e.g. (round, epoch).
+            context: where in the run this is, e.g. (round, epoch).
             share: the part of each batch to serve; B is then the size of the part, which may be 0. Images of other
                 parts are not read.
             start: the first batch to serve, counted from 0; the images of those before it are not read.
@@ -89,8 +93,8 @@ class WorkerLoader:
         parts = [share.part(rows) for rows in _as_batches(order, self._batch_size)[start:]]
         # taken while in use, so that a second call at the same time gets a loader of its own
         loader, self._idle = self._idle or self._new_loader(max(map(len, parts), default=0)), None
-        loader.batch_sampler.plan([rows for rows in parts if len(rows)], salt)
-        batches = loaded(loader)
+        loader.batch_sampler.plan([rows for rows in parts if len(rows)], context)
+        batches = load_batches(loader)
         for rows in parts:
             batch = self._next(loader, batches) if len(rows) else (torch.empty(0, 3, self._size, self._size), rows)
             if isinstance(batch, (UserError, RunError)):
@@ -112,20 +116,20 @@ class WorkerLoader:
         try:
             return next(batches)
         except BaseException:  # a signal, which may have come because no batch does
-            end_at_once(loader)
-            watch().take()
+            kill_workers(loader)
+            watch_workers().pop_error()
             raise
         finally:
             self.waiting_since = None
 
     def _new_loader(self, largest: int) -> DataLoader:
         """A loader that starts its workers later; `largest`: images of a batch for which it has shared memory."""
-        workers = affordable(self._workers_num)
+        workers = affordable_workers(self._workers_num)
         # without workers there is nobody to load ahead, and torch refuses to be told how much
         processes = {
             "prefetch_factor": self._prefetch,
             "persistent_workers": True,
-            "multiprocessing_context": context(),
+            "multiprocessing_context": fork_context(),
         }
         return DataLoader(
             self._images,
@@ -134,28 +138,28 @@ class WorkerLoader:
             **(processes if workers else {}),
             collate_fn=_Collate(SharedBatches.of(workers, self._prefetch, largest * 3 * self._size**2)),
             pin_memory=self._device.type == "cuda",
-            worker_init_fn=ignore_signals_to_all,
+            worker_init_fn=ignore_signals,
             generator=torch.Generator(),  # without one it would draw from the default generator
         )
 
 
-def loaded(loader: DataLoader) -> Generator[Any, None, None]:
+def load_batches(loader: DataLoader) -> Generator[Any, None, None]:
     """What a loader loads; the workers start with the first batch that is asked for. Errors come as values.
 
     Raised from here they would keep this frame, and so the workers, for as long as somebody keeps the traceback.
     """
-    lost = watch().take()  # of workers that were kept from the last time
+    lost = watch_workers().pop_error()  # of workers that were kept from the last time
     try:
         batches = start_workers(loader) if lost is None else None
-        lost_workers = watch()
+        lost_workers = watch_workers()
         while lost is None:
             batch = next(batches)
-            yield batch.taken() if isinstance(batch, HandedOver) else batch
-            lost = lost_workers.take()
+            yield batch.receive() if isinstance(batch, WorkerBatch) else batch
+            lost = lost_workers.pop_error()
     except StopIteration:
         return
     except RuntimeError as error:
-        lost = watch().explain(error)
+        lost = watch_workers().explain(error)
         if lost is None:
             raise
     yield lost
@@ -166,17 +170,17 @@ class _Plan:
 
     def __init__(self) -> None:
         self._batches: Sequence[Tensor] = ()
-        self._salt: Salt = ()
+        self._context: SeedContext = ()
 
-    def plan(self, batches: Sequence[Tensor], salt: Salt) -> None:
-        self._batches, self._salt = batches, tuple(salt)
+    def plan(self, batches: Sequence[Tensor], context: SeedContext) -> None:
+        self._batches, self._context = batches, tuple(context)
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[list[_Key]]:
         for rows in self._batches:
-            yield [(row, self._salt) for row in rows.tolist()]
+            yield [(row, self._context) for row in rows.tolist()]
 
 
 class _TransformedImages:
@@ -192,12 +196,12 @@ class _TransformedImages:
         return len(self._image_set)
 
     def __getitem__(self, key: _Key) -> Union[tuple[Tensor, int], UserError]:
-        row, salt = key
+        row, context = key
         try:
             image = self._image_set.read(row, self._at_least)
         except UserError as error:
             return type(error)(str(error))
-        with _seeded(derive(self._seed, "image", *salt, row)):
+        with _seeded(derive(self._seed, "image", *context, row)):
             return self._transform(image), row
 
 
@@ -207,14 +211,14 @@ class _Collate:
     def __init__(self, shared: Optional[SharedBatches]):
         self.shared = shared
 
-    def __call__(self, samples: list) -> Union[tuple[Tensor, Tensor], HandedOver, UserError]:
+    def __call__(self, samples: list) -> Union[tuple[Tensor, Tensor], WorkerBatch, UserError]:
         for sample in samples:
             if isinstance(sample, UserError):
                 return sample
         images, rows = zip(*samples)
         if get_worker_info() is None:
             return torch.stack(images), torch.tensor(rows, dtype=torch.int64)
-        return HandedOver(images, rows, self.shared)
+        return WorkerBatch(images, rows, self.shared)
 
 
 def _as_batches(order: Union[Sequence[int], Tensor, Sequence[Tensor]], batch_size: int) -> Sequence[Tensor]:

@@ -4,9 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.image_set import ImageSet
-from datasets.split import Split
-from datasets.transforms.normalisation import DIGITS
+from datasets.image_set import ImageSet, Split
 
 _TEST_COUNT = 360  # a fifth of 1,797
 
@@ -30,4 +28,4 @@ def digits(root: Path, download: bool) -> Split:
     train, test = train_test_split(
         np.arange(len(images)), test_size=_TEST_COUNT, stratify=images.labels, random_state=0
     )
-    return Split("digits", images.subset(np.sort(train)), images.subset(np.sort(test)), *DIGITS)
+    return Split("digits", images.subset(np.sort(train)), images.subset(np.sort(test)))

@@ -1,4 +1,4 @@
-"""Images in folders: DIR/train and DIR/test, with a folder for each class or with none."""
+"""Images in folders: imagefolder (train/ and test/, a folder for each class) and photos (any folder)."""
 
 import os
 from pathlib import Path
@@ -6,11 +6,8 @@ from typing import Optional
 
 import numpy as np
 
-from datasets.files.found_files import ENDINGS, Found, entries, look_through, sort_files, unlike_text
-from datasets.files.paths import same_name
-from datasets.image_set import ImageSet
-from datasets.split import Split
-from datasets.transforms.normalisation import IMAGENET
+from datasets.files.found_files import ENDINGS, Found, canonical_name, entries, scan_folder, sort_files, unlike_text
+from datasets.image_set import ImageSet, Split
 from lib.errors import UserError, one_line
 
 _HELD_OUT = ("test", "val", "valid", "validation")
@@ -26,7 +23,22 @@ def imagefolder(root: Path, download: bool) -> Split:
         UserError: as `read_folders`.
     """
     train, test, notes = read_folders(root, "imagefolder")
-    return Split("imagefolder", train, test, *IMAGENET, notes)
+    return Split("imagefolder", train, test, notes)
+
+
+def photos(root: Path, download: bool) -> Split:
+    """Every picture below `root`, at any depth, in the order of the paths; all of them are there to learn from.
+
+    What begins with a dot is passed over, and so are session folders, folders that systems make, and files that are
+    no pictures by their names; the notes count them. Links are followed.
+
+    Raises:
+        UserError: there is no such folder, it cannot be read, or no picture is in it.
+    """
+    if not root.is_dir():
+        raise UserError(f"--dataset photos: there is no folder {root}; point --data-root at your pictures")
+    found = find_images(str(root), f"--dataset photos: {root}")
+    return Split("photos", ImageSet(found.pictures), None, tuple(found.passed_over()))
 
 
 def read_folders(root: Path, dataset: str) -> tuple[ImageSet, Optional[ImageSet], tuple[str, ...]]:
@@ -35,7 +47,7 @@ def read_folders(root: Path, dataset: str) -> tuple[ImageSet, Optional[ImageSet]
     Each folder in train that holds images, at any depth, is a class; classes and images are in order of their
     paths. Without such folders the images are those directly in train, and have no labels. Names that begin with
     a dot are passed over, and so are folders that systems make, and files that are no pictures; the notes count them.
-    Links are followed. Names of classes are compared by what they say, not by their bytes (`same_name`).
+    Links are followed. Names of classes are compared by what they say, not by their bytes (`canonical_name`).
 
     Args:
         dataset: named in messages.
@@ -111,14 +123,14 @@ def read_folder(
     if known == ():  # training images without labels: class folders among the test images mean nothing
         return ImageSet(tuple(path for name in sorted(classes) for path in classes[name]))
     names = tuple(sorted(classes)) if known is None else known
-    called = {same_name(name): name for name in names}
-    strange = sorted(name for name in classes if same_name(name) not in called)
+    called = {canonical_name(name): name for name in names}
+    strange = sorted(name for name in classes if canonical_name(name) not in called)
     if strange:
         raise UserError(
             f"--dataset {dataset}: {folder / strange[0]} is a class that the training images do not have; "
             "remove it or add it to train"
         )
-    return _labelled({called[same_name(name)]: paths for name, paths in classes.items()}, names)
+    return _labelled({called[canonical_name(name)]: paths for name, paths in classes.items()}, names)
 
 
 def _labelled(classes: dict[str, list[str]], names: tuple[str, ...]) -> ImageSet:
@@ -137,10 +149,10 @@ def _scan(folder: Path, dataset: str) -> tuple[list[str], dict[str, list[str]], 
     empty: list[str] = []
     folder_of: dict[str, str] = {}
     for path in folders:
-        found = look_through(path, above=(str(folder),))
+        found = scan_folder(path, above=(str(folder),))
         name = os.path.basename(path)
         if found.pictures:
-            first = folder_of.setdefault(same_name(name), name)
+            first = folder_of.setdefault(canonical_name(name), name)
             if first != name:
                 lines.append(f"two folders in {folder.name} are called {one_line(name)}, in other bytes: one class")
             classes.setdefault(first, []).extend(found.pictures)
@@ -162,3 +174,21 @@ def _check_lost(folder: str, dataset: str, found: Found) -> None:
             f"{found.holdings()}; convert its files to JPEG (for HEIC, pip install pillow-heif will do), or move the "
             "folder away"
         )
+
+
+def find_images(folder: str, asked: str) -> Found:
+    """What `scan_folder` finds; at least one picture.
+
+    Args:
+        asked: how a message begins.
+
+    Raises:
+        UserError: the folder cannot be read, or no picture is in it.
+    """
+    try:
+        found = scan_folder(folder)
+    except OSError as error:
+        raise UserError(f"{asked}: {error.filename} cannot be read: {error.strerror}") from error
+    if not found.pictures:
+        raise UserError(f"{asked} holds no pictures ({ENDINGS}){found.holdings()}")
+    return found

@@ -20,10 +20,8 @@ import numpy as np
 import torchvision
 from torchvision.datasets.utils import check_integrity
 
-from datasets.image_set import ImageSet
+from datasets.image_set import ImageSet, Split
 from datasets.sources.image_folder import read_folders
-from datasets.split import Split
-from datasets.transforms.normalisation import CIFAR10, CIFAR100, FASHION_MNIST, MNIST, SVHN
 from lib.errors import UserError
 
 CIFAR10_CLASSES = (
@@ -50,7 +48,7 @@ def cifar10(root: Path, download: bool) -> Split:
             f"--dataset cifar10: the class folders in {root / 'train'} are {_some(train.classes)}, not the ten of "
             f"CIFAR-10 ({', '.join(CIFAR10_CLASSES)}); for other images use --dataset imagefolder"
         )
-    return Split("cifar10", train, test, *CIFAR10, notes)
+    return Split("cifar10", train, test, notes)
 
 
 def cifar100(root: Path, download: bool) -> Split:
@@ -65,7 +63,7 @@ def cifar100(root: Path, download: bool) -> Split:
             f"--dataset cifar100: {root / 'train'} holds {len(train.classes)} class folders, not {_CIFAR100_COUNT}; "
             "for other images use --dataset imagefolder"
         )
-    return Split("cifar100", train, test, *CIFAR100, notes)
+    return Split("cifar100", train, test, notes)
 
 
 def svhn(root: Path, download: bool) -> Split:
@@ -85,7 +83,7 @@ def svhn(root: Path, download: bool) -> Split:
         ImageSet(np.ascontiguousarray(part.data.transpose(0, 2, 3, 1)), part.labels, tuple("0123456789"))
         for part in loaded
     )
-    return Split("svhn", train, test, *SVHN)
+    return Split("svhn", train, test)
 
 
 def mnist(root: Path, download: bool) -> Split:
@@ -94,7 +92,7 @@ def mnist(root: Path, download: bool) -> Split:
     Raises:
         UserError: it is missing or damaged.
     """
-    return Split("mnist", *_idx_sets(root, "mnist", torchvision.datasets.MNIST, tuple("0123456789"), download), *MNIST)
+    return Split("mnist", *_idx_sets(root, "mnist", torchvision.datasets.MNIST, tuple("0123456789"), download))
 
 
 def fashion_mnist(root: Path, download: bool) -> Split:
@@ -104,8 +102,7 @@ def fashion_mnist(root: Path, download: bool) -> Split:
         UserError: it is missing or damaged.
     """
     kind = torchvision.datasets.FashionMNIST
-    sets = _idx_sets(root, "fashion-mnist", kind, tuple(kind.classes), download)
-    return Split("fashion-mnist", *sets, *FASHION_MNIST)
+    return Split("fashion-mnist", *_idx_sets(root, "fashion-mnist", kind, tuple(kind.classes), download))
 
 
 def _idx_sets(root: Path, name: str, kind: Any, classes: tuple[str, ...], download: bool) -> tuple[ImageSet, ImageSet]:

@@ -12,7 +12,7 @@ ANs_discovery      anchors and neighbours, see `Neighbourhoods.state_dict`
 acc                top-1 of this epoch's evaluation as a share of 1, or None
 epoch              epochs completed in the round
 step               batches learnt from in the epoch after these; 0 where a checkpoint is written after an epoch
-underway           sums over these batches, see `Underway.state`
+underway           sums over these batches, see `EpochProgress.state`
 round              number of the round, from 0
 session            name of the session
 format             version of this layout
@@ -38,8 +38,8 @@ from typing import Any, BinaryIO, NamedTuple, Optional
 
 import torch
 
+from lib.checkpoint.safe_load import load_data_only
 from lib.checkpoint.schema import check_layout
-from lib.compat import load_data_only
 from lib.errors import RunError, UserError
 from lib.runtime.atomic import not_written, put_in_place, write_beside
 

@@ -8,7 +8,7 @@ from lib.errors import UserError
 from lib.session.folder import checkpoints_of, find_checkpoint
 
 
-class Resumed(NamedTuple):
+class OpenedCheckpoint(NamedTuple):
     """The content of a checkpoint, its file, and what had to be passed over on the way to it, one line each."""
 
     saved: dict[str, Any]
@@ -22,7 +22,7 @@ def statistics(saved: dict[str, Any]) -> dict[str, Any]:
     return {name: saved["dataset"][name] for name in ("means", "stds") if name in saved.get("dataset", {})}
 
 
-def open_checkpoint(resume: str, sess_dir: str) -> Resumed:
+def open_checkpoint(resume: str, sess_dir: str) -> OpenedCheckpoint:
     """The checkpoint that `--resume` means: a file, or the newest that can be read of a session folder or of `last`.
 
     Raises:
@@ -30,7 +30,7 @@ def open_checkpoint(resume: str, sess_dir: str) -> Resumed:
     """
     source = find_checkpoint(resume, sess_dir)
     if resume != "last" and not Path(resume).is_dir():
-        return Resumed(checkpoint.load(source), source)
+        return OpenedCheckpoint(checkpoint.load(source), source)
     session = source.parent.parent
     errors: list[str] = []
     for path in checkpoints_of(session):
@@ -39,5 +39,7 @@ def open_checkpoint(resume: str, sess_dir: str) -> Resumed:
         except UserError as error:
             errors.append(str(error))
             continue
-        return Resumed(saved, path, tuple(f"{error}; going on from an earlier one, {path}" for error in errors))
+        return OpenedCheckpoint(
+            saved, path, tuple(f"{error}; going on from an earlier one, {path}" for error in errors)
+        )
     raise UserError(f"none of {len(errors)} checkpoints in {session} can be read; {errors[0]}")

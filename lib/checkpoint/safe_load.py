@@ -5,11 +5,16 @@ pickles of old releases; compressed archives, which may unpack to any size. None
 """
 
 import pickle
+import re
 import tarfile
+import types
+import warnings
 import zipfile
 from typing import Any, ClassVar
 
 import torch
+
+from lib import compat
 
 _PARTS = ("data.pkl", "version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id")
 _STORAGES = {
@@ -22,6 +27,35 @@ _CALLED = {
     ("torch", "Size"),
     ("torch", "device"),
 }
+
+
+def load_data_only(path: str, old_releases: bool = False) -> Any:
+    """Load a file written by `torch.save`, on the CPU, without executing anything it contains.
+
+    Tensors, numbers, strings and the usual containers are read; any other object is refused.
+
+    Args:
+        old_releases: whether a file written before PyTorch 1.6 may be read too, such as the authors' checkpoints.
+
+    Raises:
+        pickle.UnpicklingError: the file asks for something other than data.
+        Exception: whatever torch raises for a file that is damaged or is no checkpoint.
+    """
+    if not (old_releases and is_of_old_release(path)):
+        check_archive(path)
+    if compat.HAS_WEIGHTS_ONLY:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about oddities of files that it then refuses
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:  # its advice is to load the file unsafely
+            named = re.search(r"GLOBAL ([\w.]+)", str(error))
+            reason = not_data(named[1]) if named else "torch.save did not write it"
+            raise pickle.UnpicklingError(reason) from error
+    restricted = types.ModuleType("restricted_pickle")
+    restricted.Unpickler = DataUnpickler
+    restricted.load = lambda file, **kwargs: DataUnpickler(file, **kwargs).load()
+    return torch.load(path, map_location="cpu", pickle_module=restricted)
 
 
 def not_data(name: str) -> str:

@@ -9,9 +9,8 @@ from torch import Tensor
 from lib.clustering.kmeans import Clustering, spherical_kmeans
 from lib.clustering.number import choose_number
 from lib.errors import UserError
-from lib.evaluation.bank_statistics import Survey, sample_rows
 from lib.logger.console import LOGGER
-from lib.search.exact import nearest
+from lib.search.exact import nearest, sample_rows
 
 log = logging.getLogger(LOGGER)
 
@@ -78,13 +77,13 @@ def find_clusters(memory: Tensor, number: str, seed: int) -> Clusters:
     return Clusters(clustering.centres)
 
 
-def clusters_of(found: Survey, seed: int) -> Optional[Clustering]:
-    """Clusters of the images that a survey looked at; None for too few of them.
+def clusters_of(features: Tensor, seed: int) -> Optional[Clustering]:
+    """Clusters of sampled bank rows (S, D), as many as the rows themselves suggest; None for too few rows.
 
-    The number of clusters is found from the features too. Takes seconds; to be called in one process.
+    Takes seconds; to be called in one process.
     """
-    if len(found.rows) < FEWEST_COUNTED:
+    if len(features) < FEWEST_COUNTED:
         return None
-    features = found.features.cpu()
+    features = features.cpu()
     counted = features[sample_rows(len(features), COUNTED)]
     return spherical_kmeans(features, choose_number(counted, seed).clusters, seed, restarts=_RESTARTS)

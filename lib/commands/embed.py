@@ -12,12 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.files.bad_images import readable
+import datasets
+import models
+from datasets.files.bad_images import readable_images
 from datasets.image_set import ImageSet
+from datasets.pipeline import Pipeline, normalisation
 from lib.clustering.clusters import check_number, find_clusters
+from lib.commands.call import Call, load_network
+from lib.commands.export import is_of, log_network
+from lib.commands.start import Resumed, resumed_path
 from lib.config import Options
 from lib.errors import UserError
-from lib.export.model import Model, training_paths
+from lib.evaluation.features import FeatureSpace, Subject
+from lib.export.kept_features import KeptFeatures, rounded
+from lib.export.model import Model, Preprocessing, pictures_in, training_paths
 from lib.export.result_folder import (
     DISTANCES,
     FEATURES,
@@ -28,14 +36,80 @@ from lib.export.result_folder import (
     result_folder,
     write_table,
 )
-from lib.logger.console import LOGGER, RESULT, is_terminal
+from lib.logger.console import LOGGER, RESULT, close_log, is_terminal, open_log
 from lib.logger.progress import tqdm
+from lib.nn.embedder import Embedder
 from lib.pretrained.weights_file import WeightsFile
 from lib.session.folder import SessionFolder, check_own_files
 
 log = logging.getLogger(LOGGER)
 
 _FEW = 64  # pictures that are not worth starting loader processes for
+
+
+def embed(call: Call) -> None:
+    """`--embed`: write the features of new pictures into a folder.
+
+    Raises:
+        UserError, RunError: as `write_embedding`; there are no pictures, the output is not free, or several processes
+            were started.
+    """
+    options, world, start = call.options, call.world, call.start
+    if world.size > 1:
+        raise UserError("--embed runs in one process; start it without torchrun and with one device in --gpus")
+    open_log(None, options.brief)
+    try:
+        output = output_folder(options, resumed_path(start) or Path(options.pretrained))
+        paths = pictures_in(options.embed)
+        network = models.build(options.network, options.low_dim, options.stem, options.size, options.init, options.seed)
+        file = load_network(network, options, start)
+        statistics = normalisation(options, file.statistics)
+        # a checkpoint's options are those of the run; of a file of weights it is taken where nothing else is asked for
+        shrink = options.shrink if isinstance(start, Resumed) else options.shrink or file.shrink
+        preprocessing = Preprocessing.of(options.size, options.resize, statistics, shrink)
+        log_network(options, file, preprocessing, call.dtype)
+        space, memory = _known_features(call, file, Embedder(network, world.device, call.dtype))
+        model = Model(network, preprocessing, memory, world.device, call.dtype, space)
+        write_embedding(options, model, file, paths, output)
+    finally:
+        close_log()
+
+
+def _known_features(call: Call, file: WeightsFile, embedder: Embedder) -> tuple[FeatureSpace, Optional[Tensor]]:
+    """What a feature is, and those of the training images (N, d) on the CPU.
+
+    The network's output is known by the memory bank, other features by what the session keeps of them. Where it keeps
+    none, they are computed from the training images.
+
+    Raises:
+        UserError: these are not at hand, or are others than those that the network was trained on.
+    """
+    options, world, start = call.options, call.world, call.start
+    space = FeatureSpace(options.features, options.whiten)
+    if space.is_plain:
+        return space, file.memory
+    kept = KeptFeatures.of_checkpoint(start.path, start.checkpoint) if isinstance(start, Resumed) else None
+    if kept is not None and kept.space.is_like(space):
+        log.info("features   %s, as the session keeps them", space)
+        return kept.space, kept.train
+    wanted = f"{space.flags}: no such features are kept with {file.name}, and the training images to compute them from"
+    try:
+        split = datasets.load(options.dataset, options.data_root, options.download, options.labels)
+        pipeline = Pipeline(split, options, world.device)
+    except UserError as error:
+        raise UserError(f"{wanted} are not at hand: {error}") from error
+    try:
+        if not is_of(file, pipeline, if_not_known=True):
+            raise UserError(
+                f"{wanted} are not at hand: these are others ({pipeline.name}, {len(pipeline.train)}); use the "
+                "--dataset, --data-root, --limit-train and --seed it was made with"
+            )
+        log.info("features   %s, computed from %s training images", space, f"{len(pipeline.train):,}")
+        subject = Subject(embedder, pipeline, world, space.dim(embedder.network, options.low_dim), space=space)
+        train = subject.all_train()  # which fits the whitening
+        return subject.space, rounded(train)
+    finally:
+        pipeline.close()
 
 
 def output_folder(options: Options, source: Path) -> Path:
@@ -57,7 +131,7 @@ def output_folder(options: Options, source: Path) -> Path:
     return output
 
 
-def embed(options: Options, model: Model, file: WeightsFile, paths: Sequence[str], output: Path) -> None:
+def write_embedding(options: Options, model: Model, file: WeightsFile, paths: Sequence[str], output: Path) -> None:
     """Write the features of pictures with their clusters and nearest training images.
 
     The training images are known by the rows of the file's memory bank, so that they need not be at hand.
@@ -76,7 +150,7 @@ def embed(options: Options, model: Model, file: WeightsFile, paths: Sequence[str
         _check_sizes(options, len(model.memory))
     pictures = ImageSet(paths)
     if options.skip_bad_images:
-        pictures, _ = readable(pictures, "new", options.workers_num, report=True)
+        pictures, _ = readable_images(pictures, "new", options.workers_num, report=True)
     log.info("pictures   %s in %s", f"{len(pictures):,}", options.embed)
     features = _features(model, pictures.paths, options)
     columns: dict[str, Sequence[Any]] = {"row": range(len(features)), "path": pictures.paths}

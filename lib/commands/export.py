@@ -13,6 +13,7 @@ from torch import Tensor
 from datasets.image_set import UNLABELLED, ImageSet
 from datasets.pipeline import Pipeline
 from lib.clustering.clusters import check_number, find_clusters
+from lib.commands.call import Call, load_network, open_images
 from lib.config import Options
 from lib.distributed.world import World
 from lib.errors import UserError
@@ -26,17 +27,45 @@ from lib.export.result_folder import (
     FEATURES,
     IMAGES,
     NEIGHBOURS,
+    check_free,
     cosine_distances,
     result_folder,
     write_table,
 )
-from lib.logger.console import LOGGER, RESULT
+from lib.logger.console import LOGGER, RESULT, close_log, open_log
 from lib.nn.embedder import Embedder
 from lib.pretrained.weights_file import WeightsFile
 from lib.runtime.device import describe_precision
 from lib.search.exact import ExactSearch
+from lib.training.state import build_embedder
 
 log = logging.getLogger(LOGGER)
+
+
+def export(call: Call) -> None:
+    """`--export`: write the features, clusters and neighbours of a data set, and the network, into a folder.
+
+    Raises:
+        UserError, RunError: as `check_export` and `write_export`.
+    """
+    options, world = call.options, call.world
+    check_free("--export", Path(options.export), options.overwrite)  # before a large data set is looked through
+    pipeline = open_images(options, world, call.process)
+    embedder = build_embedder(options, world, call.dtype)
+    open_log(None, options.brief, silent=not world.is_first)
+    try:
+        file = load_network(embedder.network, options, call.start)
+        check_export(options, pipeline, file)
+        shrink = options.shrink if pipeline.files_of([]) is not None else None  # images in memory are not shrunk
+        statistics = (pipeline.means, pipeline.stds)
+        preprocessing = Preprocessing.of(options.size, options.resize, statistics, shrink)
+        log_network(options, file, preprocessing, embedder.dtype)
+        for line in (*pipeline.notes, *pipeline.cautions):
+            log.info("           %s", line)
+        write_export(options, pipeline, preprocessing, embedder, file, world)
+    finally:
+        pipeline.close()
+        close_log()
 
 
 def check_export(options: Options, pipeline: Pipeline, file: WeightsFile) -> None:
@@ -67,7 +96,7 @@ def is_of(file: WeightsFile, pipeline: Pipeline, if_not_known: bool) -> bool:
     return pipeline.are_those_of(file.fingerprint, file.contents)
 
 
-def export(
+def write_export(
     options: Options,
     pipeline: Pipeline,
     preprocessing: Preprocessing,
@@ -111,6 +140,22 @@ def export(
         note = write_network(folder, embedder.network, options, preprocessing, about, space)
     log.info("network    %s", note, extra=RESULT)
     log.info("written to %s: %s", options.export, ", ".join(sorted(os.listdir(options.export))), extra=RESULT)
+
+
+def log_network(
+    options: Options, file: WeightsFile, preprocessing: Preprocessing, dtype: Optional[torch.dtype]
+) -> None:
+    """Log the network that computes features, and how it wants its images."""
+    log.info("network    %s, %d features, from %s", options.network, options.low_dim, file.name)
+    log.info(
+        "images     %sscaled to %d, the middle %d pixels; means %s, stds %s; %s",
+        "" if preprocessing.shrink is None else f"the middle square of {preprocessing.shrink} pixels, ",
+        preprocessing.resize,
+        preprocessing.size,
+        " ".join(map(str, preprocessing.means)),
+        " ".join(map(str, preprocessing.stds)),
+        describe_precision(dtype),
+    )
 
 
 def _neighbours(train: Tensor, test: Optional[Tensor], options: Options) -> tuple[Tensor, Tensor]:

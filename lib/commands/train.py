@@ -1,10 +1,13 @@
-"""What `main.py` does once the options are known: train, go on, or evaluate."""
+"""Training: a new run, or one that is resumed, from the images to the evaluation of the finished network."""
 
-import dataclasses
+import datetime
+import hashlib
 import logging
 import shutil
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -12,37 +15,29 @@ import torch
 
 from datasets.pipeline import Pipeline
 from lib.checkpoint import io as checkpoint
-from lib.commands.inputs import check_same_call, open_images
-from lib.commands.results import embed_pictures, export_results, take_network
+from lib.commands.call import Call, open_images
+from lib.commands.evaluate import write_files
+from lib.commands.start import Fresh, FromWeights, Resumed, resumed_path
 from lib.config import Options, Settings, to_yaml
-from lib.distributed import process_group as group
-from lib.distributed.process_info import ProcessInfo
-from lib.distributed.world import World
-from lib.errors import PeerFailure, RunError, UnreadableImage, UserError, one_line
+from lib.errors import UserError, one_line
 from lib.evaluation.baselines import PRETRAINED, UNTRAINED, baselines, below_pixels
 from lib.evaluation.evaluator import Judged, Protocols
-from lib.export.result_folder import check_free
 from lib.logger.console import LOGGER, RESULT, close_log, is_terminal, open_log
-from lib.nn.embedder import Embedder
 from lib.nn.winograd import count_winograd
 from lib.pretrained.bank import start_bank
 from lib.pretrained.fitting import Fit, fit, report
-from lib.pretrained.weights_file import WeightsFile
 from lib.report import Report
-from lib.runtime.determinism import choose_algorithms
-from lib.runtime.device import choose_precision, describe_device, describe_precision, precision_note
-from lib.runtime.memory import is_out_of_memory, keep_freed_memory
+from lib.runtime.device import describe_device, describe_precision, precision_note
 from lib.runtime.packages import has
-from lib.runtime.threads import OtherPrograms
 from lib.session import provenance
 from lib.session.folder import SessionFolder, check_own_files
 from lib.session.lock import SessionLock
 from lib.session.records import Metrics, append_start, write_final
 from lib.training.history import UNLABELLED_LEGEND
-from lib.training.planning import Choice, set_threads, time_threads, within_minutes
-from lib.training.recorder import start_record
+from lib.training.planning import time_threads, within_minutes
+from lib.training.recorder import Recorder, SessionRecorder
 from lib.training.state import TrainingState
-from lib.training.trainer import Runner, check_curriculum, curriculum_note
+from lib.training.trainer import Trainer, check_curriculum, curriculum_note
 from models.whitenet import WhiteNet
 
 STEM_IMAGES = 1_000
@@ -51,210 +46,126 @@ STEM_IMAGES = 1_000
 log = logging.getLogger(LOGGER)
 
 
-def execute(
-    settings: Settings,
-    saved: Optional[dict[str, Any]],
-    source: Optional[Path],
-    place: ProcessInfo,
-    weights: Optional[WeightsFile] = None,
-    world: Optional[World] = None,
-) -> None:
-    """Run the command.
+def train(call: Call) -> None:
+    """Train from the start of the call to the end of the last round, and evaluate the finished network.
 
-    Args:
-        settings: the merged options.
-        saved: the checkpoint to go on from, or None to start.
-        source: the file it came from.
-        place: of this process among those of the run.
-        weights: what --pretrained names, or None.
-        world: the processes of the run, if they are joined already.
+    Raises:
+        UserError: too few images for the options, or a checkpoint that does not fit them.
+        RunError: a loss is not finite, or the session cannot be written.
+        Interrupted: a signal asked to stop.
     """
-    others = OtherPrograms()
-    choose_algorithms(settings.options.deterministic)
-    world = group.join(settings.options.gpus, place) if world is None else world
-    threads = set_threads(settings, world, place)
-    keep_freed_memory()
-    try:
-        dtype = choose_precision(settings.options.precision, world.device)
-        check_same_call(world, settings.options, dtype, saved, weights)
-        _execute(settings, saved, source, weights, world, place, dtype, threads, others)
-    except UnreadableImage as error:
-        if settings.options.skip_bad_images:
-            raise
-        raise UserError(f"{error}, or leave out all such files with --skip-bad-images") from error
-    except (RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            reason = (str(error).strip().splitlines() or ["nothing more is known"])[0]
-            raise RunError(
-                f"out of memory on {world.device} ({reason}); lower --batch-size, "
-                "--discovery-memory, --size or --low-dim, or add --augment-on workers or --no-winograd; what was saved "
-                "goes on with --resume"
-            ) from error
-        if world.size == 1 or isinstance(error, MemoryError) or not group.is_peer_failure(error):
-            raise
-        raise PeerFailure(f"{str(error).splitlines()[0]} (what another process says comes first)") from error
-
-
-def _execute(
-    settings: Settings,
-    saved: Optional[dict[str, Any]],
-    source: Optional[Path],
-    weights: Optional[WeightsFile],
-    world: World,
-    place: ProcessInfo,
-    dtype: Optional[torch.dtype],
-    threads: Choice,
-    others: OtherPrograms,
-) -> None:
-    options = settings.options
-    torch.backends.cuda.matmul.allow_tf32 = False  # loss, bank and entropies are float32 in any case
-    torch.backends.cudnn.allow_tf32 = options.tf32
-    if options.embed is not None:
-        embed_pictures(options, saved, source, weights, world)
-        return
-    if options.export is not None:
-        check_free("--export", Path(options.export), options.overwrite)  # before a large data set is looked through
-    pipeline = open_images(options, world, place)
-    if options.report_only:
-        if world.is_first:
-            _report(pipeline, source)
-        return
-    state = TrainingState.fresh(options, pipeline, world, dtype)
-    if options.export is not None:
-        export_results(options, pipeline, state.embedder, saved, source, weights, world)
-        return
-    planned = None
-    if options.minutes is not None and saved is None and not options.test_only:
+    start, world = call.start, call.world
+    pipeline = open_images(call.options, world, call.process)
+    state = TrainingState.fresh(call.options, pipeline, world, call.dtype)
+    is_planned = call.options.minutes is not None and not isinstance(start, Resumed)
+    plan = None
+    if is_planned:
         pipeline.check_batches()
-        threads = time_threads(threads, others, options, state, pipeline, world, place)  # the rate is that of these
-        settings, planned = within_minutes(settings, state, pipeline, world)
-        options = settings.options
-    protocols = Protocols(options, pipeline, world)
-    if options.test_only:
-        take_network(state.embedder.network, options, saved, source, weights)
-        _test(settings, pipeline, protocols, state.embedder, saved, source, world)
-        return
-    check_curriculum(options, len(pipeline.train))
+        call = _with_timed_threads(call, state, pipeline)  # which the rate depends on
+        settings, plan = within_minutes(call.settings, state, pipeline, world)
+        call = replace(call, settings=settings)
+    protocols = Protocols(call.options, pipeline, world)
+    check_curriculum(call.options, len(pipeline.train))
     pipeline.check_batches()
-    fitted: Optional[Fit] = None
-    if saved is not None:
-        state.restore(saved, str(source), options, pipeline)
-        for part in ("net", "npc", "optimizer", "ANs_discovery"):
-            del saved[part]  # of a large data set each process has its share by now, and this was all of it
-    elif weights is not None:
-        fitted = fit(state.embedder.network, weights)
-    world.barrier()  # all have read the checkpoint before the first puts later ones aside
+    fitted = _load(call, state, pipeline)
+    world.barrier()  # all have read the checkpoint before the first process moves later ones
     with ExitStack() as at_end:
-        session = _open_session(settings, saved, source, at_end) if world.is_first else None
-        log_file = session.log if session is not None and options.log_file else None
-        open_log(log_file, options.brief, silent=not world.is_first)
+        session = _open_session(call, at_end) if world.is_first else None
+        log_file = session.log if session is not None and call.options.log_file else None
+        open_log(log_file, call.options.brief, silent=not world.is_first)
         at_end.callback(close_log)
         at_end.callback(pipeline.close)
-        world.long_barrier()  # here it is noticed at once if the first cannot write
-        if planned is None:
-            threads = time_threads(threads, others, options, state, pipeline, world, place)
-        options = dataclasses.replace(options, threads=str(threads.threads))  # as checkpoints keep it
-        _introduce(settings, state, pipeline, protocols, world, session, saved, source, threads)
-        if planned is not None:
-            log.info("epochs    %s", planned)
+        world.long_barrier()  # ends at once if the first process cannot write
+        if not is_planned:
+            call = _with_timed_threads(call, state, pipeline)
+        options = replace(call.options, threads=str(call.threads.threads))  # what checkpoints keep
+        _log_start(call, state, pipeline, protocols, session)
+        if plan is not None:
+            log.info("epochs    %s", plan)
         if session is not None:
-            append_start(session.starts, start_record(pipeline, world, state.embedder.dtype, source))
+            append_start(session.starts, start_record(call, pipeline))
         if fitted is not None:
-            for line in report(fitted, weights, options.network):
+            for line in report(fitted, start.file, options.network):
                 log.log(logging.WARNING if fitted.misfits else logging.INFO, "weights   %s", line)
-        if saved is None and weights is None and isinstance(state.embedder.network, WhiteNet):
-            state.embedder.network.fit_stem(pipeline.sample(STEM_IMAGES).to(world.device))
-        first_rows = None if saved is not None else start_bank(state.bank, options, weights, state.embedder, pipeline)
-        if first_rows is not None:
-            log.info("bank      %s", first_rows)
+        if not isinstance(start, Resumed):
+            _initialise(call, state, pipeline)
         note = curriculum_note(options)
         if note is not None:
             log.warning("%s", note)
-        if saved is None and protocols.can_vote:
-            name = UNTRAINED if weights is None else PRETRAINED
-            vote, size, dim = protocols.votes[0], options.size, options.low_dim
-            state.baselines = baselines(pipeline, world, vote, state.embedder, size, dim, name)
-        if state.baselines:
-            shown = ", ".join(f"{name} {100 * top1:.2f} %" for name, top1 in state.baselines.items())
-            log.info("baselines %s of %s", protocols.title, shown)
+        _measure_baselines(call, state, pipeline, protocols)
         labels = None if pipeline.train.labels is None else torch.from_numpy(pipeline.train.labels)
-        own = None if options.restart else source
-        wanted = session is not None and options.report
-        if wanted and not has("jinja2"):
-            wanted = False
-            log.warning(
-                "report    left out: it needs the package jinja2; pip install jinja2, and --resume %s --report-only "
-                "writes it later",
-                session.path,
-            )
-        page = Report(session, pipeline.train, pipeline.fingerprint) if wanted else None
-        judged = Runner(options, state, pipeline, protocols, session, labels, world, own, page).run()
-        _conclude(state, protocols, judged, session, page)
+        page = _report(session, options, pipeline)
+        own = None if options.restart else resumed_path(start)
+        if session is None:
+            recorder = Recorder(options, state, pipeline, protocols, world)
+        else:
+            recorder = SessionRecorder(session, options, state, pipeline, protocols, world, labels, page, own)
+        trainer = Trainer(options, state, pipeline, protocols, recorder, labels, world, is_resumed=own is not None)
+        _conclude(state, protocols, trainer.run(), session, page)
 
 
-def _test(
-    settings: Settings,
-    pipeline: Pipeline,
-    protocols: Protocols,
-    embedder: Embedder,
-    saved: Optional[dict[str, Any]],
-    source: Optional[Path],
-    world: World,
-) -> None:
-    """`--test-only`: features of training and test images recomputed and judged.
+def _load(call: Call, state: TrainingState, pipeline: Pipeline) -> Optional[Fit]:
+    """Load the checkpoint or the weights that the run starts from; returns how the weights fit the network."""
+    start = call.start
+    if isinstance(start, FromWeights):
+        return fit(state.embedder.network, start.file)
+    if isinstance(start, Resumed):
+        state.restore(start.checkpoint, str(start.path), call.options, pipeline)
+        for part in ("net", "npc", "optimizer", "ANs_discovery"):
+            del start.checkpoint[part]  # the whole bank; the state has this process's part
+    return None
 
-    The results are printed. Of the run nothing is changed; files with more than fits a terminal go to its session.
-    """
-    protocols.check_all()
-    session = None if source is None or settings.options.debug else SessionFolder.of_checkpoint(source)
-    data = {} if saved is None else saved.get("dataset", {})
-    other = data.get("fingerprint", pipeline.fingerprint) != pipeline.fingerprint
-    if world.is_first and (other or pipeline.train.replaced(data.get("contents")).are_others):
-        session = None
-        print(
-            f"{source}: trained on other images ({data.get('name')}, {data.get('size')}) than these ({pipeline.name}, "
-            f"{len(pipeline.train)}), which are prepared as those were; nothing is written into its session"
+
+def _initialise(call: Call, state: TrainingState, pipeline: Pipeline) -> None:
+    """What is initialised from images or weights in a new run: whitenet's first filters and the memory bank."""
+    start, network = call.start, state.embedder.network
+    if isinstance(start, Fresh) and isinstance(network, WhiteNet):
+        network.fit_stem(pipeline.sample(STEM_IMAGES).to(call.world.device))
+    weights = start.file if isinstance(start, FromWeights) else None
+    first_rows = start_bank(state.bank, call.options, weights, state.embedder, pipeline)
+    if first_rows is not None:
+        log.info("bank      %s", first_rows)
+
+
+def _measure_baselines(call: Call, state: TrainingState, pipeline: Pipeline, protocols: Protocols) -> None:
+    """Measure what needs no learning, unless the checkpoint has it, and log it."""
+    options = call.options
+    if not isinstance(call.start, Resumed) and protocols.can_vote:
+        name = UNTRAINED if isinstance(call.start, Fresh) else PRETRAINED
+        vote, size, dim = protocols.votes[0], options.size, options.low_dim
+        state.baselines = baselines(pipeline, call.world, vote, state.embedder, size, dim, name)
+    if state.baselines:
+        shown = ", ".join(f"{name} {100 * top1:.2f} %" for name, top1 in state.baselines.items())
+        log.info("baselines %s of %s", protocols.title, shown)
+
+
+def _report(session: Optional[SessionFolder], options: Options, pipeline: Pipeline) -> Optional[Report]:
+    """The report of the session, or None where there is none to write."""
+    if session is None or not options.report:
+        return None
+    if not has("jinja2"):
+        log.warning(
+            "report    left out: it needs the package jinja2; pip install jinja2, and --resume %s --report-only "
+            "writes it later",
+            session.path,
         )
-    if session is not None:
-        check_own_files(session)
-    judged, _ = protocols.finished(embedder)
-    if not world.is_first:
-        return
-    written = [] if session is None else _written(judged, session.path)
-    for line in (*pipeline.notes, *pipeline.cautions):
-        print(f"{pipeline.name}: {one_line(line)}")
-    name = settings.options.pretrained if saved is None else f"{source}: round {saved['round']}, epoch {saved['epoch']}"
-    for protocol, findings in judged:
-        print(f"{name}: {protocol.name} {findings.summary} (training features recomputed)")
-        if findings.table:
-            print(findings.table)
-    for path in written:
-        print(f"written: {path}")
+        return None
+    return Report(session, pipeline.train, pipeline.fingerprint)
 
 
-def _written(judged: Judged, folder: Path) -> list[Path]:
-    return [path for _, findings in judged for path in findings.write(folder)]
+def _with_timed_threads(call: Call, state: TrainingState, pipeline: Pipeline) -> Call:
+    """The same call with the number of threads that `time_threads` chooses."""
+    first, others = call.threads, call.other_programs
+    return replace(call, threads=time_threads(first, others, call.options, state, pipeline, call.world, call.process))
 
 
-def _report(pipeline: Pipeline, source: Path) -> None:
-    """`--report-only`: the report of the checkpoint's session, written again from its files."""
-    session = SessionFolder.of_checkpoint(source)
-    if session is None:
-        raise UserError(f"--report-only: {source} is not in a session's checkpoint folder, so there is no session")
-    check_own_files(session)
-    seconds = Report(session, pipeline.train, pipeline.fingerprint).write()
-    pipeline.close()
-    print(f"{session.report}: written in {seconds:.1f} s")
-
-
-def _open_session(
-    settings: Settings, saved: Optional[dict[str, Any]], source: Optional[Path], at_end: ExitStack
-) -> Optional[SessionFolder]:
+def _open_session(call: Call, at_end: ExitStack) -> Optional[SessionFolder]:
     """The session of the checkpoint when going on, a new one otherwise, none with --debug. Ours until `at_end`."""
-    options = settings.options
+    options, start = call.options, call.start
     if options.debug:
         return None
-    if saved is not None and not options.restart:
+    if isinstance(start, Resumed) and not options.restart:
+        saved, source = start.checkpoint, start.path
         session = SessionFolder.of_checkpoint(source)
         if session is None:
             raise UserError(
@@ -267,14 +178,14 @@ def _open_session(
             raise UserError(f"session {session.path} has gone on while this run started; start it again")
         Metrics(session.metrics).rewind(saved["round"], saved["epoch"])
         session.set_aside_after(saved["round"], _place(saved), _place_of)
-        session.write_config(to_yaml(settings))
+        session.write_config(to_yaml(call.settings))
         return session
     session = SessionFolder.create(options.sess_dir, options.session)
     _lock(session, at_end)
     origin = ""
-    if source is not None:
-        origin = f"# This run went on from {one_line(source)}; without it these options start anew.\n"
-    session.write_config(origin + to_yaml(settings))
+    if isinstance(start, Resumed):
+        origin = f"# This run went on from {one_line(start.path)}; without it these options start anew.\n"
+    session.write_config(origin + to_yaml(call.settings))
     return session
 
 
@@ -292,31 +203,49 @@ def _place_of(path: Path) -> tuple[int, int]:
     return _place(checkpoint.load(path))
 
 
-def _introduce(
-    settings: Settings,
-    state: TrainingState,
-    pipeline: Pipeline,
-    protocols: Protocols,
-    world: World,
-    session: Optional[SessionFolder],
-    saved: Optional[dict[str, Any]],
-    source: Optional[Path],
-    threads: Choice,
+def _log_start(
+    call: Call, state: TrainingState, pipeline: Pipeline, protocols: Protocols, session: Optional[SessionFolder]
 ) -> None:
-    options = settings.options
+    """The first lines of the log: machine, images, network, options, session, and what a resumed run finds changed."""
+    options = call.options
+    _log_machine(call)
+    _log_images(options, pipeline)
+    log.info(
+        "judged    %s",
+        protocols.described
+        if protocols.can_vote
+        else "without labels: loss, entropy, neighbours, clusters; no accuracy",
+    )
+    fast = count_winograd(state.embedder.network)
+    how = f"; {fast} convolutions by Winograd's filtering in large batches" if fast else ""
+    log.info("network   %s, %d features%s", options.network, options.low_dim, how)
+    defaults = Options().as_dict()
+    changed = {name: value for name, value in options.as_dict().items() if value != defaults[name]}
+    log.info("options   %s", ", ".join(f"{name}={value}" for name, value in changed.items()) or "all defaults")
+    log.info("session   %s", "none (--debug)" if session is None else session.path)
+    if session is not None and options.log_tfb:
+        log.info("watch     tensorboard --logdir %s", session.tensorboard)
+    if isinstance(call.start, Resumed):
+        _log_resumed(call.settings, call.start, pipeline, call.dtype)
+
+
+def _log_machine(call: Call) -> None:
     log.info("command   %s", provenance.command_line())
     log.info("code      %s", provenance.git_revision())
     log.info("versions  %s", ", ".join(f"{name} {version}" for name, version in provenance.versions().items()))
-    processes = "" if world.size == 1 else f"{world.size} processes, the first on "
-    log.info("device    %s%s; %s", processes, describe_device(world.device), describe_precision(state.embedder.dtype))
-    note = precision_note(options.precision, state.embedder.dtype)
+    processes = "" if call.world.size == 1 else f"{call.world.size} processes, the first on "
+    log.info("device    %s%s; %s", processes, describe_device(call.world.device), describe_precision(call.dtype))
+    note = precision_note(call.options.precision, call.dtype)
     if note is not None:
         log.info("          %s", note)
-    log.info("threads   %d (%s)", threads.threads, threads.reason)
-    if threads.warning:
-        log.warning("threads   %s", threads.warning)
+    log.info("threads   %d (%s)", call.threads.threads, call.threads.reason)
+    if call.threads.warning:
+        log.warning("threads   %s", call.threads.warning)
+
+
+def _log_images(options: Options, pipeline: Pipeline) -> None:
     test = "no" if pipeline.test is None else f"{len(pipeline.test):,}"
-    loaders = f"in {options.workers_num} loader processes" if options.workers_num else "in this process"
+    loaders = f"in {options.workers_num} DataLoader workers" if options.workers_num else "in this process"
     place = "on the device, by the batch" if pipeline.on_device else loaders
     log.info(
         "data      %s: %s training, %s test images; augmented %s",
@@ -333,40 +262,56 @@ def _introduce(
         count = len(pipeline.skipped)
         noun = "image" if count == 1 else "images"
         log.warning("data      %s unreadable %s left out (--skip-bad-images)", f"{count:,}", noun)
-    log.info(
-        "judged    %s",
-        protocols.described
-        if protocols.can_vote
-        else "without labels: loss, entropy, neighbours, clusters; no accuracy",
-    )
-    fast = count_winograd(state.embedder.network)
-    how = f"; {fast} convolutions by Winograd's filtering in large batches" if fast else ""
-    log.info("network   %s, %d features%s", options.network, options.low_dim, how)
-    defaults = Options().as_dict()
-    changed = {name: value for name, value in options.as_dict().items() if value != defaults[name]}
-    log.info("options   %s", ", ".join(f"{name}={value}" for name, value in changed.items()) or "all defaults")
-    log.info("session   %s", "none (--debug)" if session is None else session.path)
-    if session is not None and options.log_tfb:
-        log.info("watch     tensorboard --logdir %s", session.tensorboard)
-    if saved is not None:
-        steps = f" and {saved['step']} steps" if saved.get("step") else ""
-        log.info("resumed   %s: round %d, %d epochs%s completed", source, saved["round"], saved["epoch"], steps)
-        replaced = pipeline.train.replaced(saved.get("dataset", {}).get("contents"))
-        if replaced.paths:
-            log.warning("training images have changed since the checkpoint was made: %s", replaced)
-        now = "fp32" if state.embedder.dtype is None else "bf16"
-        if saved.get("precision", now) != now:
-            log.warning("the network computes in %s now; the checkpoint's computed in %s", now, saved["precision"])
-        for name, value in options.as_dict().items():
-            before = saved["options"].get(name, value)
-            if before != value and [before] != value:  # an option may have become a list
-                log.warning(
-                    "option %s is now %s (%s); the checkpoint had %s",
-                    name,
-                    value,
-                    settings.sources[name],
-                    before,
-                )
+
+
+def _log_resumed(settings: Settings, start: Resumed, pipeline: Pipeline, dtype: Optional[torch.dtype]) -> None:
+    """Where a resumed run stands, and what is no longer as in its checkpoint."""
+    options, saved, source = settings.options, start.checkpoint, start.path
+    steps = f" and {saved['step']} steps" if saved.get("step") else ""
+    log.info("resumed   %s: round %d, %d epochs%s completed", source, saved["round"], saved["epoch"], steps)
+    replaced = pipeline.train.replaced(saved.get("dataset", {}).get("contents"))
+    if replaced.paths:
+        log.warning("training images have changed since the checkpoint was made: %s", replaced)
+    now = "fp32" if dtype is None else "bf16"
+    if saved.get("precision", now) != now:
+        log.warning("the network computes in %s now; the checkpoint's computed in %s", now, saved["precision"])
+    for name, value in options.as_dict().items():
+        before = saved["options"].get(name, value)
+        if before != value and [before] != value:  # an option may have become a list
+            log.warning(
+                "option %s is now %s (%s); the checkpoint had %s",
+                name,
+                value,
+                settings.sources[name],
+                before,
+            )
+
+
+def start_record(call: Call, pipeline: Pipeline) -> dict[str, Any]:
+    """What starts.jsonl says of one start of a run, plain values."""
+    source = resumed_path(call.start)
+    return {
+        "time": datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
+        "command": provenance.command_line(),
+        "code": provenance.git_revision(),
+        "versions": provenance.versions(),
+        "device": describe_device(call.world.device),
+        "precision": describe_precision(call.dtype),
+        "processes": call.world.size,
+        "dataset": pipeline.name,
+        "train_images": len(pipeline.train),
+        "fingerprint": pipeline.fingerprint,
+        "contents": _checksum(pipeline.contents),
+        "test_images": 0 if pipeline.test is None else len(pipeline.test),
+        "skipped_images": len(pipeline.skipped),
+        "labels": pipeline.train.labels is not None,
+        "went_on_from": None if source is None else str(source),
+    }
+
+
+def _checksum(contents: Sequence[int]) -> Optional[str]:
+    """One text for the contents of all files that were looked at; None where the fingerprint tells all."""
+    return hashlib.blake2b(repr(list(contents)).encode(), digest_size=8).hexdigest() if contents else None
 
 
 def _conclude(
@@ -400,6 +345,6 @@ def _conclude(
     if report is not None:
         report.write_if_possible()
     if session is not None:
-        for path in _written(judged, session.path):
+        for path in write_files(judged, session.path):
             log.info("written: %s", path, extra=RESULT)
         log.info("checkpoints, log, metrics and TensorBoard files: %s", session.path, extra=RESULT)

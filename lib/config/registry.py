@@ -3,7 +3,6 @@
 A line names what is imported when the name is asked for, so that `--help` loads neither PyTorch nor a data set.
 """
 
-from importlib import import_module
 from typing import Any
 
 DATASETS = {
@@ -15,11 +14,26 @@ DATASETS = {
     "fashion-mnist": "datasets.sources.torchvision_sets:fashion_mnist",
     "imagefolder": "datasets.sources.image_folder:imagefolder",
     "imagenet12": "datasets.sources.imagenet12:imagenet12",
-    "cub200": "datasets.sources.cub200:cub200",
-    "dogs": "datasets.sources.dogs:dogs",
-    "photos": "datasets.sources.photos:photos",
+    "cub200": "datasets.sources.fine_grained:cub200",
+    "dogs": "datasets.sources.fine_grained:dogs",
+    "photos": "datasets.sources.image_folder:photos",
 }
-"""Functions from (root: Path, download: bool) to a `datasets.Split`."""
+"""Functions from (root: Path, download: bool) to a `datasets.image_set.Split`."""
+
+Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Means and standard deviations of red, green and blue, for images in [0, 1]."""
+
+NORMALISATIONS: dict[str, Statistics] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4866, 0.4409), (0.2009, 0.1984, 0.2023)),
+    "svhn": ((0.4377, 0.4438, 0.4728), (0.1201, 0.1231, 0.1052)),
+    "mnist": ((0.1307,) * 3, (0.3081,) * 3),
+    "fashion-mnist": ((0.2860,) * 3, (0.3530,) * 3),
+    "digits": ((0.3054,) * 3, (0.3760,) * 3),  # over all pixels of the training images
+    "half": ((0.5,) * 3, (0.5,) * 3),  # brings [0, 1] to [-1, 1]
+}
+"""What images are normalised with. A data set has the statistics of its name, or else those of ImageNet."""
 
 NETWORKS = {
     "resnet18": "models.resnet:resnet18",
@@ -49,4 +63,10 @@ def find(registry: dict[str, str], name: str) -> Any:
         KeyError: the registry has no such name.
     """
     module, _, attribute = registry[name].partition(":")
-    return getattr(import_module(module), attribute)
+    # not importlib.import_module: `and_discovery` has `import` find the packages of this project
+    return getattr(__import__(module, fromlist=[attribute]), attribute)
+
+
+def statistics_of(dataset: str) -> Statistics:
+    """What the images of a data set are normalised with, unless an option says otherwise."""
+    return NORMALISATIONS.get(dataset, NORMALISATIONS["imagenet"])

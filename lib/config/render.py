@@ -5,9 +5,8 @@ import textwrap
 from itertools import groupby
 from typing import Any
 
-from lib.config.catalogue import OPTIONS
 from lib.config.option import ANY_LENGTH, BOOL, CHOICE, FLOAT, INT, PATH, Option
-from lib.config.settings import Options, Settings
+from lib.config.options import OPTIONS, Options, Settings
 
 _HEAD = """\
 Anchor neighbourhood discovery: learn image features without labels.

@@ -5,12 +5,10 @@ PyYAML is loaded only where a file is read or written, since `--help` needs none
 
 from typing import Any, NamedTuple
 
-from lib.config.catalogue import OPTIONS
-from lib.config.names import shown
 from lib.config.option import PATH, TEXT, Option
-from lib.config.settings import Settings
-from lib.config.values import Raw
-from lib.errors import UserError
+from lib.config.options import OPTIONS, Settings
+from lib.config.parsing import Raw
+from lib.errors import UserError, shown
 
 _TAG = "tag:yaml.org,2002:"
 _NULL = _TAG + "null"

@@ -11,9 +11,6 @@ from lib.method.tiled_entropy import Grid
 from lib.method.tiled_neighbours import anchor_panels
 from lib.search.exact import check_k, inner_products, merge_nearest
 
-LARGEST_SAMPLE = 5_000
-"""Images that are looked at; of more, so many at even distances."""
-
 _TILE_ELEMENTS = 2**22
 
 
@@ -40,13 +37,6 @@ class Survey:
         if before is None or len(before) != len(self.nearest):
             return None
         return (before.to(self.nearest.device) == self.nearest).double().mean().item()
-
-
-def sample_rows(count: int, largest: int = LARGEST_SAMPLE) -> Tensor:
-    """(S,) int64, all of `count` images or `largest` of them at even distances; a function of the two numbers."""
-    if count <= largest:
-        return torch.arange(count)
-    return torch.div(torch.arange(largest) * count, largest, rounding_mode="floor")
 
 
 @torch.no_grad()

@@ -9,10 +9,9 @@ from torch import Tensor
 from datasets.pipeline import Pipeline
 from lib.distributed.shard import Shard
 from lib.distributed.world import World
-from lib.evaluation.bank_statistics import sample_rows
 from lib.evaluation.evaluator import Findings, Protocol
 from lib.evaluation.features import Subject
-from lib.search.exact import ExactSearch
+from lib.search.exact import ExactSearch, sample_rows
 
 LOT_ELEMENTS = 2**24
 """Votes, and similarities of neighbours, that are held at a time: 128 MiB each."""

@@ -17,17 +17,15 @@ from torch.nn import functional as F
 import datasets
 import models
 from datasets.files.decode import Source, read_rgb
-from datasets.files.paths import Paths
-from datasets.files.shrunk import ENOUGH, middle_square
-from datasets.image_set import ImageSet
+from datasets.files.in_memory import OVERSIZE, middle_square
+from datasets.image_set import ImageSet, Paths
 from datasets.loaders.workers import WorkerLoader
 from datasets.pipeline import EVAL_PIXELS, Pipeline
-from datasets.sources.photos import pictures_below
-from datasets.transforms import normalisation
+from datasets.sources.image_folder import find_images
 from datasets.transforms import pil as transforms
-from datasets.transforms.normalisation import Statistics
 from lib.checkpoint.resume import open_checkpoint
 from lib.config import Options
+from lib.config.registry import Statistics, statistics_of
 from lib.errors import UserError
 from lib.evaluation.features import BACKBONE, EMBEDDING, PLAIN, FeatureSpace
 from lib.export.kept_features import KeptFeatures, read_arrays, space_of
@@ -85,7 +83,7 @@ class Preprocessing:
     @property
     def at_least(self) -> Optional[int]:
         """Pixels of each side that are enough of a large file; None: all."""
-        return None if self.shrink is None else ENOUGH * self.shrink
+        return None if self.shrink is None else OVERSIZE * self.shrink
 
     def transform(self, image: Image.Image) -> Tensor:
         """The same for what `read_rgb` gives."""
@@ -253,7 +251,7 @@ def pictures_in(folder: Union[str, os.PathLike]) -> list[str]:
         if Path(folder).exists():
             raise UserError(f"{os.fspath(folder)}: it is a file; give a folder of pictures, such as the one it lies in")
         raise UserError(f"{os.fspath(folder)}: there is no such folder of pictures")
-    found = pictures_below(os.fspath(folder), f"{os.fspath(folder)}: the folder")
+    found = find_images(os.fspath(folder), f"{os.fspath(folder)}: the folder")
     for line in found.passed_over():
         log.warning("%s", line)
     return found.pictures
@@ -323,7 +321,7 @@ def _model(
     told: dict[str, Any] = {**Options().as_dict(), **file.options}
     network = models.build(told["network"], told["low_dim"], told["stem"], told["size"])
     load_exactly(network, file.weights, file.name)
-    statistics = file.statistics or normalisation.of_data_set(file.about.get("dataset", ""))
+    statistics = file.statistics or statistics_of(file.about.get("dataset", ""))
     preprocessing = Preprocessing.of(told["size"], told["resize"], statistics, file.shrink)
     return Model(network, preprocessing, memory, device, dtype, space)
 

@@ -9,9 +9,9 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from datasets.transforms.normalisation import Statistics
 from lib.checkpoint import io as checkpoint
 from lib.checkpoint.schema import REQUIRED, check_layout
+from lib.config.registry import Statistics
 from lib.errors import UserError
 
 DESCRIPTION = ("network", "low_dim", "stem", "size", "resize")

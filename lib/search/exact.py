@@ -20,6 +20,9 @@ MERGED_ELEMENTS = 2**22
 STEP = 16
 """The blocks of matrix products on CPUs divide it; what is left over at an edge is summed in another order."""
 
+LARGEST_SAMPLE = 5_000
+"""Images that are looked at; of more, so many at even distances."""
+
 
 def nearest(
     queries: Tensor,
@@ -223,3 +226,10 @@ def _ordered(
         open_rows = np.concatenate(still_open)
         width *= 2
     return out_sims, out_indices
+
+
+def sample_rows(count: int, largest: int = LARGEST_SAMPLE) -> Tensor:
+    """(S,) int64, all of `count` images or `largest` of them at even distances; a function of the two numbers."""
+    if count <= largest:
+        return torch.arange(count)
+    return torch.div(torch.arange(largest) * count, largest, rounding_mode="floor")

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Optional
 
-from lib.config.names import shown
-from lib.errors import RunError, UserError
+from lib.errors import RunError, UserError, shown
 from lib.runtime.atomic import replace_text
 
 CHECKPOINT_NAME = re.compile(r"(\d{4,})-(\d{5,})(-best|-e(\d{4,})-s(\d{6,}))?\.ckpt")
@@ -32,11 +31,6 @@ class SessionFolder:
     @property
     def name(self) -> str:
         return self.path.name
-
-    @property
-    def is_one(self) -> bool:
-        """Whether there is such a folder, and a run made it, as far as its contents tell."""
-        return self.config.is_file() and self.checkpoints.is_dir()
 
     @classmethod
     def create(cls, sess_dir: str, name: Optional[str]) -> "SessionFolder":

@@ -9,8 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, Optional
 
-from lib.config.names import shown
-from lib.errors import UserError
+from lib.errors import UserError, shown
 from lib.runtime.atomic import writing
 
 NAME = "session.lock"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from lib.config import OPTIONS, Options, of_older_version
-from lib.config.values import from_text
+from lib.config.parsing import from_text
 from lib.config.yaml_file import read as read_yaml
 from lib.errors import UserError
 from lib.runtime.atomic import append_line, replace_text, writing
@@ -86,7 +86,7 @@ def _place(line: str) -> Optional[tuple[int, int]]:
 
 
 def append_start(path: Path, record: dict[str, Any]) -> None:
-    """Add a line. What it holds: `lib.training.recorder.start_record`."""
+    """Add a line. What it holds: `lib.commands.train.start_record`."""
     append_line(path, json.dumps(record))
 
 

@@ -18,7 +18,7 @@ from models.shared_dropout import SharedDropout
 
 
 @dataclass(frozen=True)
-class Underway:
+class EpochProgress:
     """How far an epoch is.
 
     Attributes:
@@ -45,7 +45,7 @@ class Underway:
         }
 
     @classmethod
-    def from_state(cls, step: int, state: dict[str, Any]) -> "Underway":
+    def from_state(cls, step: int, state: dict[str, Any]) -> "EpochProgress":
         """The inverse of `state`.
 
         Raises:
@@ -141,8 +141,8 @@ def train_epoch(
     iter_size: int = 1,
     report_every: int = 20,
     report: Callable[[int, float], None] = lambda images, loss: None,
-    begun: Underway = Underway(),
-    pause: Callable[[int, Callable[[], Underway]], None] = lambda step, underway: None,
+    begun: EpochProgress = EpochProgress(),
+    pause: Callable[[int, Callable[[], EpochProgress]], None] = lambda step, progress: None,
 ) -> EpochResult:
     """Train on every batch once.
 
@@ -155,8 +155,8 @@ def train_epoch(
         report_every: steps between calls of `report(images since the last call, loss of the batch)`, and one at
             the end. Only then the device is waited for.
         begun: what was done of the epoch before.
-        pause: called as `pause(batches done, underway)` between optimiser steps, where the run may be saved or
-            stopped; not after the last. `underway()` is what the epoch comes to so far, and waits for the device.
+        pause: called as `pause(batches done, progress)` between optimiser steps, where the run may be saved or
+            stopped; not after the last. `progress()` is what the epoch comes to so far, and waits for the device.
 
     Raises:
         NotFiniteError: a loss or a gradient is not finite.
@@ -166,10 +166,10 @@ def train_epoch(
     unreported = 0
     loss_sum = None if begun.step == 0 else torch.tensor(begun.loss_sum, dtype=torch.float64)
 
-    def underway() -> Underway:
+    def progress() -> EpochProgress:
         _check(step.watch)
         seconds = begun.seconds + time.perf_counter() - started
-        return Underway(done, sum(batch_sizes[:done]), len(batch_sizes), loss_sum.item(), seconds)
+        return EpochProgress(done, sum(batch_sizes[:done]), len(batch_sizes), loss_sum.item(), seconds)
 
     for done, (images, indices) in enumerate(batches, start=begun.step + 1):
         group = (done - 1) // iter_size
@@ -188,7 +188,7 @@ def train_epoch(
             report(unreported, loss.item())
             unreported = 0
         if last and not end:
-            pause(done, underway)
+            pause(done, progress)
     seconds = time.perf_counter() - started
     mean_loss = loss_sum.item() / sum(batch_sizes)
     return EpochResult(mean_loss, sum(batch_sizes[begun.step :]), begun.seconds + seconds, seconds)

@@ -1,13 +1,78 @@
-"""What each round came to: kept in checkpoints, shown at the end."""
+"""What epochs and rounds show: diagnostics of the bank, and the summaries that checkpoints keep and tables show."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Optional
+
+from torch import Tensor
+
+from lib.evaluation.bank_statistics import Survey, survey
+from lib.method.memory_bank import MemoryBank
+from lib.method.neighbourhoods import Neighbourhoods
+from lib.method.objective import ABSENT
+
+_LABEL_FREE = ("entropy", "anchor_entropy", "neighbours_kept", "neighbour_cosine", "clusters")
+"""Figures of an epoch that need no labels."""
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """What a bank shows without labels after an epoch, by the names in metrics.jsonl.
+
+    Attributes:
+        values: entropy, anchor_entropy: mean entropy of all images and of the round's anchors, in nats.
+            neighbours_kept: share of images whose nearest is the one that they had at the end of the round before.
+            neighbour_cosine: mean cosine to the nearest. clusters: their sizes, after the last epoch of a round. All
+            None after an epoch that is not evaluated.
+        survey: entropy and nearest neighbour of each sampled row.
+        clusters: (S,) the cluster of each sampled row on the CPU; the first process alone has them.
+    """
+
+    values: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(_LABEL_FREE))
+    survey: Optional[Survey] = None
+    clusters: Optional[Tensor] = None
+
+
+def diagnose(
+    bank: MemoryBank,
+    neighbourhoods: Neighbourhoods,
+    before: Optional[Tensor],
+    rows: Tensor,
+    temperature: float,
+    seed: Optional[int],
+) -> Diagnostics:
+    """Entropy, nearest neighbours and clusters of a bank. All processes must call it.
+
+    Args:
+        neighbourhoods: those of the round.
+        before: (S,) the nearest images of the same rows at the end of the round before, or None.
+        rows: (S,) the sampled rows, as `sample_rows` gives them.
+        temperature: tau.
+        seed: of the clusters; None: no clusters.
+    """
+    found = survey(bank.memory, rows, temperature, bank.shard)
+    anchors = neighbourhoods.position[found.rows] != ABSENT
+    values = {
+        "entropy": found.entropy.mean().item(),
+        "anchor_entropy": found.entropy[anchors].mean().item() if anchors.any() else None,
+        "neighbours_kept": found.kept(before),
+        "neighbour_cosine": found.cosine.mean().item(),
+        "clusters": None,
+    }
+    if seed is None or not bank.shard.world.is_first:
+        return Diagnostics(values, found)
+    from lib.clustering.clusters import clusters_of  # scikit-learn takes a second to import
+
+    clusters = clusters_of(found.features, seed)
+    if clusters is None:
+        return Diagnostics(values, found)
+    values["clusters"] = clusters.sizes[clusters.sizes > 0].tolist()
+    return Diagnostics(values, found, clusters.assignments)
 
 
 @dataclass
 class RoundSummary:
     """One line of the closing tables. Accuracies are shares of 1, None where nothing was evaluated; what needs no
-    labels is as `Observer.after_epoch` found it after the last epoch that it looked at."""
+    labels is as `diagnose` found it after the last epoch that was evaluated."""
 
     round: int
     anchors: int
@@ -33,6 +98,24 @@ class RoundSummary:
             return False
         self.knn_best, self.best_epoch = top1, epoch
         return True
+
+    def closing_line(self, vote: str) -> str:
+        """The round in one line; `vote` names the accuracy."""
+        parts = [f"{self.anchors} anchors"]
+        if self.consistency is not None:
+            parts.append(f"consistency {100 * self.consistency:.2f} %")
+        if self.knn_last is not None:
+            parts.append(f"{vote} {100 * self.knn_last:.2f} % last, {100 * self.knn_best:.2f} % best")
+        parts.append(f"loss {self.loss:.3f}")
+        if self.entropy is not None:
+            parts.append(f"entropy {self.entropy:.3f}")
+        if self.neighbours_kept is not None:
+            parts.append(f"{100 * self.neighbours_kept:.1f} % kept their neighbour")
+        if self.neighbour_cosine is not None:
+            parts.append(f"cosine {self.neighbour_cosine:.3f}")
+        if self.clusters is not None:
+            parts.append(f"clusters {sizes(self.clusters)}")
+        return f"round {self.round} done: {', '.join(parts)}, {self.seconds:.0f} s"
 
 
 class History:

@@ -22,16 +22,28 @@ from lib.nn.winograd import use_winograd
 from lib.pretrained.fitting import load_exactly
 from lib.runtime.determinism import without_adaptive_pooling
 from lib.seeding import generator
-from lib.training.epoch import Underway
+from lib.training.epoch import EpochProgress
 from lib.training.history import History
 from lib.training.optim import build_optimizer, check_state
+
+
+def build_embedder(options: Options, world: World, dtype: Optional[torch.dtype]) -> Embedder:
+    """The network of a run, initialised from the seed, on this process's device. `dtype` is that of autocast."""
+    network = models.build(options.network, options.low_dim, options.stem, options.size, options.init, options.seed)
+    if options.deterministic:
+        network = without_adaptive_pooling(network, options.size)
+    if options.sync_bn:
+        network = synchronise(network, world)
+    if options.winograd and not options.compile:
+        use_winograd(network, world.device, dtype)
+    return Embedder(network, world.device, dtype, options.compile, world)
 
 
 class TrainingState:
     """Network, optimiser, bank, neighbourhoods, and where the run is.
 
-    `round` and `epoch` say what has been completed: `epoch` epochs of round `round`. `underway` is how far the next one
-    is.
+    `round` and `epoch` say what has been completed: `epoch` epochs of round `round`. `progress` is that
+    within the next one.
     """
 
     def __init__(
@@ -47,7 +59,7 @@ class TrainingState:
         self.neighbourhoods = neighbourhoods
         self.round = 0
         self.epoch = 0
-        self.underway = Underway()
+        self.progress = EpochProgress()
         self.history = History()
         self.nearest: dict[int, Tensor] = {}  # of this round and the one before, as the last survey found them
         self.baselines: dict[str, float] = {}  # see `lib.evaluation.baselines`
@@ -55,18 +67,11 @@ class TrainingState:
     @classmethod
     def fresh(cls, options: Options, pipeline: Pipeline, world: World, dtype: Optional[torch.dtype]) -> "TrainingState":
         """The state before the first epoch, a function of the seed. `dtype` is that of autocast."""
-        network = models.build(options.network, options.low_dim, options.stem, options.size, options.init, options.seed)
-        if options.deterministic:
-            network = without_adaptive_pooling(network, options.size)
-        if options.sync_bn:
-            network = synchronise(network, world)
-        if options.winograd and not options.compile:
-            use_winograd(network, world.device, dtype)
-        embedder = Embedder(network, world.device, dtype, options.compile, world)
+        embedder = build_embedder(options, world, dtype)
         size = len(pipeline.train)
         first_rows = generator(options.seed, "memory bank")
         bank = MemoryBank(size, options.low_dim, options.npc_momentum, first_rows, world).to(world.device)
-        optimizer = build_optimizer(options, network.parameters())
+        optimizer = build_optimizer(options, embedder.network.parameters())
         state = cls(embedder, optimizer, bank, Neighbourhoods.none(size, options.ANs_size, world.device))
         state.round = options.first_round
         return state
@@ -90,8 +95,8 @@ class TrainingState:
             "ANs_discovery": self.neighbourhoods.state_dict(),
             "acc": accuracy,
             "epoch": self.epoch,
-            "step": self.underway.step,
-            "underway": self.underway.state(),
+            "step": self.progress.step,
+            "underway": self.progress.state(),
             "round": self.round,
             "session": session,
             "format": FORMAT,
@@ -174,9 +179,9 @@ class TrainingState:
         check_neighbourhoods(saved["ANs_discovery"], len(self.bank))
         self.neighbourhoods = Neighbourhoods.from_state_dict(saved["ANs_discovery"], self.bank.memory.device)
         self.round, self.epoch = saved["round"], saved["epoch"]
-        self.underway = Underway.from_state(saved.get("step", 0), saved.get("underway", {}))
+        self.progress = EpochProgress.from_state(saved.get("step", 0), saved.get("underway", {}))
         sizes = tuple(len(batch) for batch in pipeline.epoch_order(self.round, self.epoch))
-        self.underway.check_fits(sizes, options.iter_size)
+        self.progress.check_fits(sizes, options.iter_size)
         self.history = History.from_state(saved.get("history", []))
         rounds = [entry.round for entry in self.history.rounds]
         if not rounds or rounds != list(range(min(rounds[0], 1), self.round + 1)):

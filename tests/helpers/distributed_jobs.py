@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from datasets.image_set import UNLABELLED, ImageSet
 from lib.distributed.shard import Shard
 from lib.evaluation import knn as judging
-from lib.evaluation.bank_statistics import sample_rows, survey
+from lib.evaluation.bank_statistics import survey
 from lib.evaluation.features import FeatureSpace, Subject
 from lib.evaluation.knn import weighted_knn
 from lib.method.discovery import discover
@@ -23,7 +23,7 @@ from lib.nn.bn_folding import plain_copy
 from lib.nn.embedder import Embedder
 from lib.nn.sync_batch_norm import synchronise
 from lib.search.approximate import ApproximateSearch, recall
-from lib.search.exact import nearest
+from lib.search.exact import nearest, sample_rows
 from models import build
 from tests.helpers.rows import grid_rows, random_members, unit_rows
 

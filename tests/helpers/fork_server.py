@@ -205,7 +205,7 @@ def adopt(path):
 def _import_all():
     """What a run, its evaluation, report, export and TensorBoard use."""
     for name in (
-        "main", "lib.commands.train", "lib.report.compare", "lib.distributed.process_group",
+        "main", "lib.commands.train", "lib.commands.report", "lib.report.compare", "lib.distributed.process_group",
         "lib.distributed.launch",
         "lib.checkpoint.resume", "lib.report", "lib.commands.embed", "lib.commands.export", "lib.export.network_files",
         "lib.pretrained.weights_file", "lib.evaluation.linear", "lib.evaluation.clusters", "lib.clustering.kmeans",

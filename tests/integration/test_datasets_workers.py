@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from datasets.image_set import ImageSet
-from datasets.loaders.worker_processes import LostWorkers, watch
+from datasets.loaders.worker_processes import DeadWorkers, watch_workers
 from datasets.loaders.workers import WorkerLoader
 from lib.errors import RunError
 from tests.helpers.runs import call, start, wait_for
@@ -83,9 +83,9 @@ def test_one_handler_listens_and_other_children_are_not_its_business():
     loader = loader_of(4, 1)
     list(loader.batches(range(4), (0,)))
     handler = signal.getsignal(signal.SIGCHLD)
-    assert watch() is handler
+    assert watch_workers() is handler
     subprocess.run([sys.executable, "-c", "raise SystemExit(3)"], check=False)
-    assert handler.take() is None
+    assert handler.pop_error() is None
     assert len(list(loader.batches(range(4), (0,)))) == 2
     loader.close()
 
@@ -97,11 +97,11 @@ def test_only_torchs_words_about_workers_are_taken():
     def other(number, frame):
         raise RuntimeError("CUDA error: out of memory")
 
-    listener = LostWorkers(heard)
-    assert listener.take() is None
+    listener = DeadWorkers(heard)
+    assert listener.pop_error() is None
     listener(signal.SIGCHLD, None)
-    assert "DataLoader worker (pid 12) is killed by signal: Killed. If memory ran out" in str(listener.take())
-    assert listener.take() is None
+    assert "DataLoader worker (pid 12) is killed by signal: Killed. If memory ran out" in str(listener.pop_error())
+    assert listener.pop_error() is None
     polled = RuntimeError("DataLoader worker (pid(s) 12)\n exited unexpectedly")
     assert "(pid(s) 12) exited unexpectedly. If memory ran out" in str(listener.explain(polled))
     listener(signal.SIGCHLD, None)
@@ -109,7 +109,7 @@ def test_only_torchs_words_about_workers_are_taken():
     for words in ("CUDA error", "Caught KeyError in DataLoader worker process 0.\nOriginal Traceback"):
         assert listener.explain(RuntimeError(words)) is None
     with pytest.raises(RuntimeError, match="CUDA"):
-        LostWorkers(other)(signal.SIGCHLD, None)
+        DeadWorkers(other)(signal.SIGCHLD, None)
 
 
 def test_a_fault_of_the_code_keeps_its_traceback():

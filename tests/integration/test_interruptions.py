@@ -288,9 +288,9 @@ def test_a_signal_while_the_finished_network_is_judged(tmp_path, number):
     process.send_signal(number)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 128 + number
-    said = f"{number.name}: stopped while the finished network was judged; it is saved as "
+    said = f"{number.name}: stopped while the finished network was evaluated; it is saved as "
     assert error_line(err).startswith(said)
-    assert "judge it with: python3 main.py --resume " in err
+    assert "evaluate it with: python3 main.py --resume " in err
     go_on(tmp_path / "s")
     assert "linear_fc_top1" in (tmp_path / "s" / "metrics.jsonl").read_text()
 

@@ -407,11 +407,11 @@ def test_what_images_are_normalised_with(arguments, expected):
 
 
 def test_names_of_statistics_are_those_of_the_option():
-    from datasets.transforms.normalisation import NAMED
     from lib.config import OPTIONS
+    from lib.config.registry import NORMALISATIONS
 
     (option,) = (option for option in OPTIONS if option.name == "normalise")
-    assert set(option.choices) == set(NAMED)
+    assert set(option.choices) == set(NORMALISATIONS)
 
 
 def test_files_whose_numbers_are_of_no_use_are_named(tmp_path):

@@ -186,16 +186,16 @@ def test_where_it_looks_has_a_picture_for_each_image_and_round(page):
 
 
 def test_a_run_that_is_stopped_has_a_report_of_its_rounds(tmp_path, monkeypatch, capsys):
-    from lib.training.trainer import Runner
+    from lib.training.trainer import Trainer
 
-    original = Runner._start_round
+    original = Trainer._start_round
 
     def stop_at_1(self, number):
         if number == 1:
             raise KeyboardInterrupt
         original(self, number)
 
-    monkeypatch.setattr(Runner, "_start_round", stop_at_1)
+    monkeypatch.setattr(Trainer, "_start_round", stop_at_1)
     assert main.main([*SMALL, "--sess-dir", str(tmp_path), "--session", "s"]) == 130
     page = check_rules((tmp_path / "s" / "report.html").read_text(encoding="utf-8"))
     assert "round 0 of 0 to 2, 2 of its 2 epochs completed. The run was going on, or was stopped" in page.text
@@ -205,16 +205,16 @@ def test_a_run_that_is_stopped_has_a_report_of_its_rounds(tmp_path, monkeypatch,
 
 
 def test_a_run_that_is_stopped_in_its_first_round_has_a_report(tmp_path, monkeypatch, capsys):
-    from lib.training.trainer import Runner
+    from lib.training.trainer import Trainer
 
-    original = Runner._train_one_epoch
+    original = Trainer._train_epoch
 
     def stop_in_the_second(self):
         if self.state.epoch == 1:
             raise KeyboardInterrupt
         original(self)
 
-    monkeypatch.setattr(Runner, "_train_one_epoch", stop_in_the_second)
+    monkeypatch.setattr(Trainer, "_train_epoch", stop_in_the_second)
     assert main.main([*SMALL, "--sess-dir", str(tmp_path), "--session", "s"]) == 130
     page = check_rules((tmp_path / "s" / "report.html").read_text(encoding="utf-8"))
     assert "round 0 of 0 to 2, 1 of its 2 epochs completed. The run was going on, or was stopped" in page.text

@@ -14,7 +14,7 @@ from PIL import Image
 import main
 import models
 from lib.checkpoint import io as checkpoint
-from lib.commands import train as command
+from lib.commands import evaluate
 from lib.commands.embed import default_output
 from lib.errors import RunError
 from lib.export import network_files
@@ -408,7 +408,7 @@ def test_other_images_are_judged_as_the_runs_own_were_prepared_and_change_nothin
     dataset = {**saved["dataset"], "means": [0.9, 0.1, 0.3], "stds": [0.5, 2.0, 1.0]}
     checkpoint.save({**saved, "dataset": dataset}, tmp_path / "x.ckpt")
     used = []
-    monkeypatch.setattr(command, "_test", lambda settings, images, *rest: used.append((images.means, images.stds)))
+    monkeypatch.setattr(evaluate, "print_results", lambda call, images, *rest: used.append((images.means, images.stds)))
     for more in ([], ["--normalise", "half"], ["--stds", "1", "1", "1"]):
         call(capsys, "--resume", tmp_path / "x.ckpt", *judge, *other, *more)
     assert used == [

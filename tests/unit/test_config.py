@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lib.config import OPTIONS, Options, Settings, collect, markdown, of_older_version, table, to_yaml
 from lib.config.option import BOOL, CHOICE, FLOAT, INT, Bounds
-from lib.config.values import LARGEST, MOST, SMALLEST
+from lib.config.parsing import LARGEST, MOST, SMALLEST
 from lib.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

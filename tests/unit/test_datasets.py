@@ -20,8 +20,8 @@ from torchvision.transforms import functional as TF
 import datasets
 from datasets.image_set import ImageSet, limit
 from datasets.loaders.workers import WorkerLoader
-from datasets.registry import PACKAGED
 from datasets.transforms import pil as transforms
+from lib.config.registry import statistics_of
 from lib.errors import UserError
 from tests.helpers.cifar import CIFAR10, cifar_pixels, write_cifar
 
@@ -217,17 +217,18 @@ def test_digits_are_divided_evenly_and_always_alike():
 def test_digits_state_their_own_mean_and_deviation():
     split = datasets.load("digits", None, False)
     shade = split.train.pixels / 255.0
-    assert split.means == pytest.approx((shade.mean(),) * 3, abs=5e-5)
-    assert split.stds == pytest.approx((shade.std(),) * 3, abs=5e-5)
+    means, stds = statistics_of("digits")
+    assert means == pytest.approx((shade.mean(),) * 3, abs=5e-5)
+    assert stds == pytest.approx((shade.std(),) * 3, abs=5e-5)
 
 
 def test_statistics_are_each_data_sets_own(tmp_path, fake_cifar, fake_svhn):
     cifar10 = datasets.load("cifar10", str(fake_cifar("CIFAR10", tmp_path / "10")), False)
-    assert (cifar10.means, cifar10.stds) == ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+    assert statistics_of(cifar10.name) == ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
     cifar100 = datasets.load("cifar100", str(fake_cifar("CIFAR100", tmp_path / "100")), False)
-    assert (cifar100.means, cifar100.stds) == ((0.5071, 0.4866, 0.4409), (0.2009, 0.1984, 0.2023))
+    assert statistics_of(cifar100.name) == ((0.5071, 0.4866, 0.4409), (0.2009, 0.1984, 0.2023))
     svhn = datasets.load("svhn", str(fake_svhn(tmp_path / "svhn")), False)
-    assert (svhn.means, svhn.stds) == ((0.4377, 0.4438, 0.4728), (0.1201, 0.1231, 0.1052))
+    assert statistics_of(svhn.name) == ((0.4377, 0.4438, 0.4728), (0.1201, 0.1231, 0.1052))
 
 
 @pytest.fixture
@@ -385,7 +386,7 @@ def test_cifar10_in_folders(tmp_path):
     split = datasets.load("cifar10", str(tmp_path), False)
     assert split.train.classes == CIFAR10
     assert [split.train.read(i).getpixel((0, 0))[0] for i in range(10)] == split.train.labels.tolist()
-    assert split.means == (0.4914, 0.4822, 0.4465)
+    assert statistics_of(split.name)[0] == (0.4914, 0.4822, 0.4465)
     (tmp_path / "train" / "truck").rename(tmp_path / "train" / "lorry")
     (tmp_path / "test" / "truck").rename(tmp_path / "test" / "lorry")
     with pytest.raises(UserError, match=r"lorry.*not the ten of CIFAR-10"):
@@ -433,7 +434,7 @@ def test_grey_images_in_mnists_format(tmp_path, name, below, compressed, classes
     assert (split.train.labels.tolist(), split.test.labels.tolist()) == ([9, 0, 4], [9, 0])
     assert " ".join(split.train.classes[label] for label in (0, 4, 9)) == classes
     shade = {"mnist": (0.1307, 0.3081)}.get(name, (0.2860, 0.3530))  # of the 60,000 training images
-    assert (split.means, split.stds) == tuple((value,) * 3 for value in shade)
+    assert statistics_of(split.name) == tuple((value,) * 3 for value in shade)
     assert split.notes == ()
 
 
@@ -460,7 +461,7 @@ def test_a_damaged_file_in_mnists_format_is_named(tmp_path, damage):
 def test_the_files_of_the_systems_package_are_found_where_there_are_no_others(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     packaged = write_idx(tmp_path / "usr", compressed=True)
-    monkeypatch.setitem(PACKAGED, "fashion-mnist", packaged)
+    monkeypatch.setitem(datasets.PACKAGED, "fashion-mnist", packaged)
     split = datasets.load("fashion-mnist", None, True)  # nothing is downloaded
     assert len(split.train) == 3
     assert str(packaged) in split.notes[0]
@@ -499,7 +500,7 @@ def test_folders_at_any_depth_sorted_without_hidden_files(tmp_path):
     assert split.train.labels.tolist() == [0, 1, 1]
     assert split.train.classes == split.test.classes == ("bee", "cat")
     assert split.test.labels.tolist() == [1]
-    assert split.means == (0.485, 0.456, 0.406)
+    assert statistics_of(split.name)[0] == (0.485, 0.456, 0.406)
     assert split.train.pixels is None
 
 

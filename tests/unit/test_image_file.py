@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from datasets.files.decode import is_image, is_unreadable_image, read_rgb
-from datasets.files.shrunk import shrunk
+from datasets.files.in_memory import shrink
 from datasets.image_set import ImageSet
 from lib.errors import UnreadableImage, UserError
 from lib.export.model import Model, Preprocessing
@@ -183,7 +183,7 @@ def test_a_shrinking_network_sees_files_and_images_as_in_training(tmp_path, size
     Image.fromarray(pixels).resize(size, Image.BILINEAR).save(tmp_path / "x.jpg", quality=90)
     path = str(tmp_path / "x.jpg")
     shrinking = Preprocessing(16, 16, (0.5,) * 3, (0.5,) * 3, shrink=32)
-    square = Image.fromarray(shrunk(ImageSet([path]), 32, 0).pixels[0])
+    square = Image.fromarray(shrink(ImageSet([path]), 32, 0).pixels[0])
     expected = Preprocessing(16, 16, (0.5,) * 3, (0.5,) * 3)(square)
     assert torch.equal(shrinking(path), expected)
     assert torch.equal(shrinking(Image.open(path)), expected)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from datasets.image_set import ImageSet
 from lib.clustering.clusters import clusters_of
 from lib.distributed.world import World
-from lib.evaluation.bank_statistics import Survey, sample_rows, survey
+from lib.evaluation.bank_statistics import Survey, survey
 from lib.evaluation.features import Subject
 from lib.evaluation.knn import LeaveOneOut
 from lib.figures import thumbnails as figures
@@ -20,6 +20,7 @@ from lib.logger.console import _fitted
 from lib.logger.projector import SIDE, Projector
 from lib.method.discovery import consistency
 from lib.method.neighbourhoods import Neighbourhoods
+from lib.search.exact import sample_rows
 from lib.training.history import History, sizes
 from tests.helpers import oracles
 from tests.helpers.rows import unit_rows
@@ -113,9 +114,9 @@ def test_clusters_that_are_there_are_found():
     centres = torch.eye(8)[:3]
     rows = torch.nn.functional.normalize(centres.repeat_interleave(torch.tensor([40, 30, 20]), 0), dim=1)
     rows = torch.nn.functional.normalize(rows + 0.05 * unit_rows(90, 8, 0), dim=1)
-    found = clusters_of(survey(rows, sample_rows(90), 0.1), 0)
+    found = clusters_of(survey(rows, sample_rows(90), 0.1).features, 0)
     assert found.sizes.tolist() == [40, 30, 20]
-    assert clusters_of(survey(rows[:5], sample_rows(5), 0.1), 0) is None
+    assert clusters_of(survey(rows[:5], sample_rows(5), 0.1).features, 0) is None
 
 
 def colours(count):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import models
-from lib.commands.inputs import _OF_A_MACHINE
+from lib.commands.call import _OF_A_MACHINE
 from lib.config import Options, collect
 from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World

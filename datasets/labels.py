@@ -1,25 +1,25 @@
-"""`--labels`: what a person knows about some or all of their pictures. For reports only; nothing is learnt from it."""
+"""Labels: given by a person (`--labels`), reduced to some classes (`--classes`), and which accuracies they allow."""
 
 import csv
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
 from datasets.files.decode import is_image
-from datasets.files.paths import same_name
-from datasets.image_set import UNLABELLED, ImageSet
-from datasets.split import Split
-from lib.errors import UserError
+from datasets.files.found_files import canonical_name
+from datasets.image_set import UNLABELLED, ImageSet, Split
+from lib.errors import UserError, one_line
 
 FOLDERS = "folders"
 
+_NAMED = 20  # classes that a message lists
 _LOOKED_AT = 200  # lines of a table, to find out how it is written
 _SAVE = "save it as CSV in UTF-8"
 _ONCE = "a pipe can be read once: give --labels again, best as a file, which the session finds when it is resumed"
@@ -33,7 +33,7 @@ def with_labels(split: Split, root: Path, labels: str) -> Split:
         labels: `folders`: an image's class is the folder directly below `root` that it lies in; images beside these
             folders have none. Or the path of a table with two columns, path and label, separated by commas,
             semicolons or tabs, in UTF-8. Its paths start from `root` or are absolute, and are compared as
-            `same_name` does; a heading, as the first line that says something, is passed over; images that it does not
+            `canonical_name` does; a heading in the first line that is not blank is skipped; images that it does not
             name, or names with an empty label, have none.
 
     Raises:
@@ -54,7 +54,7 @@ def with_labels(split: Split, root: Path, labels: str) -> Split:
 
 def _from_folders(images: ImageSet, root: Path) -> list[str]:
     below = (os.path.relpath(path, root).split(os.sep) for path in images.paths)
-    return [same_name(parts[0]) if len(parts) > 1 else "" for parts in below]
+    return [canonical_name(parts[0]) if len(parts) > 1 else "" for parts in below]
 
 
 def _from_table(images: ImageSet, root: Path, table: str) -> list[str]:
@@ -73,7 +73,7 @@ def _from_table(images: ImageSet, root: Path, table: str) -> list[str]:
             raise UserError(f"{where}: {path.strip()} may be either of {len(rows)} pictures, whose names look alike")
         if _not_utf_8(label):
             raise UserError(f"{where}: the label {label.strip()} is not UTF-8 text; {_SAVE}")
-        row, label = rows[0], same_name(label.strip())
+        row, label = rows[0], canonical_name(label.strip())
         if row in line_of and names[row] != label:
             raise UserError(
                 f"{where}: {path.strip()} is {label or 'unlabelled'!r} here and {names[row]!r} in line {line_of[row]}"
@@ -90,8 +90,8 @@ def _not_utf_8(text: str) -> bool:
 class _Pictures:
     """The pictures of a data set by their names, as tables write them.
 
-    The name itself counts first; then the name without spaces around it; then any that looks the same (`same_name`),
-    with the separators of Windows too.
+    The name itself counts first; then the name without spaces around it; then any of the same `canonical_name`, with
+    the separators of Windows too.
     """
 
     def __init__(self, images: ImageSet, root: Path):
@@ -120,7 +120,7 @@ class _Pictures:
 
     @staticmethod
     def _loose(path: str) -> str:
-        return "/".join(part.strip() for part in same_name(path).split("/"))
+        return "/".join(part.strip() for part in canonical_name(path).split("/"))
 
 
 def _entries(table: str, pictures: _Pictures) -> Iterator[tuple[int, str, str]]:
@@ -197,3 +197,98 @@ def _rows(text: str, dialect: _Dialect, table: str) -> Iterator[tuple[int, list[
             yield reader.line_num, cells
     except csv.Error as error:
         raise UserError(f"--labels {table}, line {reader.line_num}: {error}") from None
+
+
+def select_classes(split: Split, wanted: Sequence[str]) -> Split:
+    """The images of the classes named, numbered anew in the order of the data set.
+
+    Args:
+        split: the data set.
+        wanted: names of classes if each of them is one, else their numbers from 0; empty: all. A note says which of
+            the two was taken where some could be both.
+
+    Raises:
+        UserError: there are no labels, or no such class.
+    """
+    if not wanted:
+        return split
+    if split.train.labels is None:
+        raise UserError(f"--classes: the training images of {split.name} have no labels to choose by; leave it out")
+    numbers, note = _numbers(wanted, split.train.classes, split.name)
+    kept = sorted(set(numbers))
+    test = split.test
+    if test is not None and test.labels is not None:
+        test = _only(test, kept)
+    return replace(split, train=_only(split.train, kept), test=test, notes=(*split.notes, *note))
+
+
+def _numbers(wanted: Sequence[str], classes: Sequence[str], data_set: str) -> tuple[list[int], list[str]]:
+    """The number of each word, and a note if all words could be read in another way.
+
+    All are names, or all are numbers: in folders called 1, 2 and 3 the words 0 1 2 are numbers.
+    """
+    row_of = {canonical_name(name): row for row, name in enumerate(classes)}
+    names = [row_of.get(canonical_name(word)) for word in wanted]
+    numbers = [int(word) if word.isdecimal() and int(word) < len(classes) else None for word in wanted]
+    if None not in names:
+        if None in numbers or numbers == names:
+            return names, []
+        meant = ", ".join(classes[number] for number in numbers)
+        return names, [f"--classes {' '.join(wanted)}: taken as names; as numbers, from 0, they would be {meant}"]
+    if None not in numbers:
+        both = [word for word, name in zip(wanted, names) if name is not None]
+        if not both:
+            return numbers, []
+        meant = f"taken as numbers, from 0, for no class is called {wanted[names.index(None)]}"
+        return numbers, [f"--classes {' '.join(wanted)}: {meant}: {', '.join(classes[number] for number in numbers)}"]
+    neither = [word for word, name, number in zip(wanted, names, numbers) if name is None and number is None]
+    strange = neither[0] if neither else wanted[names.index(None)]
+    shown = ", ".join(classes[:_NAMED]) + (f" and {len(classes) - _NAMED} more" if len(classes) > _NAMED else "")
+    mixed = " beside the other words" if strange.isdecimal() and int(strange) < len(classes) else ""
+    raise UserError(
+        f"--classes {strange}: {data_set} has no such class{mixed}; name all or number all from 0 to "
+        f"{len(classes) - 1}: {shown}"
+    )
+
+
+def evaluable(train: ImageSet, test: Optional[ImageSet]) -> tuple[ImageSet, Optional[ImageSet], tuple[str, ...]]:
+    """Both sets, without their labels if all of them are the same, since every accuracy would be 100 %.
+
+    Returns:
+        training images, test images (where labels are left out, the name of their one class stays), and lines about
+        images for which no vote can be right: those of a class without another training image.
+    """
+    if train.labels is None:
+        return train, test, ()
+    learnt = np.bincount(train.labels[train.labels >= 0], minlength=len(train.classes))
+    if test is not None and test.labels is None:
+        return train, test, ()
+    judged = learnt if test is None else np.bincount(test.labels[test.labels >= 0], minlength=len(train.classes))
+    classes = np.flatnonzero(learnt + judged)
+    if len(classes) == 1:
+        name = train.classes[classes[0]]
+        line = f"one class only ({one_line(name)}): every accuracy would be 100 %, so none is computed"
+        return _without_labels(train, name), test and _without_labels(test, name), (line,)
+    alone = np.flatnonzero((judged > 0) & (learnt < (2 if judged is learnt else 1)))
+    if len(alone) == 0:
+        return train, test, ()
+    shown = ", ".join(one_line(train.classes[row]) for row in alone[:_NAMED])
+    shown += f" and {len(alone) - _NAMED} more" if len(alone) > _NAMED else ""
+    kind = "labelled" if judged is learnt else "test"
+    line = (
+        f"{int(judged[alone].sum()):,} {kind} images cannot be recognised, for no other image of their class is there "
+        f"to learn from: {shown}"
+    )
+    return train, test, (line,)
+
+
+def _without_labels(images: ImageSet, name: str) -> ImageSet:
+    return replace(images, labels=None, classes=(name,))
+
+
+def _only(images: ImageSet, kept: Sequence[int]) -> ImageSet:
+    # one entry more for images without a label: -1 counts from the end
+    new_number = np.full(len(images.classes) + 1, UNLABELLED, dtype=np.int64)
+    new_number[list(kept)] = np.arange(len(kept))
+    chosen = images.subset(np.flatnonzero(new_number[images.labels] != UNLABELLED))
+    return replace(chosen, labels=new_number[chosen.labels], classes=tuple(images.classes[number] for number in kept))

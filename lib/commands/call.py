@@ -1,23 +1,39 @@
-"""The inputs of a run, options and images: every process finds its own, and all must be the same."""
+"""What a command computes with: options, start, processes, device, precision, threads and images.
+
+Every process of a run finds its own, and all must be the same.
+"""
 
 import hashlib
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Optional
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import datasets
 from datasets.files.bad_images import Gather
-from datasets.image_set import ImageSet
+from datasets.image_set import ImageSet, Split
 from datasets.pipeline import Pipeline
-from datasets.split import Split
-from lib.config import OPTIONS, Options
+from lib.commands.start import FromWeights, Resumed, Start
+from lib.config import OPTIONS, Options, Settings
+from lib.distributed.process_group import is_peer_failure, join
 from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World, int_digest
-from lib.errors import UserError
-from lib.pretrained.weights_file import WeightsFile
+from lib.errors import PeerFailure, RunError, UnreadableImage, UserError
+from lib.logger.console import LOGGER
+from lib.pretrained.fitting import complete, fit, load_exactly, report
+from lib.pretrained.weights_file import WeightsFile, of_checkpoint
+from lib.runtime.determinism import choose_algorithms
+from lib.runtime.device import choose_precision
+from lib.runtime.memory import is_out_of_memory, keep_freed_memory
+from lib.runtime.threads import OtherPrograms
+from lib.training.planning import Choice, set_threads
+
+log = logging.getLogger(LOGGER)
 
 _OF_A_MACHINE = frozenset(
     ["cfgs", "data_root", "sess_dir", "gpus", "threads", "workers_num", "prefetch", "download", "brief", "debug_errors"]
@@ -28,12 +44,77 @@ _FILES = frozenset(["labels", "resume", "pretrained", "export", "embed", "output
 """Options that all or none must be given; where the files lie may differ."""
 
 
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of main.py, ready to compute.
+
+    Attributes:
+        settings: the merged options and where each came from.
+        start: where the run starts.
+        process: this process.
+        world: the processes of the run.
+        dtype: of autocast, or None for float32.
+        threads: of PyTorch in this process.
+        other_programs: their processor time since the call began.
+    """
+
+    settings: Settings
+    start: Start
+    process: ProcessInfo
+    world: World
+    dtype: Optional[torch.dtype]
+    threads: Choice
+    other_programs: OtherPrograms
+
+    @property
+    def options(self) -> Options:
+        """The values of the merged options."""
+        return self.settings.options
+
+
+@contextmanager
+def prepared(settings: Settings, start: Start, process: ProcessInfo, world: Optional[World]) -> Iterator[Call]:
+    """Within it a command computes: device, threads and precision are set, and all processes were asked for the same.
+
+    Args:
+        world: the processes of the run if they are joined already.
+
+    Raises:
+        UserError, RunError: as the command; an unreadable image, out of memory and a lost process in the user's words.
+    """
+    options, other_programs = settings.options, OtherPrograms()
+    choose_algorithms(options.deterministic)
+    world = join(options.gpus, process) if world is None else world
+    threads = set_threads(settings, world, process)
+    keep_freed_memory()
+    try:
+        dtype = choose_precision(options.precision, world.device)
+        check_same_call(world, options, dtype, start)
+        torch.backends.cuda.matmul.allow_tf32 = False  # loss, bank and entropies are float32 in any case
+        torch.backends.cudnn.allow_tf32 = options.tf32
+        yield Call(settings, start, process, world, dtype, threads, other_programs)
+    except UnreadableImage as error:
+        if options.skip_bad_images:
+            raise
+        raise UserError(f"{error}, or leave out all such files with --skip-bad-images") from error
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            reason = (str(error).strip().splitlines() or ["nothing more is known"])[0]
+            raise RunError(
+                f"out of memory on {world.device} ({reason}); lower --batch-size, "
+                "--discovery-memory, --size or --low-dim, or add --augment-on workers or --no-winograd; what was saved "
+                "goes on with --resume"
+            ) from error
+        if world.size == 1 or isinstance(error, MemoryError) or not is_peer_failure(error):
+            raise
+        raise PeerFailure(f"{str(error).splitlines()[0]} (what another process says comes first)") from error
+
+
 def check_same_call(
     world: World,
     options: Options,
     dtype: Optional[torch.dtype],
-    saved: Optional[dict[str, Any]],
-    weights: Optional[WeightsFile],
+    start: Start,
 ) -> None:
     """Whether options, precision and weights are the same in all processes. All must call it.
 
@@ -41,8 +122,7 @@ def check_same_call(
         world: the processes.
         options: merged, of this one.
         dtype: of autocast, or None: what --precision has come to here.
-        saved: the checkpoint that this one has read, or None.
-        weights: what it has read for --pretrained, or None.
+        start: with what this one has read for --resume or --pretrained.
 
     Raises:
         UserError: some have others; all processes raise it.
@@ -51,7 +131,7 @@ def check_same_call(
         return
     asked = _asked(options)
     own = [int_digest(repr(value).encode()) for value in [*asked.values(), dtype]]
-    every = world.all_gather_ints([*own, int_digest(_read(saved, weights))])
+    every = world.all_gather_ints([*own, int_digest(_read(start))])
     for rank, heard in enumerate(every):
         different = [flag for flag, one, other in zip(asked, every[0], heard) if one != other]
         if different:
@@ -81,16 +161,17 @@ def _asked(options: Options) -> dict[str, Any]:
     return asked
 
 
-def _read(saved: Optional[dict[str, Any]], weights: Optional[WeightsFile]) -> bytes:
-    """A digest of the weights and the bank, and of where in the run they are."""
+def _read(start: Start) -> bytes:
+    """A digest of the weights and the bank that a run starts from, and of where in the run they are."""
     digest = hashlib.blake2b()
-    if saved is not None:
+    if isinstance(start, Resumed):
+        saved = start.checkpoint
         digest.update(repr([saved["round"], saved["epoch"], saved.get("step")]).encode())
         _add(digest, saved["net"])
         _add(digest, saved["npc"])
-    if weights is not None:
-        _add(digest, weights.weights)
-        _add(digest, {} if weights.memory is None else {"memory": weights.memory})
+    if isinstance(start, FromWeights):
+        _add(digest, start.file.weights)
+        _add(digest, {} if start.file.memory is None else {"memory": start.file.memory})
     return digest.digest()
 
 
@@ -100,6 +181,36 @@ def _add(digest: Any, tensors: Mapping[str, Any]) -> None:
         if isinstance(tensor, Tensor):
             known = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # which NumPy does not know
             digest.update(known.detach().cpu().contiguous().numpy().reshape(-1).view(np.uint8))
+
+
+def load_network(network: nn.Module, options: Options, start: Start) -> WeightsFile:
+    """Load a network that is used as it is: exactly from a checkpoint, or from weights that may lack the last layer.
+
+    Returns:
+        what the file holds; without its memory bank where that cannot be of this network's features.
+
+    Raises:
+        UserError: it holds another network.
+    """
+    if isinstance(start, Resumed):
+        load_exactly(network, start.checkpoint["net"], str(start.path))
+        return of_checkpoint(start.checkpoint, start.path)
+    weights = start.file
+    fitted = fit(network, weights)
+    complete(fitted, weights, options.network)
+    for line in report(fitted, weights, options.network):
+        # as warnings where something is not as one would think; --test-only shows no others
+        log.log(logging.WARNING if fitted.misfits else logging.INFO, "weights    %s", line)
+    reason = None
+    if fitted.last_is_random:
+        log.warning("weights    the last layer (fc) is random: a feature is a random projection of what comes before")
+        reason = "its rows are not of this last layer"
+    elif weights.memory is not None and weights.memory.shape[1] != options.low_dim:
+        reason = f"its rows have {weights.memory.shape[1]} values, features {options.low_dim}"
+    if weights.memory is None or reason is None:
+        return weights
+    log.warning("weights    npc.memory is not used: %s", reason)
+    return replace(weights, memory=None)
 
 
 def open_images(options: Options, world: World, place: ProcessInfo) -> Pipeline:

@@ -1,5 +1,9 @@
-"""`--shrink`: pictures read once, and kept as one array of small squares that fit in memory."""
+"""Image files as one array in memory: small images as they are, and with `--shrink` those of any size made small.
 
+Either array is kept on disk too, so that the next run does not decode the files again.
+"""
+
+import hashlib
 import logging
 from collections.abc import Sequence
 from contextlib import closing
@@ -11,21 +15,90 @@ from typing import BinaryIO, Optional
 import numpy as np
 from PIL import Image, ImageOps
 
-from datasets.files import image_cache
+from datasets.files import cache
+from datasets.files.cache import CACHE
 from datasets.files.decode import read_rgb
-from datasets.files.parallel import ReadingProgress, in_processes
+from datasets.files.parallel import ReadingProgress, map_in_workers
 from datasets.image_set import ImageSet
-from lib.errors import UserError
+from lib.errors import UnreadableImage, UserError, one_line
 from lib.logger.console import LOGGER
 from lib.runtime.memory import physical_memory
 
 log = logging.getLogger(LOGGER)
 
-ENOUGH = 2  # a picture is scaled down from at least so many times the side that is wanted
+LARGEST_SIDE = 64  # pixels
+LARGEST_ARRAY = 2**31  # bytes
+
+
+def decode_small(images: ImageSet) -> Optional[ImageSet]:
+    """The same images as one array, if they are files of small images of one size; None if they are not.
+
+    What was decoded is kept in a hidden folder beside the folder of the images, under a name that is a checksum over
+    the bytes of all the files and over what decodes them: a cache is never taken for other images. Where nothing can
+    be written there, nothing is kept.
+
+    Raises:
+        UnreadableImage: a file cannot be read as an image.
+    """
+    size = _small_size(images.source[0])
+    if size is None or size[0] * size[1] * 3 * len(images) > LARGEST_ARRAY:
+        return None
+    shape = (len(images), size[1], size[0], 3)
+    file = cache.common_folder(images.source).parent / CACHE / f"{_checksum(images.source)}.npy"
+    pixels = _read_cache(file, shape)
+    if pixels is None:
+        pixels = _decode(images, shape)
+        if pixels is None:
+            return None
+        cache.write(file, lambda opened: np.save(opened, pixels, allow_pickle=False))
+    return replace(images, source=pixels, files=images.source)
+
+
+def _small_size(path: str) -> Optional[tuple[int, int]]:
+    """(width, height) from the file's head, None if it is large or does not say."""
+    try:
+        with Image.open(path) as file:
+            return file.size if max(file.size) <= LARGEST_SIDE else None
+    except Exception:  # reading it in earnest will name what is wrong
+        return None
+
+
+def _checksum(paths) -> str:
+    digest = hashlib.blake2b(cache.release().encode(), digest_size=16)
+    for path in paths:
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise UnreadableImage(f"{one_line(path)}: cannot be read: {error.strerror}; mend or remove it") from error
+        digest.update(len(content).to_bytes(8, "big") + content)
+    return digest.hexdigest()
+
+
+def _decode(images: ImageSet, shape: tuple[int, ...]) -> Optional[np.ndarray]:
+    """All images, or None as soon as one has another size."""
+    pixels = np.empty(shape, dtype=np.uint8)
+    for row in range(len(images)):
+        image = np.asarray(images.read(row))
+        if image.shape != shape[1:]:
+            return None
+        pixels[row] = image
+    return pixels
+
+
+def _read_cache(file: Path, shape: tuple[int, ...]) -> Optional[np.ndarray]:
+    try:
+        pixels = np.load(file, allow_pickle=False)
+    except Exception:  # not there, or bytes that numpy cannot take, for which it has many exceptions: decode again
+        return None
+    usable = isinstance(pixels, np.ndarray) and pixels.shape == shape and pixels.dtype == np.uint8
+    return pixels if usable else None
+
+
+OVERSIZE = 2  # a picture is scaled down from at least so many times the side that is wanted
 _WORTH_A_WORD = 64  # pictures; reading fewer takes a moment
 
 
-def shrunk(images: ImageSet, side: int, workers_num: int, kind: str = "training", report: bool = True) -> ImageSet:
+def shrink(images: ImageSet, side: int, workers_num: int, kind: str = "training", report: bool = True) -> ImageSet:
     """The same images as one array (N, side, side, 3): the middle square of each, scaled.
 
     What was made is kept beside the folder of the images, or in the user's cache folder where nothing can be written
@@ -44,8 +117,8 @@ def shrunk(images: ImageSet, side: int, workers_num: int, kind: str = "training"
     if images.pixels is not None or len(images) == 0:
         return images
     _check_memory(len(images), side)
-    cache = _Cache(images.source, side)
-    pixels, done = cache.read()
+    squares_kept = _Cache(images.source, side)
+    pixels, done = squares_kept.read()
     missing = np.flatnonzero(~done).tolist()
     if missing:
         if report and len(missing) > _WORTH_A_WORD:
@@ -58,18 +131,18 @@ def shrunk(images: ImageSet, side: int, workers_num: int, kind: str = "training"
         progress = ReadingProgress(len(missing), "--shrink: read", kind)
         paths = [images.source[row] for row in missing]
         try:
-            with closing(in_processes(partial(_square, side), paths, workers_num, "--shrink")) as squares:
+            with closing(map_in_workers(partial(_square, side), paths, workers_num, "--shrink")) as squares:
                 for row, square in zip(missing, squares):
                     pixels[row], done[row] = square, True
                     if report:
                         progress.advance()
         finally:
-            cache.write(pixels, done)
+            squares_kept.write(pixels, done)
     return replace(images, source=pixels, files=images.source)
 
 
 def _square(side: int, path: str) -> np.ndarray:
-    return np.asarray(middle_square(read_rgb(path, at_least=ENOUGH * side), side))
+    return np.asarray(middle_square(read_rgb(path, at_least=OVERSIZE * side), side))
 
 
 def middle_square(image: Image.Image, side: int) -> Image.Image:
@@ -92,8 +165,8 @@ class _Cache:
     """Squares by the keys of their files. A damaged or foreign cache is passed over."""
 
     def __init__(self, paths: Sequence[str], side: int):
-        self._places = image_cache.places(image_cache.common_folder(paths), f"shrunk-{side}", "npz")
-        self._keys = image_cache.file_keys(paths)
+        self._places = cache.places(cache.common_folder(paths), f"shrunk-{side}", "npz")
+        self._keys = cache.file_keys(paths)
         self._shape = (len(paths), side, side, 3)
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
@@ -104,7 +177,7 @@ class _Cache:
             if kept is None:
                 continue
             keys, squares = kept
-            row_of = {key: row for row, key in enumerate(keys.tolist()) if key != image_cache.NOT_THERE}
+            row_of = {key: row for row, key in enumerate(keys.tolist()) if key != cache.NOT_THERE}
             rows = np.array([row_of.get(key, -1) for key in self._keys.tolist()])
             found = (rows >= 0) & ~done
             pixels[found], done = squares[rows[found]], done | found
@@ -117,7 +190,7 @@ class _Cache:
             np.savez(file, keys=self._keys[done], pixels=pixels if done.all() else pixels[done])
 
         if done.any():
-            any(image_cache.write(place, content) for place in self._places)  # the first place that takes it
+            any(cache.write(place, content) for place in self._places)  # the first place that takes it
 
 
 def _read(place: Path, shape: tuple[int, ...]) -> Optional[tuple[np.ndarray, np.ndarray]]:
