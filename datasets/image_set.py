@@ -13,7 +13,7 @@ from datasets.files.decode import read_rgb
 from lib.errors import one_line
 
 UNLABELLED = -1
-"""The label of an image that has none, where others have."""
+"""The label of an image without one in a set where others have labels."""
 
 _SAMPLED = 256  # files that `contents` opens
 _PIECE = 4096  # bytes that it reads of a file at its start, its middle and its end
@@ -22,9 +22,8 @@ _PIECE = 4096  # bytes that it reads of a file at its start, its middle and its 
 class Paths(Sequence):
     """N paths as one block of bytes.
 
-    As a million separate strings they would take several times the memory, and every loader process would come to
-    hold a copy of its own: reading a string writes its reference count, and so parts the page it shares with the
-    process it was forked from.
+    A million separate strings take several times the memory, and every DataLoader worker ends up with its own copy:
+    reading a string writes its reference count, and a written page is no longer shared with the parent process.
     """
 
     def __init__(self, paths: Iterable[str]):
@@ -54,7 +53,7 @@ class ImageSet:
         labels: (N,) int64, indices into `classes`, `UNLABELLED` where an image has none; or None.
         classes: the names of the classes; empty without labels, but for the name of the only class where there is one.
         files: the paths of the N files that pixels in memory were decoded from, or None.
-        rows: (N,) int64, which images these are of a larger set that they were chosen from, or None.
+        rows: (N,) int64, the row numbers of these images in the set that they are a subset of, or None.
     """
 
     source: Union[np.ndarray, Sequence[str]]
@@ -82,12 +81,12 @@ class ImageSet:
 
     @property
     def paths(self) -> Optional[Paths]:
-        """The paths of the images' files, whether or not they are in memory now; None where there never were any."""
+        """The paths of the images' files, also when the pixels are in memory; None for images that never were files."""
         return self.files if self.pixels is not None else self.source
 
     @property
     def numbers(self) -> np.ndarray:
-        """(N,) int64, the row of each image in the data set as it was read, before some were left out."""
+        """(N,) int64, the row of each image in the data set as it was read, before any subset."""
         return np.arange(len(self), dtype=np.int64) if self.rows is None else self.rows
 
     def read(self, index: int, at_least: Optional[int] = None) -> Image.Image:
@@ -101,10 +100,7 @@ class ImageSet:
         return read_rgb(self.source[index], at_least)
 
     def fingerprint(self) -> str:
-        """Tells one set of images from another: a checksum of the pixels, or of the files' names below their folder.
-
-        No file is opened for it.
-        """
+        """A checksum of the pixels, or of the files' names below their folder; no file is opened."""
         digest = hashlib.blake2b(digest_size=16)
         if self.pixels is not None:
             digest.update(np.ascontiguousarray(self.pixels).data)
@@ -117,12 +113,12 @@ class ImageSet:
     def contents(self) -> list[int]:
         """A checksum of 31 bits for each of an even sample of the files: of its size and some of its bytes.
 
-        0 for a file that cannot be read. Empty for pixels in memory, which `fingerprint` tells apart.
+        0 for a file that cannot be read. Empty for pixels in memory, which `fingerprint` covers.
         """
         return [] if self.pixels is not None else [_content(self.source[row]) for row in _even_sample(len(self))]
 
     def replaced(self, before: Optional[Sequence[int]]) -> "Replaced":
-        """Which files are not those of which `contents` gave `before`; where that is not known, none."""
+        """The files whose checksums differ from `before`, earlier `contents`; none if those are not known."""
         paths = self.paths
         rows = [] if paths is None or not before else _even_sample(len(self))
         if len(rows) != len(before or ()):
@@ -147,9 +143,9 @@ class Split:
 
     Attributes:
         name: as `--dataset` names it.
-        train: the images to learn from.
-        test: the images to be judged by; None for a folder without any.
-        notes: what was found that its owner may want to know, a line each.
+        train: the training images.
+        test: the test images; None for a folder without any.
+        notes: findings for the log, a line each.
     """
 
     name: str

@@ -200,7 +200,7 @@ def _rows(text: str, dialect: _Dialect, table: str) -> Iterator[tuple[int, list[
 
 
 def select_classes(split: Split, wanted: Sequence[str]) -> Split:
-    """The images of the classes named, numbered anew in the order of the data set.
+    """The images of the classes named, renumbered in the order of the data set.
 
     Args:
         split: the data set.
@@ -252,11 +252,11 @@ def _numbers(wanted: Sequence[str], classes: Sequence[str], data_set: str) -> tu
 
 
 def evaluable(train: ImageSet, test: Optional[ImageSet]) -> tuple[ImageSet, Optional[ImageSet], tuple[str, ...]]:
-    """Both sets, without their labels if all of them are the same, since every accuracy would be 100 %.
+    """Both sets with labels that can be evaluated: labels that are all the same are removed (every accuracy is 100 %).
 
     Returns:
         training images, test images (where labels are left out, the name of their one class stays), and lines about
-        images for which no vote can be right: those of a class without another training image.
+        images that no classifier can recognise: those of a class without another training image.
     """
     if train.labels is None:
         return train, test, ()

@@ -1,4 +1,4 @@
-"""From the data options to batches of images on the device."""
+"""The images of a run and its batches, as the data options ask for them."""
 
 from collections.abc import Iterator, Sequence
 from typing import Optional, Union
@@ -24,7 +24,7 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 Loader = Union[DeviceLoader, WorkerLoader]
 
 EVAL_PIXELS = 512 * 32 * 32
-"""Pixels in a batch where nothing is learnt: 512 small images, 10 of 224 pixels. The results do not depend on it."""
+"""Pixels in a batch of evaluation: 512 images of 32 pixels, 10 of 224. The results do not depend on it."""
 
 
 def normalisation(options: Options, own: Optional[Statistics] = None) -> Statistics:
@@ -38,30 +38,30 @@ def normalisation(options: Options, own: Optional[Statistics] = None) -> Statist
 
 
 class Pipeline:
-    """The training and test images of a run, ready to be served.
+    """Serves the training and test images of a run in batches.
 
     Args:
         split: the data set.
         options: the merged options of the run.
         device: where batches are delivered.
-        rank, processes: which of how many processes this is. Each serves its `Share`: of every training batch, and
-            of all images where they are served without augmentation.
-        gather: what they tell each other of bad images (`--skip-bad-images`), of which each then checks its share;
-            None: each checks all images for itself.
+        rank, processes: of this process. Each process serves its `Share` of every training batch and, without
+            augmentation, of all images.
+        gather: gathers the bad images (`--skip-bad-images`) of all processes, each of which then checks its share;
+            None: this process checks all images.
 
     Attributes:
-        train, test: all the images, whatever the share; test may be None.
+        train, test: the images of all processes; test may be None.
         skipped: the paths of the images that `--skip-bad-images` left out.
         notes: of the data set, a line each.
-        cautions: what is to be known about accuracies, a line each.
-        fingerprint: tells these training images from others.
-        contents: of some of their files, which tells them from others of the same names; see `ImageSet.contents`.
+        cautions: what limits the accuracies, a line each.
+        fingerprint: a checksum that identifies the training images.
+        contents: checksums of some of their files, which tell files of equal names apart; see `ImageSet.contents`.
         means, stds: of the channels.
-        on_device: whether images live on the device and are augmented there by the batch.
+        on_device: whether images are held on the device and augmented there by the batch.
 
     Raises:
         UserError: there are too few images, or `--augment-on device` is asked for where it cannot be.
-        RunError: a process that checks images died.
+        RunError: a DataLoader worker that checks images died.
     """
 
     def __init__(
@@ -91,14 +91,14 @@ class Pipeline:
         if options.shrink is not None:
             train = shrink(train, options.shrink, options.workers_num, "training", report=rank == 0)
             test = test and shrink(test, options.shrink, options.workers_num, "test", report=rank == 0)
-        self.train, self.on_device = self._choose_place(train)
+        self.train, self.on_device = self._choose_augmentation(train)
         self.test = self._in_memory(test) or test if self.on_device and test is not None else test
         self._eval_batch = max(options.batch_size, EVAL_PIXELS // options.size**2)
         self._train_loader, self._plain_loader = self._train_loaders()
         self._test_loader = None if self.test is None else self._loader(self.test)
 
     def are_those_of(self, fingerprint: str, contents: Optional[list[int]]) -> bool:
-        """Whether the training images are those that a file tells of, by `fingerprint` and `contents` of its own."""
+        """Whether the training images are those whose `fingerprint` and `contents` a file holds."""
         return self.fingerprint == fingerprint and not self.train.replaced(contents).are_others
 
     @property
@@ -106,16 +106,16 @@ class Pipeline:
         """Whether there are test images, and labels on both sides."""
         return self.test is not None and self.train.labels is not None and self.test.labels is not None
 
-    def epoch_order(self, *place: int) -> tuple[Tensor, ...]:
-        """The shuffled batches of one epoch, row numbers (B,) each; `place` is (round, epoch)."""
-        order = torch.randperm(len(self.train), generator=generator(self._options.seed, "order", *place))
+    def epoch_order(self, *context: int) -> tuple[Tensor, ...]:
+        """The shuffled batches of one epoch, row numbers (B,) each; the seed context is (round, epoch)."""
+        order = torch.randperm(len(self.train), generator=generator(self._options.seed, "order", *context))
         return split_order(order, self._options.batch_size, self._smallest)
 
     def check_batches(self) -> None:
-        """Whether every process can train on its share of every batch.
+        """Validates that every process can train on its share of every batch.
 
         Raises:
-            UserError: with `--no-sync-bn`, some would have a single image or none.
+            UserError: with `--no-sync-bn`, a share has fewer than two images.
         """
         images, batch, processes = len(self.train), self._options.batch_size, self._share.processes
         sizes = [len(rows) for rows in split_order(torch.arange(images), batch, self._smallest)]
@@ -128,31 +128,31 @@ class Pipeline:
 
     @property
     def _smallest(self) -> int:
-        """Images in a batch: one alone has no variance for batch norm, unless it is that of all processes."""
+        """Images in the smallest batch: batch norm needs two, of all processes together or of each."""
         return 2 if self._options.sync_bn else 2 * self._share.processes
 
-    def train_batches(self, order: Sequence[Tensor], *place: int, start: int = 0) -> Batches:
+    def train_batches(self, order: Sequence[Tensor], *context: int, start: int = 0) -> Batches:
         """This process's share of each training batch in the given order, augmented; it may be empty.
 
-        Images are augmented as if there was one process: the shares of all, one after the other, are its batches.
-        Those before batch `start` are passed over, which changes nothing about the others.
+        The shares of all processes, concatenated, are the batches of a run with one process. Batches before `start`
+        are skipped, which does not change the others.
         """
-        return self._train_loader.batches(order, place, self._share, start)
+        return self._train_loader.batches(order, context, self._share, start)
 
     def files_of(self, rows: Sequence[int]) -> Optional[list[str]]:
-        """The paths of training images, by their row numbers; None where they do not come from a file each."""
+        """The paths of training images, by their row numbers; None where images are not files."""
         return None if self._files is None else [self._files[row] for row in rows]
 
     def train_batches_plain(self) -> Batches:
         """This process's share of the training images with the test transform, in the order of their index.
 
-        Seldom asked for: no process waits.
+        The workers end afterwards, since this is seldom called.
         """
         yield from self._plain_loader.batches(self._plain_order(self.train), ())
         self._plain_loader.close()
 
     def sample(self, count: int) -> Tensor:
-        """(n, 3, S, S) training images with the test transform, all or `count` at even distances, for every process."""
+        """(n, 3, S, S) training images with the test transform, `count` evenly spaced or all, on every process."""
         images = len(self.train)
         rows = torch.arange(images) if images <= count else torch.arange(count) * images // count
         found = [batch for batch, _ in self._plain_loader.batches(rows.split(self._eval_batch), ())]
@@ -165,17 +165,17 @@ class Pipeline:
 
     @property
     def starts_processes(self) -> bool:
-        """Whether images are loaded by processes of their own, started when they are needed."""
+        """Whether DataLoader workers load images; they start when they are needed."""
         return self._options.workers_num > 0 and any(isinstance(loader, WorkerLoader) for loader in self._loaders)
 
     @property
     def waiting_since(self) -> Optional[float]:
-        """Since when, by time.monotonic(), a batch is waited for; None while none is."""
+        """When the wait for the current batch began, by time.monotonic(); None while there is no wait."""
         waits = [loader.waiting_since for loader in self._loaders if isinstance(loader, WorkerLoader)]
         return next((since for since in waits if since is not None), None)
 
     def close(self) -> None:
-        """Let the loader processes go."""
+        """End the DataLoader workers."""
         for loader in self._loaders:
             if loader is not None:
                 loader.close()
@@ -185,15 +185,15 @@ class Pipeline:
         return self._train_loader, self._plain_loader, self._test_loader
 
     def _plain_order(self, images: ImageSet) -> tuple[Tensor, ...]:
-        """The row numbers of this process's share of all images, by the batch; no batch if there is none."""
+        """The row numbers of this process's share of all images, in batches; empty if the share is."""
         rows = self._share.part(torch.arange(len(images)))
         return rows.split(self._eval_batch) if len(rows) else ()
 
     def _limited(self, images: Optional[ImageSet], count: Optional[int]) -> Optional[ImageSet]:
         return images if images is None or count is None else limit(images, count, self._options.seed)
 
-    def _choose_place(self, images: ImageSet) -> tuple[ImageSet, bool]:
-        """The training images, in memory if they can be and should, and whether they are augmented on the device."""
+    def _choose_augmentation(self, images: ImageSet) -> tuple[ImageSet, bool]:
+        """The training images, in memory where that helps, and whether they are augmented on the device."""
         if self._options.augment_on == "workers":
             return images, False
         array = self._in_memory(images)
@@ -211,13 +211,13 @@ class Pipeline:
         return images if images.pixels is not None else decode_small(images)
 
     def _fits(self, images: ImageSet) -> bool:
-        """Whether half of a GPU's memory takes them; on a CPU they are in memory already."""
+        """Whether the images fit into half of the GPU's memory; on a CPU they are in memory already."""
         if self._device.type != "cuda":
             return True
         return images.pixels.nbytes <= torch.cuda.get_device_properties(self._device).total_memory // 2
 
     def _train_loaders(self) -> tuple[Loader, Loader]:
-        """Augmented and plain; on the device both serve from the same tensor."""
+        """The loaders of augmented and of plain training images; on the device they share one tensor."""
         options = self._options
         if self.on_device:
             flip = 0.5 if options.random_horizontal_flip else 0.0
@@ -237,7 +237,7 @@ class Pipeline:
         return self._worker_loader(self.train, transform), self._loader(self.train)
 
     def _loader(self, images: ImageSet) -> Loader:
-        """Serves images as they are, for evaluation."""
+        """A loader of images with the test transform."""
         options = self._options
         if self.on_device and images.pixels is not None:
             return self._device_loader(to_device(images.pixels, self._device), None)

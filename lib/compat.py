@@ -7,7 +7,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Sequence
-from typing import Callable
+from typing import Callable, Optional
 
 import torch
 from torch import distributed, nn
@@ -75,11 +75,8 @@ def fast_optimizer_arguments(kind: type, device: torch.device) -> dict[str, bool
     return {name: True for name in ("fused", "capturable") if name in known}
 
 
-def sums_or_norms(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """A scalar of each, whichever is faster: on CUDA norms, a few kernels for all tensors where PyTorch has them."""
-    if tensors and tensors[0].is_cuda and hasattr(torch, "_foreach_norm"):
-        return list(torch._foreach_norm(tensors))
-    return [tensor.sum() for tensor in tensors]
+norms: Optional[Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]] = getattr(torch, "_foreach_norm", None)
+"""The norms of many tensors in a few CUDA kernels; None where PyTorch has no such function."""
 
 
 HAS_SEEDS_IN_GRAPHS = TORCH_RELEASE >= (2, 0)

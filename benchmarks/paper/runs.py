@@ -23,11 +23,12 @@ from lib.session.records import read_final, read_lines
 
 MISSING, BEGUN, FINISHED, NO_DATA = "missing", "begun", "finished", "no data"
 
-_SESSION = ["--no-report", "--no-log-tfb", "--no-round-clusters", "--keep", "1", "--brief"]
-"""Hundreds of runs leave metrics and log, and of the checkpoints the last."""
+_SESSION = ["--no-report", "--no-log-tfb", "--num-clusters", "10", "--keep", "1", "--brief"]
+"""Hundreds of runs leave metrics and log, and of the checkpoints the last. The clusters of a round are so many without a
+search, which would take half of a run on the digits."""
 
 _GROUPS = ("data", "network", "method", "optimisation", "evaluation")
-_FREE = {"data_root", "labels", "workers_num", "prefetch", "augment_on", "num_clusters", "round_clusters"}
+_FREE = {"data_root", "labels", "workers_num", "prefetch", "augment_on", "num_clusters"}
 _RECIPE = {option.name for option in OPTIONS if option.kept and option.group in _GROUPS} - _FREE | {"seed", "precision"}
 """Options that a finished run must share with the variant to stand for it."""
 

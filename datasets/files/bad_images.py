@@ -1,4 +1,4 @@
-"""`--skip-bad-images`: every file is decoded once, before anything else, and those that cannot be are left out."""
+"""`--skip-bad-images`: decode every file once before the run, and leave out those that cannot be decoded."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ from lib.logger.console import LOGGER
 log = logging.getLogger(LOGGER)
 
 Gather = Callable[[Tensor], Tensor]
-"""Bytes (R,) uint8 of this process, R perhaps 0, to those of all processes, in the order of their ranks."""
+"""All-gathers bytes: (R,) uint8 of this process, where R may be 0, to those of all processes, by rank."""
 
 _LISTED = 10  # bad images that the log names
 
@@ -33,18 +33,18 @@ def without_bad_images(
 ) -> tuple[Split, tuple[str, ...]]:
     """The data set without the files that cannot be read as images, and the paths of those.
 
-    Which files are good is remembered (`CheckedFiles`), so that only new and changed ones are opened another time,
-    and the bad ones. Images in memory have no files and all stay.
+    `CheckedFiles` remembers the good files, so that the next run opens only new, changed and bad ones. Images in memory
+    all stay.
 
     Args:
-        workers_num: processes that check; with 0 it is done in this one.
-        report: whether to log what was left out, and how far the check is.
-        share, gather: where several processes have the same images, which part this one checks, and how it hears of
-            the others' bad ones. All leave out the same, though each opens the files of its own machine alone.
+        workers_num: DataLoader workers that check; with 0 this process does.
+        report: whether to log the files left out and the progress.
+        share, gather: where several processes have the same images, the part that this one checks, and the exchange of
+            bad images between them. All leave out the same images; each opens files of its own machine only.
 
     Raises:
         UserError: no training image, or no test image, is left.
-        RunError: a process that checks images died.
+        RunError: a worker died.
     """
     train, bad = readable_images(split.train, "training", workers_num, report, share, gather)
     if split.test is None:
@@ -65,7 +65,7 @@ def readable_images(
 
     Raises:
         UserError: no image is left.
-        RunError: a process that checks images died.
+        RunError: a worker died.
     """
     if images.pixels is not None:
         return images, ()
@@ -84,7 +84,7 @@ def readable_images(
                     reasons[row] = reason
                 if progress is not None:
                     progress.advance()
-    finally:  # a check that was stopped goes on where it was
+    finally:  # a check that was stopped resumes there
         checked.remember(good)
     if gather is not None:
         reasons = _of_all(reasons, gather)
@@ -148,15 +148,12 @@ def _list(reasons: Sequence[str], images: int, kind: str) -> None:
 
 
 class CheckedFiles:
-    """Remembers of N image files which could be decoded.
+    """A record on disk of the image files that could be decoded, by their keys (`cache.file_keys`).
 
-    A file is known by its path below the folder of them all, its size, its number on the disk and its times of change,
-    so that a file that was replaced is a new one; and for the release of Pillow it was decoded by. Bad files are not
-    remembered: they are few, and one that could not be read for want of permission becomes good without changing.
+    Bad files are not recorded: they are few, and a file without read permission becomes good without a new key.
 
-    The record lies in the cache beside the folder of the images, or, where nothing can be written there, in
-    and-discovery in the user's cache folder ($XDG_CACHE_HOME, or ~/.cache). It is an array of checksums: a damaged
-    or foreign one is passed over.
+    The record is an array of keys in the cache beside the folder of the images, or, where nothing can be written there,
+    in and-discovery in the user's cache folder ($XDG_CACHE_HOME, or ~/.cache). A damaged record is ignored.
 
     Args:
         paths: of the files; at least one.
@@ -164,7 +161,7 @@ class CheckedFiles:
 
     def __init__(self, paths: Sequence[str]):
         folder = cache.common_folder(paths)
-        self._files = cache.places(folder, "checked", "npy")
+        self._files = cache.cache_files(folder, "checked", "npy")
         self._keys = cache.file_keys(paths)
         self._known = np.unique(np.concatenate([_read_keys(file) for file in self._files]))
 
@@ -173,18 +170,18 @@ class CheckedFiles:
         return np.flatnonzero(~np.isin(self._keys, self._known) | (self._keys == cache.NOT_THERE)).tolist()
 
     def remember(self, rows: Sequence[int]) -> None:
-        """The files of these rows are good. Where nothing can be written, they will be unknown again next time.
+        """Record the files of these rows as good, beside those that other processes recorded in the meantime.
 
-        What other processes have written in the meantime is kept.
+        Where nothing can be written, they are unknown again in the next run.
         """
         if not rows:
             return
         known = np.union1d(self._known, self._keys[list(rows)])
-        any(_add(file, known) for file in self._files)  # the first place that takes it
+        any(_add(file, known) for file in self._files)  # the first that can be written
 
 
 def _add(file: Path, known: np.ndarray) -> bool:
-    """Put keys beside those that are in a file by now. Returns whether it could be written."""
+    """Add keys to those in a file. Returns whether it could be written."""
     with cache.one_at_a_time(file):
         every = np.union1d(known, _read_keys(file))
 

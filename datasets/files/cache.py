@@ -1,4 +1,4 @@
-"""Where what was found out about image files is kept, and how it is written there."""
+"""The cache of decoded and checked image files: where its files are, how they are written, what their keys are."""
 
 import contextlib
 import fcntl
@@ -27,7 +27,7 @@ def write(file: Path, content: Callable[[BinaryIO], None]) -> bool:
     """Write a file in one piece, or not at all; its folder is made if need be.
 
     Args:
-        content: writes what belongs into the file that it is given.
+        content: writes the content into the opened file.
 
     Returns:
         Whether it could be written: a read-only or full disk is no error.
@@ -42,22 +42,22 @@ def write(file: Path, content: Callable[[BinaryIO], None]) -> bool:
 
 @contextlib.contextmanager
 def one_at_a_time(file: Path) -> Iterator[None]:
-    """Holds up other processes that want to change the same file, where its folder can be locked.
+    """Locks a file against other processes that change it, where its folder can be locked.
 
-    Some network disks cannot: of two that write there at once, the last one's version stays.
+    Some network disks have no locks: of two simultaneous writes the last one stays.
     """
     with contextlib.ExitStack() as at_end:
         with contextlib.suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
             folder = os.open(file.parent, os.O_RDONLY)
-            at_end.callback(os.close, folder)  # and so let others go on
+            at_end.callback(os.close, folder)  # which releases the lock
             fcntl.flock(folder, fcntl.LOCK_EX)
         yield
 
 
-def places(folder: Path, name: str, suffix: str) -> list[Path]:
-    """Where something about the images of a folder may be kept, the first choice first: beside the folder, or in
-    and-discovery in the user's cache folder, if the user has one."""
+def cache_files(folder: Path, name: str, suffix: str) -> list[Path]:
+    """The cache files of a folder of images, the preferred one first: beside the folder, and in and-discovery in the
+    user's cache folder, if there is one."""
     beside = folder.parent / CACHE / f"{name}-{folder.name}.{suffix}"
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if not os.path.isabs(cache):
@@ -67,20 +67,19 @@ def places(folder: Path, name: str, suffix: str) -> list[Path]:
 
 
 def release() -> str:
-    """What decodes: what an older or newer one has found out about files is not taken."""
+    """The versions of what decodes images, part of every key: results of other versions are not used."""
     return f"{PIL.__version__}/{decoder()}"
 
 
 NOT_THERE = 0
-"""The key of a file that has no size and time."""
+"""The key of a file whose size and times cannot be read."""
 
 
 def file_keys(paths: Sequence[str]) -> np.ndarray:
-    """(N,) uint64, a checksum for each file: its path below the folder of them all, its size, its number on the disk,
-    when its content and when anything about it changed, and what decodes it (`release`).
+    """(N,) uint64, a checksum of each file: of its path below the common folder, size, inode, times, and `release`.
 
-    Programs can set the time of the content back to that of a file that was there before; nothing sets back the time
-    of any change, but for disks that do not keep it, where another file has another number.
+    The times are those of modification and of change. The time of change and the inode number are included because
+    programs can restore the time of modification of an earlier file.
     """
     root, decoded_by = len(os.path.commonpath({os.path.dirname(path) for path in paths})), release()
     return np.fromiter((_key(path, path[root:], decoded_by) for path in paths), dtype=np.uint64, count=len(paths))

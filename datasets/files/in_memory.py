@@ -33,9 +33,8 @@ LARGEST_ARRAY = 2**31  # bytes
 def decode_small(images: ImageSet) -> Optional[ImageSet]:
     """The same images as one array, if they are files of small images of one size; None if they are not.
 
-    What was decoded is kept in a hidden folder beside the folder of the images, under a name that is a checksum over
-    the bytes of all the files and over what decodes them: a cache is never taken for other images. Where nothing can
-    be written there, nothing is kept.
+    The array is cached in a hidden folder beside the folder of the images. The name of the cache file is a checksum of
+    the bytes of all image files and of the decoder's version, so that it is never used for other images.
 
     Raises:
         UnreadableImage: a file cannot be read as an image.
@@ -55,7 +54,7 @@ def decode_small(images: ImageSet) -> Optional[ImageSet]:
 
 
 def _small_size(path: str) -> Optional[tuple[int, int]]:
-    """(width, height) from the file's head, None if it is large or does not say."""
+    """(width, height) from the file's header; None for a large or unreadable image."""
     try:
         with Image.open(path) as file:
             return file.size if max(file.size) <= LARGEST_SIDE else None
@@ -94,34 +93,34 @@ def _read_cache(file: Path, shape: tuple[int, ...]) -> Optional[np.ndarray]:
     return pixels if usable else None
 
 
-OVERSIZE = 2  # a picture is scaled down from at least so many times the side that is wanted
-_WORTH_A_WORD = 64  # pictures; reading fewer takes a moment
+OVERSIZE = 2  # an image is scaled down from at least this many times the side
+_WORTH_LOGGING = 64  # images; reading fewer takes a moment
 
 
 def shrink(images: ImageSet, side: int, workers_num: int, kind: str = "training", report: bool = True) -> ImageSet:
     """The same images as one array (N, side, side, 3): the middle square of each, scaled.
 
-    What was made is kept beside the folder of the images, or in the user's cache folder where nothing can be written
-    there, so that another run reads new and changed files only. A reading that was stopped goes on where it was.
+    The array is cached beside the folder of the images, or in the user's cache folder where nothing can be written
+    there: the next run reads new and changed files only, and an interrupted reading resumes.
 
     Args:
         side: in pixels.
-        workers_num: processes that read; with 0 it is done in this one.
+        workers_num: DataLoader workers that read; with 0 this process does.
         kind: of the images, for messages.
-        report: whether to log how far it is.
+        report: whether to log the progress.
 
     Raises:
         UserError: a file cannot be read as an image, or the array would take more than half of the memory.
-        RunError: a process that reads images died.
+        RunError: a worker died.
     """
     if images.pixels is not None or len(images) == 0:
         return images
     _check_memory(len(images), side)
-    squares_kept = _Cache(images.source, side)
-    pixels, done = squares_kept.read()
+    cached = _Cache(images.source, side)
+    pixels, done = cached.read()
     missing = np.flatnonzero(~done).tolist()
     if missing:
-        if report and len(missing) > _WORTH_A_WORD:
+        if report and len(missing) > _WORTH_LOGGING:
             log.warning(
                 "--shrink: reading %s %s images, %d pixels of each side are kept; this is done once",
                 f"{len(missing):,}",
@@ -137,7 +136,7 @@ def shrink(images: ImageSet, side: int, workers_num: int, kind: str = "training"
                     if report:
                         progress.advance()
         finally:
-            squares_kept.write(pixels, done)
+            cached.write(pixels, done)
     return replace(images, source=pixels, files=images.source)
 
 
@@ -165,15 +164,15 @@ class _Cache:
     """Squares by the keys of their files. A damaged or foreign cache is passed over."""
 
     def __init__(self, paths: Sequence[str], side: int):
-        self._places = cache.places(cache.common_folder(paths), f"shrunk-{side}", "npz")
+        self._files = cache.cache_files(cache.common_folder(paths), f"shrunk-{side}", "npz")
         self._keys = cache.file_keys(paths)
         self._shape = (len(paths), side, side, 3)
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """Pixels (N, side, side, 3), and which of them are there, (N,) bool."""
         pixels, done = np.zeros(self._shape, dtype=np.uint8), np.zeros(self._shape[0], dtype=bool)
-        for place in self._places:
-            kept = _read(place, self._shape[1:])
+        for file in self._files:
+            kept = _read(file, self._shape[1:])
             if kept is None:
                 continue
             keys, squares = kept
@@ -190,12 +189,12 @@ class _Cache:
             np.savez(file, keys=self._keys[done], pixels=pixels if done.all() else pixels[done])
 
         if done.any():
-            any(cache.write(place, content) for place in self._places)  # the first place that takes it
+            any(cache.write(file, content) for file in self._files)  # the first that can be written
 
 
-def _read(place: Path, shape: tuple[int, ...]) -> Optional[tuple[np.ndarray, np.ndarray]]:
+def _read(path: Path, shape: tuple[int, ...]) -> Optional[tuple[np.ndarray, np.ndarray]]:
     try:
-        with np.load(place, allow_pickle=False) as file:
+        with np.load(path, allow_pickle=False) as file:
             keys, pixels = file["keys"], file["pixels"]
     except Exception:  # numpy and zipfile have many exceptions for bytes they cannot take
         return None

@@ -1,4 +1,4 @@
-"""Reading many image files once, before a run: in several processes, with a word now and then on how far it is."""
+"""Reading many image files once, before a run: by DataLoader workers, with a progress line now and then."""
 
 import logging
 import time
@@ -29,13 +29,12 @@ def map_in_workers(
     """`work` of each item, in their order.
 
     Args:
-        work: a function that other processes can be told to call.
-        workers_num: how many processes; with 0, where there is little to do, or none can be started, it is done in this
-            one.
-        option: what asked for it, for the message.
+        work: a function that can be pickled.
+        workers_num: DataLoader workers; with 0, for few items, or where none can start, this process does the work.
+        option: the option that asked for the work, for the message.
 
     Raises:
-        RunError: a process died.
+        RunError: a worker died.
         Exception: what `work` raises.
     """
     workers = affordable_workers(workers_num) if len(items) > _FEW else 0
@@ -51,11 +50,11 @@ def map_in_workers(
         worker_init_fn=ignore_signals,
         generator=torch.Generator(),  # without one it would draw from the default generator
     )
-    with closing(load_batches(loader)) as blocks:  # the processes go at once, not when a traceback does
+    with closing(load_batches(loader)) as blocks:  # the workers end now, not when a traceback is freed
         for block in blocks:
             if isinstance(block, RunError):
                 raise RunError(
-                    f"{option}: a process that reads images was killed. If memory ran out, lower --workers-num; "
+                    f"{option}: a DataLoader worker died. If memory ran out, lower --workers-num; "
                     "what was done is remembered"
                 )
             for result in block:
@@ -81,7 +80,7 @@ class _Done:
 
 
 class ReadingProgress:
-    """A line now and then. As warnings: the log of the run is opened later, and until then no others are seen.
+    """Logs a progress line now and then, as warnings: the log of the run, which shows more, is opened later.
 
     Args:
         images: how many there are to read.

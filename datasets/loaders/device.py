@@ -1,4 +1,4 @@
-"""Batches from images that live on the device as one uint8 tensor."""
+"""Batches from images held on the device as one uint8 tensor, prepared on a side stream on CUDA."""
 
 from collections.abc import Iterator, Sequence
 from typing import Callable, Optional
@@ -53,25 +53,25 @@ class DeviceLoader:
 
         Args:
             order: the row numbers of each batch, (B,) int64.
-            context: where in the run this is, e.g. (round, epoch); with the seed it decides the augmentation.
+            context: seed context, e.g. (round, epoch); with the seed it determines the augmentation.
             share: the part of each batch to serve; B is then the size of the part, which may be 0. An image is
                 augmented as it is where the whole batch is served.
-            start: the first batch to serve, counted from 0; those before it are passed over.
+            start: the first batch to serve, counted from 0; earlier ones are skipped.
         """
         beside = SideStream(self.device)
         for step, rows in enumerate(order[start:], start=start):
             yield beside.run(self._serve, rows, share.span(len(rows)), (*context, step))
 
     def close(self) -> None:
-        """Nothing is held open here."""
+        """Does nothing: there are no workers."""
 
-    def _serve(self, rows: Tensor, part: slice, place: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    def _serve(self, rows: Tensor, part: slice, context: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         made = _in_blocks(part, len(rows))
         indices = rows[made].to(self.device, non_blocking=True)
         served = slice(part.start - made.start, part.stop - made.start)
-        return self._make(indices, made, len(rows), place)[served], indices[served]
+        return self._make(indices, made, len(rows), context)[served], indices[served]
 
-    def _make(self, indices: Tensor, part: slice, count: int, place: tuple[int, ...]) -> Tensor:
+    def _make(self, indices: Tensor, part: slice, count: int, context: tuple[int, ...]) -> Tensor:
         """The images of these indices, which are one part of a batch of `count`."""
         if not len(indices):
             return torch.empty(0, 3, self.size, self.size, device=self.device)
@@ -79,12 +79,12 @@ class DeviceLoader:
         if self.recipe is None:
             images = self._centre(images)
         else:
-            images = augment(images, self._draw(count, place).of(part).to(self.device), self.size)
+            images = augment(images, self._draw(count, context).of(part).to(self.device), self.size)
         return images.sub_(self._means).div_(self._stds)
 
-    def _draw(self, count: int, place: tuple[int, ...]) -> Parameters:
+    def _draw(self, count: int, context: tuple[int, ...]) -> Parameters:
         height, width = self.images.shape[2:]
-        return draw(count, height, width, self.recipe, generator(self.seed, "augment", *place))
+        return draw(count, height, width, self.recipe, generator(self.seed, "augment", *context))
 
     def _centre(self, images: Tensor) -> Tensor:
         """Scale the shorter side to `resize`, then cut the central square of `size`, as the test transform does."""
@@ -117,7 +117,7 @@ def _in_blocks(part: slice, count: int) -> slice:
 
 
 class SideStream:
-    """Runs work on a CUDA device beside what the current stream is busy with; on a CPU it just runs it.
+    """Runs work on a CUDA stream of its own, concurrently with the current stream; on a CPU it just runs it.
 
     Args:
         device: where the work is done.
@@ -127,10 +127,10 @@ class SideStream:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         if self._stream is not None:
-            self._stream.wait_stream(torch.cuda.current_stream(device))  # which may still be making what is read
+            self._stream.wait_stream(torch.cuda.current_stream(device))  # which may still be writing the images
 
     def run(self, make: Callable[..., tuple[Tensor, ...]], *arguments: object) -> tuple[Tensor, ...]:
-        """`make(*arguments)`, for use on the current stream, which waits for it; this process does not."""
+        """`make(*arguments)`. The current stream waits for the result; the host does not."""
         if self._stream is None:
             return make(*arguments)
         with torch.cuda.stream(self._stream):
@@ -138,5 +138,5 @@ class SideStream:
         current = torch.cuda.current_stream(self._device)
         current.wait_stream(self._stream)
         for tensor in made:
-            tensor.record_stream(current)  # or its memory would be given to the next batch too early
+            tensor.record_stream(current)  # otherwise the allocator could reuse its memory for the next batch
         return made

@@ -1,4 +1,4 @@
-"""Batches of images that are read and transformed on the CPU, by worker processes or in this one."""
+"""Batches of images that are read and transformed on the CPU, by DataLoader workers or in this process."""
 
 import random
 import time
@@ -27,27 +27,26 @@ from lib.errors import RunError, UserError
 from lib.seeding import derive
 
 SeedContext = tuple[int, ...]
-_Key = tuple[int, SeedContext]  # row number and context: workers that live on must hear of a new epoch somehow
+_Key = tuple[int, SeedContext]  # row number and seed context: persistent workers learn of a new epoch by it
 
 
 class WorkerLoader:
     """Serves transformed images in a given order.
 
-    What a random transform does to an image depends on the seed, the context and the image's row number alone: not on
-    the number of workers, the batches, or the order. Workers stay for the next epoch if one ends in order, and go
-    when the consumer stops early or an image cannot be read.
+    What a random transform does to an image depends on the seed, the seed context and the image's row number alone: not
+    on the number of workers, the batches, or the order. Workers persist after a complete epoch, and end when the
+    consumer stops early or an image cannot be read.
 
     Args:
         image_set: the images.
         transform: from a PIL image in mode RGB to a float32 tensor (3, S, S), drawing at most from the default
             generators of torch and `random`.
         batch_size: images in a batch.
-        workers_num: worker processes; with 0 the work is done in this process. So it is, with a warning, where they
-            cannot be started.
+        workers_num: DataLoader workers; with 0, and with a warning where they cannot start, this process does the work.
         seed: of the random transforms.
         device: where batches are delivered.
-        size: S, which empty batches need to be told.
-        prefetch: batches that each worker process loads ahead.
+        size: S, the shape of empty batches.
+        prefetch: batches that each worker loads ahead.
         at_least: as in `read_rgb`.
     """
 
@@ -81,17 +80,17 @@ class WorkerLoader:
         Args:
             order: row numbers, cut into batches of `batch_size`, of which the last may be smaller; or the batches
                 themselves, as 1-D tensors.
-            context: where in the run this is, e.g. (round, epoch).
+            context: seed context, e.g. (round, epoch).
             share: the part of each batch to serve; B is then the size of the part, which may be 0. Images of other
                 parts are not read.
             start: the first batch to serve, counted from 0; the images of those before it are not read.
 
         Raises:
             UserError: an image cannot be read.
-            RunError: a worker process died.
+            RunError: a worker died.
         """
         parts = [share.part(rows) for rows in _as_batches(order, self._batch_size)[start:]]
-        # taken while in use, so that a second call at the same time gets a loader of its own
+        # not idle while in use: a concurrent second call gets a loader of its own
         loader, self._idle = self._idle or self._new_loader(max(map(len, parts), default=0)), None
         loader.batch_sampler.plan([rows for rows in parts if len(rows)], context)
         batches = load_batches(loader)
@@ -99,7 +98,7 @@ class WorkerLoader:
             batch = self._next(loader, batches) if len(rows) else (torch.empty(0, 3, self._size, self._size), rows)
             if isinstance(batch, (UserError, RunError)):
                 batches.close()
-                del loader, batches  # the workers go at once, not when the traceback does
+                del loader, batches  # the workers end now, not when the traceback is freed
                 raise batch
             images, indices = batch
             yield images.to(self._device, non_blocking=True), indices.to(self._device, non_blocking=True)
@@ -108,7 +107,7 @@ class WorkerLoader:
         self._idle = loader
 
     def close(self) -> None:
-        """Let idle workers go; a later call of `batches` starts new ones."""
+        """End idle workers; a later call of `batches` starts new ones."""
         self._idle = None
 
     def _next(self, loader: DataLoader, batches: Iterator[Any]) -> Union[tuple[Tensor, Tensor], UserError, RunError]:
@@ -123,9 +122,9 @@ class WorkerLoader:
             self.waiting_since = None
 
     def _new_loader(self, largest: int) -> DataLoader:
-        """A loader that starts its workers later; `largest`: images of a batch for which it has shared memory."""
+        """A loader that starts its workers with the first batch; `largest`: images of the largest batch."""
         workers = affordable_workers(self._workers_num)
-        # without workers there is nobody to load ahead, and torch refuses to be told how much
+        # without workers torch refuses a prefetch factor
         processes = {
             "prefetch_factor": self._prefetch,
             "persistent_workers": True,
@@ -144,11 +143,11 @@ class WorkerLoader:
 
 
 def load_batches(loader: DataLoader) -> Generator[Any, None, None]:
-    """What a loader loads; the workers start with the first batch that is asked for. Errors come as values.
+    """The batches of a loader, whose workers start with the first one. Errors are yielded, not raised.
 
-    Raised from here they would keep this frame, and so the workers, for as long as somebody keeps the traceback.
+    A raised error would keep this frame, and with it the workers, alive for as long as its traceback.
     """
-    lost = watch_workers().pop_error()  # of workers that were kept from the last time
+    lost = watch_workers().pop_error()  # of persistent workers
     try:
         batches = start_workers(loader) if lost is None else None
         lost_workers = watch_workers()
@@ -166,7 +165,7 @@ def load_batches(loader: DataLoader) -> Generator[Any, None, None]:
 
 
 class _Plan:
-    """The batches of keys that a loader goes through next. Loaders, and their workers, live longer than a plan."""
+    """A batch sampler whose batches are replaced for each epoch, so that loaders and their workers persist."""
 
     def __init__(self) -> None:
         self._batches: Sequence[Tensor] = ()
@@ -184,8 +183,9 @@ class _Plan:
 
 
 class _TransformedImages:
-    """The images by key. One that cannot be read gives its UserError as a value: torch would bury an exception
-    raised in a worker in a traceback of several lines."""
+    """Transformed images by key; an image that cannot be read gives its UserError as a value.
+
+    torch wraps an exception raised in a worker into a traceback of several lines."""
 
     def __init__(
         self, image_set: ImageSet, transform: Callable[[Image.Image], Tensor], seed: int, at_least: Optional[int]
@@ -206,7 +206,7 @@ class _TransformedImages:
 
 
 class _Collate:
-    """Makes a batch of samples, or gives the first error among them."""
+    """Collates samples into a batch, or returns the first error among them."""
 
     def __init__(self, shared: Optional[SharedBatches]):
         self.shared = shared
@@ -230,7 +230,7 @@ def _as_batches(order: Union[Sequence[int], Tensor, Sequence[Tensor]], batch_siz
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Both default generators from `seed`, and afterwards as they were.
+    """Seeds the default CPU generators of torch and `random` in the block, and restores them.
 
     torch.manual_seed would reach the GPU's generators too, which dropout draws from.
     """

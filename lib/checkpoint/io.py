@@ -21,6 +21,7 @@ precision          fp32 or bf16: what the network computed in
 random             states of PyTorch's generators, and the seed
 history            one summary for every round so far
 nearest            {round: (S,) nearest images of a sample, see `lib.evaluation.bank_statistics`}
+clusters           of the round that this checkpoint ends, see `Clusters.state`; otherwise empty
 baselines          {name: top-1} of what needs no learning, see `lib.evaluation.baselines`
 dataset            name, size and fingerprint of the training images, contents of some, channel means and stds
 =================  ==========================================================================

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 REQUIRED = ("net", "optimizer", "npc", "ANs_discovery", "epoch", "round", "options")
-_MAPPINGS = ("net", "optimizer", "npc", "ANs_discovery", "options", "underway", "dataset")
+_MAPPINGS = ("net", "optimizer", "npc", "ANs_discovery", "options", "underway", "dataset", "clusters")
 _COUNTS = ("epoch", "round", "step", "format")
 _MOST = 10**9  # of rounds, epochs and steps: they become part of file names
 
@@ -35,11 +35,22 @@ def check_layout(state: Any) -> None:
     memory = state["npc"].get("memory")
     if not isinstance(memory, torch.Tensor) or memory.dim() != 2 or memory.dtype != torch.float32:
         raise ValueError("is not one of this project: its npc has no memory of N x D numbers")
+    if state.get("clusters") and not _are_clusters(state["clusters"], memory.shape[1]):
+        raise ValueError("is not one of this project: its clusters have no centres of as many numbers as the memory")
     history = state.get("history", [])
     if not isinstance(history, list) or not all(_is_summary(entry) for entry in history):
         raise ValueError("is not one of this project: its history does not consist of numbers")
     if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state["net"].items()):
         raise ValueError("is not one of this project: its net does not consist of tensors")
+
+
+def _are_clusters(value: Mapping[str, Any], dim: int) -> bool:
+    """Whether they can be a `Clusters.state`: K x D finite centres, and two texts."""
+    centres, texts = value.get("centres"), (value.get("asked"), value.get("explanation"))
+    if not all(isinstance(text, str) for text in texts) or not isinstance(centres, torch.Tensor):
+        return False
+    shape_fits = centres.dim() == 2 and centres.shape[0] > 0 and centres.shape[1] == dim
+    return shape_fits and centres.dtype == torch.float32 and bool(torch.isfinite(centres).all())
 
 
 def _is_summary(entry: Any) -> bool:

@@ -31,17 +31,17 @@ from lib.runtime.determinism import choose_algorithms
 from lib.runtime.device import choose_precision
 from lib.runtime.memory import is_out_of_memory, keep_freed_memory
 from lib.runtime.threads import OtherPrograms
-from lib.training.planning import Choice, set_threads
+from lib.training.planning import ThreadChoice, set_threads
 
 log = logging.getLogger(LOGGER)
 
 _OF_A_MACHINE = frozenset(
     ["cfgs", "data_root", "sess_dir", "gpus", "threads", "workers_num", "prefetch", "download", "brief", "debug_errors"]
 )
-"""Options that may differ from machine to machine."""
+"""Options that may differ between machines."""
 
 _FILES = frozenset(["labels", "resume", "pretrained", "export", "embed", "output"])
-"""Options that all or none must be given; where the files lie may differ."""
+"""Options that all ranks must have or lack; their paths may differ."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ class Call:
     process: ProcessInfo
     world: World
     dtype: Optional[torch.dtype]
-    threads: Choice
+    threads: ThreadChoice
     other_programs: OtherPrograms
 
     @property
@@ -116,16 +116,16 @@ def check_same_call(
     dtype: Optional[torch.dtype],
     start: Start,
 ) -> None:
-    """Whether options, precision and weights are the same in all processes. All must call it.
+    """Check that all ranks were asked for the same options, precision and weights. All must call it.
 
     Args:
         world: the processes.
-        options: merged, of this one.
-        dtype: of autocast, or None: what --precision has come to here.
-        start: with what this one has read for --resume or --pretrained.
+        options: merged, of this rank.
+        dtype: of autocast, or None: what --precision gives here.
+        start: what this rank has read for --resume or --pretrained.
 
     Raises:
-        UserError: some have others; all processes raise it.
+        UserError: they differ; all ranks raise it.
     """
     if world.size == 1:
         return
@@ -152,7 +152,7 @@ def check_same_call(
 
 
 def _asked(options: Options) -> dict[str, Any]:
-    """What must be the same, by the flags of the options."""
+    """The values that must be the same on all ranks, by the flags of the options."""
     asked = {}
     for option in OPTIONS:
         if option.name not in _OF_A_MACHINE:
@@ -162,7 +162,7 @@ def _asked(options: Options) -> dict[str, Any]:
 
 
 def _read(start: Start) -> bytes:
-    """A digest of the weights and the bank that a run starts from, and of where in the run they are."""
+    """A digest of the weights and the bank that a run starts from, and of their position in the run."""
     digest = hashlib.blake2b()
     if isinstance(start, Resumed):
         saved = start.checkpoint
@@ -179,7 +179,7 @@ def _add(digest: Any, tensors: Mapping[str, Any]) -> None:
     for name, tensor in tensors.items():
         digest.update(name.encode())
         if isinstance(tensor, Tensor):
-            known = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # which NumPy does not know
+            known = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # NumPy has no bfloat16
             digest.update(known.detach().cpu().contiguous().numpy().reshape(-1).view(np.uint8))
 
 
@@ -199,7 +199,7 @@ def load_network(network: nn.Module, options: Options, start: Start) -> WeightsF
     fitted = fit(network, weights)
     complete(fitted, weights, options.network)
     for line in report(fitted, weights, options.network):
-        # as warnings where something is not as one would think; --test-only shows no others
+        # --test-only shows warnings alone
         log.log(logging.WARNING if fitted.misfits else logging.INFO, "weights    %s", line)
     reason = None
     if fitted.last_is_random:
@@ -213,27 +213,29 @@ def load_network(network: nn.Module, options: Options, start: Start) -> WeightsF
     return replace(weights, memory=None)
 
 
-def open_images(options: Options, world: World, place: ProcessInfo) -> Pipeline:
-    """Look the data set through and make it ready to be served. All processes must call it.
+def open_images(options: Options, world: World, process: ProcessInfo) -> Pipeline:
+    """The images of a run, checked and ready to be loaded. All processes must call it.
 
     Raises:
-        UserError: as `datasets.load` and `Pipeline`; or the processes have not found the same images.
-        RunError: a process that reads images died.
+        UserError: as `datasets.load` and `Pipeline`; or the ranks have found different images.
+        RunError: a DataLoader worker died.
     """
-    split = _load(options, world, place)
+    split = _load(options, world, process)
     if world.size == 1:
         return Pipeline(split, options, world.device)
     gather = None
     if options.skip_bad_images:
-        check_same(world, split.train, split.train.fingerprint(), split.test)  # what is told goes by their rows
+        check_same_images(
+            world, split.train, split.train.fingerprint(), split.test
+        )  # unreadable images are exchanged by row
         gather = _patient_gather(world)
     pipeline = Pipeline(split, options, world.device, world.rank, world.size, gather)
-    check_same(world, pipeline.train, f"{pipeline.fingerprint} {pipeline.contents}", pipeline.test)
+    check_same_images(world, pipeline.train, f"{pipeline.fingerprint} {pipeline.contents}", pipeline.test)
     return pipeline
 
 
 def _patient_gather(world: World) -> Gather:
-    """`World.gather_rows` of the CPU's tensors, for processes that are done hours apart."""
+    """`World.gather_rows` of CPU tensors, for processes that finish hours apart."""
 
     def gather(rows: Tensor) -> Tensor:
         world.long_barrier()
@@ -242,15 +244,12 @@ def _patient_gather(world: World) -> Gather:
     return gather
 
 
-def _load(options: Options, world: World, place: ProcessInfo) -> Split:
-    """The data set; what is missing is fetched by the first process of each machine, while the others wait.
-
-    With --download on one machine alone those of the others wait as well.
-    """
+def _load(options: Options, world: World, process: ProcessInfo) -> Split:
+    """The data set; with --download the first process of each machine downloads it while all others wait."""
     name, root, labels = options.dataset, options.data_root, options.labels
     if world.size == 1 or not any(wanted for [wanted] in world.all_gather_ints([int(options.download)])):
         return datasets.load(name, root, options.download, labels)
-    if place.local_rank > 0:
+    if process.local_rank > 0:
         world.long_barrier()
         return datasets.load(name, root, False, labels)
     split = datasets.load(name, root, options.download, labels)
@@ -258,8 +257,8 @@ def _load(options: Options, world: World, place: ProcessInfo) -> Split:
     return split
 
 
-def check_same(world: World, train: ImageSet, fingerprint: str, test: Optional[ImageSet]) -> None:
-    """Whether all processes have the same images and labels. They would wait for one another in vain if they had not.
+def check_same_images(world: World, train: ImageSet, fingerprint: str, test: Optional[ImageSet]) -> None:
+    """Check that all ranks have the same images and labels. Otherwise they would take different numbers of steps.
 
     Args:
         train: the training images.
@@ -289,7 +288,7 @@ def check_same(world: World, train: ImageSet, fingerprint: str, test: Optional[I
 
 
 def _labels(*sets: Optional[ImageSet]) -> bytes:
-    """A digest of labels and names of classes."""
+    """A digest of labels and class names."""
     digest = hashlib.blake2b()
     for each in sets:
         if each is not None:

@@ -17,7 +17,7 @@ import models
 from datasets.files.bad_images import readable_images
 from datasets.image_set import ImageSet
 from datasets.pipeline import Pipeline, normalisation
-from lib.clustering.clusters import check_number, find_clusters
+from lib.clustering.clusters import check_number, clusters_of
 from lib.commands.call import Call, load_network
 from lib.commands.export import is_of, log_network
 from lib.commands.start import Resumed, resumed_path
@@ -44,7 +44,7 @@ from lib.session.folder import SessionFolder, check_own_files
 
 log = logging.getLogger(LOGGER)
 
-_FEW = 64  # pictures that are not worth starting loader processes for
+_FEW = 64  # pictures that are not worth starting DataLoader workers for
 
 
 def embed(call: Call) -> None:
@@ -64,7 +64,7 @@ def embed(call: Call) -> None:
         network = models.build(options.network, options.low_dim, options.stem, options.size, options.init, options.seed)
         file = load_network(network, options, start)
         statistics = normalisation(options, file.statistics)
-        # a checkpoint's options are those of the run; of a file of weights it is taken where nothing else is asked for
+        # a checkpoint has the options of its run; a file of weights is asked where no option says otherwise
         shrink = options.shrink if isinstance(start, Resumed) else options.shrink or file.shrink
         preprocessing = Preprocessing.of(options.size, options.resize, statistics, shrink)
         log_network(options, file, preprocessing, call.dtype)
@@ -76,13 +76,13 @@ def embed(call: Call) -> None:
 
 
 def _known_features(call: Call, file: WeightsFile, embedder: Embedder) -> tuple[FeatureSpace, Optional[Tensor]]:
-    """What a feature is, and those of the training images (N, d) on the CPU.
+    """The feature space, and the features of the training images (N, d) on the CPU.
 
-    The network's output is known by the memory bank, other features by what the session keeps of them. Where it keeps
-    none, they are computed from the training images.
+    The memory bank holds the network's output, and the session may keep other features. Otherwise they are computed
+    from the training images.
 
     Raises:
-        UserError: these are not at hand, or are others than those that the network was trained on.
+        UserError: these are missing, or are not those that the network was trained on.
     """
     options, world, start = call.options, call.world, call.start
     space = FeatureSpace(options.features, options.whiten)
@@ -113,13 +113,13 @@ def _known_features(call: Call, file: WeightsFile, embedder: Embedder) -> tuple[
 
 
 def output_folder(options: Options, source: Path) -> Path:
-    """Where the result goes: `--output`, or else embedded/NAME in the session of the checkpoint.
+    """The folder of the result: `--output`, or embedded/NAME in the session of the checkpoint.
 
     Args:
         source: the file of the network.
 
     Raises:
-        UserError: that place is not free, or there are links in the session, which may lead anywhere.
+        UserError: the folder exists, or the session has symbolic links, which may lead anywhere.
     """
     if options.output is not None:
         output = Path(options.output)
@@ -134,7 +134,7 @@ def output_folder(options: Options, source: Path) -> Path:
 def write_embedding(options: Options, model: Model, file: WeightsFile, paths: Sequence[str], output: Path) -> None:
     """Write the features of pictures with their clusters and nearest training images.
 
-    The training images are known by the rows of the file's memory bank, so that they need not be at hand.
+    The file's memory bank stands for the training images, which need not be there.
 
     Args:
         model: the network of `file`.
@@ -158,7 +158,10 @@ def write_embedding(options: Options, model: Model, file: WeightsFile, paths: Se
     if model.memory is None:
         log.warning("%s holds no memory bank of this network: no clusters and no nearest training images", file.name)
     else:
-        columns["cluster"] = find_clusters(model.memory, options.num_clusters, options.seed).of(features).tolist()
+        kept = file.clusters if model.space.is_plain else None
+        clusters = clusters_of(kept, model.memory, options.num_clusters, options.seed)
+        log.info("clusters   %s", clusters.described(model.memory))
+        columns["cluster"] = clusters.assign(features).tolist()
         similarities, rows = model.nearest(features, options.neighbours)
         names, note = training_paths(options, file.fingerprint, file.contents)
         log.info("nearest    %d of %s training images, %s", options.neighbours, f"{len(model.memory):,}", note)

@@ -1,4 +1,4 @@
-"""`--export`: a network and what it makes of its data set, as files that need nothing of this project."""
+"""`--export`: features, clusters and neighbours of a data set, and the network, as plain files."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datasets.image_set import UNLABELLED, ImageSet
 from datasets.pipeline import Pipeline
-from lib.clustering.clusters import check_number, find_clusters
+from lib.clustering.clusters import check_number, clusters_of
 from lib.commands.call import Call, load_network, open_images
 from lib.config import Options
 from lib.distributed.world import World
@@ -69,7 +69,7 @@ def export(call: Call) -> None:
 
 
 def check_export(options: Options, pipeline: Pipeline, file: WeightsFile) -> None:
-    """What can be known before anything is computed.
+    """Check the options against checkpoint and images before anything is computed.
 
     Raises:
         UserError: the checkpoint of --resume belongs to other images, or there are fewer
@@ -90,7 +90,7 @@ def check_export(options: Options, pipeline: Pipeline, file: WeightsFile) -> Non
 
 
 def is_of(file: WeightsFile, pipeline: Pipeline, if_not_known: bool) -> bool:
-    """Whether a network was trained on these images."""
+    """Whether a network was trained on these images; `if_not_known` where its file does not say."""
     if file.fingerprint is None:
         return if_not_known
     return pipeline.are_those_of(file.fingerprint, file.contents)
@@ -121,10 +121,11 @@ def write_export(
     log.info("features   %s, of %s", space, ", ".join(f"{len(images):,} {split} images" for split, images in sets))
     similarities, rows = _neighbours(train, test, options)
     features = train if test is None else torch.cat([train, test])
-    clustered = train if space.is_plain else rounded(train)
+    kept, clustered = None, train if space.is_plain else rounded(train)
     if space.is_plain and file.memory is not None and is_of(file, pipeline, if_not_known=False):
-        clustered = file.memory
-    clusters = find_clusters(clustered, options.num_clusters, options.seed)
+        kept, clustered = file.clusters, file.memory
+    clusters = clusters_of(kept, clustered, options.num_clusters, options.seed)
+    log.info("clusters   %s", clusters.described(clustered))
     about = {
         "file": file.name,
         **file.about,
@@ -136,7 +137,7 @@ def write_export(
         np.save(folder / NEIGHBOURS, rows.numpy())
         np.save(folder / DISTANCES, cosine_distances(similarities).numpy())
         np.save(folder / CENTRES, clusters.centres.numpy())
-        write_table(folder / IMAGES, _columns(sets, clusters.of(features)))
+        write_table(folder / IMAGES, _columns(sets, clusters.assign(features)))
         note = write_network(folder, embedder.network, options, preprocessing, about, space)
     log.info("network    %s", note, extra=RESULT)
     log.info("written to %s: %s", options.export, ", ".join(sorted(os.listdir(options.export))), extra=RESULT)

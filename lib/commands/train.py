@@ -16,7 +16,6 @@ import torch
 from datasets.pipeline import Pipeline
 from lib.checkpoint import io as checkpoint
 from lib.commands.call import Call, open_images
-from lib.commands.evaluate import write_files
 from lib.commands.start import Fresh, FromWeights, Resumed, resumed_path
 from lib.config import Options, Settings, to_yaml
 from lib.errors import UserError, one_line
@@ -32,7 +31,7 @@ from lib.runtime.packages import has
 from lib.session import provenance
 from lib.session.folder import SessionFolder, check_own_files
 from lib.session.lock import SessionLock
-from lib.session.records import Metrics, append_start, write_final
+from lib.session.records import Metrics, append_start
 from lib.training.history import UNLABELLED_LEGEND
 from lib.training.planning import time_threads, within_minutes
 from lib.training.recorder import Recorder, SessionRecorder
@@ -78,30 +77,15 @@ def train(call: Call) -> None:
         world.long_barrier()  # ends at once if the first process cannot write
         if not is_planned:
             call = _with_timed_threads(call, state, pipeline)
-        options = replace(call.options, threads=str(call.threads.threads))  # what checkpoints keep
-        _log_start(call, state, pipeline, protocols, session)
-        if plan is not None:
-            log.info("epochs    %s", plan)
+        _log_start(call, state, pipeline, protocols, session, plan)
         if session is not None:
             append_start(session.starts, start_record(call, pipeline))
-        if fitted is not None:
-            for line in report(fitted, start.file, options.network):
-                log.log(logging.WARNING if fitted.misfits else logging.INFO, "weights   %s", line)
-        if not isinstance(start, Resumed):
-            _initialise(call, state, pipeline)
-        note = curriculum_note(options)
-        if note is not None:
-            log.warning("%s", note)
+        _initialise(call, state, pipeline, fitted)
         _measure_baselines(call, state, pipeline, protocols)
-        labels = None if pipeline.train.labels is None else torch.from_numpy(pipeline.train.labels)
-        page = _report(session, options, pipeline)
-        own = None if options.restart else resumed_path(start)
-        if session is None:
-            recorder = Recorder(options, state, pipeline, protocols, world)
-        else:
-            recorder = SessionRecorder(session, options, state, pipeline, protocols, world, labels, page, own)
-        trainer = Trainer(options, state, pipeline, protocols, recorder, labels, world, is_resumed=own is not None)
-        _conclude(state, protocols, trainer.run(), session, page)
+        trainer = _trainer(call, state, pipeline, protocols, session)
+        results = trainer.run()
+        _log_results(state, protocols, results)
+        trainer.recorder.conclude(state, results)
 
 
 def _load(call: Call, state: TrainingState, pipeline: Pipeline) -> Optional[Fit]:
@@ -116,13 +100,18 @@ def _load(call: Call, state: TrainingState, pipeline: Pipeline) -> Optional[Fit]
     return None
 
 
-def _initialise(call: Call, state: TrainingState, pipeline: Pipeline) -> None:
-    """What is initialised from images or weights in a new run: whitenet's first filters and the memory bank."""
-    start, network = call.start, state.embedder.network
-    if isinstance(start, Fresh) and isinstance(network, WhiteNet):
-        network.fit_stem(pipeline.sample(STEM_IMAGES).to(call.world.device))
+def _initialise(call: Call, state: TrainingState, pipeline: Pipeline, fitted: Optional[Fit]) -> None:
+    """Initialise what a new run takes from weights or images: whitenet's first filters and the memory bank."""
+    options, start, network = call.options, call.start, state.embedder.network
+    if isinstance(start, Resumed):
+        return
     weights = start.file if isinstance(start, FromWeights) else None
-    first_rows = start_bank(state.bank, call.options, weights, state.embedder, pipeline)
+    if fitted is not None:
+        for line in report(fitted, weights, options.network):
+            log.log(logging.WARNING if fitted.misfits else logging.INFO, "weights   %s", line)
+    elif isinstance(network, WhiteNet):
+        network.fit_stem(pipeline.sample(STEM_IMAGES).to(call.world.device))
+    first_rows = start_bank(state.bank, options, weights, state.embedder, pipeline)
     if first_rows is not None:
         log.info("bank      %s", first_rows)
 
@@ -139,9 +128,25 @@ def _measure_baselines(call: Call, state: TrainingState, pipeline: Pipeline, pro
         log.info("baselines %s of %s", protocols.title, shown)
 
 
-def _report(session: Optional[SessionFolder], options: Options, pipeline: Pipeline) -> Optional[Report]:
+def _trainer(
+    call: Call, state: TrainingState, pipeline: Pipeline, protocols: Protocols, session: Optional[SessionFolder]
+) -> Trainer:
+    """The trainer of a run, with a recorder that writes into the session if this process has one."""
+    world = call.world
+    options = replace(call.options, threads=str(call.threads.threads))  # what checkpoints keep
+    labels = None if pipeline.train.labels is None else torch.from_numpy(pipeline.train.labels)
+    own = None if options.restart else resumed_path(call.start)
+    if session is None:
+        recorder = Recorder(options, state, pipeline, protocols, world)
+    else:
+        page = _report(session, options, pipeline)
+        recorder = SessionRecorder(session, options, state, pipeline, protocols, world, labels, page, own)
+    return Trainer(options, state, pipeline, protocols, recorder, labels, world, is_resumed=own is not None)
+
+
+def _report(session: SessionFolder, options: Options, pipeline: Pipeline) -> Optional[Report]:
     """The report of the session, or None where there is none to write."""
-    if session is None or not options.report:
+    if not options.report:
         return None
     if not has("jinja2"):
         log.warning(
@@ -154,13 +159,19 @@ def _report(session: Optional[SessionFolder], options: Options, pipeline: Pipeli
 
 
 def _with_timed_threads(call: Call, state: TrainingState, pipeline: Pipeline) -> Call:
-    """The same call with the number of threads that `time_threads` chooses."""
+    """The call with the number of threads that `time_threads` chooses."""
     first, others = call.threads, call.other_programs
     return replace(call, threads=time_threads(first, others, call.options, state, pipeline, call.world, call.process))
 
 
 def _open_session(call: Call, at_end: ExitStack) -> Optional[SessionFolder]:
-    """The session of the checkpoint when going on, a new one otherwise, none with --debug. Ours until `at_end`."""
+    """Open the checkpoint's session, or a new one, locked until `at_end`; None with --debug.
+
+    A resumed session discards the epochs after the checkpoint: they move to superseded/.
+
+    Raises:
+        UserError: the checkpoint is in no session, another process holds it, or another one has trained on.
+    """
     options, start = call.options, call.start
     if options.debug:
         return None
@@ -204,14 +215,19 @@ def _place_of(path: Path) -> tuple[int, int]:
 
 
 def _log_start(
-    call: Call, state: TrainingState, pipeline: Pipeline, protocols: Protocols, session: Optional[SessionFolder]
+    call: Call,
+    state: TrainingState,
+    pipeline: Pipeline,
+    protocols: Protocols,
+    session: Optional[SessionFolder],
+    plan: Optional[str],
 ) -> None:
-    """The first lines of the log: machine, images, network, options, session, and what a resumed run finds changed."""
+    """Log what the run starts with. `plan`: the epochs of --minutes, or None."""
     options = call.options
     _log_machine(call)
     _log_images(options, pipeline)
     log.info(
-        "judged    %s",
+        "evaluated %s",
         protocols.described
         if protocols.can_vote
         else "without labels: loss, entropy, neighbours, clusters; no accuracy",
@@ -227,9 +243,15 @@ def _log_start(
         log.info("watch     tensorboard --logdir %s", session.tensorboard)
     if isinstance(call.start, Resumed):
         _log_resumed(call.settings, call.start, pipeline, call.dtype)
+    if plan is not None:
+        log.info("epochs    %s", plan)
+    note = curriculum_note(options)
+    if note is not None:
+        log.warning("%s", note)
 
 
 def _log_machine(call: Call) -> None:
+    """Log the command, the versions, the device, the precision and the threads."""
     log.info("command   %s", provenance.command_line())
     log.info("code      %s", provenance.git_revision())
     log.info("versions  %s", ", ".join(f"{name} {version}" for name, version in provenance.versions().items()))
@@ -244,6 +266,7 @@ def _log_machine(call: Call) -> None:
 
 
 def _log_images(options: Options, pipeline: Pipeline) -> None:
+    """Log the data set and what its user should know of it."""
     test = "no" if pipeline.test is None else f"{len(pipeline.test):,}"
     loaders = f"in {options.workers_num} DataLoader workers" if options.workers_num else "in this process"
     place = "on the device, by the batch" if pipeline.on_device else loaders
@@ -265,7 +288,7 @@ def _log_images(options: Options, pipeline: Pipeline) -> None:
 
 
 def _log_resumed(settings: Settings, start: Resumed, pipeline: Pipeline, dtype: Optional[torch.dtype]) -> None:
-    """Where a resumed run stands, and what is no longer as in its checkpoint."""
+    """Log the position of a resumed run, and what has changed since its checkpoint."""
     options, saved, source = settings.options, start.checkpoint, start.path
     steps = f" and {saved['step']} steps" if saved.get("step") else ""
     log.info("resumed   %s: round %d, %d epochs%s completed", source, saved["round"], saved["epoch"], steps)
@@ -314,21 +337,16 @@ def _checksum(contents: Sequence[int]) -> Optional[str]:
     return hashlib.blake2b(repr(list(contents)).encode(), digest_size=8).hexdigest() if contents else None
 
 
-def _conclude(
-    state: TrainingState,
-    protocols: Protocols,
-    judged: Judged,
-    session: Optional[SessionFolder],
-    report: Optional[Report],
-) -> None:
+def _log_results(state: TrainingState, protocols: Protocols, results: Judged) -> None:
+    """Log the tables of all rounds and the results of the finished network."""
     width = shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None
-    accuracy, of_features = protocols.first_vote(judged), protocols.first_feature_vote(judged)
+    accuracy, of_features = protocols.first_vote(results), protocols.first_feature_vote(results)
     if protocols.can_vote:
         last_row = None if of_features is None else (str(protocols.space), of_features[0])
         log.info("%s", state.history.table(state.baselines, width, last_row), extra=RESULT)
     log.info("%s\n%s", state.history.unlabelled_table(width), UNLABELLED_LEGEND, extra=RESULT)
-    for protocol, findings in judged:
-        who = "" if protocol.name == judged[0][0].name == "knn" else f"{protocol.name} "
+    for protocol, findings in results:
+        who = "" if protocol.name == results[0][0].name == "knn" else f"{protocol.name} "
         log.info("last network, training features recomputed: %s%s", who, findings.summary, extra=RESULT)
         if findings.table:
             log.info("%s", findings.table, extra=RESULT)
@@ -336,15 +354,3 @@ def _conclude(
         note = below_pixels(max(found[0] for found in (accuracy, of_features) if found is not None), state.baselines)
         if note is not None:
             log.warning("%s", note)
-    if session is not None and accuracy is not None:
-        features = None
-        if of_features is not None:
-            told, (top1, top5) = protocols.space, of_features
-            features = {"level": told.level, "whitened": told.whitened, "top1": top1, "top5": top5}
-        write_final(session.final, state.round, state.epoch, *accuracy, state.baselines, features)
-    if report is not None:
-        report.write_if_possible()
-    if session is not None:
-        for path in write_files(judged, session.path):
-            log.info("written: %s", path, extra=RESULT)
-        log.info("checkpoints, log, metrics and TensorBoard files: %s", session.path, extra=RESULT)

@@ -47,7 +47,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Option:
-    """One option, as YAML files, the command line, `--help` and the README know it."""
+    """One option, as YAML files, the command line, `--help` and docs/options.md know it."""
 
     name: str
     """As in YAML files and as an attribute, e.g. batch_size."""

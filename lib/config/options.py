@@ -272,11 +272,6 @@ class Options:
     num_clusters: str = _evaluation(
         "auto", "cluster: how many clusters (K); auto: found from the features", "clusters", form=_NUM_CLUSTERS
     )
-    round_clusters: bool = _evaluation(
-        True,
-        "find the clusters of the memory bank at the end of each round, some seconds each, for the last table, "
-        "metrics.jsonl and TensorBoard",
-    )
     features: str = _evaluation(
         "embedding",
         "what the finished network's features are in clusters, --export, --embed and the report. embedding: its "

@@ -1,4 +1,4 @@
-"""The option table for people: `--help`, `--print-args` and the README."""
+"""The option table for people: `--help`, `--print-args` and docs/options.md."""
 
 import shutil
 import textwrap
@@ -52,7 +52,7 @@ def table(settings: Settings) -> str:
 
 
 def markdown() -> str:
-    """The options as Markdown, one table a group, for the README."""
+    """The options as Markdown, one table a group, for docs/options.md."""
     parts = []
     for group, options in groupby(OPTIONS, key=lambda option: option.group):
         rows = [f"**{group}**", "", "| option | default | unit | what it does |", "|---|---|---|---|"]

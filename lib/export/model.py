@@ -176,7 +176,7 @@ class Model:
 
         Raises:
             UserError: a file cannot be read as an image.
-            RunError: a process that loads images died.
+            RunError: a DataLoader worker died.
         """
         loader = WorkerLoader(
             ImageSet(paths),

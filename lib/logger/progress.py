@@ -4,7 +4,7 @@ import logging
 import shutil
 import sys
 import time
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from lib.logger.console import LOGGER, is_terminal
 
@@ -15,6 +15,10 @@ except ModuleNotFoundError:  # without it there are lines in place of bars
 
 LINE_EVERY = 60.0
 """Seconds between progress lines where there is no bar."""
+WINDOW = 10.0
+"""Seconds of training that a rate is measured over."""
+FALL = 3
+"""A rate below one third of the fastest is reported."""
 
 
 class Progress:
@@ -102,3 +106,37 @@ def duration(seconds: float) -> str:
     if hours < 48:
         return f"{hours} h {minutes} min"
     return f"{hours // 24} d {hours % 24} h"
+
+
+class RateWatch:
+    """Compares the images per second of each window with the fastest so far; it warns once.
+
+    Args:
+        clock: in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self._clock, self._since = clock, clock()
+        self._images, self._seconds, self._fastest, self._answered = 0, 0.0, 0.0, False
+
+    def resume(self) -> None:
+        """Training continues after something else, whose time does not count."""
+        self._since = self._clock()
+
+    def see(self, images: int) -> Optional[tuple[float, float]]:
+        """Count images that were trained on.
+
+        Returns:
+            the rate of this window and the fastest one, the first time that it falls below a third of it; else None.
+        """
+        now = self._clock()
+        self._images += images
+        self._seconds, self._since = self._seconds + now - self._since, now
+        if self._seconds < WINDOW:
+            return None
+        rate, fastest = self._images / self._seconds, self._fastest
+        self._images, self._seconds, self._fastest = 0, 0.0, max(rate, fastest)
+        if self._answered or rate * FALL >= fastest:
+            return None
+        self._answered = True
+        return rate, fastest

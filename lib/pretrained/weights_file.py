@@ -41,6 +41,7 @@ class WeightsFile:
         unused: what the file holds besides that is not taken, in words.
         about: where it comes from, plain data: session, round, epoch, data set, if it says so.
         contents: of some of those images, see `ImageSet.contents`; or None.
+        clusters: of the rows of the bank, as a checkpoint at the end of a round keeps them; or None.
         shrink: the option of that name, if the file tells: what images went through before anything else.
     """
 
@@ -55,6 +56,7 @@ class WeightsFile:
     about: dict[str, Any] = field(default_factory=dict)
     shrink: Optional[int] = None
     contents: Optional[list[int]] = None
+    clusters: Optional[Mapping[str, Any]] = None
 
     def layer(self, with_statistics: bool) -> dict[str, Any]:
         """What the file says as options: below config files and the command line, above the defaults.
@@ -169,6 +171,7 @@ def of_checkpoint(saved: Mapping[str, Any], path: Path) -> WeightsFile:
         about=about,
         shrink=options.get("shrink"),
         contents=data.get("contents"),
+        clusters=saved.get("clusters"),
     )
 
 

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.clustering.kmeans import spherical_kmeans
-from lib.clustering.number import choose_number
+from lib.clustering.clusters import Clusters
 from lib.method.discovery import similarity_entropy
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.report.pictures import Picture, Pictures, sample
@@ -24,12 +23,10 @@ ENDS = 12
 """Images shown as the most and as the least certain."""
 LOGITS = 2**28
 """In round 0, where the run measures no entropies, the report measures some: about so many similarities."""
-MOST_SHOWN, MOST_CLASSES = 12, 50
-"""Clusters on the page, and classes up to which there are as many clusters as these."""
+MOST_SHOWN = 12
+"""Clusters on the page, the largest."""
 ON_A_SHEET = 12
 """Images of a contact sheet."""
-RESTARTS = 2
-"""Runs of k-means, of which the better counts: enough for a look."""
 
 
 @dataclass(frozen=True)
@@ -192,30 +189,24 @@ class ContactSheets:
     assignments: np.ndarray
 
 
-def contact_sheets(rows: np.ndarray, features: Tensor, pictures: Pictures, seed: int) -> ContactSheets:
-    """Cluster the features of some images.
-
-    As many clusters as classes where the classes are known and not too many, otherwise as many as the features suggest.
+def contact_sheets(rows: np.ndarray, features: Tensor, pictures: Pictures, clusters: Clusters) -> ContactSheets:
+    """The images closest to the centre of each cluster.
 
     Args:
-        rows: (n,) which images, n at least 2.
+        rows: (n,) which images, n at least 1.
+        features: (N, D) unit rows of all training images.
+        clusters: of these.
     """
-    features = torch.nn.functional.normalize(features[torch.from_numpy(rows)], dim=1)
-    classes = len(pictures.classes)
-    if 2 <= classes <= min(MOST_CLASSES, len(rows)):
-        count, why = classes, "as many as there are classes"
-    else:
-        found = choose_number(features, seed)
-        count, why = found.clusters, f"the number suggested by the features themselves: {found.explanation}"
-    clustering = spherical_kmeans(features, count, seed, RESTARTS)
-    assignments = clustering.assignments.numpy()
-    cosines = (features * clustering.centres[clustering.assignments]).sum(dim=1).numpy()
+    features = features[torch.from_numpy(rows)]
+    numbers = clusters.assign(features)
+    cosines = (features * clusters.centres[numbers]).sum(dim=1).numpy()
+    assignments = numbers.numpy()
+    present = np.unique(assignments).tolist()
     shown = [
         _cluster(number, rows[assignments == number], cosines[assignments == number], pictures)
-        for number in range(min(count, MOST_SHOWN))
-        if (assignments == number).any()
+        for number in present[:MOST_SHOWN]
     ]
-    return ContactSheets(shown, int(clustering.sizes.gt(0).sum()), why, len(rows), assignments)
+    return ContactSheets(shown, len(present), clusters.explanation, len(rows), assignments)
 
 
 def _cluster(number: int, rows: np.ndarray, cosines: np.ndarray, pictures: Pictures) -> Cluster:

@@ -10,6 +10,7 @@ from typing import Any, Optional
 import numpy as np
 
 from datasets.image_set import ImageSet
+from lib.clustering.clusters import AUTO, clusters_of
 from lib.config import value_text
 from lib.errors import UserError
 from lib.evaluation.features import FeatureSpace
@@ -20,6 +21,7 @@ from lib.report.galleries import Certainty, anchors_with_neighbours, contact_she
 from lib.report.pictures import Pictures, evenly, sample
 from lib.report.rounds import RoundView, checked, quality, view
 from lib.report.template import render
+from lib.search.exact import sample_rows
 from lib.seeding import derive
 from lib.session.folder import SessionFolder
 from lib.session.records import SessionRecord, result_text, result_words
@@ -28,8 +30,8 @@ WATCHED = 6
 """Images whose attention is followed over the rounds."""
 ROUNDS_WATCHED = 5
 """Rounds in which it is: the first, the last, and some between them."""
-ON_THE_MAP, CLUSTERED = 600, 3000
-"""Images that the map and the clusters show, a random sample fixed by the seed."""
+ON_THE_MAP = 600
+"""Images that the map shows, a random sample fixed by the seed."""
 EPOCH_ROWS = 1000
 """Lines of the table of epochs; of a longer run every second one is shown, or every third ..."""
 
@@ -58,8 +60,14 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
     kept_features = _kept_features(story, files[max(files)], newest)
     features = memory if kept_features is None else kept_features.train
     certainty = Certainty.measured(here.found, features, newest["options"]["npc_temperature"], seed)
-    clustered = sample(len(images), CLUSTERED, seed)
-    sheets = contact_sheets(clustered, features, pictures, seed)
+    clusters = clusters_of(
+        newest.get("clusters") if kept_features is None else None,
+        features,
+        newest["options"].get("num_clusters", AUTO),
+        newest["options"].get("seed", 0),
+    )
+    clustered = sample_rows(len(images)).numpy()
+    sheets = contact_sheets(clustered, features, pictures, clusters)
     mapped = sample(len(clustered), ON_THE_MAP, seed)
     most, least = ends(certainty, pictures)
     looked = [views[place] for place in _spread(len(views), ROUNDS_WATCHED)]
@@ -84,6 +92,7 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
         features=None if kept_features is None else str(kept_features.space),
         map=map_section(clustered[mapped], features, pictures, sheets.assignments[mapped]),
         sheets=sheets,
+        other_counts=_other_counts(story, sheets.count),
         most=most,
         least=least,
         watched=[pictures.picture(index) for index in watched],
@@ -104,6 +113,16 @@ def _kept_features(story: SessionRecord, file: Path, saved: dict[str, Any]) -> O
     if kept is None or not kept.space.is_like(wanted):
         return None
     return replace(kept, train=rounded(kept.train))
+
+
+def _other_counts(story: SessionRecord, count: int) -> list[tuple[str, int]]:
+    """What else counted the clusters and came to another number: in words, and the number."""
+    sizes = story.latest("clusters")
+    counts = [
+        ("the memory bank after the last finished round", len(sizes) if isinstance(sizes, list) else None),
+        ("the recomputed features of all training images (--protocol cluster)", story.findings.get("cluster_count")),
+    ]
+    return [(words, number) for words, number in counts if number not in (None, count)]
 
 
 def _views(

@@ -1,4 +1,4 @@
-"""What epochs and rounds show: diagnostics of the bank, and the summaries that checkpoints keep and tables show."""
+"""The history of a run: diagnostics of the bank after an epoch, a summary of each round, and the closing tables."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Optional
@@ -11,25 +11,28 @@ from lib.method.neighbourhoods import Neighbourhoods
 from lib.method.objective import ABSENT
 
 _LABEL_FREE = ("entropy", "anchor_entropy", "neighbours_kept", "neighbour_cosine", "clusters")
-"""Figures of an epoch that need no labels."""
+"""The diagnostics of an epoch, by their names in metrics.jsonl. They need no labels."""
 
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """What a bank shows without labels after an epoch, by the names in metrics.jsonl.
+    """Diagnostics of the bank after an epoch. They need no labels.
 
     Attributes:
-        values: entropy, anchor_entropy: mean entropy of all images and of the round's anchors, in nats.
-            neighbours_kept: share of images whose nearest is the one that they had at the end of the round before.
-            neighbour_cosine: mean cosine to the nearest. clusters: their sizes, after the last epoch of a round. All
-            None after an epoch that is not evaluated.
-        survey: entropy and nearest neighbour of each sampled row.
-        clusters: (S,) the cluster of each sampled row on the CPU; the first process alone has them.
+        values: by their names in metrics.jsonl; None after an epoch that is not evaluated. entropy, anchor_entropy:
+            mean over all images and over the round's anchors, in nats. neighbours_kept: share of images whose nearest
+            neighbour is that of the end of the round before. neighbour_cosine: mean cosine to the nearest neighbour.
+            clusters: their sizes, after the last epoch of a round.
+        survey: entropy and nearest neighbour of each sampled row; None after an epoch that is not evaluated.
+        clusters: (S,) the cluster of each sampled row on the CPU, after the last epoch of a round. Only the first
+            process has them.
+        clustering: the clusters of the round that has ended, as its checkpoint keeps them (`Clusters.state`).
     """
 
     values: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(_LABEL_FREE))
     survey: Optional[Survey] = None
     clusters: Optional[Tensor] = None
+    clustering: dict[str, Any] = field(default_factory=dict)
 
 
 def diagnose(
@@ -38,16 +41,18 @@ def diagnose(
     before: Optional[Tensor],
     rows: Tensor,
     temperature: float,
-    seed: Optional[int],
+    seed: int,
+    number: Optional[str] = None,
 ) -> Diagnostics:
-    """Entropy, nearest neighbours and clusters of a bank. All processes must call it.
+    """Compute entropy, nearest neighbours and clusters of the sampled rows. All processes must call it.
 
     Args:
-        neighbourhoods: those of the round.
-        before: (S,) the nearest images of the same rows at the end of the round before, or None.
+        neighbourhoods: of the round.
+        before: (S,) the nearest neighbours at the end of the round before, or None.
         rows: (S,) the sampled rows, as `sample_rows` gives them.
         temperature: tau.
-        seed: of the clusters; None: no clusters.
+        seed: of the clusters.
+        number: of the clusters, as --num-clusters; None: no clusters, since the round goes on.
     """
     found = survey(bank.memory, rows, temperature, bank.shard)
     anchors = neighbourhoods.position[found.rows] != ABSENT
@@ -58,21 +63,24 @@ def diagnose(
         "neighbour_cosine": found.cosine.mean().item(),
         "clusters": None,
     }
-    if seed is None or not bank.shard.world.is_first:
+    if number is None or not bank.shard.world.is_first:
         return Diagnostics(values, found)
-    from lib.clustering.clusters import clusters_of  # scikit-learn takes a second to import
+    from lib.clustering.clusters import round_clusters  # scikit-learn takes a second to import
 
-    clusters = clusters_of(found.features, seed)
+    features = found.features.cpu()
+    clusters = round_clusters(features, len(bank), number, seed)
     if clusters is None:
         return Diagnostics(values, found)
-    values["clusters"] = clusters.sizes[clusters.sizes > 0].tolist()
-    return Diagnostics(values, found, clusters.assignments)
+    values["clusters"] = clusters.sizes(features)
+    return Diagnostics(values, found, clusters.assign(features), clusters.state())
 
 
 @dataclass
 class RoundSummary:
-    """One line of the closing tables. Accuracies are shares of 1, None where nothing was evaluated; what needs no
-    labels is as `diagnose` found it after the last epoch that was evaluated."""
+    """A round in the closing tables.
+
+    Accuracies are shares of 1, None where nothing was evaluated. Diagnostics are of the last epoch that was evaluated.
+    """
 
     round: int
     anchors: int
@@ -89,7 +97,7 @@ class RoundSummary:
     clusters: Optional[list[int]] = None
 
     def add_epoch(self, epoch: int, top1: Optional[float], seconds: float) -> bool:
-        """Take in an epoch; returns whether it is the round's best so far (the earlier of equals stays)."""
+        """Add an epoch; returns whether it is the best of the round so far. Of equals the earlier one stays."""
         self.seconds += seconds
         if top1 is None:
             return False
@@ -119,7 +127,7 @@ class RoundSummary:
 
 
 class History:
-    """The rounds so far, in order."""
+    """The summaries of the rounds so far, in order."""
 
     def __init__(self, rounds: Optional[list[RoundSummary]] = None):
         self.rounds = rounds or []
@@ -134,7 +142,7 @@ class History:
         return max((entry.knn_best for entry in self.rounds if entry.knn_best is not None), default=None)
 
     def observe(self, loss: float, seen: dict[str, Any]) -> None:
-        """Take in what an epoch showed without labels; what it did not look at stays."""
+        """Set the loss and the diagnostics of the last epoch; those that are None stay as they were."""
         self.current.loss = loss
         for name, value in seen.items():
             if value is not None:
@@ -153,12 +161,11 @@ class History:
     def table(
         self, baselines: dict[str, float], width: Optional[int] = None, finished: Optional[tuple[str, float]] = None
     ) -> str:
-        """Accuracies round by round, for a person; in fewer columns where `width` characters are too few for all.
+        """The table of accuracies by round; in fewer columns where `width` characters are too few for all.
 
         Args:
-            baselines: top-1 of what needs no learning, by name; the first rows.
-            finished: what the features of the finished network are, if not its output as it is, and their top-1; the
-                last row.
+            baselines: top-1 without learning, by name; the first rows.
+            finished: name and top-1 of other features of the finished network than its output; the last row.
         """
         empty = dict.fromkeys(("anchors", "consistency", "kNN last", "kNN best", "seconds"), "")
         rows = [{"round": name, **empty, "kNN last": _percent(top1)} for name, top1 in baselines.items()]
@@ -179,7 +186,7 @@ class History:
         return _table(rows, ("kNN best", "seconds", "anchors"), width)
 
     def unlabelled_table(self, width: Optional[int] = None) -> str:
-        """What needs no labels, round by round, as `table`."""
+        """The table of diagnostics by round, as `table`."""
         rows = [
             {
                 "round": str(entry.round),
@@ -198,7 +205,7 @@ class History:
 
 
 def _table(rows: list[dict[str, str]], least: tuple[str, ...], width: Optional[int]) -> str:
-    """Rows of the same columns; where they are too wide, columns go in the order of `least`."""
+    """A table of rows with the same columns; where it is too wide, columns are dropped in the order of `least`."""
     from prettytable import PrettyTable
 
     columns = list(rows[0]) if rows else []

@@ -1,4 +1,4 @@
-"""The number of threads and of epochs, chosen by timing training steps before the first one."""
+"""--threads auto and --minutes: threads and epochs chosen by timing training steps before the first epoch."""
 
 import dataclasses
 import math
@@ -20,55 +20,55 @@ from lib.training.state import TrainingState
 from lib.training.step import Step
 
 THREAD_STEPS = 3
-"""Steps of a number of threads that are timed, after one that is not."""
+"""Timed steps with each number of threads, after one that is not timed."""
 HOPELESS = 3.0
-"""A step is given up where it takes so many times the fastest and `PREPARATION`; more threads, which wait even longer,
-are then not tried."""
+"""A step is aborted after this many times the fastest plus `PREPARATION`; more threads are then
+not tried."""
 PREPARATION = 1.0
 """Seconds that libraries may need before a first step."""
 MOST_IMAGES = 128
-"""Images in a step that is timed."""
+"""Images in a timed step."""
 RATE_STEPS = 8
-"""Steps that are timed, after one that is not."""
+"""Timed steps of --minutes, after one that is not timed."""
 SHARE = 0.85
-"""Share of the time that is planned for: discovery, reports and checkpoints need the rest."""
+"""Share of the time for steps and evaluations; discovery, reports and checkpoints need the rest."""
 EVALUATION = 0.4
-"""Seconds that a test image takes, as a share of those of a training image: forward, without backward."""
+"""Time of a test image as a share of that of a training image: forward without backward."""
 
 
 class TooSlowError(Exception):
-    """A step is given up."""
+    """A step was aborted."""
 
 
-class Choice(NamedTuple):
-    """A number of threads, why it is this one, and what the user should be warned of, or nothing."""
+class ThreadChoice(NamedTuple):
+    """A number of threads with its reason, and a warning or nothing."""
 
     threads: int
     reason: str
     warning: str = ""
 
 
-def set_threads(settings: Settings, world: World, place: ProcessInfo) -> Choice:
-    """Sets PyTorch's number of threads, with which faiss computes too, as far as it is known without timing.
+def set_threads(settings: Settings, world: World, process: ProcessInfo) -> ThreadChoice:
+    """Set the number of threads of PyTorch and faiss, as far as it is known without timing steps.
 
     Args:
         settings: --threads, with its source.
         world: the processes of the run. They share the cores of a machine evenly.
-        place: of this one.
+        process: this one.
     """
     wanted, here = settings.options.threads, cores()
-    share = max(1, here // place.local_size)
-    wish = wished(place.launched)
+    share = max(1, here // process.local_size)
+    wish = wished(process.launched)
     if wanted != AUTO:
-        choice = Choice(int(wanted), f"--threads, {settings.sources['threads']}")
+        choice = ThreadChoice(int(wanted), f"--threads, {settings.sources['threads']}")
         if choice.threads > share and world.size > 1 and settings.sources["threads"] == "checkpoint":
-            choice = Choice(share, f"the checkpoint's {wanted} are more than the share of each process")
+            choice = ThreadChoice(share, f"the checkpoint's {wanted} are more than the share of each process")
         elif choice.threads > share:
-            choice = choice._replace(warning=_too_many(choice.threads, place.local_size, here))
+            choice = choice._replace(warning=_too_many(choice.threads, process.local_size, here))
     elif wish is not None:
-        choice = Choice(wish, "OMP_NUM_THREADS")
+        choice = ThreadChoice(wish, "OMP_NUM_THREADS")
     else:
-        choice = Choice(share, "all cores" if place.local_size == 1 else f"a share of {here} cores")
+        choice = ThreadChoice(share, "all cores" if process.local_size == 1 else f"a share of {here} cores")
     torch.set_num_threads(choice.threads)
     return choice
 
@@ -82,24 +82,24 @@ def _too_many(threads: int, processes: int, here: int) -> str:
 
 
 def time_threads(
-    first: Choice,
+    first: ThreadChoice,
     others: OtherPrograms,
     options: Options,
     state: TrainingState,
     pipeline: Pipeline,
     world: World,
-    place: ProcessInfo,
-) -> Choice:
-    """For `auto` in one process on a CPU: all cores where they are free, else the fastest of 1, half and all.
+    process: ProcessInfo,
+) -> ThreadChoice:
+    """The threads of a run: with `auto`, one process and a busy CPU the fastest of 1, half and all; else `first`.
 
-    Steps are timed with the first images of the epoch; state and random numbers are as before afterwards. With
-    --compile nothing is timed: that code is made for one number of threads.
+    Steps are timed on the first images of the epoch. State and random numbers are restored afterwards. With --compile
+    nothing is timed: compiled code is made for one number of threads.
 
     Args:
         first: from `set_threads`.
-        others: begun when the process started.
+        others: started with the process.
     """
-    auto = options.threads == AUTO and wished(place.launched) is None
+    auto = options.threads == AUTO and wished(process.launched) is None
     if not auto or first.threads == 1 or world.size > 1 or world.device.type != "cpu" or options.compile:
         return first
     busy = others.cores()
@@ -111,7 +111,7 @@ def time_threads(
     step = Step(state.embedder, state.bank, state.optimizer, options.npc_temperature)
     members = state.neighbourhoods.members(indices)
     state.embedder.train()
-    with unchanged(state, indices), given_up(state.embedder.network) as until:
+    with unchanged(state, indices), time_limit(state.embedder.network) as until:
 
         def step_within(limit: float) -> None:
             until(limit)
@@ -123,7 +123,7 @@ def time_threads(
     rates = [f"{len(images) / spent:.0f}" if spent < math.inf else "too slow" for spent in seconds.values()]
     measured = ", ".join(f"{number}: {rate}" for number, rate in zip(seconds, rates))
     occupied = f"other programs keep {busy:.1f} processors busy"
-    return Choice(chosen, f"images/s by threads: {measured}; {occupied}; --threads N decides otherwise")
+    return ThreadChoice(chosen, f"images/s by threads: {measured}; {occupied}; --threads N decides otherwise")
 
 
 def numbers_to_try(most: int) -> list[int]:
@@ -134,10 +134,10 @@ def numbers_to_try(most: int) -> list[int]:
 def step_seconds(
     step: Callable[[float], object], numbers: Sequence[int], clock: Callable[[], float] = time.perf_counter
 ) -> dict[int, float]:
-    """Seconds of the fastest of some steps with each number of threads, up to the first that is hopeless, as infinity.
+    """The fastest of some steps with each number of threads, in seconds; ends with the first that is aborted, inf.
 
     Args:
-        step: takes the seconds after which it may raise TooSlowError.
+        step: takes its limit in seconds, after which it may raise TooSlowError.
     """
     found: dict[int, float] = {}
     for number in numbers:
@@ -159,8 +159,8 @@ def step_seconds(
 
 
 @contextmanager
-def given_up(network: nn.Module) -> Iterator[Callable[[float], None]]:
-    """Gives a function of seconds, after which from its call on no layer of the network begins: TooSlowError."""
+def time_limit(network: nn.Module) -> Iterator[Callable[[float], None]]:
+    """Yields a function that sets a time limit in seconds, after which the next layer raises TooSlowError."""
     deadline = math.inf
 
     def until(seconds: float) -> None:
@@ -181,9 +181,9 @@ def given_up(network: nn.Module) -> Iterator[Callable[[float], None]]:
 
 @contextmanager
 def unchanged(state: TrainingState, rows: Tensor) -> Iterator[None]:
-    """Within it steps may be taken with the images of these rows (B,); afterwards all is as before, bit for bit.
+    """Within it steps train on the images of these rows (B,). Afterwards the state is restored, bit for bit.
 
-    Network, bank, random states and optimiser; the optimiser begins without its moments.
+    That is network, bank, random states and optimiser, which begins without its moments.
     """
     network = state.embedder.network
     weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -220,7 +220,7 @@ def epochs_within(seconds: float, image_seconds: float, train: int, test: int, r
 def within_minutes(settings: Settings, state: TrainingState, pipeline: Pipeline, world: World) -> tuple[Settings, str]:
     """The settings with --max-epoch chosen for --minutes, and a line for the log. All processes must call it.
 
-    State and random numbers are as before afterwards.
+    State and random numbers are restored afterwards.
 
     Raises:
         UserError: --max-epoch was given on the command line as well.
@@ -242,7 +242,7 @@ def within_minutes(settings: Settings, state: TrainingState, pipeline: Pipeline,
 
 
 def _image_seconds(settings: Settings, state: TrainingState, pipeline: Pipeline, world: World) -> float:
-    """Seconds of a training image, by the median of the steps; of the slowest process."""
+    """Seconds of a training image: the median over steps, the largest over processes."""
     order = pipeline.epoch_order(state.round, state.epoch)[: 1 + RATE_STEPS]
     step = Step(state.embedder, state.bank, state.optimizer, settings.options.npc_temperature)
     spent, started = [], time.perf_counter()

@@ -1,4 +1,7 @@
-"""What a run tells while it trains: progress, log, metrics.jsonl, TensorBoard, checkpoints, report, kept features."""
+"""Recorders of a run: progress and log on the terminal, and the files of a session.
+
+The files are metrics.jsonl, TensorBoard's, checkpoints, report.html, features.npz and final.json.
+"""
 
 import json
 import logging
@@ -8,7 +11,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -24,36 +27,32 @@ from lib.evaluation.features import Subject
 from lib.export.kept_features import KeptFeatures
 from lib.figures.thumbnails import anchor_grids, thumbnails
 from lib.logger.console import LOGGER, RESULT
-from lib.logger.progress import Progress
+from lib.logger.progress import Progress, RateWatch
 from lib.logger.projector import SIDE
 from lib.logger.tensorboard import TensorBoardWriter
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.report import Report
 from lib.search.exact import sample_rows
 from lib.session.folder import SessionFolder
-from lib.session.records import Metrics
+from lib.session.records import Metrics, write_final
 from lib.training.history import Diagnostics
 from lib.training.state import TrainingState, not_finite
 from lib.training.step import NotFinite
 
 log = logging.getLogger(LOGGER)
 
-WINDOW = 10.0
-"""Seconds of training that a rate is measured over."""
-FALL = 3
-
 
 class Recorder:
-    """Shows a run on the terminal and in the log, and writes no other file.
+    """Shows progress and logs, and writes no files of a session.
 
-    It is the recorder of a run with --debug, and of all processes but the first; theirs of the log are silent. All
-    processes must make the same calls.
+    Runs with --debug have it, and all processes but the first, whose log is silent. The processes of a run must make
+    the same calls: some gather rows from all of them.
 
     Args:
         options: the merged options.
         state: where the run stands.
         pipeline: the images.
-        protocols: which evaluate the network.
+        protocols: that evaluate the network.
         world: the processes of the run.
     """
 
@@ -77,23 +76,26 @@ class Recorder:
         """The command that resumes the run from it."""
         return ""
 
-    def round_started(self, round_number: int, found: Neighbourhoods, seconds: float) -> None:
-        """Anchors and neighbours of a round were found in so many seconds."""
-        if round_number > 0:
-            log.info("round %d: %s, found in %.1f s", round_number, _describe(found), seconds)
+    def discovered(self, round_number: int, found: Neighbourhoods, started: float) -> None:
+        """Log the anchors and neighbours of a round; `started`: when their search did, by time.perf_counter()."""
+        # described first, which waits for the device
+        log.info("round %d: %s, found in %.1f s", round_number, _describe(found), time.perf_counter() - started)
+
+    def round_started(self, round_number: int, found: Neighbourhoods) -> None:
+        """Record the anchors and neighbours of a round."""
 
     def epoch_started(self, state: TrainingState) -> None:
-        """The first step of an epoch follows."""
+        """An epoch begins, or is resumed."""
         rounds, epochs = self.options.max_round - 1, self.options.max_epoch
         self._progress.label(f"round {state.round}/{rounds} epoch {state.epoch + 1}/{epochs}")
         self.resume_timing()
 
     def resume_timing(self) -> None:
-        """Steps follow: the time since the last one was spent on something else."""
+        """Training continues; the time since the last step does not count for its rate."""
         self._rate.resume()
 
     def steps_done(self, images: int, loss: float) -> None:
-        """Steps were taken on so many images; the loss is that of the last batch."""
+        """Count images that were trained on; the loss is that of the last batch."""
         self._progress.advance(images, loss)
         slow = self._rate.see(images)
         if slow is not None:
@@ -106,14 +108,14 @@ class Recorder:
             )
 
     def evaluating(self) -> None:
-        """The steps of an epoch are done, and its evaluation follows."""
+        """The evaluation of an epoch begins."""
         self._progress.note("evaluating")
 
     def diagnosed(self, state: TrainingState, found: Diagnostics) -> None:
-        """The bank was looked at after an epoch."""
+        """Record the diagnostics of an epoch."""
 
     def epoch_finished(self, state: TrainingState, record: dict[str, Any], is_best: bool) -> None:
-        """An epoch was trained and evaluated. It is on disk when this returns, or `flush` has been called.
+        """Record an epoch and save a checkpoint, which is on disk after `flush`.
 
         Args:
             record: its line in metrics.jsonl.
@@ -137,23 +139,26 @@ class Recorder:
         )
 
     def evaluated(self, state: TrainingState, results: Judged) -> None:
-        """Slower protocols have evaluated the last epoch."""
+        """Record the results of slower protocols after the last epoch."""
         place = (state.round, state.epoch, self.options.max_epoch)
         for protocol, findings in results:
             log.info("round %d epoch %d/%d  %s: %s", *place, protocol.name, findings.summary)
 
     def round_finished(self, state: TrainingState) -> None:
-        """The last epoch of a round is done."""
+        """Record the summary of a round."""
         log.info("%s", state.history.current.closing_line(self.protocols.title), extra=RESULT)
         self.write_report()
 
     def run_finished(self, state: TrainingState, results: Judged, subject: Subject) -> None:
-        """The last round is done, and the finished network was evaluated; `subject` has its features."""
+        """Record the results of the finished network; `subject` has its features."""
         if not (subject.space.is_plain or self.options.debug):
-            subject.all_train()  # brings this process's features to the first
+            subject.all_train()  # sends this process's features to the first one
+
+    def conclude(self, state: TrainingState, results: Judged) -> None:
+        """Write final.json, the report and the files of the results, and log where they are."""
 
     def save(self, state: TrainingState, top1: Optional[float], is_best: bool) -> None:
-        """Write a checkpoint: every process sends its part of the bank to the first one, which writes.
+        """Save a checkpoint: every process sends its part of the bank to the first one, which writes.
 
         Args:
             top1: the kNN accuracy of the epoch, in [0, 1], if it was evaluated.
@@ -183,10 +188,10 @@ class Recorder:
         self._progress.close()
 
     def not_finite(self, state: TrainingState, found: NotFinite, order: Sequence[Tensor]) -> RunError:
-        """The error of an epoch in which a loss or a gradient is not finite.
+        """The error of a non-finite loss or gradient.
 
         Args:
-            found: in which step, and what.
+            found: the batch, and which of the two.
             order: the rows of the images in each batch of the epoch.
         """
         # a gradient is that of all batches of its optimiser step
@@ -201,26 +206,26 @@ class Recorder:
         )
 
     def _bad_images(self, place: tuple[int, int, int], what: str, rows: Tensor) -> str:
-        """The images of the batch that produced a non-finite value, in words."""
+        """The images of the bad batch, in words."""
         return f"images {', '.join(map(str, rows[:5].tolist()))}, ..."
 
     def _last_good(self) -> str:
         try:
             last = self.last_checkpoint
-        except RunError as error:  # said beside what ends the run, not in its place
+        except RunError as error:  # reported beside the error that ends the run
             return str(error)
         return "there is no checkpoint from before" if last is None else f"the last good checkpoint is {last}"
 
 
 class SessionRecorder(Recorder):
-    """Writes the files of a session besides.
+    """Writes the files of a session, too.
 
     Args:
         session: where to write.
         options, state, pipeline, protocols, world: as `Recorder`.
         labels: (N,) training labels for the frames of pictures, or None.
         report: written at the end of each round, or None.
-        resumed_from: the session's checkpoint that the state was taken from, if it was.
+        resumed_from: the session's checkpoint from which the state was restored, or None.
     """
 
     def __init__(
@@ -266,8 +271,7 @@ class SessionRecorder(Recorder):
         indices = "" if gpus in ("auto", "cpu") else f" --gpus {gpus}"
         return f"python3 main.py --resume {shlex.quote(str(self.session.path))}{indices}"
 
-    def round_started(self, round_number: int, found: Neighbourhoods, seconds: float) -> None:
-        super().round_started(round_number, found, seconds)
+    def round_started(self, round_number: int, found: Neighbourhoods) -> None:
         entropy = found.entropy.cpu().numpy() if round_number > 0 else None
         self._board.discovery(round_number, len(found.anchor_indexes), found.consistency, entropy)
         if self._board.folder is not None and self.options.tfb_anchors > 0:
@@ -281,7 +285,7 @@ class SessionRecorder(Recorder):
             self._embed(state.round, found)
 
     def epoch_finished(self, state: TrainingState, record: dict[str, Any], is_best: bool) -> None:
-        """As `Recorder.epoch_finished`; the checkpoint last: who resumes from it finds the line of its epoch."""
+        """As `Recorder.epoch_finished`. The checkpoint is last: its epoch's metrics are on disk before it."""
         self._metrics.append(record)
         self._board.epoch(record, state.history.current.knn_best, state.history.best_top1)
         super().epoch_finished(state, record, is_best)
@@ -291,11 +295,26 @@ class SessionRecorder(Recorder):
         super().evaluated(state, results)
 
     def run_finished(self, state: TrainingState, results: Judged, subject: Subject) -> None:
-        # the votes of the last epoch stand in metrics.jsonl; those of recomputed features go to final.json
+        # metrics.jsonl has the kNN accuracy of the last epoch; that of recomputed features goes to final.json
         self._add_results(state, [each for each in results if each[0] not in self.protocols.votes])
         if not subject.space.is_plain:  # the bank does not hold these features
             KeptFeatures(subject.space, subject.all_train(), state.round, state.epoch).write(self.session.features)
         self._board.finish()
+
+    def conclude(self, state: TrainingState, results: Judged) -> None:
+        accuracy, of_features = self.protocols.first_vote(results), self.protocols.first_feature_vote(results)
+        if accuracy is not None:
+            features = None
+            if of_features is not None:
+                space, (top1, top5) = self.protocols.space, of_features
+                features = {"level": space.level, "whitened": space.whitened, "top1": top1, "top5": top5}
+            write_final(self.session.final, state.round, state.epoch, *accuracy, state.baselines, features)
+        if self._report is not None:
+            self._report.write_if_possible()
+        for _, findings in results:
+            for path in findings.write(self.session.path):
+                log.info("written: %s", path, extra=RESULT)
+        log.info("checkpoints, log, metrics and TensorBoard files: %s", self.session.path, extra=RESULT)
 
     def save(self, state: TrainingState, top1: Optional[float], is_best: bool) -> None:
         self.flush()  # before there is a second copy of everything
@@ -394,9 +413,9 @@ def write_bad_batch(
     Args:
         folder: of the session.
         epoch, step: counted from 1, as in the log.
-        what: was not finite.
-        rows: (B,) the numbers of the images among the training images.
-        files: their paths, where they have some.
+        what: loss or gradient.
+        rows: (B,) int64, of the training images.
+        files: their paths, or None for images in memory.
 
     Raises:
         OSError: it cannot be written.
@@ -412,37 +431,3 @@ def write_bad_batch(
     }
     path.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
     return path
-
-
-class RateWatch:
-    """Compares the images per second of each window with those of the fastest so far, and answers once.
-
-    Args:
-        clock: in seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter):
-        self._clock, self._since = clock, clock()
-        self._images, self._seconds, self._fastest, self._answered = 0, 0.0, 0.0, False
-
-    def resume(self) -> None:
-        """Training goes on after something else: what that took does not count."""
-        self._since = self._clock()
-
-    def see(self, images: int) -> Optional[tuple[float, float]]:
-        """So many more images were learnt from.
-
-        Returns:
-            the rate of this window and the fastest, the first time that it is below a third of it; else None.
-        """
-        now = self._clock()
-        self._images += images
-        self._seconds, self._since = self._seconds + now - self._since, now
-        if self._seconds < WINDOW:
-            return None
-        rate, fastest = self._images / self._seconds, self._fastest
-        self._images, self._seconds, self._fastest = 0, 0.0, max(rate, fastest)
-        if self._answered or rate * FALL >= fastest:
-            return None
-        self._answered = True
-        return rate, fastest

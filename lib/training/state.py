@@ -1,4 +1,4 @@
-"""Everything a run carries from step to step, and its way into a checkpoint and back."""
+"""The state of a run: everything that a checkpoint saves and restores."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Optional
@@ -40,10 +40,14 @@ def build_embedder(options: Options, world: World, dtype: Optional[torch.dtype])
 
 
 class TrainingState:
-    """Network, optimiser, bank, neighbourhoods, and where the run is.
+    """Network, optimiser, bank, neighbourhoods, and the position in the run.
 
-    `round` and `epoch` say what has been completed: `epoch` epochs of round `round`. `progress` is that
-    within the next one.
+    Attributes:
+        round, epoch: `epoch` epochs of round `round` are completed.
+        progress: within the next epoch.
+        history: a summary of each round.
+        nearest: {round: (S,) nearest images of the sampled rows}, of this round and the one before.
+        baselines: accuracies without learning, see `lib.evaluation.baselines`.
     """
 
     def __init__(
@@ -61,8 +65,9 @@ class TrainingState:
         self.epoch = 0
         self.progress = EpochProgress()
         self.history = History()
-        self.nearest: dict[int, Tensor] = {}  # of this round and the one before, as the last survey found them
-        self.baselines: dict[str, float] = {}  # see `lib.evaluation.baselines`
+        self.nearest: dict[int, Tensor] = {}
+        self.clusters: dict[str, Any] = {}
+        self.baselines: dict[str, float] = {}
 
     @classmethod
     def fresh(cls, options: Options, pipeline: Pipeline, world: World, dtype: Optional[torch.dtype]) -> "TrainingState":
@@ -79,9 +84,9 @@ class TrainingState:
     def checkpoint(
         self, memory: Tensor, options: Options, pipeline: Pipeline, session: str, accuracy: Optional[float]
     ) -> dict[str, Any]:
-        """The dict that is written to disk; see `lib.checkpoint.io` for its layout.
+        """The content of a checkpoint; see `lib.checkpoint.io` for its layout.
 
-        It does not depend on how many processes there are. Its tensors are copies, which training does not change.
+        It is the same for any number of processes. Its tensors are copies on the CPU.
 
         Args:
             memory: (N, D), the whole bank, as `MemoryBank.gather_to_first` gave it to this process.
@@ -105,6 +110,7 @@ class TrainingState:
             "random": _random_state(options.seed),
             "history": self.history.state(),
             "nearest": self.nearest,
+            "clusters": {} if self.progress.step else self.clusters,
             "baselines": self.baselines,
             "dataset": {
                 "name": pipeline.name,
@@ -118,7 +124,7 @@ class TrainingState:
         return {**_copied_to_cpu(state), "npc": {"memory": memory}}
 
     def restore(self, saved: dict[str, Any], source: str, options: Options, pipeline: Pipeline) -> None:
-        """Take over a checkpoint. Options are not taken from it here: those of the run stand.
+        """Load a checkpoint. The options stay those of this run.
 
         Args:
             saved: what `checkpoint.load` returned.
@@ -134,48 +140,16 @@ class TrainingState:
         except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             reason = f"it has no {reason}" if isinstance(error, KeyError) else reason
-            raise UserError(f"checkpoint {source} cannot be gone on from: {reason}") from error
+            raise UserError(f"checkpoint {source} cannot be resumed: {reason}") from error
 
     def _restore(self, saved: dict[str, Any], source: str, options: Options, pipeline: Pipeline) -> None:
         part = not_finite(saved)
         if part is not None:
             raise ValueError(f"a number in its {part} is not finite; take an earlier one")
-        self.restore_network(saved, source)
-        memory = saved["npc"]["memory"]
-        expected = (len(self.bank), self.bank.memory.shape[1])
-        if tuple(memory.shape) != expected:
-            raise UserError(
-                f"checkpoint {source}: its memory bank is {_shape(memory.shape)}, this run's {_shape(expected)}"
-                " (training images x feature length); use the data set, --limit-train and --low-dim it was made with"
-            )
-        if saved.get("dataset", {}).get("fingerprint", pipeline.fingerprint) != pipeline.fingerprint:
-            raise UserError(
-                f"checkpoint {source}: its memory bank belongs to other training images "
-                f"({saved['dataset']['name']}, {saved['dataset']['size']}) than this run's; use the --dataset, "
-                "--data-root, --limit-train and --seed it was made with"
-            )
-        replaced = pipeline.train.replaced(saved.get("dataset", {}).get("contents"))
-        if replaced.are_others and not options.restart:
-            raise UserError(
-                f"checkpoint {source}: its memory bank belongs to other pictures of the same names: {replaced} hold "
-                "something else; put those back, start anew from its network with --pretrained in place of --resume, "
-                "or add --restart to go on with this bank in a new session"
-            )
-        self.bank.load_whole(memory)
-        before = saved["options"].get("optimizer", options.optimizer)
-        if before != options.optimizer:
-            raise UserError(
-                f"checkpoint {source} was made with --optimizer {before}, not {options.optimizer}: "
-                "its state does not fit"
-            )
-        configured = [
-            {name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups
-        ]
-        # momentum buffers come from the file, weight decay and the like from the options. Put together before they are
-        # loaded: it is by the groups' settings that PyTorch decides on which device Adam's count of steps lives.
-        groups = [{**group, **settings} for group, settings in zip(saved["optimizer"]["param_groups"], configured)]
-        self.optimizer.load_state_dict({**saved["optimizer"], "param_groups": groups})
-        check_state(self.optimizer)
+        load_exactly(self.embedder.network, saved["net"], source)
+        self._check_bank(saved, source, options, pipeline)
+        self.bank.load_whole(saved["npc"]["memory"])
+        self._restore_optimizer(saved, source, options)
         check_neighbourhoods(saved["ANs_discovery"], len(self.bank))
         self.neighbourhoods = Neighbourhoods.from_state_dict(saved["ANs_discovery"], self.bank.memory.device)
         self.round, self.epoch = saved["round"], saved["epoch"]
@@ -187,20 +161,56 @@ class TrainingState:
         if not rounds or rounds != list(range(min(rounds[0], 1), self.round + 1)):
             raise ValueError(f"its history is of rounds {rounds}, and it is of round {self.round}")
         self.nearest = dict(saved.get("nearest", {}))
+        self.clusters = dict(saved.get("clusters", {}))
         self.baselines = {str(name): float(top1) for name, top1 in saved.get("baselines", {}).items()}
         _set_random_state(saved.get("random", {}))
 
-    def restore_network(self, saved: dict[str, Any], source: str) -> None:
-        """Take over the network alone.
+    def _check_bank(self, saved: dict[str, Any], source: str, options: Options, pipeline: Pipeline) -> None:
+        """Whether a checkpoint's bank belongs to the training images of this run.
 
         Raises:
-            UserError: it is another network.
+            UserError: it does not, and what to do.
         """
-        load_exactly(self.embedder.network, saved["net"], source)
+        shape, expected = tuple(saved["npc"]["memory"].shape), (len(self.bank), self.bank.memory.shape[1])
+        if shape != expected:
+            raise UserError(
+                f"checkpoint {source}: its memory bank is {_shape(shape)}, this run's {_shape(expected)}"
+                " (training images x feature length); use the data set, --limit-train and --low-dim it was made with"
+            )
+        data = saved.get("dataset", {})
+        if data.get("fingerprint", pipeline.fingerprint) != pipeline.fingerprint:
+            raise UserError(
+                f"checkpoint {source}: its memory bank belongs to other training images "
+                f"({data['name']}, {data['size']}) than this run's; use the --dataset, "
+                "--data-root, --limit-train and --seed it was made with"
+            )
+        replaced = pipeline.train.replaced(data.get("contents"))
+        if replaced.are_others and not options.restart:
+            raise UserError(
+                f"checkpoint {source}: its memory bank belongs to other pictures of the same names: {replaced} hold "
+                "something else; put those back, start anew from its network with --pretrained in place of --resume, "
+                "or add --restart to go on with this bank in a new session"
+            )
+
+    def _restore_optimizer(self, saved: dict[str, Any], source: str, options: Options) -> None:
+        """Load the optimiser's moments from a checkpoint. Weight decay and the like come from the options."""
+        before = saved["options"].get("optimizer", options.optimizer)
+        if before != options.optimizer:
+            raise UserError(
+                f"checkpoint {source} was made with --optimizer {before}, not {options.optimizer}: "
+                "its state does not fit"
+            )
+        configured = [
+            {name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups
+        ]
+        # merged before they are loaded: PyTorch chooses the device of Adam's step count by the groups' settings
+        groups = [{**group, **settings} for group, settings in zip(saved["optimizer"]["param_groups"], configured)]
+        self.optimizer.load_state_dict({**saved["optimizer"], "param_groups": groups})
+        check_state(self.optimizer)
 
 
 def not_finite(saved: dict[str, Any]) -> Optional[str]:
-    """Which part of a checkpoint holds a number that is not finite, if one does, among those that training changes."""
+    """The part of a checkpoint with a non-finite number, of those that training changes; None if all are finite."""
     parts = {"network": saved["net"], "optimiser": saved["optimizer"], "memory bank": saved["npc"]}
     for name, part in parts.items():
         if not all(_is_finite(tensor) for tensor in _tensors(part) if tensor.is_floating_point()):
@@ -209,7 +219,7 @@ def not_finite(saved: dict[str, Any]) -> Optional[str]:
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    # one number that is not finite makes the sum so; if large ones alone did it, a closer look tells
+    # a non-finite number makes the sum non-finite; so can finite ones that overflow
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
@@ -222,7 +232,7 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def _copied_to_cpu(value: Any) -> Any:
-    """The same plain data with every tensor on the CPU: a file made on a GPU opens anywhere."""
+    """The same plain data with a copy of every tensor on the CPU, so that any machine can load the file."""
     if isinstance(value, torch.Tensor):
         return value.to("cpu", copy=True)
     if isinstance(value, dict):

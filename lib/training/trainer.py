@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -40,13 +40,13 @@ class Trainer:
 
     Args:
         options: the merged options.
-        state: where the run stands.
+        state: to train; its round and epoch say where the run is.
         pipeline: the images.
         protocols: evaluate the network after epochs and at the end.
-        recorder: writes down what happens.
+        recorder: of what happens.
         labels: (N,) training labels, for the reported consistency only; or None.
         world: the processes of the run. All take the same steps.
-        is_resumed: whether the session that is recorded holds the state's checkpoint.
+        is_resumed: whether the state was restored from a checkpoint of the same session.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Trainer:
             unheard=self._stopped_while_waiting,
         )
         every = SaveEvery() if options.debug else SaveEvery.parse(options.save_every)
-        self.policy = StopAndSavePolicy(every, self.stop, world)
+        self.policy = StopAndSavePolicy(every, self.stop, world, self._save)
         self._rows = sample_rows(len(pipeline.train))  # (S,) of the diagnostics
         is_between_epochs = state.epoch > 0 and state.progress.step == 0
         self._may_lack_results = is_resumed and not options.debug and is_between_epochs
@@ -87,43 +87,39 @@ class Trainer:
                 if self._may_lack_results:
                     self._evaluate_what_is_missing()
                 for round_number in range(self.state.round, self.options.max_round):
-                    has_begun = self.state.epoch > 0 or self.state.progress.step > 0
-                    if round_number > self.state.round or not has_begun:
+                    if not self._has_begun(round_number):
                         self._start_round(round_number)
                     self._train_round()
-                self.recorder.flush()
-                self.stop.at_once(self._stopped_while_evaluating)
-                results, subject = self.protocols.finished(self.state.embedder)
-                self.recorder.run_finished(self.state, results, subject)
-                return results
+                return self._evaluate_finished()
         finally:
             self.recorder.close()
 
+    def _has_begun(self, round_number: int) -> bool:
+        state = self.state
+        return round_number == state.round and (state.epoch > 0 or state.progress.step > 0)
+
     def _start_round(self, round_number: int) -> None:
         """Choose anchors and neighbours from the bank as the round before left it."""
-        state, started = self.state, time.perf_counter()
-        found = self._discover(round_number)
-        seconds = time.perf_counter() - started
+        options, state, started = self.options, self.state, time.perf_counter()
+        if round_number == 0:
+            found = Neighbourhoods.none(len(self.pipeline.train), options.ANs_size, self.world.device)
+        else:
+            found = discover(
+                state.bank.memory,
+                round_number,
+                options.select_rate,
+                options.ANs_size,
+                options.npc_temperature,
+                options.knn_backend,
+                self.labels,
+                state.bank.shard,
+                options.discovery_memory * 2**20,
+            )
+            self.recorder.discovered(round_number, found, started)
         state.neighbourhoods, state.round, state.epoch = found, round_number, 0
         state.history.start_round(round_number, len(found.anchor_indexes), found.consistency)
-        state.history.current.seconds = seconds
-        self.recorder.round_started(round_number, found, seconds)
-
-    def _discover(self, round_number: int) -> Neighbourhoods:
-        options, bank = self.options, self.state.bank
-        if round_number == 0:
-            return Neighbourhoods.none(len(self.pipeline.train), options.ANs_size, self.world.device)
-        return discover(
-            bank.memory,
-            round_number,
-            options.select_rate,
-            options.ANs_size,
-            options.npc_temperature,
-            options.knn_backend,
-            self.labels,
-            bank.shard,
-            options.discovery_memory * 2**20,
-        )
+        state.history.current.seconds = time.perf_counter() - started
+        self.recorder.round_started(round_number, found)
 
     def _train_round(self) -> None:
         """Train the epochs of the round that are left. The learning rate restarts in every round."""
@@ -135,7 +131,7 @@ class Trainer:
             self._train_epoch()
             schedule.step()
             if (state.round, state.epoch) == (options.first_round, 1) and options.max_epoch > 1:
-                self.recorder.write_report()  # the round may take days
+                self.recorder.write_report()  # a round may take days
         self.recorder.round_finished(state)
 
     def _train_epoch(self) -> None:
@@ -147,7 +143,7 @@ class Trainer:
         state.embedder.sync_buffers()
         state.epoch += 1
         self.recorder.evaluating()
-        votes = {"knn_top1": None, "knn_top5": None}
+        votes: dict[str, Optional[float]] = {"knn_top1": None, "knn_top5": None}
         votes.update(self.protocols.with_bank(state.embedder, state.bank.memory, state.epoch))
         seen = self._diagnose()
         seconds = begun.seconds + time.perf_counter() - started
@@ -165,7 +161,7 @@ class Trainer:
         place = (state.round, state.epoch)
         order = self.pipeline.epoch_order(*place)
         sizes = tuple(len(batch) for batch in order)
-        self.policy.saved(begun.step)
+        self.policy.saved_at(begun.step)
         self.recorder.epoch_started(state)
         batches = self.pipeline.train_batches(order, *place, start=begun.step)
         batches = with_same_masks(batches, network, self.world, sizes, begun.step, options.seed, *place)
@@ -180,33 +176,32 @@ class Trainer:
                 options.display_freq,
                 self.recorder.steps_done,
                 begun,
-                self._save_or_stop,
+                self.policy.between_steps,
             )
         except NotFiniteError as error:
             raise self.recorder.not_finite(state, error.found, order) from error
 
-    def _save_or_stop(self, step: int, progress: Callable[[], EpochProgress]) -> None:
-        """Between two optimiser steps: save if it is time, and stop if a signal asks for it."""
-        decision = self.policy.at_step(step)
-        if not decision.save:
-            return
-        self.state.progress = progress()
+    def _save(self, progress: EpochProgress, signal_number: Optional[int]) -> None:
+        """Save within an epoch; stop if a signal asks for it."""
+        self.state.progress = progress
         self.recorder.save(self.state, None, is_best=False)
-        if decision.stop is not None:
-            raise self._interrupted(decision.stop)
+        if signal_number is not None:
+            raise self._interrupted(signal_number)
         self.state.progress = EpochProgress()
-        self.policy.saved(step)
         self.recorder.resume_timing()
 
     def _diagnose(self) -> Diagnostics:
-        """What the bank shows without labels after an epoch that is evaluated."""
+        """The diagnostics of the bank after an epoch, if it is evaluated."""
         options, state = self.options, self.state
         is_last = state.epoch == options.max_epoch
         if not is_last and state.epoch % options.eval_freq != 0:
+            state.clusters = {}
             return Diagnostics()
         before = state.nearest.get(state.round - 1)
-        seed = options.seed if is_last and options.round_clusters else None
-        found = diagnose(state.bank, state.neighbourhoods, before, self._rows, options.npc_temperature, seed)
+        number = options.num_clusters if is_last else None
+        tau = options.npc_temperature
+        found = diagnose(state.bank, state.neighbourhoods, before, self._rows, tau, options.seed, number)
+        state.clusters = found.clustering
         if is_last:
             state.nearest = {} if before is None else {state.round - 1: before}
             state.nearest[state.round] = found.survey.nearest
@@ -238,14 +233,22 @@ class Trainer:
         self.recorder.flush()
         self.recorder.evaluated(self.state, self.protocols.judged(protocols, self.state.embedder))
 
+    def _evaluate_finished(self) -> Judged:
+        """Evaluate the finished network by all protocols, with every feature recomputed."""
+        self.recorder.flush()
+        self.stop.at_once(self._stopped_while_evaluating)
+        results, subject = self.protocols.finished(self.state.embedder)
+        self.recorder.run_finished(self.state, results, subject)
+        return results
+
     def _evaluate_what_is_missing(self) -> None:
-        """A process that was killed after an epoch's checkpoint may have left its slower protocols undone."""
+        """Evaluate by the slower protocols that a killed process left out after its last checkpoint."""
         due = self.protocols.due(self.state.round, self.state.epoch)
         if not due:
             return
         known = self.recorder.last_epoch()
         there = torch.tensor([int(protocol.is_in(known)) for protocol in due], device=self.world.device)
-        self.world.broadcast(there)  # the file is the first process's
+        self.world.broadcast(there)  # only the first process has the file
         self._evaluate([protocol for protocol, is_there in zip(due, there.tolist()) if not is_there])
 
     def _interrupted(self, signal_number: int) -> Interrupted:

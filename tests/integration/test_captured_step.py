@@ -46,7 +46,7 @@ def book(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     book = Book()
-    monkeypatch.setattr(captured_step, "_Recording", book.recording)
+    monkeypatch.setattr(captured_step, "_Graph", book.recording)
     return book
 
 
@@ -94,7 +94,7 @@ def test_a_failed_recording_is_said_and_the_run_goes_on_without(book, monkeypatc
     def fails(step, batch):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    monkeypatch.setattr(captured_step, "_Recording", fails)
+    monkeypatch.setattr(captured_step, "_Graph", fails)
     handler, said = logging.Handler(), []
     handler.emit = lambda record: said.append(record.getMessage())
     monkeypatch.setattr(captured_step.log, "handlers", [handler])

@@ -221,7 +221,7 @@ def die(path):
 def test_a_killed_process_ends_the_check_with_one_line(folder, monkeypatch):
     monkeypatch.setattr(reading, "_FEW", 0)
     monkeypatch.setattr(bad_images, "_reason", die)
-    with pytest.raises(RunError, match="a process that reads images was killed.*--workers-num") as error:
+    with pytest.raises(RunError, match="a DataLoader worker died.*--workers-num") as error:
         without_bad_images(split_of(folder), 2)
     assert "\n" not in str(error.value)
 

@@ -60,7 +60,7 @@ def test_a_killed_worker_is_a_run_error_of_one_line():
     assert time.monotonic() - started < 15
     text = str(error.value)
     assert "\n" not in text
-    assert text.startswith("a process that loads images is gone: DataLoader worker (pid")
+    assert text.startswith("a DataLoader worker died: DataLoader worker (pid")
     assert "killed by signal: " in text
     assert "--workers-num" in text
     assert none_within(10)  # while the error is still being looked at
@@ -72,7 +72,7 @@ def test_a_worker_that_dies_while_nobody_loads_disturbs_nobody_until_the_next_ba
     os.kill(workers()[0], signal.SIGKILL)
     assert none_within(5)
     time.sleep(0.1)
-    with pytest.raises(RunError, match="a process that loads images is gone"):
+    with pytest.raises(RunError, match="a DataLoader worker died"):
         next(loader.batches(range(8), (1,)))
     assert len(list(loader.batches(range(8), (1,)))) == 4  # it is said once; new workers do the work
     loader.close()
@@ -139,7 +139,7 @@ def test_a_run_whose_loader_is_killed_ends_with_one_line(tmp_path):
         run.wait()
     assert run.returncode == 1
     assert error.count("\n") == 1, error
-    assert error.startswith("error: a process that loads images is gone: ")
+    assert error.startswith("error: a DataLoader worker died: ")
     assert "killed by signal" in error or "exited unexpectedly" in error
     until = time.monotonic() + 10
     while any(os.path.exists(f"/proc/{child}") for child in children) and time.monotonic() < until:
@@ -167,7 +167,7 @@ def test_a_worker_ends_when_its_parent_says_so():
     next(batches)
     multiprocessing.active_children()[0].terminate()
     assert none_within(5)
-    with pytest.raises(RunError, match="a process that loads images is gone"):
+    with pytest.raises(RunError, match="a DataLoader worker died"):
         list(batches)
 
 

@@ -11,7 +11,7 @@ import datasets
 from datasets.files import bad_images
 from datasets.files.bad_images import CheckedFiles
 from datasets.image_set import ImageSet, Split
-from lib.commands.call import check_same, open_images
+from lib.commands.call import check_same_images, open_images
 from lib.config import Options
 from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
@@ -76,7 +76,7 @@ def compared(world):
     for name, sides in pairs.items():
         images, tests = sides[world.rank]
         try:
-            check_same(world, images, images.fingerprint(), tests)
+            check_same_images(world, images, images.fingerprint(), tests)
         except UserError as error:
             said[name] = str(error)
     return said

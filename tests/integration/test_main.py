@@ -86,12 +86,6 @@ def test_a_run_leaves_everything_behind(whole):
     ]
 
 
-def test_clusters_of_rounds_may_be_left_out(tmp_path):
-    status, _, err = call(*TINY, "--no-round-clusters", "--max-epoch", "1", "--sess-dir", tmp_path, "--session", "a")
-    assert (status, err) == (0, "")
-    assert [record["clusters"] for record in metrics_of(tmp_path / "a")] == [None] * 3
-
-
 def test_metrics_have_a_line_an_epoch(whole):
     records = metrics_of(whole[0])
     assert [(r["round"], r["epoch"], r["anchors"]) for r in records] == [

@@ -284,7 +284,7 @@ def test_labels_bring_leave_one_out_accuracies(many, tmp_path, capsys):
     assert main.main([*labelled, "--sess-dir", str(tmp_path / "s")]) == 0
     out = capsys.readouterr().out
     assert "20 of 24 images have one of 2 labels" in out
-    assert "judged    leave-one-out: each labelled training image by the labels of its nearest others" in out
+    assert "evaluated leave-one-out: each labelled training image by the labels of its nearest others" in out
     closing = next(line for line in out.splitlines() if "recomputed" in line)
     assert closing.endswith("(leave-one-out)")
     assert all(line["knn_top1"] is not None for line in metrics(tmp_path / "s"))

@@ -14,6 +14,7 @@ from PIL import Image
 import main
 from datasets.image_set import ImageSet
 from lib.checkpoint import io as checkpoint
+from lib.clustering.clusters import find_clusters
 from lib.clustering.number import choose_number
 from lib.report import Report, pictures
 from lib.report.feature_map import layout
@@ -408,7 +409,7 @@ def test_pictures_without_labels_have_a_report_without_accuracies(tmp_path, caps
 def test_pictures_that_are_all_alike_are_one_cluster_here_as_in_the_log(session):
     images = ImageSet(np.zeros((60, 8, 8, 3), np.uint8))
     memory = torch.nn.functional.normalize(torch.randn(60, 64, generator=torch.Generator().manual_seed(0)), dim=1)
-    sheets = contact_sheets(np.arange(60), memory, Pictures(images), 0)
+    sheets = contact_sheets(np.arange(60), memory, Pictures(images), find_clusters(memory, "auto", 0))
     assert (sheets.count, [cluster.size for cluster in sheets.shown]) == (1, [60])
     assert choose_number(memory, 0).clusters == 1
     assert choose_number(memory, 0).explanation in sheets.why

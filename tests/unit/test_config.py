@@ -798,10 +798,10 @@ def test_digits_need_no_download():
     assert (options.dataset, options.download) == ("digits", False)
 
 
-def test_the_readme_has_the_current_options():
-    from lib.config.__main__ import README, with_options
+def test_the_docs_have_the_current_options():
+    from lib.config.__main__ import OPTIONS_PAGE, with_options
 
-    text = README.read_text(encoding="utf-8")
+    text = OPTIONS_PAGE.read_text(encoding="utf-8")
     assert with_options(text) == text, "run python3 -m lib.config"
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.image_set import ImageSet
-from lib.clustering.clusters import clusters_of
+from lib.clustering.clusters import round_clusters
 from lib.distributed.world import World
 from lib.evaluation.bank_statistics import Survey, survey
 from lib.evaluation.features import Subject
@@ -42,10 +42,10 @@ def test_a_survey_matches_the_oracle(n, largest, tau, seed):
 
 def test_of_equal_neighbours_the_first_is_the_nearest():
     memory = unit_rows(1, 8, 0).repeat(30, 1)
-    assert survey(memory, sample_rows(30), 0.1).nearest.tolist() == [1] + [0] * 29
+    assert survey(memory, torch.arange(30), 0.1).nearest.tolist() == [1] + [0] * 29
 
 
-def test_an_even_sample():
+def test_an_sample_rows():
     assert sample_rows(10, 4).tolist() == [0, 2, 5, 7]
     assert sample_rows(3, 4).tolist() == [0, 1, 2]
     assert len(sample_rows(1_281_167)) == 5000
@@ -114,9 +114,10 @@ def test_clusters_that_are_there_are_found():
     centres = torch.eye(8)[:3]
     rows = torch.nn.functional.normalize(centres.repeat_interleave(torch.tensor([40, 30, 20]), 0), dim=1)
     rows = torch.nn.functional.normalize(rows + 0.05 * unit_rows(90, 8, 0), dim=1)
-    found = clusters_of(survey(rows, sample_rows(90), 0.1).features, 0)
-    assert found.sizes.tolist() == [40, 30, 20]
-    assert clusters_of(survey(rows[:5], sample_rows(5), 0.1).features, 0) is None
+    assert round_clusters(rows, 90, "auto", 0).sizes(rows) == [40, 30, 20]
+    assert round_clusters(rows, 90, "2", 0).sizes(rows) == [50, 40]
+    assert round_clusters(rows[:5], 5, "auto", 0) is None
+    assert round_clusters(rows, 1_000, "2", 0) is None  # 90 of 1,000 images are a small sample for two clusters
 
 
 def colours(count):
