@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import torchvision
@@ -112,15 +112,17 @@ def _idx_sets(root: Path, name: str, kind: Any, classes: tuple[str, ...], downlo
     """
     raw = root / kind.__name__ / "raw"
 
-    def find(file: str) -> Optional[Path]:
-        candidates = (folder / f"{file}{end}" for folder in (root, raw) for end in ("", ".gz"))
-        return next((path for path in candidates if path.is_file()), None)
+    def find() -> dict[str, Path]:
+        places = [
+            (file, folder / f"{file}{end}") for file in _IDX_FILES for folder in (raw, root) for end in (".gz", "")
+        ]
+        return {file: path for file, path in places if path.is_file()}  # of several the last
 
-    found = {file: find(file) for file in _IDX_FILES}
-    if None in found.values() and download:
+    found = find()
+    if len(found) < len(_IDX_FILES) and download:
         _open(name, root, [], True, lambda: kind(str(root), download=True))
-        found = {file: find(file) for file in _IDX_FILES}
-    missing = [file for file, path in found.items() if path is None]
+        found = find()
+    missing = [file for file in _IDX_FILES if file not in found]
     if missing:
         raise UserError(_missing(name, f"neither {missing[0]} nor {missing[0]}.gz", root))
     parts = []
@@ -141,8 +143,9 @@ def _read_idx(name: str, path: Path, dimensions: int) -> np.ndarray:
         UserError: it cannot be read or is no such file.
     """
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            content = file.read()
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(
             f"--dataset {name}: {path} cannot be read: {error}; fetch it again, or link a good copy"
