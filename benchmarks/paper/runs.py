@@ -2,14 +2,17 @@
 
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, Optional
 
@@ -24,8 +27,8 @@ from lib.session.records import read_final, read_lines
 MISSING, BEGUN, FINISHED, NO_DATA = "missing", "begun", "finished", "no data"
 
 _SESSION = ["--no-report", "--no-log-tfb", "--num-clusters", "10", "--keep", "1", "--brief"]
-"""Hundreds of runs leave metrics and log, and of the checkpoints the last. The clusters of a round are so many without a
-search, which would take half of a run on the digits."""
+"""Hundreds of runs leave metrics and log, and of the checkpoints the last. The clusters of a round are so many, since a
+search for their number would take half of a run on the digits."""
 
 _GROUPS = ("data", "network", "method", "optimisation", "evaluation")
 _FREE = {"data_root", "labels", "workers_num", "prefetch", "augment_on", "num_clusters"}
@@ -33,6 +36,10 @@ _RECIPE = {option.name for option in OPTIONS if option.kept and option.group in 
 """Options that a finished run must share with the variant to stand for it."""
 
 _WITHOUT_FILES = ("digits",)
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SAME = 3.0
+"""Seconds in which a second signal is the first one again, sent to this process and to its group."""
 
 
 @dataclass(frozen=True)
@@ -220,13 +227,14 @@ def _is_between(name: str, prefix: str, suffix: str) -> bool:
 class Maker:
     """Makes runs, one after the other, each in a process forked from one that has loaded PyTorch.
 
-    SIGINT, SIGTERM and SIGHUP to this process are passed on to the run, once each, which saves and ends; `stopped` is
-    then the signal. Enter it, and make one run at a time.
+    SIGINT, SIGTERM and SIGHUP to this process are passed on to the run, which saves and ends; `stopped` is then the
+    signal. Enter it, and make one run at a time.
     """
 
     def __init__(self) -> None:
         self.stopped: Optional[int] = None
         self._waiting: Optional[int] = None
+        self._heard = -math.inf
         # a server has loaded PyTorch and started no thread, which forking would not survive
         methods = multiprocessing.get_all_start_methods()
         self._context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
@@ -236,7 +244,13 @@ class Maker:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Maker":
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if self._context.get_start_method() == "forkserver":
+            # who stops the command may send the signal to all of its process group
+            resource_tracker.ensure_running()  # whose start ends with these signals unblocked
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            forkserver.ensure_running()
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number in _SIGNALS:
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 self._before[number] = signal.signal(number, self._receive)
         return self
@@ -275,6 +289,9 @@ class Maker:
             Path(output).unlink()
 
     def _receive(self, number: int, frame: object) -> None:
+        if time.monotonic() - self._heard < _SAME:
+            return
+        self._heard = time.monotonic()
         self.stopped = self._waiting = number
         self._pass_on()
 
@@ -289,6 +306,7 @@ class Maker:
 
 def _train(arguments: list[str], output: str) -> None:
     """In the run's own process: what `python3 main.py ARGUMENTS` does."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     os.setsid()  # a terminal's Ctrl-C reaches the run once, by way of the process that waits for it
     with open(output, "wb", buffering=0) as file:
         os.dup2(file.fileno(), 1)
