@@ -74,22 +74,22 @@ def test_finished_runs_are_used_again(made, scale):
     assert (folder / "s" / "tiny" / "and-s0" / "starts.jsonl").read_text() == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_a_run_that_was_stopped_is_gone_on_with(made, scale, tmp_path, number):
     folder, _ = made
-    process = start(*arguments(scale, tmp_path, "figure6"), program=PROGRAM)
+    process = start(*arguments(scale, tmp_path, "figure6"), program=PROGRAM, start_new_session=True)
     session = tmp_path / "s" / "tiny" / "and-s0"
     until = time.monotonic() + 120
     while not list(session.glob("checkpoint/*.ckpt")) and time.monotonic() < until:
         time.sleep(0.01)
-    if number == signal.SIGINT:
-        process.send_signal(number)
+    if number == signal.SIGTERM:
+        os.killpg(process.pid, number)  # as timeout does; a terminal's Ctrl-C too reaches all of the group
     else:
         lock = json.loads((session / "session.lock").read_text())
         os.kill(lock["pid"], number)  # the run alone: what waits for it says so and makes the next
     out, err = process.communicate(timeout=120)
-    if number == signal.SIGINT:
-        assert process.returncode == 130
+    if number == signal.SIGTERM:
+        assert process.returncode == 143
         assert "stopped; the same command goes on" in err
         assert len(out.splitlines()) == 2  # no run after it
     else:
