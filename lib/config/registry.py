@@ -48,12 +48,12 @@ NETWORKS = {
 """Functions from (low_dim: int, small_stem: bool) to a network as `models.build` describes it."""
 
 PROTOCOLS = {
-    "knn": "lib.evaluation.voting:Voting",
-    "nn": "lib.evaluation.voting:Voting",
+    "knn": "lib.evaluation.knn:KNN",
+    "nn": "lib.evaluation.knn:KNN",
     "linear": "lib.evaluation.linear:Linear",
-    "cluster": "lib.evaluation.cluster:Cluster",
+    "cluster": "lib.evaluation.clusters:Cluster",
 }
-"""Subclasses of `lib.evaluation.protocol.Protocol`."""
+"""Subclasses of `lib.evaluation.evaluator.Protocol`."""
 
 
 def find(registry: dict[str, str], name: str) -> Any:
