@@ -20,7 +20,7 @@ from benchmarks.paper.scales import Scale, Variant
 from datasets import PACKAGED
 from lib.config import OPTIONS, Options, collect
 from lib.errors import UserError
-from lib.session.folder import SessionFolder, checkpoints_of
+from lib.session.folder import SessionFolder
 from lib.session.lock import SessionLock
 from lib.session.records import read_final, read_lines
 
@@ -140,7 +140,7 @@ class Run:
         """The arguments of main.py that make the run, or go on with it."""
         session = ["--sess-dir", str(self.folder.parent)]
         data = [] if self._data_root() is None else ["--data-root", str(self._data_root())]
-        if checkpoints_of(self.folder):
+        if self._has_checkpoint():
             return ["--resume", str(self.folder), *session, *data, "--brief", *self._call.extra]
         return [*self._recipe, *_SESSION, *session, "--session", self.name, *data, *self._call.extra]
 
@@ -154,11 +154,13 @@ class Run:
             lock = SessionLock(self.folder)
             lock.take()
             lock.release()
-            if not checkpoints_of(self.folder):
+            if not self._has_checkpoint():
                 shutil.rmtree(self.folder)
 
     def tidy(self) -> None:
         """Remove all checkpoints of the finished run but the last."""
+        from lib.checkpoint.manager import checkpoints_of  # loads PyTorch
+
         for path in checkpoints_of(self.folder)[1:]:
             path.unlink()
 
@@ -194,6 +196,9 @@ class Run:
             start.get("code", "unknown"),
             start.get("device", "unknown"),
         )
+
+    def _has_checkpoint(self) -> bool:
+        return any((self.folder / "checkpoint").glob("*.ckpt"))
 
     def _data_root(self) -> Optional[Path]:
         """--data-root, or the folder in it that is named after the data set."""
