@@ -717,8 +717,7 @@ def test_help_fits_and_names_every_option(monkeypatch, capsys, columns):
     assert "--batch-size N images in a batch [images; at least 2; default 128]" in joined
     assert (
         "[one of digits, cifar10, cifar100, svhn, mnist, fashion-mnist, imagefolder, imagenet12, cub200, dogs, photos; "
-        "default cifar10]"
-        in joined
+        "default cifar10]" in joined
     )
 
 
