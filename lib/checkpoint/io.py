@@ -32,15 +32,20 @@ the file before H. A comment is part of the zip format, so torch.load and unzip 
 
 import hashlib
 import os
+import pickle
 import re
 import stat
+import types
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Optional
 
 import torch
 
-from lib.checkpoint.safe_load import load_data_only
+from lib import compat
+from lib.checkpoint.unpickler import DataUnpickler, is_of_old_release, not_data
 from lib.errors import RunError, UserError
 from lib.runtime.atomic import not_written, put_in_place, write_beside
 
@@ -61,6 +66,7 @@ _NAME = b"AND checkpoint, format "
 _DIGITS = 64
 _LONGEST_COMMENT = 120
 _BLOCK = 2**20
+_PARTS = ("data.pkl", "version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id")
 
 
 def save(state: dict[str, Any], path: Path) -> None:
@@ -155,6 +161,67 @@ def read_data(path: Path, old_releases: bool = False) -> Any:
     except Exception as error:  # torch, zipfile and pickle have many exceptions for bytes they cannot take
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"checkpoint {path} cannot be read ({reason}); it is damaged or no checkpoint") from error
+
+
+def load_data_only(path: str, old_releases: bool = False) -> Any:
+    """Load a file written by `torch.save`, on the CPU, without executing anything it contains.
+
+    Tensors, numbers, strings and the usual containers are read; any other object is refused.
+
+    Args:
+        old_releases: whether a file written before PyTorch 1.6 may be read too, such as the authors' checkpoints.
+
+    Raises:
+        pickle.UnpicklingError: the file asks for something other than data.
+        Exception: whatever torch raises for a file that is damaged or is no checkpoint.
+    """
+    if not (old_releases and is_of_old_release(path)):
+        check_archive(path)
+    if compat.HAS_WEIGHTS_ONLY:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about oddities of files that it then refuses
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:  # its advice is to load the file unsafely
+            named = re.search(r"GLOBAL ([\w.]+)", str(error))
+            reason = not_data(named[1]) if named else "torch.save did not write it"
+            raise pickle.UnpicklingError(reason) from error
+    restricted = types.ModuleType("restricted_pickle")
+    restricted.Unpickler = DataUnpickler
+    restricted.load = lambda file, **kwargs: DataUnpickler(file, **kwargs).load()
+    return torch.load(path, map_location="cpu", pickle_module=restricted)
+
+
+def check_archive(path: str) -> None:
+    """Whether a file is an archive of torch.save's, and nothing else.
+
+    torch.load also takes TorchScript archives, which contain code; tar files and bare pickles of old releases; and
+    compressed archives, which may unpack to any size.
+
+    Raises:
+        pickle.UnpicklingError: it is something else, or has something else in it.
+        zipfile.BadZipFile, OSError: it is damaged or cannot be read.
+    """
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            raise pickle.UnpicklingError("the file is no zip archive, which torch.save writes")
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    names = [entry.filename for entry in entries]
+    folder = names[0].partition("/")[0] + "/" if names else ""
+    if f"{folder}data.pkl" not in names or len(set(names)) < len(names):
+        raise pickle.UnpicklingError("the archive is not one of torch.save's")
+    for entry in entries:
+        part = entry.filename[len(folder) :]
+        if not entry.filename.startswith(folder) or not (part in _PARTS or _is_storage(part)):
+            raise pickle.UnpicklingError(f"the archive contains {entry.filename!r}, which is not plain data")
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+            raise pickle.UnpicklingError(f"the archive's {entry.filename!r} is compressed, which torch.save never does")
+
+
+def _is_storage(part: str) -> bool:
+    folder, _, number = part.partition("/")
+    return folder == "data" and number.isdecimal()
 
 
 class _Checksum(NamedTuple):
@@ -341,37 +408,3 @@ def _is_figure(name: Any, value: Any) -> bool:
     if name == "clusters":
         return value is None or (isinstance(value, list) and all(type(size) is int for size in value))
     return isinstance(name, str) and (value is None or isinstance(value, (int, float)))
-
-
-def check_neighbourhoods(found: Mapping[str, Any], images: int) -> None:
-    """Whether anchors and neighbours can be those of so many images: an index out of range ends in a crash, or worse.
-
-    Raises:
-        ValueError: they cannot; what is wrong with them.
-    """
-    tensors = {}
-    for name, dimensions in (("anchor_indexes", 1), ("instance_indexes", 1), ("position", 1), ("neighbours", 2)):
-        value = found.get(name)
-        if not isinstance(value, torch.Tensor) or value.dtype != torch.int64 or value.dim() != dimensions:
-            raise ValueError(f"its {name} are not whole numbers in {dimensions} dimension(s)")
-        tensors[name] = value
-    anchors, neighbours = tensors["anchor_indexes"], tensors["neighbours"]
-    entropy = found.get("entropy")
-    if not isinstance(entropy, torch.Tensor) or tuple(entropy.shape) != (images,):
-        raise ValueError("its entropy is not one number for each image")
-    if len(tensors["position"]) != images or len(anchors) + len(tensors["instance_indexes"]) != images:
-        raise ValueError(f"its anchors and instances are not those of {images} images")
-    if len(neighbours) != len(anchors):
-        raise ValueError("its neighbours are not those of its anchors")
-    for name, low, high in (
-        ("anchor_indexes", 0, images),
-        ("instance_indexes", 0, images),
-        ("neighbours", 0, images),
-        ("position", -1, len(anchors)),
-    ):
-        value = tensors[name]
-        if value.numel() and not (low <= int(value.min()) and int(value.max()) < high):
-            raise ValueError(f"its {name} lie outside {low} to {high - 1}")
-    consistency = found.get("consistency")
-    if consistency is not None and not isinstance(consistency, float):
-        raise ValueError("its consistency is no number")

@@ -96,7 +96,7 @@ def _load(call: Call, state: TrainingState, pipeline: Pipeline) -> Optional[Fit]
     if isinstance(start, FromWeights):
         return fit(state.embedder.network, start.file)
     if isinstance(start, Resumed):
-        state.restore(start.checkpoint, str(start.path), call.options, pipeline)
+        state.resume(start.checkpoint, str(start.path), call.options, pipeline)
         for part in ("net", "npc", "optimizer", "ANs_discovery"):
             del start.checkpoint[part]  # the whole bank; the state has this process's part
     return None

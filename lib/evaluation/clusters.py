@@ -83,8 +83,10 @@ class Cluster(Protocol):
         rows = features.all_train()
         if rows is None:
             return None
-        number = choose_number(rows, self.seed) if self._wanted is None else None
-        count = self._wanted if number is None else number.clusters
+        number, count = None, self._wanted
+        if count is None:
+            number = choose_number(rows, self.seed)
+            count = number.clusters
         clustering = spherical_kmeans(rows, count, self.seed)
         clarity = silhouette(rows, clustering.assignments.numpy(), derive(self.seed, "silhouette"))
         agreement = self._agreement(clustering)

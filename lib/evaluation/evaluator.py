@@ -149,11 +149,11 @@ class Evaluator:
         """How that protocol evaluates, in one line."""
         return self.knn[0].described if self.knn else ""
 
-    def knn_accuracy(self, results: Evaluated) -> Optional[tuple[float, float]]:
+    def knn_accuracy(self, results: Evaluated) -> Optional[tuple[float, Optional[float]]]:
         """Top-1 and top-5 of the protocol that evaluates epochs, as shares of 1; None if it has no results."""
         return _first(self.knn, results)
 
-    def knn_feature_accuracy(self, results: Evaluated) -> Optional[tuple[float, float]]:
+    def knn_feature_accuracy(self, results: Evaluated) -> Optional[tuple[float, Optional[float]]]:
         """The same on features of `space`; None, too, where that is the network's output as it is."""
         return _first(self.feature_knn, results)
 
@@ -215,11 +215,11 @@ def _evaluate(protocols: Sequence[Protocol], features: Features) -> Evaluated:
     return evaluated
 
 
-def _first(protocols: "Sequence[KNN]", evaluated: Evaluated) -> Optional[tuple[float, float]]:
+def _first(protocols: "Sequence[KNN]", evaluated: Evaluated) -> Optional[tuple[float, Optional[float]]]:
     for protocol, results in evaluated:
         if protocols and protocol is protocols[0]:
-            key = protocols[0].key
-            return results.scalars[f"{key}_top1"], results.scalars[f"{key}_top5"]
+            top1, top5 = (results.scalars[f"{protocols[0].key}_{which}"] for which in ("top1", "top5"))
+            return None if top1 is None else (top1, top5)
     return None
 
 

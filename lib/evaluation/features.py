@@ -96,7 +96,7 @@ class FeatureSpace:
 
     def dim(self, network: nn.Module, low_dim: int) -> int:
         """Numbers of a feature of a network whose output has `low_dim`."""
-        return low_dim if self.level == EMBEDDING else network.fc.in_features
+        return low_dim if self.level == EMBEDDING else int(network.fc.in_features)
 
     def eval_copy(self, embedder: Embedder) -> Embedder:
         """The network for evaluation: images (B, 3, S, S) to unit rows (B, d) of the level, not yet whitened."""

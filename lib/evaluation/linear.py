@@ -177,9 +177,9 @@ def fit(
         on_device = _on(device, weights, bias)
         for parts in zip(rows.split(at_once), labels.split(at_once), taking_part.split(at_once)):
             _add_block(total, *(part.to(device) for part in parts), *on_device)
-        total = (world.all_reduce_sum(total) / count).cpu().numpy()
-        value = total[0] + 0.5 * penalty * float((weights**2).sum())
-        gradient = total[1:]
+        mean = (world.all_reduce_sum(total) / count).cpu().numpy()
+        value = mean[0] + 0.5 * penalty * float((weights**2).sum())
+        gradient = mean[1:]
         gradient[: dim * classes] += penalty * weights.ravel()
         return value, gradient
 
@@ -255,7 +255,7 @@ class Linear(Protocol):
     def evaluate(self, features: Features) -> Results:
         """Every process gets the results."""
         results = self.results(features)
-        scalars = {}
+        scalars: dict[str, Optional[float]] = {}
         for result in results:
             scalars[f"linear_{result.stage}_top1"] = result.accuracy.top1
             scalars[f"linear_{result.stage}_top5"] = result.accuracy.top5

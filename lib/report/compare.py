@@ -193,8 +193,8 @@ def _last(story: SessionRecord, key: str) -> Any:
 
 def _best(story: SessionRecord) -> Optional[dict[str, Any]]:
     """The line of the best epoch, the earliest among equals; None if none was evaluated."""
-    judged = [epoch for epoch in story.epochs if epoch["knn_top1"] is not None]
-    return max(judged, key=lambda epoch: epoch["knn_top1"]) if judged else None
+    evaluated = [epoch for epoch in story.epochs if epoch["knn_top1"] is not None]
+    return max(evaluated, key=lambda epoch: epoch["knn_top1"]) if evaluated else None
 
 
 def _where(epoch: Optional[dict[str, Any]]) -> str:
@@ -323,10 +323,11 @@ def in_words(contrast: Contrast) -> str:
         table.align = "r"
         table.max_width = WIDEST_CELL
         table.align[head[0]] = "l"
-        table.add_rows(body) if hasattr(table, "add_rows") else [table.add_row(row) for row in body]
+        for row in body:
+            table.add_row(row)
         parts += ["", title, table.get_string() if body else "none"]
-    judged = any(story.latest("knn_top1") is not None for story in contrast.stories)
-    first = ("top-1", "knn_top1", True) if judged else ("mean cosine with the nearest", "neighbour_cosine", False)
+    has_accuracy = any(story.latest("knn_top1") is not None for story in contrast.stories)
+    first = ("top-1", "knn_top1", True) if has_accuracy else ("mean cosine with the nearest", "neighbour_cosine", False)
     for what, key, percent in (first, ("loss", "loss", False)):
         plot = text_plot([contrast.curve(place, key) for place in range(len(contrast.stories))], percent)
         if plot:

@@ -126,7 +126,7 @@ def _other_counts(story: SessionRecord, count: int) -> list[tuple[str, int]]:
         ("the memory bank after the last finished round", len(sizes) if isinstance(sizes, list) else None),
         ("the recomputed features of all training images (--protocol cluster)", story.results.get("cluster_count")),
     ]
-    return [(words, number) for words, number in counts if number not in (None, count)]
+    return [(words, int(number)) for words, number in counts if number is not None and number != count]
 
 
 def _views(

@@ -13,7 +13,7 @@ class SessionFolder:
     """`<sess_dir>/<name>/` with the files and folders of a run."""
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.name = path, path.name
         self.checkpoints = path / "checkpoint"
         self.tensorboard = path / "tfboard"
         self.log = path / "log.txt"
@@ -23,10 +23,6 @@ class SessionFolder:
         self.final = path / "final.json"
         self.report = path / "report.html"
         self.features = path / "features.npz"
-
-    @property
-    def name(self) -> str:
-        return self.path.name
 
     @classmethod
     def create(cls, sess_dir: str, name: Optional[str]) -> "SessionFolder":

@@ -1,6 +1,6 @@
 """The history of a run: diagnostics of the bank after an epoch, a summary of each round, and the closing tables."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from torch import Tensor
@@ -150,13 +150,6 @@ class History:
 
     def start_round(self, number: int, anchors: int, consistency: Optional[float]) -> None:
         self.rounds.append(RoundSummary(number, anchors, consistency))
-
-    def state(self) -> list[dict[str, Any]]:
-        return [asdict(entry) for entry in self.rounds]
-
-    @classmethod
-    def from_state(cls, state: list[dict[str, Any]]) -> "History":
-        return cls([RoundSummary(**entry) for entry in state])
 
     def table(
         self, baselines: dict[str, float], width: Optional[int] = None, finished: Optional[tuple[str, float]] = None

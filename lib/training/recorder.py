@@ -167,7 +167,7 @@ class Recorder:
             RunError: it could not be written, or a number in it is not finite.
         """
         if not self.options.debug:
-            state.bank.gather_to_first()
+            state.bank.shard.gather_to_first(state.bank.memory)
 
     def last_epoch(self) -> dict[str, Any]:
         """The last line of metrics.jsonl; empty without one."""
@@ -245,7 +245,8 @@ class SessionRecorder(Recorder):
         self._metrics = Metrics(session.metrics)
         folder = session.tensorboard if options.log_tfb else None
         self._board = TensorBoardWriter(folder, options.max_epoch, (state.round, state.epoch))
-        self._board.start(options.as_dict(), evaluator.has_knn)
+        self._kept_options = options.as_dict()
+        self._board.start(self._kept_options, evaluator.has_knn)
         self._shown: Optional[Tensor] = None  # places of the projector's images among the rows of the diagnostics
         # a process that is forked while a thread holds a lock could wait for it forever
         saver = CheckpointSaver if pipeline.starts_processes else AsyncCheckpointSaver
@@ -318,15 +319,15 @@ class SessionRecorder(Recorder):
 
     def save(self, state: TrainingState, top1: Optional[float], is_best: bool) -> None:
         self.flush()  # before there is a second copy of everything
-        memory = state.bank.gather_to_first()
-        saved = state.checkpoint(memory, self.options, self.pipeline, self.session.name, top1)
+        memory = state.bank.shard.gather_to_first(state.bank.memory)
+        saved = state.checkpoint(memory, self._kept_options, self.session.name, top1)
         part = not_finite(saved)
         if part is not None:
             raise RunError(
                 f"a number in the {part} is not finite after {state.epoch} epochs and {state.progress.step} steps of "
                 f"round {state.round}, so nothing was saved; {self._last_good()}; try a lower --base-lr"
             )
-        self._checkpoints.save(saved, _position(state), state.history.current.anchors, is_best)
+        self._checkpoints.save(saved, _position(state), len(state.neighbourhoods.anchor_indexes), is_best)
 
     def last_epoch(self) -> dict[str, Any]:
         return self._metrics.last()

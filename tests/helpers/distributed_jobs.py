@@ -77,7 +77,7 @@ def banks(world):
     found = {}
     for size in (2, 101):
         bank = MemoryBank(size, 5, 0.5, torch.Generator().manual_seed(7), world)
-        found[size, "start"] = bank.gather_to_first()
+        found[size, "start"] = bank.shard.gather_to_first(bank.memory)
         for step in range(4):
             chosen = torch.randperm(size, generator=torch.Generator().manual_seed(step))[: 2 + step]
             own = world.rows(len(chosen))
@@ -86,10 +86,10 @@ def banks(world):
             loss = and_loss(features, bank.memory, batch.members, 0.1, shard=bank.shard, batch=batch)
             found[size, "loss", step] = loss.detach()
             bank.update(batch.indices, batch.features)
-        found[size, "end"] = bank.gather_to_first()
+        found[size, "end"] = bank.shard.gather_to_first(bank.memory)
         other = MemoryBank(size, 5, 0.5, None, world)
         other.load_whole(unit_rows(size, 5, 3))
-        found[size, "loaded"] = other.gather_to_first()
+        found[size, "loaded"] = other.shard.gather_to_first(other.memory)
     # only the first process is given the whole
     return {key: value if world.is_first or "loss" in key else None for key, value in found.items()}
 
@@ -161,7 +161,7 @@ def discoveries(world):
             if k < len(memory):
                 labels = torch.arange(len(memory)) % 3
                 result = discover(own, 3, 0.25, k, temperature, backend, labels, shard, budget)
-                found[name, k, backend, budget] = dict(result.state_dict(), recall=result.recall)
+                found[name, k, backend, budget] = dict(vars(result))
     return found
 
 

@@ -60,7 +60,7 @@ def main(file, arguments):
     step.watch = ordinary.watch
     trainer.step = step
     trainer.run()
-    bank, found = state.bank.gather_to_first(), state.neighbourhoods
+    bank, found = state.bank.shard.gather_to_first(state.bank.memory), state.neighbourhoods
     if world.is_first:
         torch.save(
             {

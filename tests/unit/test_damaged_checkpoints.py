@@ -16,7 +16,7 @@ import torch
 from lib import compat
 from lib.checkpoint import io as checkpoint
 from lib.checkpoint.manager import CheckpointSaver, Position, open_checkpoint
-from lib.checkpoint.safe_load import _OLD_START
+from lib.checkpoint.unpickler import _OLD_START
 from lib.errors import UserError
 from lib.session.folder import SessionFolder
 from tests.helpers.checkpoints import Planted, complete, restricted_load
