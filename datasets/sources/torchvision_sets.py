@@ -1,12 +1,16 @@
-"""CIFAR-10, CIFAR-100 and SVHN, by way of torchvision.
+"""CIFAR-10, CIFAR-100, SVHN, MNIST and Fashion-MNIST, by way of torchvision.
 
-torchvision compares the checksum of every file with its own list before opening it: no pickle of unknown origin is
-loaded.
+torchvision compares the checksum of every file of the first three with its own list before opening it: no pickle of
+unknown origin is loaded. The files of the MNIST sets are plain arrays, and packages compress them anew: their headers
+are checked.
 """
 
 import contextlib
+import gzip
+import math
 import sys
 import tarfile
+import zlib
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
@@ -24,6 +28,7 @@ CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
 _CIFAR100_COUNT = 100
+_IDX_FILES = tuple(f"{part}-{what}-ubyte" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1"))
 
 # what torchvision, and what it downloads and unpacks with, may raise
 _FAILURES = (RuntimeError, OSError, EOFError, HTTPException, tarfile.TarError)
@@ -81,6 +86,81 @@ def svhn(root: Path, download: bool) -> Split:
     return Split("svhn", train, test)
 
 
+def mnist(root: Path, download: bool) -> Split:
+    """MNIST, 60,000 grey images of handwritten digits to train and 10,000 to test, 28 x 28 pixels.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    return Split("mnist", *_idx_sets(root, "mnist", torchvision.datasets.MNIST, tuple("0123456789"), download))
+
+
+def fashion_mnist(root: Path, download: bool) -> Split:
+    """Fashion-MNIST, grey images of clothes, as `mnist`.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    kind = torchvision.datasets.FashionMNIST
+    return Split("fashion-mnist", *_idx_sets(root, "fashion-mnist", kind, tuple(kind.classes), download))
+
+
+def _idx_sets(root: Path, name: str, kind: Any, classes: tuple[str, ...], download: bool) -> tuple[ImageSet, ImageSet]:
+    """Training and test images of a set in MNIST's format; each file as it is, or compressed by gzip.
+
+    They lie in `root` itself, or in raw/ of a folder named after torchvision's class, where it puts them.
+    """
+    raw = root / kind.__name__ / "raw"
+
+    def find() -> dict[str, Path]:
+        places = [
+            (file, folder / f"{file}{end}") for file in _IDX_FILES for folder in (raw, root) for end in (".gz", "")
+        ]
+        return {file: path for file, path in places if path.is_file()}  # of several the last
+
+    found = find()
+    if len(found) < len(_IDX_FILES) and download:
+        _open(name, root, [], True, lambda: kind(str(root), download=True))
+        found = find()
+    missing = [file for file in _IDX_FILES if file not in found]
+    if missing:
+        raise UserError(_missing(name, f"neither {missing[0]} nor {missing[0]}.gz", root))
+    parts = []
+    for images, labels in (_IDX_FILES[:2], _IDX_FILES[2:]):
+        grey, numbers = _read_idx(name, found[images], 3), _read_idx(name, found[labels], 1)
+        if len(grey) != len(numbers):
+            raise UserError(f"--dataset {name}: {found[labels]} has {len(numbers)} labels for {len(grey)} images")
+        if len(numbers) and numbers.max() >= len(classes):
+            raise UserError(f"--dataset {name}: {found[labels]} has a label {numbers.max()}, of {len(classes)} classes")
+        parts.append(ImageSet(np.repeat(grey[..., None], 3, axis=3), numbers.astype(np.int64), classes))
+    return parts[0], parts[1]
+
+
+def _read_idx(name: str, path: Path, dimensions: int) -> np.ndarray:
+    """The bytes of an idx file, in its shape: 0, 0, 8 (bytes), the number of dimensions, each as four bytes, values.
+
+    Raises:
+        UserError: it cannot be read or is no such file.
+    """
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(
+            f"--dataset {name}: {path} cannot be read: {error}; fetch it again, or link a good copy"
+        ) from error
+    head = 4 + 4 * dimensions
+    whole = content[:4] == bytes((0, 0, 8, dimensions)) and len(content) >= head
+    shape = tuple(np.frombuffer(content[4:head], ">u4").tolist()) if whole else ()
+    if not whole or len(content) != head + math.prod(shape):
+        raise UserError(
+            f"--dataset {name}: {path} is not an idx file of {dimensions} dimension(s), or was cut short; fetch it "
+            "again, or link a good copy"
+        )
+    return np.frombuffer(content, np.uint8, offset=head).reshape(shape)
+
+
 def _cifar(root: Path, name: str, kind: Any, download: bool) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
     if (root / "train").is_dir() and (root / "test").is_dir():
         return read_folders(root, name)
@@ -108,7 +188,11 @@ def _require(name: str, root: Path, files: _Files, download: bool, lacking: str)
         return
     if len(missing) < len(files):
         lacking = f"no file {missing[0].relative_to(root)}"
-    raise UserError(
+    raise UserError(_missing(name, lacking, root))
+
+
+def _missing(name: str, lacking: str, root: Path) -> str:
+    return (
         f"--dataset {name}: {lacking} in {root}; fetch them with --download, or link yours: "
         f"mkdir -p {root.parent} && ln -s /path/to/{name} {root}"
     )
