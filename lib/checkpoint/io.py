@@ -357,10 +357,10 @@ class _ChecksumWriter:
 
 
 def check_layout(state: Any) -> None:
-    """Check the kinds of the values, not their sizes, which depend on the run.
+    """Validate the keys and types of a checkpoint. Its sizes depend on the run and are checked there.
 
     Raises:
-        ValueError: going on from `checkpoint FILE`, what is wrong.
+        ValueError: what is wrong, as a sentence that begins with `checkpoint FILE`.
     """
     if not isinstance(state, dict):
         raise ValueError(f"holds a {type(state).__name__}, not a run")

@@ -322,7 +322,8 @@ class SessionRecorder(Recorder):
 
     def save(self, state: TrainingState, top1: Optional[float], is_best: bool) -> None:
         self.flush()  # before there is a second copy of everything
-        memory = given(state.bank.shard.gather_to_first(state.bank.memory))
+        memory = state.bank.shard.gather_to_first(state.bank.memory)
+        assert memory is not None  # a session belongs to the first process
         saved = state.checkpoint(memory, self._kept_options, self.session.name, top1)
         part = not_finite(saved)
         if part is not None:
