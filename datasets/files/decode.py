@@ -102,32 +102,28 @@ def read_rgb(source: Source, at_least: Optional[int] = None) -> Image.Image:
     Raises:
         UnreadableImage: the file cannot be read or is too large, or its numbers have no agreed meaning as colours.
     """
-    is_image_object = isinstance(source, Image.Image)
-    name = one_line((getattr(source, "filename", "") or "the image given") if is_image_object else os.fspath(source))
+    path = None if isinstance(source, Image.Image) else os.fspath(source)
+    name = one_line((getattr(source, "filename", "") or "the image given") if path is None else path)
     _load_plugins()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of oddities that do not keep the image from being read
-            file = _file_not_decoded_yet(source) if is_image_object else os.fspath(source)
-            if file is None:
-                source.load()
-                return _as_rgb(source, "", name)
-            try:
+            if not isinstance(source, Image.Image):
+                return _decoded(os.fspath(source), at_least, name)
+            file = _file_not_decoded_yet(source)
+            if file is not None:
                 return _decoded(file, at_least, name)
-            except ValueError:
-                shorter = _without_long_texts(file)
-                if shorter is None:
-                    raise
-                return _decoded(shorter, at_least, name)
+            source.load()
+            return _as_rgb(source, "", name)
     except UserError:
         raise
     except Exception as error:  # each of Pillow's decoders has its own exceptions for bytes it cannot take
-        reason = one_line(_reason(None if is_image_object else os.fspath(source), error))
+        reason = one_line(_reason(path, error))
         raise UnreadableImage(f"{name}: not readable as an image: {reason}; mend or remove it") from error
 
 
 def _reason(path: Optional[str], error: Exception) -> str:
-    if isinstance(error, Image.DecompressionBombError):
+    if isinstance(error, Image.DecompressionBombError) and Image.MAX_IMAGE_PIXELS is not None:
         return f"it has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, which may be meant to use up the memory"
     if isinstance(error, UnidentifiedImageError):
         return "its format is not known" if path is None or os.path.getsize(path) else "the file is empty"
@@ -152,6 +148,17 @@ def _file_not_decoded_yet(image: Image.Image) -> Optional[BinaryIO]:
 
 
 def _decoded(source: Union[str, BinaryIO], at_least: Optional[int], name: str) -> Image.Image:
+    """The image in a file or in its bytes; where Pillow refuses a PNG file for its long texts, without these."""
+    try:
+        return _decoded_as_it_is(source, at_least, name)
+    except ValueError:
+        shorter = _without_long_texts(source)
+        if shorter is None:
+            raise
+        return _decoded_as_it_is(shorter, at_least, name)
+
+
+def _decoded_as_it_is(source: Union[str, BinaryIO], at_least: Optional[int], name: str) -> Image.Image:
     with Image.open(source) as file:
         raw_mode = _raw_mode(file)
         if at_least is not None:
@@ -162,7 +169,8 @@ def _decoded(source: Union[str, BinaryIO], at_least: Optional[int], name: str) -
 
 def _raw_mode(file: Image.Image) -> str:
     """How the file holds a pixel, in Pillow's words; empty if that is not known."""
-    arguments = file.tile[0][3] if getattr(file, "tile", None) else ""
+    tiles = getattr(file, "tile", None)
+    arguments = tiles[0][3] if tiles else ""
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return first if isinstance(first, str) else ""
 
@@ -216,7 +224,7 @@ def _as_rgb(file: Image.Image, raw_mode: str, name: str) -> Image.Image:
         elif isinstance(transparent, tuple) and (raw_mode.startswith("RGB;16") or max(transparent) > 255):
             image.info["transparency"] = tuple(value >> 8 for value in transparent)
         image = image.convert("RGBA")
-        if file.format in _UNUSED_ALPHA and image.getextrema()[3][1] == 0:
+        if file.format in _UNUSED_ALPHA and image.getchannel("A").getextrema()[1] == 0:
             return image.convert("RGB")
         image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image)
     return image.convert("RGB")

@@ -114,11 +114,6 @@ def scan_folder(folder: str, above: Sequence[str] = ()) -> Found:
     return found
 
 
-def _is_session(folder: str) -> bool:
-    """Whether a run of this project made the folder: then its pictures are not the user's."""
-    return os.path.isfile(os.path.join(folder, "config.yaml")) and os.path.isdir(os.path.join(folder, "checkpoint"))
-
-
 def sort_files(files: Iterable[str], found: Found) -> None:
     """Add each file to the pictures or to the others."""
     for path in files:

@@ -44,7 +44,8 @@ def cub200(root: Path, download: bool) -> Split:
     images = _cub_table(folder / "images.txt")
     labels = _cub_column(folder / "image_class_labels.txt", images)
     uses = _cub_column(folder / "train_test_split.txt", images)
-    train, test = [], []
+    train: list[Listed] = []
+    test: list[Listed] = []
     for number, (path, line) in images.items():
         label, use = labels[number], uses[number]
         if use not in (0, 1):

@@ -141,7 +141,8 @@ def _labelled(classes: dict[str, list[str]], names: tuple[str, ...]) -> ImageSet
 
 def _scan(folder: Path, dataset: str) -> tuple[list[str], dict[str, list[str]], Found, list[str]]:
     """The images directly in a folder, those below each of its folders that has any, all that was found, and notes."""
-    total, lines = Found(), []
+    total = Found()
+    lines: list[str] = []
     files, folders = entries(str(folder), total)
     sort_files(files, total)
     loose = list(total.pictures)

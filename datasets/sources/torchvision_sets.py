@@ -8,9 +8,10 @@ import contextlib
 import sys
 import tarfile
 from collections.abc import Callable
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import torchvision
@@ -71,7 +72,7 @@ def svhn(root: Path, download: bool) -> Split:
     files = [(root / kind.split_list[part][1], kind.split_list[part][2]) for part in ("train", "test")]
     _require("svhn", root, files, download, f"no file {files[0][0].name}")
     loaded = [
-        _open("svhn", root, files, download, lambda part=part: kind(str(root), split=part, download=download))
+        _open("svhn", root, files, download, partial(kind, str(root), split=part, download=download))
         for part in ("train", "test")
     ]
     train, test = (
@@ -81,7 +82,7 @@ def svhn(root: Path, download: bool) -> Split:
     return Split("svhn", train, test)
 
 
-def _cifar(root: Path, name: str, kind: Any, download: bool) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
+def _cifar(root: Path, name: str, kind: Any, download: bool) -> tuple[ImageSet, Optional[ImageSet], tuple[str, ...]]:
     if (root / "train").is_dir() and (root / "test").is_dir():
         return read_folders(root, name)
     folder = root / kind.base_folder
@@ -91,7 +92,7 @@ def _cifar(root: Path, name: str, kind: Any, download: bool) -> tuple[ImageSet, 
     # each part looks at its own files only: computing the checksums of both twice would take half a second
     halves = [type(kind.__name__, (kind,), {other: []}) for other in ("test_list", "train_list")]
     loaded = [
-        _open(name, root, files, download, lambda half=half, train=train: half(str(root), train, download=download))
+        _open(name, root, files, download, partial(half, str(root), train, download=download))
         for half, train in zip(halves, (True, False))
     ]
     train, test = (

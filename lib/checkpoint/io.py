@@ -35,7 +35,7 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Optional
+from typing import Any, BinaryIO, NamedTuple, Optional, Union
 
 import torch
 
@@ -82,7 +82,7 @@ def write(state: dict[str, Any], path: Path) -> Path:
 
     def content(file: BinaryIO) -> None:
         with_checksum = _ChecksumWriter(file, FORMAT)
-        torch.save(state, with_checksum)
+        torch.save(state, with_checksum)  # type: ignore[arg-type]  # torch.save asks for write() and flush() alone
         with_checksum.finish()
 
     try:
@@ -243,16 +243,16 @@ class _ChecksumWriter:
 
     def write(self, data: bytes) -> int:
         """As that of a file."""
-        data = memoryview(data).cast("B")
-        if len(data) >= _END_BYTES:
+        view = memoryview(data).cast("B")
+        if len(view) >= _END_BYTES:
             self._pass_on(self._tail)
-            self._pass_on(data[:-_END_BYTES])
-            self._tail = bytes(data[-_END_BYTES:])
+            self._pass_on(view[:-_END_BYTES])
+            self._tail = bytes(view[-_END_BYTES:])
         else:
-            joined = self._tail + bytes(data)
+            joined = self._tail + bytes(view)
             self._pass_on(joined[:-_END_BYTES])
             self._tail = joined[-_END_BYTES:]
-        return len(data)
+        return len(view)
 
     def flush(self) -> None:
         """torch calls it; there is nothing to do before the end."""
@@ -272,7 +272,7 @@ class _ChecksumWriter:
         if self._error is not None:
             raise self._error
 
-    def _pass_on(self, data: bytes) -> None:
+    def _pass_on(self, data: Union[bytes, memoryview]) -> None:
         if self._error is not None:
             return
         try:

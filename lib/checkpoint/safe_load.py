@@ -10,7 +10,7 @@ import tarfile
 import types
 import warnings
 import zipfile
-from typing import Any, ClassVar
+from typing import Any, Callable, ClassVar
 
 import torch
 
@@ -53,8 +53,9 @@ def load_data_only(path: str, old_releases: bool = False) -> Any:
             reason = not_data(named[1]) if named else "torch.save did not write it"
             raise pickle.UnpicklingError(reason) from error
     restricted = types.ModuleType("restricted_pickle")
-    restricted.Unpickler = DataUnpickler
-    restricted.load = lambda file, **kwargs: DataUnpickler(file, **kwargs).load()
+    vars(restricted).update(
+        Unpickler=DataUnpickler, load=lambda file, **arguments: DataUnpickler(file, **arguments).load()
+    )
     return torch.load(path, map_location="cpu", pickle_module=restricted)
 
 
@@ -117,6 +118,8 @@ class DataUnpickler(pickle._Unpickler):
     """
 
     dispatch: ClassVar[dict] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]  # this and the next are set by pickle._Unpickler.load
+    append: Callable[[Any], None]
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _CALLED and not (module == "torch" and name in _STORAGES):

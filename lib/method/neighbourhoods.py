@@ -1,6 +1,6 @@
 """The anchors of a round with their neighbours, and the set N_k(i) of every image."""
 
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -78,7 +78,7 @@ class Neighbourhoods:
         neighbours = self.neighbours[row.clamp(min=0)]  # (B, K)
         return torch.cat([own, neighbours.masked_fill((row == ABSENT)[:, None], ABSENT)], dim=1)
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """The checkpoint's entry `ANs_discovery`, with the keys of the authors' release."""
         return {
             "anchor_indexes": self.anchor_indexes.cpu(),
@@ -90,7 +90,7 @@ class Neighbourhoods:
         }
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, object], device: torch.device) -> "Neighbourhoods":
+    def from_state_dict(cls, state: dict[str, Any], device: torch.device) -> "Neighbourhoods":
         """The inverse of `state_dict`."""
-        tensors = {name: value.to(device) for name, value in state.items() if isinstance(value, Tensor)}
+        tensors: dict[str, Any] = {name: value.to(device) for name, value in state.items() if isinstance(value, Tensor)}
         return cls(**tensors, consistency=state["consistency"])

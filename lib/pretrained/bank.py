@@ -38,7 +38,8 @@ def fit_batch_norm(embedder: Embedder, images: Tensor) -> None:
     embedder(images.to(embedder.device))
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum
-        norm.num_batches_tracked.zero_()
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.zero_()
 
 
 def start_bank(
@@ -58,6 +59,7 @@ def start_bank(
     if file is not None:
         against = _reason_against(bank, file, embedder, pipeline)
         if against is None:
+            assert file.memory is not None  # else there is a reason against it
             bank.load_whole(F.normalize(file.memory.float(), dim=1))
             return f"memory bank taken from the file ({len(bank):,} rows)"
         whose, reason = "network's", f": {against}"

@@ -16,7 +16,7 @@ TEMPORARY = "*.tmp"
 """Names of files that a killed process may leave beside those that it wrote."""
 
 
-def replace_file(path: Path, write: Callable[[BinaryIO], None], flush: bool = True) -> None:
+def replace_file(path: Path, write: Callable[[BinaryIO], object], flush: bool = True) -> None:
     """Write a file and put it in the place of `path`.
 
     Args:
@@ -34,7 +34,7 @@ def replace_file(path: Path, write: Callable[[BinaryIO], None], flush: bool = Tr
         raise
 
 
-def write_beside(path: Path, write: Callable[[BinaryIO], None], flush: bool = True) -> Path:
+def write_beside(path: Path, write: Callable[[BinaryIO], object], flush: bool = True) -> Path:
     """The first half of `replace_file`.
 
     Returns:

@@ -51,6 +51,9 @@ def without_adaptive_pooling(network: nn.Module, size: int) -> nn.Module:
 class _Pooling(nn.Module):
     """(B, C, H, W) -> (B, C, h, w) for one H and W, as nn.AdaptiveAvgPool2d."""
 
+    rows: Tensor
+    columns: Tensor
+
     def __init__(self, source: tuple[int, int], target: object):
         super().__init__()
         height, width = target if isinstance(target, tuple) else (target, target)

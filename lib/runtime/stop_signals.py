@@ -90,6 +90,8 @@ class StopSignals:
 
     def _look_at_wait(self, number: int, frame: Optional[FrameType]) -> None:
         """Once a second after a signal."""
+        assert self._unheard is not None  # `_hear` starts the timer when both are known
+        assert self.wanted is not None
         since = self._waiting_since()
         if since is not None and time.monotonic() - max(since, self._heard) >= PATIENCE:
             signal.setitimer(signal.ITIMER_REAL, 0)

@@ -65,7 +65,8 @@ class Metrics:
         """Keep what came up to and including (round, epoch). Lines that are not ours are put aside with the others."""
         if not self.path.exists():
             return
-        kept, superseded = [], []
+        kept: list[str] = []
+        superseded: list[str] = []
         for line in self._lines():
             here = _place(line)
             (kept if here is not None and here <= (round_number, epoch) else superseded).append(line + "\n")
