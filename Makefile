@@ -2,8 +2,8 @@
 # make test    the fast tests, minutes; make test-all: all, also those that take longest
 # make check   ruff, ruff format and mypy
 # make coverage  the fast tests with line coverage
-# make paper   the paper's tables and figures on digits (benchmarks/paper)
 # make bench   speed against a plain version and against the machine's limit (benchmarks/)
+# make paper   the paper's tables and figures on the digits, 5 seeds, hours on a core (benchmarks/paper)
 #
 # Each sets up .venv first. PYTHON=python3.12 picks another interpreter; PIP_INSTALL_FLAGS is passed to pip,
 # e.g. PIP_INSTALL_FLAGS="--index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple"
@@ -37,7 +37,7 @@ bench: $(VENV)/.ready
 	$(RUN) -m benchmarks
 
 paper: $(VENV)/.ready
-	$(RUN) -m benchmarks.paper all --scale digits
+	$(RUN) -m benchmarks.paper all --scale digits --seeds 5
 
 # A marker is written only after pip succeeded, so an interrupted set-up is taken up again.
 $(VENV)/.ready: requirements.txt

@@ -27,7 +27,7 @@ if __name__ == "__main__":  # Python leaves the script's folder out under PYTHON
 from lib.commands import run
 from lib.config import collect
 from lib.distributed.process_info import ProcessInfo
-from lib.errors import Interrupted, UserError, exit_status, message, one_line
+from lib.errors import Interrupted, UserError, error_text, exit_status, one_line
 from lib.logger.console import prepare_streams, print_error, print_traceback
 
 
@@ -68,7 +68,7 @@ def _print(error: Exception, process: ProcessInfo, debug: bool) -> None:
     if debug:
         print_traceback()
     else:
-        _print_error(message(error), process)
+        _print_error(error_text(error), process)
 
 
 def _print_error(reason: str, process: ProcessInfo) -> None:

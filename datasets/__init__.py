@@ -1,5 +1,6 @@
 """The data sets, and how their images become batches."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
@@ -9,7 +10,10 @@ from lib.errors import UserError
 if TYPE_CHECKING:
     from datasets.image_set import Split
 
-__all__ = ["load"]
+__all__ = ["PACKAGED", "load"]
+
+PACKAGED = {"fashion-mnist": Path("/usr/share/datasets/fashion-mnist")}
+"""Where Debian's packages put a data set (dataset-fashion-mnist), looked for where data/NAME does not exist."""
 
 
 def load(name: str, root: Optional[str], download: bool, labels: Optional[str] = None) -> "Split":
@@ -17,7 +21,7 @@ def load(name: str, root: Optional[str], download: bool, labels: Optional[str] =
 
     Args:
         name: one of `lib.config.registry.DATASETS`, in either case.
-        root: its folder; `data/<name>` in the working directory if None.
+        root: its folder; if None, `data/<name>` in the working directory, or else that of a package of the system.
         download: whether missing files may be fetched, for data sets that can be downloaded.
         labels: the value of `--labels`: where the labels of `photos` come from; None: there are none.
 
@@ -28,7 +32,12 @@ def load(name: str, root: Optional[str], download: bool, labels: Optional[str] =
     if name not in DATASETS:
         raise UserError(f"--dataset {name}: no such data set; known are: {', '.join(DATASETS)}")
     folder = Path("data", name) if root is None else Path(root).expanduser()
+    packaged = PACKAGED.get(name)
+    if root is None and packaged is not None and packaged.is_dir() and not folder.exists():
+        folder = packaged
     split: Split = find(DATASETS, name)(folder, download)
+    if folder == packaged:
+        split = replace(split, notes=(*split.notes, f"read from {packaged}, the system's package"))
     if labels is None:
         return split
     from datasets.labels import with_labels  # here, as it needs NumPy and Pillow, which `import datasets` does not

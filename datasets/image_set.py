@@ -185,7 +185,7 @@ class Replaced:
 
     Attributes:
         paths: of those found.
-        compared: how many were looked at.
+        compared: how many were compared.
     """
 
     paths: tuple[str, ...]

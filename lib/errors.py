@@ -73,8 +73,8 @@ def exit_status(error: Exception) -> int:
     return 2 if isinstance(error, UserError) else 1
 
 
-def message(error: Exception) -> str:
-    """An error as the user reads it, in words that name what is wrong. An unforeseen one says so."""
+def error_text(error: Exception) -> str:
+    """What the user reads of an error. An unforeseen one says so."""
     if isinstance(error, (UserError, RunError)):
         return str(error)
     if isinstance(error, OSError) and error.strerror:

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 import datasets
 from datasets.pipeline import Pipeline
 from lib.checkpoint import io as checkpoint
+from lib.checkpoint.manager import newest_checkpoint
 from lib.config import Options
 from lib.distributed.world import World
 from lib.evaluation.features import extract
 from lib.pretrained.fitting import load_exactly
-from lib.session.folder import newest_checkpoint
 from lib.training.state import build_embedder
 
 ROOT = Path(__file__).resolve().parents[2]

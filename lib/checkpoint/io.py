@@ -32,20 +32,31 @@ the file before H. A comment is part of the zip format, so torch.load and unzip 
 
 import hashlib
 import os
+import pickle
 import re
 import stat
+import types
+import warnings
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Optional, Union
 
 import torch
 
-from lib.checkpoint.safe_load import load_data_only
-from lib.checkpoint.schema import check_layout
+from lib import compat
+from lib.checkpoint.unpickler import DataUnpickler, is_of_old_release, not_data
 from lib.errors import RunError, UserError
 from lib.runtime.atomic import not_written, put_in_place, write_beside
 
 FORMAT = 2
 """Version of the layout."""
+
+REQUIRED = ("net", "optimizer", "npc", "ANs_discovery", "epoch", "round", "options")
+_MAPPINGS = ("net", "optimizer", "npc", "ANs_discovery", "options", "underway", "dataset", "clusters")
+_COUNTS = ("epoch", "round", "step", "format")
+_MOST = 10**9  # of rounds, epochs and steps: they become part of file names
+
 
 _START = b"PK\x03\x04"  # how a zip archive with something in it begins
 _END = b"PK\x05\x06"  # how its last record begins, 22 bytes without a comment
@@ -55,6 +66,7 @@ _NAME = b"AND checkpoint, format "
 _DIGITS = 64
 _LONGEST_COMMENT = 120
 _BLOCK = 2**20
+_PARTS = ("data.pkl", "version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id")
 
 
 def save(state: dict[str, Any], path: Path) -> None:
@@ -149,6 +161,68 @@ def read_data(path: Path, old_releases: bool = False) -> Any:
     except Exception as error:  # torch, zipfile and pickle have many exceptions for bytes they cannot take
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"checkpoint {path} cannot be read ({reason}); it is damaged or no checkpoint") from error
+
+
+def load_data_only(path: str, old_releases: bool = False) -> Any:
+    """Load a file written by `torch.save`, on the CPU, without executing anything it contains.
+
+    Tensors, numbers, strings and the usual containers are read; any other object is refused.
+
+    Args:
+        old_releases: whether a file written before PyTorch 1.6 may be read too, such as the authors' checkpoints.
+
+    Raises:
+        pickle.UnpicklingError: the file asks for something other than data.
+        Exception: whatever torch raises for a file that is damaged or is no checkpoint.
+    """
+    if not (old_releases and is_of_old_release(path)):
+        check_archive(path)
+    if compat.HAS_WEIGHTS_ONLY:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about oddities of files that it then refuses
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:  # its advice is to load the file unsafely
+            named = re.search(r"GLOBAL ([\w.]+)", str(error))
+            reason = not_data(named[1]) if named else "torch.save did not write it"
+            raise pickle.UnpicklingError(reason) from error
+    restricted = types.ModuleType("restricted_pickle")
+    vars(restricted).update(
+        Unpickler=DataUnpickler, load=lambda file, **arguments: DataUnpickler(file, **arguments).load()
+    )
+    return torch.load(path, map_location="cpu", pickle_module=restricted)
+
+
+def check_archive(path: str) -> None:
+    """Whether a file is an archive of torch.save's, and nothing else.
+
+    torch.load also takes TorchScript archives, which contain code; tar files and bare pickles of old releases; and
+    compressed archives, which may unpack to any size.
+
+    Raises:
+        pickle.UnpicklingError: it is something else, or has something else in it.
+        zipfile.BadZipFile, OSError: it is damaged or cannot be read.
+    """
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            raise pickle.UnpicklingError("the file is no zip archive, which torch.save writes")
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    names = [entry.filename for entry in entries]
+    folder = names[0].partition("/")[0] + "/" if names else ""
+    if f"{folder}data.pkl" not in names or len(set(names)) < len(names):
+        raise pickle.UnpicklingError("the archive is not one of torch.save's")
+    for entry in entries:
+        part = entry.filename[len(folder) :]
+        if not entry.filename.startswith(folder) or not (part in _PARTS or _is_storage(part)):
+            raise pickle.UnpicklingError(f"the archive contains {entry.filename!r}, which is not plain data")
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+            raise pickle.UnpicklingError(f"the archive's {entry.filename!r} is compressed, which torch.save never does")
+
+
+def _is_storage(part: str) -> bool:
+    folder, _, number = part.partition("/")
+    return folder == "data" and number.isdecimal()
 
 
 class _Checksum(NamedTuple):
@@ -281,3 +355,57 @@ class _ChecksumWriter:
             self._error = error
         else:
             self._digest.update(data)
+
+
+def check_layout(state: Any) -> None:
+    """Check the kinds of the values, not their sizes, which depend on the run.
+
+    Raises:
+        ValueError: going on from `checkpoint FILE`, what is wrong.
+    """
+    if not isinstance(state, dict):
+        raise ValueError(f"holds a {type(state).__name__}, not a run")
+    missing = [key for key in REQUIRED if key not in state]
+    if missing:
+        raise ValueError(f"is not one of this project: it has no {', '.join(missing)}")
+    for name in _COUNTS:
+        value = state.get(name, 0)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _MOST:
+            raise ValueError(f"is not one of this project: its {name} is no count")
+    for name in _MAPPINGS:
+        if not isinstance(state.get(name, {}), Mapping):
+            raise ValueError(f"is not one of this project: its {name} is no mapping")
+    contents = state.get("dataset", {}).get("contents", [])
+    if not isinstance(contents, list) or not all(type(each) is int for each in contents):
+        raise ValueError("is not one of this project: its contents are no whole numbers")
+    memory = state["npc"].get("memory")
+    if not isinstance(memory, torch.Tensor) or memory.dim() != 2 or memory.dtype != torch.float32:
+        raise ValueError("is not one of this project: its npc has no memory of N x D numbers")
+    if state.get("clusters") and not _are_clusters(state["clusters"], memory.shape[1]):
+        raise ValueError("is not one of this project: its clusters have no centres of as many numbers as the memory")
+    history = state.get("history", [])
+    if not isinstance(history, list) or not all(_is_summary(entry) for entry in history):
+        raise ValueError("is not one of this project: its history does not consist of numbers")
+    if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state["net"].items()):
+        raise ValueError("is not one of this project: its net does not consist of tensors")
+
+
+def _are_clusters(value: Mapping[str, Any], dim: int) -> bool:
+    """Whether they can be a `Clusters.state`: K x D finite centres, and two texts."""
+    centres, texts = value.get("centres"), (value.get("asked"), value.get("explanation"))
+    if not all(isinstance(text, str) for text in texts) or not isinstance(centres, torch.Tensor):
+        return False
+    shape_fits = centres.dim() == 2 and centres.shape[0] > 0 and centres.shape[1] == dim
+    return shape_fits and centres.dtype == torch.float32 and bool(torch.isfinite(centres).all())
+
+
+def _is_summary(entry: Any) -> bool:
+    """Whether it can be a `RoundSummary`."""
+    return isinstance(entry, Mapping) and all(_is_figure(name, value) for name, value in entry.items())
+
+
+def _is_figure(name: Any, value: Any) -> bool:
+    """A number or None; whole ones for `clusters`, which is a list of sizes."""
+    if name == "clusters":
+        return value is None or (isinstance(value, list) and all(type(size) is int for size in value))
+    return isinstance(name, str) and (value is None or isinstance(value, (int, float)))

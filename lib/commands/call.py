@@ -102,8 +102,8 @@ def prepared(settings: Settings, start: Start, process: ProcessInfo, world: Opti
             reason = (str(error).strip().splitlines() or ["nothing more is known"])[0]
             raise RunError(
                 f"out of memory on {world.device} ({reason}); lower --batch-size, "
-                "--discovery-memory, --size or --low-dim, or add --augment-on workers or --no-winograd; what was saved "
-                "goes on with --resume"
+                "--discovery-memory, --size or --low-dim, or add --augment-on workers or --no-winograd; --resume "
+                "continues from what was saved"
             ) from error
         if world.size == 1 or isinstance(error, MemoryError) or not is_peer_failure(error):
             raise

@@ -23,7 +23,7 @@ from lib.commands.export import is_of, log_network
 from lib.commands.start import Resumed, resumed_path
 from lib.config import Options
 from lib.errors import UserError
-from lib.evaluation.features import FeatureSpace, Subject
+from lib.evaluation.features import Features, FeatureSpace
 from lib.export.kept_features import KeptFeatures, rounded
 from lib.export.model import Model, Preprocessing, pictures_in, training_paths
 from lib.export.result_folder import (
@@ -105,7 +105,7 @@ def _known_features(call: Call, file: WeightsFile, embedder: Embedder) -> tuple[
                 "--dataset, --data-root, --limit-train and --seed it was made with"
             )
         log.info("features   %s, computed from %s training images", space, f"{len(pipeline.train):,}")
-        subject = Subject(embedder, pipeline, world, space.dim(embedder.network, options.low_dim), space=space)
+        subject = Features(embedder, pipeline, world, space.dim(embedder.network, options.low_dim), space=space)
         train = subject.all_train()  # which fits the whitening
         return subject.space, rounded(train)
     finally:

@@ -17,7 +17,8 @@ from lib.commands.call import Call, load_network, open_images
 from lib.config import Options
 from lib.distributed.world import World
 from lib.errors import UserError
-from lib.evaluation.features import FeatureSpace, Subject
+from lib.evaluation.baselines import PixelNeighbours
+from lib.evaluation.features import Features, FeatureSpace
 from lib.export.kept_features import rounded
 from lib.export.model import Preprocessing
 from lib.export.network_files import write_network
@@ -111,9 +112,12 @@ def write_export(
         RunError: the folder could not be written, or network.onnx is not what it should be.
     """
     space = FeatureSpace(options.features, options.whiten)
-    subject = Subject(embedder, pipeline, world, space.dim(embedder.network, options.low_dim), space=space)
+    subject = Features(embedder, pipeline, world, space.dim(embedder.network, options.low_dim), space=space)
     train = subject.all_train()
     test = None if pipeline.test is None else subject.all_test.cpu()
+    compared = None
+    if PixelNeighbours.measurable(pipeline):
+        compared = PixelNeighbours(pipeline, world, options.size).evaluate(subject)
     if not world.is_first:
         return
     space = subject.space
@@ -131,6 +135,7 @@ def write_export(
         **file.about,
         "rows": {split: len(images) for split, images in sets},
         "features_computed_in": describe_precision(embedder.dtype),
+        **({} if compared is None else compared.scalars),
     }
     with result_folder("--export", Path(options.export), options.overwrite) as folder:
         np.save(folder / FEATURES, features.numpy())
@@ -139,6 +144,8 @@ def write_export(
         np.save(folder / CENTRES, clusters.centres.numpy())
         write_table(folder / IMAGES, _columns(sets, clusters.assign(features)))
         note = write_network(folder, embedder.network, options, preprocessing, about, space)
+    if compared is not None:
+        log.info("neighbours %s", compared.summary, extra=RESULT)
     log.info("network    %s", note, extra=RESULT)
     log.info("written to %s: %s", options.export, ", ".join(sorted(os.listdir(options.export))), extra=RESULT)
 

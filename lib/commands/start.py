@@ -13,7 +13,7 @@ from lib.logger.console import print_error
 if TYPE_CHECKING:
     from lib.pretrained.weights_file import WeightsFile
 
-_ONE_OF_THEM = "--pretrained starts a new run and --resume goes on with one; give one of them"
+_ONE_OF_THEM = "--pretrained starts a new run and --resume continues one; give one of them"
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _from_resume(
     settings: Settings, arguments: Sequence[str], process: ProcessInfo, is_joined: bool
 ) -> tuple[Settings, Start]:
     """The run that --resume names, or the weights of a file of another origin."""
-    from lib.checkpoint.resume import open_checkpoint
+    from lib.checkpoint.manager import open_checkpoint
     from lib.pretrained import weights_file
 
     options = settings.options
@@ -105,7 +105,7 @@ def _with_options_of(saved: dict[str, Any], settings: Settings, arguments: Seque
     Raises:
         UserError: --pretrained is given as well.
     """
-    from lib.checkpoint.resume import statistics
+    from lib.checkpoint.manager import statistics
 
     # GPU indices belong to a machine; joined processes have their devices already
     keeps_cpu = not is_joined and saved["options"].get("gpus") == "cpu"

@@ -8,19 +8,19 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Optional
 
 import torch
 
 from datasets.pipeline import Pipeline
 from lib.checkpoint import io as checkpoint
+from lib.checkpoint.manager import Position, supersede_after
 from lib.commands.call import Call, open_images
 from lib.commands.start import Fresh, FromWeights, Resumed, resumed_path
 from lib.config import Options, Settings, to_yaml
 from lib.errors import UserError, one_line
-from lib.evaluation.baselines import PRETRAINED, UNTRAINED, baselines, below_pixels
-from lib.evaluation.evaluator import Judged, Protocols
+from lib.evaluation.baselines import PRETRAINED, UNTRAINED, PixelRows, baselines, below_pixels, measurable
+from lib.evaluation.evaluator import Evaluated, Evaluator
 from lib.logger.console import LOGGER, RESULT, close_log, is_terminal, open_log
 from lib.nn.winograd import count_winograd
 from lib.pretrained.bank import start_bank
@@ -63,7 +63,7 @@ def train(call: Call) -> None:
         call = _with_timed_threads(call, state, pipeline)  # which the rate depends on
         settings, plan = within_minutes(call.settings, state, pipeline, world)
         call = replace(call, settings=settings)
-    protocols = Protocols(call.options, pipeline, world)
+    evaluator = Evaluator(call.options, pipeline, world)
     check_curriculum(call.options, len(pipeline.train))
     pipeline.check_batches()
     fitted = _load(call, state, pipeline)
@@ -77,14 +77,16 @@ def train(call: Call) -> None:
         world.long_barrier()  # ends at once if the first process cannot write
         if not is_planned:
             call = _with_timed_threads(call, state, pipeline)
-        _log_start(call, state, pipeline, protocols, session, plan)
+        _log_start(call, state, pipeline, evaluator, session, plan)
         if session is not None:
             append_start(session.starts, start_record(call, pipeline))
-        _initialise(call, state, pipeline, fitted)
-        _measure_baselines(call, state, pipeline, protocols)
-        trainer = _trainer(call, state, pipeline, protocols, session)
+        is_compared = not isinstance(call.start, Resumed) and evaluator.has_knn and measurable(pipeline, world)
+        pixels = PixelRows.of_training(pipeline, world, call.options.size) if is_compared else None
+        _initialise(call, state, pipeline, fitted, pixels)
+        _measure_baselines(call, state, pipeline, evaluator, pixels)
+        trainer = _trainer(call, state, pipeline, evaluator, session)
         results = trainer.run()
-        _log_results(state, protocols, results)
+        _log_results(state, evaluator, results)
         trainer.recorder.conclude(state, results)
 
 
@@ -94,14 +96,20 @@ def _load(call: Call, state: TrainingState, pipeline: Pipeline) -> Optional[Fit]
     if isinstance(start, FromWeights):
         return fit(state.embedder.network, start.file)
     if isinstance(start, Resumed):
-        state.restore(start.checkpoint, str(start.path), call.options, pipeline)
+        state.resume(start.checkpoint, str(start.path), call.options, pipeline)
         for part in ("net", "npc", "optimizer", "ANs_discovery"):
             del start.checkpoint[part]  # the whole bank; the state has this process's part
     return None
 
 
-def _initialise(call: Call, state: TrainingState, pipeline: Pipeline, fitted: Optional[Fit]) -> None:
-    """Initialise what a new run takes from weights or images: whitenet's first filters and the memory bank."""
+def _initialise(
+    call: Call, state: TrainingState, pipeline: Pipeline, fitted: Optional[Fit], pixels: Optional[PixelRows]
+) -> None:
+    """Initialise a new run: log how the weights fit, fit whitenet's first filters, and start the memory bank.
+
+    Args:
+        pixels: copied from the pass over the images that fills the bank, if there is one; None: not needed.
+    """
     options, start, network = call.options, call.start, state.embedder.network
     if isinstance(start, Resumed):
         return
@@ -111,25 +119,27 @@ def _initialise(call: Call, state: TrainingState, pipeline: Pipeline, fitted: Op
             log.log(logging.WARNING if fitted.misfits else logging.INFO, "weights   %s", line)
     elif isinstance(network, WhiteNet):
         network.fit_stem(pipeline.sample(STEM_IMAGES).to(call.world.device))
-    first_rows = start_bank(state.bank, options, weights, state.embedder, pipeline)
+    first_rows = start_bank(state.bank, options, weights, state.embedder, pipeline, pixels)
     if first_rows is not None:
         log.info("bank      %s", first_rows)
 
 
-def _measure_baselines(call: Call, state: TrainingState, pipeline: Pipeline, protocols: Protocols) -> None:
-    """Measure what needs no learning, unless the checkpoint has it, and log it."""
+def _measure_baselines(
+    call: Call, state: TrainingState, pipeline: Pipeline, evaluator: Evaluator, pixels: Optional[PixelRows]
+) -> None:
+    """Measure the accuracies without learning if `pixels` are given, and log them or those of the checkpoint."""
     options = call.options
-    if not isinstance(call.start, Resumed) and protocols.can_vote:
+    if pixels is not None:
         name = UNTRAINED if isinstance(call.start, Fresh) else PRETRAINED
-        vote, size, dim = protocols.votes[0], options.size, options.low_dim
-        state.baselines = baselines(pipeline, call.world, vote, state.embedder, size, dim, name)
+        vote, size, dim, bank = evaluator.knn[0], options.size, options.low_dim, state.bank.memory
+        state.baselines = baselines(pipeline, call.world, vote, state.embedder, size, dim, name, pixels, bank)
     if state.baselines:
         shown = ", ".join(f"{name} {100 * top1:.2f} %" for name, top1 in state.baselines.items())
-        log.info("baselines %s of %s", protocols.title, shown)
+        log.info("baselines %s of %s", evaluator.title, shown)
 
 
 def _trainer(
-    call: Call, state: TrainingState, pipeline: Pipeline, protocols: Protocols, session: Optional[SessionFolder]
+    call: Call, state: TrainingState, pipeline: Pipeline, evaluator: Evaluator, session: Optional[SessionFolder]
 ) -> Trainer:
     """The trainer of a run, with a recorder that writes into the session if this process has one."""
     world = call.world
@@ -137,11 +147,11 @@ def _trainer(
     labels = None if pipeline.train.labels is None else torch.from_numpy(pipeline.train.labels)
     own = None if options.restart else resumed_path(call.start)
     if session is None:
-        recorder = Recorder(options, state, pipeline, protocols, world)
+        recorder = Recorder(options, state, pipeline, evaluator, world)
     else:
         page = _report(session, options, pipeline)
-        recorder = SessionRecorder(session, options, state, pipeline, protocols, world, labels, page, own)
-    return Trainer(options, state, pipeline, protocols, recorder, labels, world, is_resumed=own is not None)
+        recorder = SessionRecorder(session, options, state, pipeline, evaluator, world, labels, page, own)
+    return Trainer(options, state, pipeline, evaluator, recorder, labels, world, is_resumed=own is not None)
 
 
 def _report(session: SessionFolder, options: Options, pipeline: Pipeline) -> Optional[Report]:
@@ -180,22 +190,22 @@ def _open_session(call: Call, at_end: ExitStack) -> Optional[SessionFolder]:
         session = SessionFolder.of_checkpoint(source)
         if session is None:
             raise UserError(
-                f"--resume {source}: the file is not in a session's checkpoint folder, so there is no session to go on"
-                " in; add --restart to start a new one from it"
+                f"--resume {source}: the file is not in a session's checkpoint folder, so there is no session to"
+                " resume; add --restart to start a new one from it"
             )
         check_own_files(session)
         _lock(session, at_end)
-        if _place_of(source) != _place(saved):
-            raise UserError(f"session {session.path} has gone on while this run started; start it again")
+        if Position.of(checkpoint.load(source)) != Position.of(saved):
+            raise UserError(f"session {session.path} was resumed elsewhere while this run started; start it again")
         Metrics(session.metrics).rewind(saved["round"], saved["epoch"])
-        session.set_aside_after(saved["round"], _place(saved), _place_of)
+        supersede_after(session, Position.of(saved))
         session.write_config(to_yaml(call.settings))
         return session
     session = SessionFolder.create(options.sess_dir, options.session)
     _lock(session, at_end)
     origin = ""
     if isinstance(start, Resumed):
-        origin = f"# This run went on from {one_line(start.path)}; without it these options start anew.\n"
+        origin = f"# Restarted from {one_line(start.path)}; without it these options start a fresh run.\n"
     session.write_config(origin + to_yaml(call.settings))
     return session
 
@@ -206,19 +216,11 @@ def _lock(session: SessionFolder, at_end: ExitStack) -> None:
     at_end.callback(lock.release)
 
 
-def _place(saved: dict[str, Any]) -> tuple[int, int]:
-    return saved["epoch"], saved.get("step", 0)
-
-
-def _place_of(path: Path) -> tuple[int, int]:
-    return _place(checkpoint.load(path))
-
-
 def _log_start(
     call: Call,
     state: TrainingState,
     pipeline: Pipeline,
-    protocols: Protocols,
+    evaluator: Evaluator,
     session: Optional[SessionFolder],
     plan: Optional[str],
 ) -> None:
@@ -228,8 +230,8 @@ def _log_start(
     _log_images(options, pipeline)
     log.info(
         "evaluated %s",
-        protocols.described
-        if protocols.can_vote
+        evaluator.described
+        if evaluator.has_knn
         else "without labels: loss, entropy, neighbours, clusters; no accuracy",
     )
     fast = count_winograd(state.embedder.network)
@@ -266,7 +268,7 @@ def _log_machine(call: Call) -> None:
 
 
 def _log_images(options: Options, pipeline: Pipeline) -> None:
-    """Log the data set and what its user should know of it."""
+    """Log the data set with its notes and warnings."""
     test = "no" if pipeline.test is None else f"{len(pipeline.test):,}"
     loaders = f"in {options.workers_num} DataLoader workers" if options.workers_num else "in this process"
     place = "on the device, by the batch" if pipeline.on_device else loaders
@@ -311,7 +313,7 @@ def _log_resumed(settings: Settings, start: Resumed, pipeline: Pipeline, dtype: 
 
 
 def start_record(call: Call, pipeline: Pipeline) -> dict[str, Any]:
-    """What starts.jsonl says of one start of a run, plain values."""
+    """The line of starts.jsonl for one start of a run, plain values."""
     source = resumed_path(call.start)
     return {
         "time": datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
@@ -333,23 +335,23 @@ def start_record(call: Call, pipeline: Pipeline) -> dict[str, Any]:
 
 
 def _checksum(contents: Sequence[int]) -> Optional[str]:
-    """One text for the contents of all files that were looked at; None where the fingerprint tells all."""
+    """A digest of the contents of the image files that were read; None where the fingerprint covers them."""
     return hashlib.blake2b(repr(list(contents)).encode(), digest_size=8).hexdigest() if contents else None
 
 
-def _log_results(state: TrainingState, protocols: Protocols, results: Judged) -> None:
+def _log_results(state: TrainingState, evaluator: Evaluator, results: Evaluated) -> None:
     """Log the tables of all rounds and the results of the finished network."""
     width = shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None
-    accuracy, of_features = protocols.first_vote(results), protocols.first_feature_vote(results)
-    if protocols.can_vote:
-        last_row = None if of_features is None else (str(protocols.space), of_features[0])
+    accuracy, of_features = evaluator.knn_accuracy(results), evaluator.knn_feature_accuracy(results)
+    if evaluator.has_knn:
+        last_row = None if of_features is None else (str(evaluator.space), of_features[0])
         log.info("%s", state.history.table(state.baselines, width, last_row), extra=RESULT)
     log.info("%s\n%s", state.history.unlabelled_table(width), UNLABELLED_LEGEND, extra=RESULT)
-    for protocol, findings in results:
+    for protocol, each in results:
         who = "" if protocol.name == results[0][0].name == "knn" else f"{protocol.name} "
-        log.info("last network, training features recomputed: %s%s", who, findings.summary, extra=RESULT)
-        if findings.table:
-            log.info("%s", findings.table, extra=RESULT)
+        log.info("last network, training features recomputed: %s%s", who, each.summary, extra=RESULT)
+        if each.table:
+            log.info("%s", each.table, extra=RESULT)
     if accuracy is not None:
         note = below_pixels(max(found[0] for found in (accuracy, of_features) if found is not None), state.baselines)
         if note is not None:

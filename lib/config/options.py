@@ -270,7 +270,7 @@ class Options:
     )
     cluster_freq: int = _evaluation(0, "cluster: as --linear-freq", "epochs", bounds=_at_least(0))
     num_clusters: str = _evaluation(
-        "auto", "cluster: how many clusters (K); auto: found from the features", "clusters", form=_NUM_CLUSTERS
+        "auto", "how many clusters (K) a round has; auto: found from the features", "clusters", form=_NUM_CLUSTERS
     )
     features: str = _evaluation(
         "embedding",

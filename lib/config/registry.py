@@ -10,6 +10,8 @@ DATASETS = {
     "cifar10": "datasets.sources.torchvision_sets:cifar10",
     "cifar100": "datasets.sources.torchvision_sets:cifar100",
     "svhn": "datasets.sources.torchvision_sets:svhn",
+    "mnist": "datasets.sources.torchvision_sets:mnist",
+    "fashion-mnist": "datasets.sources.torchvision_sets:fashion_mnist",
     "imagefolder": "datasets.sources.image_folder:imagefolder",
     "imagenet12": "datasets.sources.imagenet12:imagenet12",
     "cub200": "datasets.sources.fine_grained:cub200",
@@ -26,6 +28,8 @@ NORMALISATIONS: dict[str, Statistics] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "cifar100": ((0.5071, 0.4866, 0.4409), (0.2009, 0.1984, 0.2023)),
     "svhn": ((0.4377, 0.4438, 0.4728), (0.1201, 0.1231, 0.1052)),
+    "mnist": ((0.1307,) * 3, (0.3081,) * 3),
+    "fashion-mnist": ((0.2860,) * 3, (0.3530,) * 3),
     "digits": ((0.3054,) * 3, (0.3760,) * 3),  # over all pixels of the training images
     "half": ((0.5,) * 3, (0.5,) * 3),  # brings [0, 1] to [-1, 1]
 }
@@ -44,12 +48,12 @@ NETWORKS = {
 """Functions from (low_dim: int, small_stem: bool) to a network as `models.build` describes it."""
 
 PROTOCOLS = {
-    "knn": "lib.evaluation.voting:Voting",
-    "nn": "lib.evaluation.voting:Voting",
+    "knn": "lib.evaluation.knn:KNN",
+    "nn": "lib.evaluation.knn:KNN",
     "linear": "lib.evaluation.linear:Linear",
-    "cluster": "lib.evaluation.cluster:Cluster",
+    "cluster": "lib.evaluation.clusters:Cluster",
 }
-"""Subclasses of `lib.evaluation.protocol.Protocol`."""
+"""Subclasses of `lib.evaluation.evaluator.Protocol`."""
 
 
 def find(registry: dict[str, str], name: str) -> Any:

@@ -64,13 +64,13 @@ class Whitening:
 
 @dataclass(frozen=True, eq=False)
 class FeatureSpace:
-    """Turns images into unit features, by a network and, where they are whitened, by what training features gave.
+    """What a feature is: of which level of the network, and whitened or not.
 
     Attributes:
         level: `embedding`, the network's output of D numbers; or `backbone`, the activations h that the last layer
             `fc` takes, h / |h| (512 numbers of a ResNet18, 2,048 of a ResNet50, 4,096 of an AlexNet).
         whitened: whether features of that level are whitened.
-        whitening: how; None until it is fitted, and where nothing is whitened.
+        whitening: fitted on training features; None until then, and where nothing is whitened.
     """
 
     level: str = EMBEDDING
@@ -91,9 +91,9 @@ class FeatureSpace:
 
     def dim(self, network: nn.Module, low_dim: int) -> int:
         """Numbers of a feature of a network whose output has `low_dim`."""
-        return low_dim if self.level == EMBEDDING else network.fc.in_features
+        return low_dim if self.level == EMBEDDING else int(network.fc.in_features)
 
-    def frozen(self, embedder: Embedder) -> Embedder:
+    def eval_copy(self, embedder: Embedder) -> Embedder:
         """The network for evaluation: images (B, 3, S, S) to unit rows (B, d) of the level, not yet whitened."""
         return embedder.eval_copy(backbone=self.level == BACKBONE)
 
@@ -119,12 +119,12 @@ class FeatureSpace:
         if not self.whitened:
             return rows
         if self.whitening is None:
-            raise ValueError("features are to be whitened, and no training features were seen")
+            raise ValueError("the whitening is not fitted: it needs training features first")
         return self.whitening(rows)
 
 
 PLAIN = FeatureSpace()
-"""The network's output as it is: what the loss, the memory bank and the published protocol look at."""
+"""The network's output as it is, which the loss, the memory bank and the published protocol use."""
 
 
 @torch.inference_mode()
@@ -146,17 +146,17 @@ def extract(
     Returns:
         (stop - start, D) float32 on the network's device. The network is left in evaluation mode.
     """
-    frozen = space.frozen(embedder)
+    frozen = space.eval_copy(embedder)
     features = torch.empty(rows.stop - rows.start, dim, device=embedder.device)
     for images, indices in batches:
         features[indices - rows.start] = frozen(images)
     return features
 
 
-class Subject:
-    """Features are computed when they are first asked for, and once.
+class Features:
+    """Features of the training and test images by one network, computed once, when they are first used.
 
-    With several processes all must ask for the same things in the same order.
+    All processes must use them in the same order.
 
     Args:
         embedder: the network.

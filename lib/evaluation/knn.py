@@ -1,5 +1,6 @@
-"""The weighted k-nearest-neighbour vote (Wu et al. 2018), and its special case of one neighbour."""
+"""kNN classifiers: the weighted vote of Wu et al. 2018 (`knn`), and its case of one neighbour (`nn`)."""
 
+import copy
 from dataclasses import dataclass
 from typing import Optional
 
@@ -7,16 +8,17 @@ import torch
 from torch import Tensor
 
 from datasets.pipeline import Pipeline
+from lib.config import Options
 from lib.distributed.shard import Shard
 from lib.distributed.world import World
-from lib.evaluation.evaluator import Findings, Protocol
-from lib.evaluation.features import Subject
+from lib.evaluation.evaluator import Protocol, Results
+from lib.evaluation.features import Features
 from lib.search.exact import ExactSearch, sample_rows
 
-LOT_ELEMENTS = 2**24
+CHUNK_ELEMENTS = 2**24
 """Votes, and similarities of neighbours, that are held at a time: 128 MiB each."""
 LARGEST_SAMPLE = 10_000
-"""Images that are judged; of more, so many at even distances. All vote."""
+"""Query images; of more, an even sample. All images vote."""
 
 
 @dataclass(frozen=True)
@@ -111,24 +113,24 @@ def weighted_knn(
     """
     k = min(k, len(database_labels) - (own is not None))
     search, ranks = ExactSearch(database, backend, shard), []
-    for lot in torch.arange(len(queries), device=queries.device).split(max(1, LOT_ELEMENTS // max(k, classes))):
-        similarities, indices = search(queries[lot], k, None if own is None else own[lot])
+    for chunk in torch.arange(len(queries), device=queries.device).split(max(1, CHUNK_ELEMENTS // max(k, classes))):
+        similarities, indices = search(queries[chunk], k, None if own is None else own[chunk])
         votes = log_votes(similarities, database_labels[indices], classes, sigma)
-        ranks.append(rank_of_truth(votes, labels[lot]))
+        ranks.append(rank_of_truth(votes, labels[chunk]))
     rank = torch.cat(ranks)
     top5 = (rank < 5).double().mean().item() if classes >= 5 else None
     return Accuracy((rank == 0).double().mean().item(), top5)
 
 
 def one_class(pipeline: Pipeline) -> Optional[str]:
-    """Why labels judge nothing if all images are of one class; None if they are not."""
+    """Why one class is nothing to evaluate by; None if there are more."""
     train = pipeline.train
     if train.labels is not None or len(train.classes) != 1:
         return None
     return f"{pipeline.name} has one class only ({train.classes[0]}), so every accuracy would be 100 %"
 
 
-class Voting(Protocol):
+class KNN(Protocol):
     """Accuracy on the test images by the labels of their nearest training images.
 
     Args:
@@ -141,6 +143,7 @@ class Voting(Protocol):
         key: what its numbers are called in metrics.jsonl, before `_top1` and `_top5`.
     """
 
+    on_bank = True
     title, note = "kNN", ""  # what the log calls it, and says behind an accuracy
     described = "test images by the labels of their nearest training images"
 
@@ -162,28 +165,41 @@ class Voting(Protocol):
         self.backend = backend
         self.key = name if key is None else key
 
+    @classmethod
+    def create(cls, name: str, options: Options, pipeline: Pipeline, world: World) -> "KNN":
+        """Leave-one-out where there are no test images."""
+        kind = LeaveOneOutKNN if pipeline.test is None else cls
+        search = "auto" if options.knn_backend == "ivf" else options.knn_backend  # accuracies are exact in any case
+        return kind(pipeline, world, name, options.eval_freq, options.knn_k, options.sigma, search)
+
+    def with_key(self, key: str) -> "KNN":
+        """The same whose numbers have another name in metrics.jsonl."""
+        other = copy.copy(self)
+        other.key = key
+        return other
+
     def obstacle(self) -> Optional[str]:
         if self.pipeline.labelled_test:
             return None
         return one_class(self.pipeline) or f"{self.pipeline.name} has no labelled test images to judge by"
 
-    def judge(self, subject: Subject) -> Optional[Findings]:
-        """None if there is nothing to judge by."""
+    def evaluate(self, features: Features) -> Optional[Results]:
+        """None if the data set has no labels to evaluate by."""
         if self.obstacle() is not None:
             return None
-        accuracy = self.accuracy(subject)
+        accuracy = self.accuracy(features)
         scalars = {f"{self.key}_top1": accuracy.top1, f"{self.key}_top5": accuracy.top5}
-        return Findings(scalars, f"{accuracy}{self.note}")
+        return Results(scalars, f"{accuracy}{self.note}")
 
-    def accuracy(self, subject: Subject) -> Accuracy:
+    def accuracy(self, features: Features) -> Accuracy:
         """The vote on every test image against its label."""
         train, test = self.pipeline.train, self.pipeline.test
-        queries = subject.all_test
+        queries = features.all_test
         device = queries.device
         return weighted_knn(
             queries,
             torch.from_numpy(test.labels).to(device),
-            subject.train,
+            features.train,
             torch.from_numpy(train.labels).to(device),
             len(train.classes),
             self.k,
@@ -193,11 +209,11 @@ class Voting(Protocol):
         )
 
 
-class LeaveOneOut(Voting):
-    """As `Voting`, for training images of which some or all have labels and that have no test images beside them.
+class LeaveOneOutKNN(KNN):
+    """As `KNN`, for training images of which some or all have labels and that have no test images beside them.
 
     Labels play no part in the training, so the images were not learnt with the answer; but they were learnt from, and
-    another picture of the same moment may be among the others. Images without a label are not judged and do not vote.
+    another picture of the same moment may be among the others. Images without a label are neither queries nor vote.
     """
 
     title, note = "leave-one-out kNN", " (leave-one-out)"
@@ -209,21 +225,21 @@ class LeaveOneOut(Voting):
         nothing = f"{self.pipeline.name} has no labelled test images, nor labelled training images to do without"
         return one_class(self.pipeline) or nothing
 
-    def accuracy(self, subject: Subject) -> Accuracy:
-        """The vote of all labelled training images but itself on each that is judged."""
-        rows, train = subject.train, self.pipeline.train  # (n, D), of this process
+    def accuracy(self, features: Features) -> Accuracy:
+        """The vote of all other labelled training images on each sampled one."""
+        rows, train = features.train, self.pipeline.train  # (n, D), of this process
         everything, labelled = Shard(self.world, len(train)), self._labelled()
         shard = Shard.part_of(everything, labelled)
         here = labelled[shard.start : shard.stop] - everything.start
         database = rows[here.to(rows.device)]  # those with a label
         labels = torch.from_numpy(train.labels)[labelled].to(rows.device)
-        judged = sample_rows(len(labels), LARGEST_SAMPLE)
-        asked = Shard.part_of(shard, judged)
-        own = database[(judged[asked.start : asked.stop] - shard.start).to(rows.device)]
-        judged = judged.to(rows.device)
+        sampled = sample_rows(len(labels), LARGEST_SAMPLE)
+        asked = Shard.part_of(shard, sampled)
+        own = database[(sampled[asked.start : asked.stop] - shard.start).to(rows.device)]
+        sampled = sampled.to(rows.device)
         return weighted_knn(
             self.world.gather_rows(own, asked.counts),
-            labels[judged],
+            labels[sampled],
             database,
             labels,
             len(train.classes),
@@ -231,7 +247,7 @@ class LeaveOneOut(Voting):
             self.sigma,
             self.backend,
             shard,
-            own=judged,
+            own=sampled,
         )
 
     def _labelled(self) -> torch.Tensor:

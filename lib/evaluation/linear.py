@@ -14,17 +14,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datasets.pipeline import Pipeline
+from lib.config import Options
 from lib.distributed.world import World
 from lib.errors import RunError
-from lib.evaluation.evaluator import Findings, Protocol
-from lib.evaluation.features import Subject
+from lib.evaluation.evaluator import Protocol, Results
+from lib.evaluation.features import Features
 from lib.evaluation.knn import Accuracy, classes_ahead, one_class
 from lib.logger.console import LOGGER
 from lib.runtime.memory import physical_memory
 from lib.seeding import generator
 
 MOST_VALUES = 10_000
-"""Values of an image and stage that the classifier sees, after pooling."""
+"""Values of an image and stage after pooling, at most."""
 HELD_OUT = 0.1
 """Share of the training images that the penalty is chosen on."""
 PENALTIES = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -176,9 +177,9 @@ def fit(
         on_device = _on(device, weights, bias)
         for parts in zip(rows.split(at_once), labels.split(at_once), taking_part.split(at_once)):
             _add_block(total, *(part.to(device) for part in parts), *on_device)
-        total = (world.all_reduce_sum(total) / count).cpu().numpy()
-        value = total[0] + 0.5 * penalty * float((weights**2).sum())
-        gradient = total[1:]
+        mean = (world.all_reduce_sum(total) / count).cpu().numpy()
+        value = mean[0] + 0.5 * penalty * float((weights**2).sum())
+        gradient = mean[1:]
         gradient[: dim * classes] += penalty * weights.ravel()
         return value, gradient
 
@@ -237,6 +238,10 @@ class Linear(Protocol):
         held_out[torch.randperm(count, generator=generator(seed, "linear"))[: math.ceil(HELD_OUT * count)]] = True
         self._held_out = held_out[world.rows(count)]
 
+    @classmethod
+    def create(cls, name: str, options: Options, pipeline: Pipeline, world: World) -> "Linear":
+        return cls(pipeline, world, options.linear_freq, options.seed, options.size)
+
     def obstacle(self) -> Optional[str]:
         if self.pipeline.train.labels is None:
             nothing = f"the training images of {self.pipeline.name} have no labels to learn from"
@@ -247,19 +252,19 @@ class Linear(Protocol):
             return f"the test images of {self.pipeline.name} have no labels to judge by"
         return None
 
-    def judge(self, subject: Subject) -> Findings:
-        """Every process gets the findings."""
-        results = self.results(subject)
-        scalars = {}
+    def evaluate(self, features: Features) -> Results:
+        """Every process gets the results."""
+        results = self.results(features)
+        scalars: dict[str, Optional[float]] = {}
         for result in results:
             scalars[f"linear_{result.stage}_top1"] = result.accuracy.top1
             scalars[f"linear_{result.stage}_top5"] = result.accuracy.top5
         best = max(results, key=lambda result: result.accuracy.top1)
-        return Findings(scalars, f"best of {len(results)} layers {best.stage}, {best.accuracy}", _table(results))
+        return Results(scalars, f"best of {len(results)} layers {best.stage}, {best.accuracy}", _table(results))
 
-    def results(self, subject: Subject) -> list[StageResult]:
+    def results(self, features: Features) -> list[StageResult]:
         """One for each stage, in the order of the network."""
-        outputs = subject.embedder.eval_stages()
+        outputs = features.embedder.eval_stages()
         widths = pooled_widths(
             outputs, torch.zeros(1, 3, self._size, self._size, device=self.world.device), MOST_VALUES
         )
@@ -269,7 +274,7 @@ class Linear(Protocol):
             train, test = (self._rows(outputs, images, stages, widths) for images in ("train", "test"))
             shared = (time.perf_counter() - started) / len(stages)
             for stage in stages:
-                result = self._judge_stage(stage, train.pop(stage), test.pop(stage), shared)
+                result = self._evaluate_stage(stage, train.pop(stage), test.pop(stage), shared)
                 log.info("linear, %s: %s, %.0f s", stage, result.accuracy, result.seconds)
                 found.append(result)
         return found
@@ -290,7 +295,7 @@ class Linear(Protocol):
         _check_memory(size, stages, images)
         return stage_rows(outputs, batches, rows, widths, stages, MOST_VALUES, _place(size, self.world.device))
 
-    def _judge_stage(self, stage: str, train: Tensor, test: Tensor, seconds: float) -> StageResult:
+    def _evaluate_stage(self, stage: str, train: Tensor, test: Tensor, seconds: float) -> StageResult:
         started = time.perf_counter()
         world, classes = self.world, len(self.pipeline.train.classes)
         labels = torch.from_numpy(self.pipeline.train.labels)[world.rows(len(self.pipeline.train))].to(train.device)
@@ -307,12 +312,12 @@ class Linear(Protocol):
     def _choose_penalty(self, rows: Tensor, labels: Tensor, classes: int) -> tuple[float, float, Classifier]:
         """The penalty with the best accuracy on the held-out part, that accuracy, and the classifier it gave."""
         held_out = self._held_out.to(rows.device)
-        judge_rows, judge_labels = rows[held_out], labels[held_out].cpu()
+        held_out_rows, held_out_labels = rows[held_out], labels[held_out].cpu()
         best: Optional[tuple[float, float, Classifier]] = None
         start, without_gain = None, 0
         for penalty in PENALTIES:
             start = fit(rows, labels, classes, penalty, self.world, start, STEPS, ~held_out)
-            top1 = _accuracy(start, judge_rows, judge_labels, classes, self.world).top1
+            top1 = _accuracy(start, held_out_rows, held_out_labels, classes, self.world).top1
             without_gain = 0 if best is None or top1 > best[1] else without_gain + 1
             if without_gain == 0:
                 best = (penalty, top1, start)

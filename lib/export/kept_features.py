@@ -66,7 +66,7 @@ class KeptFeatures:
         try:
             space = space_of(str(arrays["level"]), arrays)
             train = torch.from_numpy(arrays["train"]).float()
-            if train.dim() != 2 or (space.whitened and train.shape[1] != len(space.whitening.mean)):
+            if train.dim() != 2 or (space.whitening is not None and train.shape[1] != len(space.whitening.mean)):
                 raise ValueError(f"its features are {tuple(train.shape)}")
             return cls(space, train, int(arrays["round"]), int(arrays["epoch"]))
         except (KeyError, TypeError, ValueError) as error:

@@ -23,7 +23,7 @@ from datasets.loaders.workers import WorkerLoader
 from datasets.pipeline import EVAL_PIXELS, Pipeline
 from datasets.sources.image_folder import find_images
 from datasets.transforms import pil as transforms
-from lib.checkpoint.resume import open_checkpoint
+from lib.checkpoint.manager import open_checkpoint
 from lib.config import Options
 from lib.config.registry import Statistics, statistics_of
 from lib.errors import UserError
@@ -129,7 +129,7 @@ class Model:
     ):
         self.preprocessing, self.space = preprocessing, space
         self.memory = None if memory is None else F.normalize(memory.float().cpu(), dim=1)
-        self._embedder = space.frozen(Embedder(network.eval(), device, dtype))
+        self._embedder = space.eval_copy(Embedder(network.eval(), device, dtype))
         on_cpu = None if space.whitening is None else space.whitening.to(torch.device("cpu"))
         self._finish = replace(space, whitening=on_cpu)
 
@@ -252,7 +252,7 @@ def pictures_in(folder: Union[str, os.PathLike]) -> list[str]:
             raise UserError(f"{os.fspath(folder)}: it is a file; give a folder of pictures, such as the one it lies in")
         raise UserError(f"{os.fspath(folder)}: there is no such folder of pictures")
     found = find_images(os.fspath(folder), f"{os.fspath(folder)}: the folder")
-    for line in found.passed_over():
+    for line in found.skipped():
         log.warning("%s", line)
     return found.pictures
 
@@ -299,7 +299,7 @@ def open_model(
 
 
 def _chosen(wanted: FeatureSpace, known: Known, path: Path) -> tuple[FeatureSpace, Optional[Tensor]]:
-    """What a feature is, and those of the training images if they are known."""
+    """The feature space, and the training features in it if they are known."""
     for space, memory in known:
         if space.is_like(wanted):
             return space, memory

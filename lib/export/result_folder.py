@@ -59,7 +59,7 @@ def result_folder(option: str, path: Path, overwrite: bool) -> Iterator[Path]:
     """
     check_free(option, path, overwrite)
     with StopSignals(quiet=True) as stop:
-        stop.at_once(lambda number: Interrupted(number, f"{number.name}: stopped; nothing was written to {path}"))
+        stop.raise_at_once(lambda number: Interrupted(number, f"{number.name}: stopped; nothing was written to {path}"))
         with _temporary_folder(option, path) as folder:
             yield folder
 

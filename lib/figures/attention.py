@@ -1,6 +1,6 @@
 """Where the network looks: Grad-CAM (Selvaraju et al. 2017) without classes.
 
-What is explained is not a class score but the similarity x_i . m_j of image i to one row of the memory bank: the
+It explains not a class score but the similarity x_i . m_j of image i to one row of the memory bank: the
 maps A_c of a late stage are weighted by the mean gradient of that similarity, and the positive part of their sum
 shows what makes the image similar to its neighbour.
 """

@@ -81,13 +81,6 @@ class MemoryBank(nn.Module):
         mixed = self.momentum * rows + (1 - self.momentum) * features
         self.memory[indices] = F.normalize(mixed, dim=1)
 
-    def gather_to_first(self) -> Optional[Tensor]:
-        """A copy of the whole bank (N, D) in main memory of the first process; None on the others. All must call it.
-
-        A checkpoint stores it, and so does not depend on P.
-        """
-        return self.shard.gather_to_first(self.memory)
-
     def load_whole(self, memory: Tensor) -> None:
         """Load this process's rows of a whole bank (N, D), gathered from any number of processes.
 

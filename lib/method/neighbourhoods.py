@@ -1,13 +1,18 @@
 """The anchors of a round with their neighbours, and the set N_k(i) of every image."""
 
-from typing import Any, Optional
+from dataclasses import dataclass
+from typing import Optional
 
 import torch
 from torch import Tensor
 
 from lib.method.objective import ABSENT
 
+SAVED = ("anchor_indexes", "instance_indexes", "position", "neighbours", "entropy", "consistency")
+"""The attributes that a checkpoint stores as `ANs_discovery`, named as in the authors' release."""
 
+
+@dataclass(eq=False)
 class Neighbourhoods:
     """The partition of the N training images into anchors, each with K neighbours, and instances.
 
@@ -22,23 +27,13 @@ class Neighbourhoods:
             It is logged, not saved.
     """
 
-    def __init__(
-        self,
-        anchor_indexes: Tensor,
-        instance_indexes: Tensor,
-        position: Tensor,
-        neighbours: Tensor,
-        entropy: Tensor,
-        consistency: Optional[float],
-        recall: Optional[float] = None,
-    ):
-        self.anchor_indexes = anchor_indexes
-        self.instance_indexes = instance_indexes
-        self.position = position
-        self.neighbours = neighbours
-        self.entropy = entropy
-        self.consistency = consistency
-        self.recall = recall
+    anchor_indexes: Tensor
+    instance_indexes: Tensor
+    position: Tensor
+    neighbours: Tensor
+    entropy: Tensor
+    consistency: Optional[float]
+    recall: Optional[float] = None
 
     @classmethod
     def none(cls, size: int, k: int, device: torch.device) -> "Neighbourhoods":
@@ -77,20 +72,3 @@ class Neighbourhoods:
         row = self.position[indices]  # (B,)
         neighbours = self.neighbours[row.clamp(min=0)]  # (B, K)
         return torch.cat([own, neighbours.masked_fill((row == ABSENT)[:, None], ABSENT)], dim=1)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The checkpoint's entry `ANs_discovery`, with the keys of the authors' release."""
-        return {
-            "anchor_indexes": self.anchor_indexes.cpu(),
-            "instance_indexes": self.instance_indexes.cpu(),
-            "position": self.position.cpu(),
-            "neighbours": self.neighbours.cpu(),
-            "entropy": self.entropy.cpu(),
-            "consistency": self.consistency,
-        }
-
-    @classmethod
-    def from_state_dict(cls, state: dict[str, Any], device: torch.device) -> "Neighbourhoods":
-        """The inverse of `state_dict`."""
-        tensors: dict[str, Any] = {name: value.to(device) for name, value in state.items() if isinstance(value, Tensor)}
-        return cls(**tensors, consistency=state["consistency"])

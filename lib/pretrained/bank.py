@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from datasets.pipeline import Pipeline
 from lib.config import Options
 from lib.distributed.world import World
+from lib.evaluation.baselines import PixelRows
 from lib.evaluation.features import extract
 from lib.method.memory_bank import MemoryBank
 from lib.nn.embedder import Embedder
@@ -43,7 +44,12 @@ def fit_batch_norm(embedder: Embedder, images: Tensor) -> None:
 
 
 def start_bank(
-    bank: MemoryBank, options: Options, file: Optional[WeightsFile], embedder: Embedder, pipeline: Pipeline
+    bank: MemoryBank,
+    options: Options,
+    file: Optional[WeightsFile],
+    embedder: Embedder,
+    pipeline: Pipeline,
+    pixels: Optional[PixelRows] = None,
 ) -> Optional[str]:
     """Fill the bank of a new run, where its rows do not stay random.
 
@@ -51,6 +57,10 @@ def start_bank(
     its training image, prepared as test images are: for a file that has no such bank, since random rows would pull a
     trained network apart in its first steps; for --bank-init features; and for a run without round 0, which discovers
     its first anchors in these rows. All processes must call it; each computes its own rows.
+
+    Args:
+        pixels: copies the training images' pixels from the pass that fills the rows, so that the baselines need no
+            other one; None: nobody wants them.
 
     Returns:
         a line for the log: what was done, and why; None if the rows stay random.
@@ -70,7 +80,9 @@ def start_bank(
         # batch norm over all processes adds up what each of them has; alone each needs all
         fit_batch_norm(embedder, sample[bank.shard.world.rows(len(sample))] if options.sync_bn else sample)
     rows = bank.shard.world.rows(len(bank))
-    bank.memory.copy_(extract(embedder, pipeline.train_batches_plain(), rows, bank.memory.shape[1]))
+    plain = pipeline.train_batches_plain()
+    batches = plain if pixels is None else pixels.copied(plain)
+    bank.memory.copy_(extract(embedder, batches, rows, bank.memory.shape[1]))
     return f"memory bank filled with the {whose} features of the training images{reason}"
 
 

@@ -44,21 +44,29 @@ class Fit:
 
 
 def load_exactly(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Take over all the weights of a checkpoint.
+    """Load all the weights of a checkpoint.
 
     Raises:
         UserError: they are those of another network.
     """
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        own = network.state_dict()
-        left = tuple(name for name in own if name not in weights or not _fits(own[name], weights[name]))
-        misfits = _misfits(own, weights, left) or tuple(str(error).splitlines()[:1])
+    check_network(network, weights, source)
+    network.load_state_dict(weights)
+
+
+def check_network(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Whether the weights of a checkpoint are all those of a network, and no others.
+
+    Raises:
+        UserError: they are not.
+    """
+    own = network.state_dict()
+    left = tuple(name for name in own if name not in weights or not _fits(own[name], weights[name]))
+    misfits = _misfits(own, weights, left)
+    if misfits:
         raise UserError(
             f"checkpoint {source} holds another network than --network, --low-dim, --stem and --size describe: "
             + _listed(misfits)
-        ) from None
+        )
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lib.checkpoint import io as checkpoint
-from lib.checkpoint.schema import REQUIRED, check_layout
+from lib.checkpoint.io import REQUIRED, check_layout
 from lib.config.registry import Statistics
 from lib.errors import UserError
 

@@ -30,7 +30,7 @@ class Report:
     def __init__(self, session: "SessionFolder", images: "ImageSet", fingerprint: str):
         self.session, self.images, self.fingerprint = session, images, fingerprint
         self._pictures: Optional[Pictures] = None  # keeps its thumbnails
-        self._kept: dict[Any, Any] = {}  # what was seen of earlier rounds, by file and time
+        self._kept: dict[Any, Any] = {}  # earlier rounds by file and time
 
     def write(self) -> float:
         """Write the page as the session's files stand; returns the seconds it took.

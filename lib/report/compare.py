@@ -128,14 +128,14 @@ class Contrast:
             ["kept their neighbour, last", *(_percent(story.latest("neighbours_kept")) for story in self.stories)],
             ["cosine with the nearest, last", *(_number(story.latest("neighbour_cosine")) for story in self.stories)],
             ["clusters, last", *(_clusters(story) for story in self.stories)],
-            *self._findings(),
+            *self._protocol_results(),
             ["training time", *(_time(story) for story in self.stories)],
         ]
         return ["", *self.letters], [row for row in body if set(row[1:]) != {"-"}]
 
-    def _findings(self) -> list[list[str]]:
-        """A row for each figure of the protocols that any session was judged by."""
-        found = [story.findings for story in self.stories]
+    def _protocol_results(self) -> list[list[str]]:
+        """A row for each figure of the protocols that evaluated any session."""
+        found = [story.results for story in self.stories]
         return [
             [result_words(key), *(result_text(key, own[key]) if key in own else "-" for own in found)]
             for key in dict.fromkeys(key for own in found for key in own)
@@ -193,8 +193,8 @@ def _last(story: SessionRecord, key: str) -> Any:
 
 def _best(story: SessionRecord) -> Optional[dict[str, Any]]:
     """The line of the best epoch, the earliest among equals; None if none was evaluated."""
-    judged = [epoch for epoch in story.epochs if epoch["knn_top1"] is not None]
-    return max(judged, key=lambda epoch: epoch["knn_top1"]) if judged else None
+    evaluated = [epoch for epoch in story.epochs if epoch["knn_top1"] is not None]
+    return max(evaluated, key=lambda epoch: epoch["knn_top1"]) if evaluated else None
 
 
 def _where(epoch: Optional[dict[str, Any]]) -> str:
@@ -323,10 +323,11 @@ def in_words(contrast: Contrast) -> str:
         table.align = "r"
         table.max_width = WIDEST_CELL
         table.align[head[0]] = "l"
-        table.add_rows(body) if hasattr(table, "add_rows") else [table.add_row(row) for row in body]
+        for row in body:
+            table.add_row(row)
         parts += ["", title, table.get_string() if body else "none"]
-    judged = any(story.latest("knn_top1") is not None for story in contrast.stories)
-    first = ("top-1", "knn_top1", True) if judged else ("mean cosine with the nearest", "neighbour_cosine", False)
+    has_accuracy = any(story.latest("knn_top1") is not None for story in contrast.stories)
+    first = ("top-1", "knn_top1", True) if has_accuracy else ("mean cosine with the nearest", "neighbour_cosine", False)
     for what, key, percent in (first, ("loss", "loss", False)):
         plot = text_plot([contrast.curve(place, key) for place in range(len(contrast.stories))], percent)
         if plot:

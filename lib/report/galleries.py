@@ -143,11 +143,12 @@ def ends(certainty: Certainty, pictures: Pictures) -> tuple[list[Certain], list[
     """The most certain images, surest first, and the least certain, least sure first; no image is in both."""
     order = torch.sort(certainty.entropy, stable=True).indices
     size = min(ENDS, len(order) // 2)
-    most, least = order[:size], order[len(order) - size :].flip(0)
-    return tuple(
-        [Certain(pictures.picture(certainty.rows[place].item()), certainty.entropy[place].item()) for place in places]
-        for places in (most, least)
-    )
+
+    def shown(places: Tensor) -> list[Certain]:
+        found = zip(certainty.rows[places].tolist(), certainty.entropy[places].tolist())
+        return [Certain(pictures.picture(row), entropy) for row, entropy in found]
+
+    return shown(order[:size]), shown(order[len(order) - size :].flip(0))
 
 
 @dataclass(frozen=True)

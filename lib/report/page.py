@@ -10,9 +10,11 @@ from typing import Any, Optional
 import numpy as np
 
 from datasets.image_set import ImageSet
+from lib.checkpoint.manager import newest_by_round
 from lib.clustering.clusters import AUTO, clusters_of
 from lib.config import value_text
 from lib.errors import UserError
+from lib.evaluation.baselines import shared_in, shared_words
 from lib.evaluation.features import FeatureSpace
 from lib.export.kept_features import KeptFeatures, rounded
 from lib.figures.charts import Curve, curves
@@ -42,14 +44,14 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
     Args:
         pictures: of the training images of the session.
         fingerprint: of these.
-        kept: what was seen of rounds before, by file and time of change; what is seen now is added.
+        kept: a cache of earlier rounds by file and time of change, which is updated.
 
     Raises:
         UserError: there is no checkpoint, it belongs to other images, or an image cannot be read.
     """
     images = pictures.images
     story = SessionRecord.read(session.path, "session")
-    files = session.checkpoints_by_round()
+    files = newest_by_round(session.path)
     if not files:
         raise UserError(f"session {session.path} has no checkpoint yet, and so nothing to report")
     newest = checked(files[max(files)], images, fingerprint)
@@ -71,6 +73,7 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
     mapped = sample(len(clustered), ON_THE_MAP, seed)
     most, least = ends(certainty, pictures)
     looked = [views[place] for place in _spread(len(views), ROUNDS_WATCHED)]
+    shared = shared_in(story.epochs[-1]) if story.epochs else None
     return render(
         "report.html",
         story=story,
@@ -81,9 +84,10 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
         changed=[(name, value_text(now), value_text(usual)) for name, (now, usual) in story.changed.items()],
         data=newest["dataset"],
         baselines=newest.get("baselines", {}),
+        beside_pixels=None if shared is None else shared_words(shared, len(images)),
         pictures=pictures,
         charts=_charts(story, len(images)),
-        findings=[(result_words(key), result_text(key, value)) for key, value in story.findings.items()],
+        results=[(result_words(key), result_text(key, value)) for key, value in story.results.items()],
         epochs=story.epochs[:: max(1, -(-len(story.epochs) // EPOCH_ROWS))],
         quality=quality(story, views, pictures),
         here=here,
@@ -120,9 +124,9 @@ def _other_counts(story: SessionRecord, count: int) -> list[tuple[str, int]]:
     sizes = story.latest("clusters")
     counts = [
         ("the memory bank after the last finished round", len(sizes) if isinstance(sizes, list) else None),
-        ("the recomputed features of all training images (--protocol cluster)", story.findings.get("cluster_count")),
+        ("the recomputed features of all training images (--protocol cluster)", story.results.get("cluster_count")),
     ]
-    return [(words, number) for words, number in counts if number not in (None, count)]
+    return [(words, int(number)) for words, number in counts if number is not None and number != count]
 
 
 def _views(
@@ -170,7 +174,8 @@ def _charts(story: SessionRecord, images: int) -> list[tuple[str, Any, str]]:
             f"Chance is log N = {math.log(images):.2f} in round 0. Each round has a loss of its own.",
         ),
         chart(
-            "accuracy", f"{story.judge} accuracy", "knn_top1", "top-1", "By the rows of the memory bank.", percent=True,
+            "accuracy", f"{story.evaluated_by} accuracy", "knn_top1", "top-1", "By the rows of the memory bank.",
+            percent=True,
         ),
         chart("rate", "Learning rate", "lr", "learning rate", "It starts anew in every round.", logarithmic=True),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the report keeps of a round: a few figures and pictures from its checkpoint, small whatever N is."""
+"""The rounds in the report: figures and pictures from the checkpoint of each, and neighbour quality by round."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,10 +52,10 @@ def view(saved: dict[str, Any], images: ImageSet, watched: Sequence[int]) -> Rou
 
     Args:
         images: the training images.
-        watched: the rows of those to see the network look at.
+        watched: the rows whose attention is drawn.
     """
     memory = saved["npc"]["memory"].float()
-    found = Neighbourhoods.from_state_dict(saved["ANs_discovery"], memory.device)
+    found = Neighbourhoods(**saved["ANs_discovery"])
     stage, looks = _looks(saved, memory, images, watched)
     return RoundView(saved["round"], found, _closeness(memory, found), looks, stage)
 
@@ -150,8 +150,8 @@ class Quality:
     Attributes:
         rounds: in order.
         of_all: `kept` and `cosine` are of all images, as metrics.jsonl has them; otherwise of the anchors.
-        labels: whether pairs are judged by labels.
-        unjudged: whether there are pairs that could not be, for want of a label.
+        labels: whether pairs are compared by labels.
+        without_labels: whether there are pairs without both labels.
         bars: consistent and inconsistent pairs, or None.
         charts: caption and figure of what needs no labels.
     """
@@ -159,7 +159,7 @@ class Quality:
     rounds: list[RoundQuality]
     of_all: bool
     labels: bool
-    unjudged: bool
+    without_labels: bool
     bars: Optional[Markup]
     charts: list[tuple[str, Markup]]
 
@@ -176,11 +176,15 @@ def quality(story: SessionRecord, views: Sequence[RoundView], pictures: Pictures
         else:
             kept = None if now is None or before is None else stability(before.found, now.found)
             cosine = None if now is None else now.closeness
-        equal = _judged(entry, now, pictures)
+        equal = _pairs_of_round(entry, now, pictures)
         rounds.append(RoundQuality(entry.number, entry.pairs, *equal, kept, cosine, entry.latest("entropy")))
-    judged = [each for each in rounds if each.consistent is not None]
-    unjudged = any(each.consistent + each.inconsistent < each.pairs for each in judged)
-    return Quality(rounds, of_all, bool(judged), unjudged, _bars(judged), _charts(rounds))
+    counted = [
+        (each, each.consistent, each.inconsistent)
+        for each in rounds
+        if each.consistent is not None and each.inconsistent is not None
+    ]
+    without_labels = any(same + other < each.pairs for each, same, other in counted)
+    return Quality(rounds, of_all, bool(counted), without_labels, _bars(counted), _charts(rounds))
 
 
 def pairs_by_label(found: Neighbourhoods, pictures: Pictures) -> tuple[int, int]:
@@ -191,33 +195,36 @@ def pairs_by_label(found: Neighbourhoods, pictures: Pictures) -> tuple[int, int]
     return int(((own == others) & known).sum()), int(((own != others) & known).sum())
 
 
-def _judged(entry: RoundRecord, now: Optional[RoundView], pictures: Pictures) -> tuple[Optional[int], Optional[int]]:
+def _pairs_of_round(
+    entry: RoundRecord, now: Optional[RoundView], pictures: Pictures
+) -> tuple[Optional[int], Optional[int]]:
     if entry.consistency is None:
         return None, None
     if now is not None and pictures.labelled:
         return pairs_by_label(now.found, pictures)
-    if pictures.labelled and (pictures.labels < 0).any():  # how many pairs the share is of, the checkpoint knew
+    # the share is of the pairs with two labels, whose number only the checkpoint has
+    if pictures.labelled and (pictures.labels < 0).any():
         return None, None
     return entry.consistent, entry.pairs - entry.consistent
 
 
-def _bars(judged: Sequence[RoundQuality]) -> Optional[Markup]:
-    if not judged:
+def _bars(counted: Sequence[tuple[RoundQuality, int, int]]) -> Optional[Markup]:
+    if not counted:
         return None
-    words = "; ".join(f"round {each.number}: {each.consistent} and {each.inconsistent}" for each in judged)
+    words = "; ".join(f"round {each.number}: {same} and {other}" for each, same, other in counted)
     return bars(
         "pairs-by-round",
         f"Consistent and inconsistent pairs by round. {words}",
         "round",
         "pairs",
-        [str(each.number) for each in judged],
-        [each.consistent for each in judged],
-        [each.inconsistent for each in judged],
+        [str(each.number) for each, _, _ in counted],
+        [same for _, same, _ in counted],
+        [other for _, _, other in counted],
     )
 
 
 def _charts(rounds: Sequence[RoundQuality]) -> list[tuple[str, Markup]]:
-    """Those with two points at least: one is said by the table."""
+    """Charts with at least two points; a single one stands in the table."""
     charts = []
     for key, caption, up in (
         ("kept", "Neighbours kept from the round before", "share kept"),

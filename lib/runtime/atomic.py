@@ -137,6 +137,15 @@ def not_written(what: str, path: Path, error: Exception, unchanged: str) -> RunE
     return RunError(f"{what} could not be written: {reason}; {unchanged}")
 
 
+def free_name(path: Path) -> Path:
+    """The path, or with a number where that is taken."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return free
+
+
 def _beside(path: Path) -> Path:
     """A temporary name. It holds the machine's: on a shared disk two machines may have equal process ids."""
     return path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.tmp")

@@ -268,7 +268,7 @@ class SessionRecord:
         return self.options.get(name, older.get(name, getattr(_DEFAULTS, name, None)))
 
     @property
-    def judge(self) -> str:
+    def evaluated_by(self) -> str:
         """Whose accuracy the epochs hold: `kNN`, or `1-NN` where the nearest image alone decides."""
         protocol = self.value("protocol")
         names = (protocol,) if isinstance(protocol, str) else tuple(protocol)
@@ -279,8 +279,8 @@ class SessionRecord:
         return _latest(self.epochs, key)
 
     @property
-    def findings(self) -> dict[str, float]:
-        """What protocols beside the vote that judges epochs found last, by their names in metrics.jsonl."""
+    def results(self) -> dict[str, float]:
+        """The last results of all protocols but the kNN that evaluates epochs, by their names in metrics.jsonl."""
         keys = dict.fromkeys(key for epoch in self.epochs for key in epoch if key.startswith(_OF_PROTOCOLS))
         latest = {key: self.latest(key) for key in keys}
         return {key: value for key, value in latest.items() if isinstance(value, (int, float))}

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Protocol
+from typing import Callable, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -57,27 +57,6 @@ class EpochProgress:
     batches: int = 0
     loss_sum: float = 0.0
     seconds: float = 0.0
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint stores under `underway`; the step has a key of its own."""
-        return {
-            "images": self.images,
-            "batches": self.batches,
-            "loss_sum": self.loss_sum,
-            "seconds": self.seconds,
-        }
-
-    @classmethod
-    def from_state(cls, step: int, state: dict[str, Any]) -> "EpochProgress":
-        """The inverse of `state`.
-
-        Raises:
-            TypeError, ValueError, KeyError: something is missing, or is no number.
-        """
-        if not step:
-            return cls()
-        images, batches = int(state["images"]), int(state["batches"])
-        return cls(step, images, batches, float(state["loss_sum"]), float(state["seconds"]))
 
     def check_fits(self, batch_sizes: tuple[int, ...], iter_size: int) -> None:
         """Whether an epoch of these batches can be resumed here.

@@ -1,11 +1,11 @@
 """The history of a run: diagnostics of the bank after an epoch, a summary of each round, and the closing tables."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from torch import Tensor
 
-from lib.evaluation.bank_statistics import Survey, survey
+from lib.evaluation.bank_statistics import BankStatistics, bank_statistics
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.method.objective import ABSENT
@@ -30,7 +30,7 @@ class Diagnostics:
     """
 
     values: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(_LABEL_FREE))
-    survey: Optional[Survey] = None
+    survey: Optional[BankStatistics] = None
     clusters: Optional[Tensor] = None
     clustering: dict[str, Any] = field(default_factory=dict)
 
@@ -54,7 +54,7 @@ def diagnose(
         seed: of the clusters.
         number: of the clusters, as --num-clusters; None: no clusters, since the round goes on.
     """
-    found = survey(bank.memory, rows, temperature, bank.shard)
+    found = bank_statistics(bank.memory, rows, temperature, bank.shard)
     anchors = neighbourhoods.position[found.rows] != ABSENT
     values = {
         "entropy": found.entropy.mean().item(),
@@ -150,13 +150,6 @@ class History:
 
     def start_round(self, number: int, anchors: int, consistency: Optional[float]) -> None:
         self.rounds.append(RoundSummary(number, anchors, consistency))
-
-    def state(self) -> list[dict[str, Any]]:
-        return [asdict(entry) for entry in self.rounds]
-
-    @classmethod
-    def from_state(cls, state: list[dict[str, Any]]) -> "History":
-        return cls([RoundSummary(**entry) for entry in state])
 
     def table(
         self, baselines: dict[str, float], width: Optional[int] = None, finished: Optional[tuple[str, float]] = None

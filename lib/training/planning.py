@@ -15,7 +15,7 @@ from lib.config import Options, Settings
 from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
 from lib.errors import UserError
-from lib.runtime.threads import AUTO, OtherPrograms, cores, is_busy, wished
+from lib.runtime.threads import AUTO, OtherPrograms, cores, is_busy, requested_threads
 from lib.training.state import TrainingState
 from lib.training.step import Step
 
@@ -58,7 +58,7 @@ def set_threads(settings: Settings, world: World, process: ProcessInfo) -> Threa
     """
     wanted, here = settings.options.threads, cores()
     share = max(1, here // process.local_size)
-    wish = wished(process.launched)
+    wish = requested_threads(process.launched)
     if wanted != AUTO:
         choice = ThreadChoice(int(wanted), f"--threads, {settings.sources['threads']}")
         if choice.threads > share and world.size > 1 and settings.sources["threads"] == "checkpoint":
@@ -99,7 +99,7 @@ def time_threads(
         first: from `set_threads`.
         others: started with the process.
     """
-    auto = options.threads == AUTO and wished(process.launched) is None
+    auto = options.threads == AUTO and requested_threads(process.launched) is None
     if not auto or first.threads == 1 or world.size > 1 or world.device.type != "cpu" or options.compile:
         return first
     busy = others.cores()
@@ -127,7 +127,7 @@ def time_threads(
 
 
 def numbers_to_try(most: int) -> list[int]:
-    """1, half and all, each once, in rising order."""
+    """1, half of `most` and `most`, each once, ascending."""
     return sorted({1, max(1, most // 2), most})
 
 
@@ -205,12 +205,12 @@ def unchanged(state: TrainingState, rows: Tensor) -> Iterator[None]:
 
 
 def epochs_within(seconds: float, image_seconds: float, train: int, test: int, rounds: int) -> int:
-    """Epochs a round, at least 1.
+    """The epochs of a round that fit into a time, at least 1.
 
     Args:
         seconds: for the whole run.
-        image_seconds: of a training image in a step, all processes together.
-        train, test: images.
+        image_seconds: of a training image in a step, with all processes together.
+        train, test: numbers of images.
         rounds: of the run.
     """
     epoch = image_seconds * (train + EVALUATION * test)
@@ -237,7 +237,7 @@ def within_minutes(settings: Settings, state: TrainingState, pipeline: Pipeline,
     planned = epochs * rounds * image_seconds * (len(pipeline.train) + EVALUATION * test) / 60
     note = f"{epochs} epochs a round at {1 / image_seconds:.0f} images/s, {planned:.1f} minutes (--minutes)"
     if planned > options.minutes:
-        note += "; one epoch a round takes longer than wished: lower --max-round, or take fewer images (--limit-train)"
+        note += "; one epoch a round takes longer than that: lower --max-round, or take fewer images (--limit-train)"
     return dataclasses.replace(settings, options=options, sources=sources), note
 
 

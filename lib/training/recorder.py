@@ -18,12 +18,12 @@ from torch import Tensor
 
 from datasets.files.cache import common_folder
 from datasets.pipeline import Pipeline
-from lib.checkpoint.saver import AsyncCheckpointSaver, CheckpointSaver, Position
+from lib.checkpoint.manager import AsyncCheckpointSaver, CheckpointSaver, Position
 from lib.config import Options
 from lib.distributed.world import World
 from lib.errors import RunError
-from lib.evaluation.evaluator import Judged, Protocols
-from lib.evaluation.features import Subject
+from lib.evaluation.evaluator import Evaluated, Evaluator
+from lib.evaluation.features import Features
 from lib.export.kept_features import KeptFeatures
 from lib.figures.thumbnails import anchor_grids, thumbnails
 from lib.logger.console import LOGGER, RESULT
@@ -56,8 +56,8 @@ class Recorder:
         world: the processes of the run.
     """
 
-    def __init__(self, options: Options, state: TrainingState, pipeline: Pipeline, protocols: Protocols, world: World):
-        self.options, self.pipeline, self.protocols, self.world = options, pipeline, protocols, world
+    def __init__(self, options: Options, state: TrainingState, pipeline: Pipeline, evaluator: Evaluator, world: World):
+        self.options, self.pipeline, self.evaluator, self.world = options, pipeline, evaluator, world
         images = len(pipeline.train)
         rounds_left = max(0, options.max_round - state.round - 1)
         epochs_left = rounds_left * options.max_epoch + max(0, options.max_epoch - state.epoch)
@@ -138,23 +138,23 @@ class Recorder:
             record["seconds"],
         )
 
-    def evaluated(self, state: TrainingState, results: Judged) -> None:
+    def evaluated(self, state: TrainingState, results: Evaluated) -> None:
         """Record the results of slower protocols after the last epoch."""
         place = (state.round, state.epoch, self.options.max_epoch)
-        for protocol, findings in results:
-            log.info("round %d epoch %d/%d  %s: %s", *place, protocol.name, findings.summary)
+        for protocol, each in results:
+            log.info("round %d epoch %d/%d  %s: %s", *place, protocol.name, each.summary)
 
     def round_finished(self, state: TrainingState) -> None:
         """Record the summary of a round."""
-        log.info("%s", state.history.current.closing_line(self.protocols.title), extra=RESULT)
+        log.info("%s", state.history.current.closing_line(self.evaluator.title), extra=RESULT)
         self.write_report()
 
-    def run_finished(self, state: TrainingState, results: Judged, subject: Subject) -> None:
+    def run_finished(self, state: TrainingState, results: Evaluated, subject: Features) -> None:
         """Record the results of the finished network; `subject` has its features."""
         if not (subject.space.is_plain or self.options.debug):
             subject.all_train()  # sends this process's features to the first one
 
-    def conclude(self, state: TrainingState, results: Judged) -> None:
+    def conclude(self, state: TrainingState, results: Evaluated) -> None:
         """Write final.json, the report and the files of the results, and log where they are."""
 
     def save(self, state: TrainingState, top1: Optional[float], is_best: bool) -> None:
@@ -167,7 +167,7 @@ class Recorder:
             RunError: it could not be written, or a number in it is not finite.
         """
         if not self.options.debug:
-            state.bank.gather_to_first()
+            state.bank.shard.gather_to_first(state.bank.memory)
 
     def last_epoch(self) -> dict[str, Any]:
         """The last line of metrics.jsonl; empty without one."""
@@ -234,18 +234,19 @@ class SessionRecorder(Recorder):
         options: Options,
         state: TrainingState,
         pipeline: Pipeline,
-        protocols: Protocols,
+        evaluator: Evaluator,
         world: World,
         labels: Optional[Tensor] = None,
         report: Optional[Report] = None,
         resumed_from: Optional[Path] = None,
     ):
-        super().__init__(options, state, pipeline, protocols, world)
+        super().__init__(options, state, pipeline, evaluator, world)
         self.session, self._labels, self._report = session, labels, report
         self._metrics = Metrics(session.metrics)
         folder = session.tensorboard if options.log_tfb else None
         self._board = TensorBoardWriter(folder, options.max_epoch, (state.round, state.epoch))
-        self._board.start(options.as_dict(), protocols.can_vote)
+        self._kept_options = options.as_dict()
+        self._board.start(self._kept_options, evaluator.has_knn)
         self._shown: Optional[Tensor] = None  # places of the projector's images among the rows of the diagnostics
         # a process that is forked while a thread holds a lock could wait for it forever
         saver = CheckpointSaver if pipeline.starts_processes else AsyncCheckpointSaver
@@ -253,7 +254,7 @@ class SessionRecorder(Recorder):
         if resumed_from is not None:
             current, position = state.history.current, _position(state)
             is_best = position.step == 0 and state.epoch > 0 and current.best_epoch == state.epoch
-            self._checkpoints.go_on_from(resumed_from, position, current.anchors, is_best)
+            self._checkpoints.resume_from(resumed_from, position, current.anchors, is_best)
 
     @property
     def last_checkpoint(self) -> Optional[Path]:
@@ -290,43 +291,43 @@ class SessionRecorder(Recorder):
         self._board.epoch(record, state.history.current.knn_best, state.history.best_top1)
         super().epoch_finished(state, record, is_best)
 
-    def evaluated(self, state: TrainingState, results: Judged) -> None:
+    def evaluated(self, state: TrainingState, results: Evaluated) -> None:
         self._add_results(state, results)
         super().evaluated(state, results)
 
-    def run_finished(self, state: TrainingState, results: Judged, subject: Subject) -> None:
+    def run_finished(self, state: TrainingState, results: Evaluated, subject: Features) -> None:
         # metrics.jsonl has the kNN accuracy of the last epoch; that of recomputed features goes to final.json
-        self._add_results(state, [each for each in results if each[0] not in self.protocols.votes])
+        self._add_results(state, [each for each in results if each[0] not in self.evaluator.knn])
         if not subject.space.is_plain:  # the bank does not hold these features
             KeptFeatures(subject.space, subject.all_train(), state.round, state.epoch).write(self.session.features)
         self._board.finish()
 
-    def conclude(self, state: TrainingState, results: Judged) -> None:
-        accuracy, of_features = self.protocols.first_vote(results), self.protocols.first_feature_vote(results)
+    def conclude(self, state: TrainingState, results: Evaluated) -> None:
+        accuracy, of_features = self.evaluator.knn_accuracy(results), self.evaluator.knn_feature_accuracy(results)
         if accuracy is not None:
             features = None
             if of_features is not None:
-                space, (top1, top5) = self.protocols.space, of_features
+                space, (top1, top5) = self.evaluator.space, of_features
                 features = {"level": space.level, "whitened": space.whitened, "top1": top1, "top5": top5}
             write_final(self.session.final, state.round, state.epoch, *accuracy, state.baselines, features)
         if self._report is not None:
             self._report.write_if_possible()
-        for _, findings in results:
-            for path in findings.write(self.session.path):
+        for _, each in results:
+            for path in each.write(self.session.path):
                 log.info("written: %s", path, extra=RESULT)
         log.info("checkpoints, log, metrics and TensorBoard files: %s", self.session.path, extra=RESULT)
 
     def save(self, state: TrainingState, top1: Optional[float], is_best: bool) -> None:
         self.flush()  # before there is a second copy of everything
-        memory = state.bank.gather_to_first()
-        saved = state.checkpoint(memory, self.options, self.pipeline, self.session.name, top1)
+        memory = state.bank.shard.gather_to_first(state.bank.memory)
+        saved = state.checkpoint(memory, self._kept_options, self.session.name, top1)
         part = not_finite(saved)
         if part is not None:
             raise RunError(
                 f"a number in the {part} is not finite after {state.epoch} epochs and {state.progress.step} steps of "
                 f"round {state.round}, so nothing was saved; {self._last_good()}; try a lower --base-lr"
             )
-        self._checkpoints.save(saved, _position(state), state.history.current.anchors, is_best)
+        self._checkpoints.save(saved, _position(state), len(state.neighbourhoods.anchor_indexes), is_best)
 
     def last_epoch(self) -> dict[str, Any]:
         return self._metrics.last()
@@ -337,18 +338,18 @@ class SessionRecorder(Recorder):
             self._report.write_if_possible()
 
     def flush(self) -> None:
-        self._checkpoints.settle()
+        self._checkpoints.flush()
 
     def close(self) -> None:
         super().close()
         self._board.close()
         self._checkpoints.close()
 
-    def _add_results(self, state: TrainingState, results: Judged) -> None:
+    def _add_results(self, state: TrainingState, results: Evaluated) -> None:
         """Add results to the line of the last epoch in metrics.jsonl and to TensorBoard."""
-        for _, findings in results:
-            self._metrics.amend_last(findings.scalars)
-            self._board.scalars(state.round, state.epoch, findings.scalars)
+        for _, each in results:
+            self._metrics.amend_last(each.scalars)
+            self._board.scalars(state.round, state.epoch, each.scalars)
 
     def _bad_images(self, place: tuple[int, int, int], what: str, rows: Tensor) -> str:
         try:

@@ -75,7 +75,7 @@ class StopAndSavePolicy:
         return _signal(self._consensus.now(self._stop_request()))
 
     def _stop_request(self) -> int:
-        return 0 if self._stop.wanted is None else _STOP + self._stop.wanted
+        return 0 if self._stop.requested is None else _STOP + self._stop.requested
 
     def _save_request(self) -> int:
         limit = self._every.seconds

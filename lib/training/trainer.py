@@ -17,11 +17,11 @@ from lib.config import Options
 from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
 from lib.errors import Interrupted, UserError
-from lib.evaluation.evaluator import Judged, Protocol, Protocols
+from lib.evaluation.evaluator import Evaluated, Evaluator, Protocol
 from lib.logger.console import LOGGER
 from lib.method.discovery import anchor_count, discover
 from lib.method.neighbourhoods import Neighbourhoods
-from lib.runtime.stop_signals import PATIENCE, StopSignals
+from lib.runtime.stop_signals import BATCH_TIMEOUT, StopSignals
 from lib.search.exact import sample_rows
 from lib.training.cuda_graph import CapturedStep, can_be_captured
 from lib.training.epoch import EpochProgress, EpochResult, NotFiniteError, StepFunction, train_epoch, with_same_masks
@@ -54,20 +54,20 @@ class Trainer:
         options: Options,
         state: TrainingState,
         pipeline: Pipeline,
-        protocols: Protocols,
+        evaluator: Evaluator,
         recorder: Recorder,
         labels: Optional[Tensor],
         world: World,
         is_resumed: bool = False,
     ):
         self.options, self.labels, self.world = options, labels, world
-        self.state, self.pipeline, self.protocols, self.recorder = state, pipeline, protocols, recorder
+        self.state, self.pipeline, self.evaluator, self.recorder = state, pipeline, evaluator, recorder
         self.step = _step_function(options, state, pipeline, world)
         self.stop = StopSignals(
             launched=ProcessInfo.here().launched,
             quiet=not world.is_first,
             waiting_since=lambda: pipeline.waiting_since,
-            unheard=self._stopped_while_waiting,
+            batch_timeout=self._stopped_while_waiting,
         )
         every = SaveEvery() if options.debug else SaveEvery.parse(options.save_every)
         self.policy = StopAndSavePolicy(every, self.stop, world, self._save)
@@ -75,7 +75,7 @@ class Trainer:
         is_between_epochs = state.epoch > 0 and state.progress.step == 0
         self._may_lack_results = is_resumed and not options.debug and is_between_epochs
 
-    def run(self) -> Judged:
+    def run(self) -> Evaluated:
         """Train to the end of the last round, then evaluate the finished network.
 
         Raises:
@@ -144,13 +144,13 @@ class Trainer:
         state.epoch += 1
         self.recorder.evaluating()
         votes: dict[str, Optional[float]] = {"knn_top1": None, "knn_top5": None}
-        votes.update(self.protocols.with_bank(state.embedder, state.bank.memory, state.epoch))
+        votes.update(self.evaluator.evaluate_bank(state.embedder, state.bank.memory, state.epoch))
         seen = self._diagnose()
         seconds = begun.seconds + time.perf_counter() - started
         is_best = state.history.current.add_epoch(state.epoch, votes["knn_top1"], seconds)
         state.history.observe(result.loss, seen.values)
         self.recorder.epoch_finished(state, self._record(result, rate, votes, seen, seconds), is_best)
-        self._evaluate(self.protocols.due(state.round, state.epoch))
+        self._evaluate(self.evaluator.due(state.round, state.epoch))
         signal_number = self.policy.after_epoch()
         if signal_number is not None:
             raise self._interrupted(signal_number)
@@ -231,19 +231,19 @@ class Trainer:
         if not protocols:
             return
         self.recorder.flush()
-        self.recorder.evaluated(self.state, self.protocols.judged(protocols, self.state.embedder))
+        self.recorder.evaluated(self.state, self.evaluator.evaluate(protocols, self.state.embedder))
 
-    def _evaluate_finished(self) -> Judged:
+    def _evaluate_finished(self) -> Evaluated:
         """Evaluate the finished network by all protocols, with every feature recomputed."""
         self.recorder.flush()
-        self.stop.at_once(self._stopped_while_evaluating)
-        results, subject = self.protocols.finished(self.state.embedder)
+        self.stop.raise_at_once(self._stopped_while_evaluating)
+        results, subject = self.evaluator.evaluate_finished(self.state.embedder)
         self.recorder.run_finished(self.state, results, subject)
         return results
 
     def _evaluate_what_is_missing(self) -> None:
         """Evaluate by the slower protocols that a killed process left out after its last checkpoint."""
-        due = self.protocols.due(self.state.round, self.state.epoch)
+        due = self.evaluator.due(self.state.round, self.state.epoch)
         if not due:
             return
         known = self.recorder.last_epoch()
@@ -254,15 +254,15 @@ class Trainer:
     def _interrupted(self, signal_number: int) -> Interrupted:
         state = self.state
         where = f"stopped in round {state.round} after {state.epoch} epochs and {state.progress.step} steps"
-        return self._stopped(signal_number, where, ", saved as {last}; go on with: {command}", by_all=True)
+        return self._stopped(signal_number, where, ", saved as {last}; resume with: {command}", by_all=True)
 
     def _stopped_while_evaluating(self, signal_number: int) -> Interrupted:
         where = "stopped while the finished network was evaluated"
         return self._stopped(signal_number, where, "; it is saved as {last}; evaluate it with: {command}")
 
     def _stopped_while_waiting(self, signal_number: int) -> Interrupted:
-        where = f"stopped while no batch of images came for {PATIENCE:.0f} s"
-        saved = "; {last} was saved before; go on with: {command}"
+        where = f"stopped while no batch of images came for {BATCH_TIMEOUT:.0f} s"
+        saved = "; {last} was saved before; resume with: {command}"
         return self._stopped(signal_number, where, saved, "nothing had been saved")
 
     def _stopped(

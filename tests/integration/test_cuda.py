@@ -16,7 +16,7 @@ from lib.compat import HAS_SEEDS_IN_GRAPHS, capture
 from lib.config import Options
 from lib.distributed.world import World
 from lib.evaluation import linear
-from lib.evaluation.features import Subject
+from lib.evaluation.features import Features
 from lib.evaluation.knn import weighted_knn
 from lib.method.discovery import discover
 from lib.method.memory_bank import MemoryBank
@@ -242,8 +242,8 @@ def test_linear_probes_whose_training_rows_do_not_fit(exact, monkeypatch):
         torch.manual_seed(0)
         embedder = Embedder(models.build("resnet18", 16, "small", 8), device)
         world = World.alone(device)
-        subject = Subject(embedder, pipeline, world, 16)
-        return linear.Linear(pipeline, world, 0, 0, 8).judge(subject).scalars
+        subject = Features(embedder, pipeline, world, 16)
+        return linear.Linear(pipeline, world, 0, 0, 8).evaluate(subject).scalars
 
     plain = judged(CPU)
     places = itertools.cycle([CPU, GPU])

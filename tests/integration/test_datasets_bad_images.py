@@ -17,8 +17,8 @@ from datasets.files.bad_images import without_bad_images
 from datasets.files.cache import CACHE
 from datasets.image_set import ImageSet, Split
 from lib.checkpoint import io as checkpoint
+from lib.checkpoint.manager import find_checkpoint
 from lib.errors import RunError, UserError
-from lib.session.folder import find_checkpoint
 
 
 @pytest.fixture(autouse=True)

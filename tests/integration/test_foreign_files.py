@@ -88,7 +88,7 @@ def test_a_session_does_not_go_on_with_other_pictures_of_the_same_names(trained,
     err = call(capsys, *resume, status=2)
     assert "its memory bank belongs to other pictures of the same names: 20 of 20 files compared (" in err
     assert f"{tmp_path / 'p' / '0.png'}, " in err
-    assert "--pretrained in place of --resume, or add --restart to go on with this bank in a new session" in err
+    assert "--pretrained in place of --resume, or add --restart to continue with this bank in a new session" in err
     assert err.count("\n") == 1
     assert "was trained on other images" in call(
         capsys, "--resume", trained, "--export", tmp_path / "e", *FEW, status=2
@@ -155,7 +155,7 @@ def test_a_shrinking_network_is_described_and_used_as_it_was_trained(tmp_path, c
     call(capsys, *RUN, "--shrink", "24", "--data-root", tmp_path / "p", "--sess-dir", tmp_path / "s", "--no-report")
     resume = ["--resume", tmp_path / "s" / "x"]
     out = call(capsys, *resume, "--export", tmp_path / "e", *FEW)
-    assert "passed over: 1 .heic (not readable here; convert them to JPEG to use them)" in out
+    assert "skipped: 1 .heic (not readable here; convert them to JPEG to use them)" in out
     told = json.loads((tmp_path / "e" / "network.json").read_text())
     assert told["shrink"] == 24
     assert told["preprocessing"][1].startswith("cut the middle square and scale it to 24 x 24 pixels (PIL, bilinear")
@@ -180,4 +180,4 @@ def test_a_shrinking_network_is_described_and_used_as_it_was_trained(tmp_path, c
         assert (model.features([Image.open(path) for path in paths]) * exported).sum(dim=1).min() > 0.99999
     with caplog.at_level(logging.WARNING, "and"):
         model.folder(tmp_path / "p")
-    assert "passed over: 1 .heic" in caplog.text
+    assert "skipped: 1 .heic" in caplog.text

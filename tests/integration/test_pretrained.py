@@ -383,7 +383,7 @@ def test_an_alexnet_that_is_a_list_of_layers_is_taken_whole(tmp_path, wrapper, f
 def test_mistakes_are_one_line(resnet, tmp_path, capsys):
     _, path = resnet
     for arguments, expected in (
-        (["--pretrained", path, "--resume", path], "--pretrained starts a new run and --resume goes on with one"),
+        (["--pretrained", path, "--resume", path], "--pretrained starts a new run and --resume continues one"),
         (["--pretrained", tmp_path / "none.pt"], "there is no such file"),
         (["--pretrained", path, "--network", "alexnet", "--dataset", "digits", "--export", tmp_path / "e"],
          "none of its 122 tensors"),

@@ -105,7 +105,7 @@ def test_it_resumes_within_its_first_epoch(tmp_path, monkeypatch, options):
 
     def stopped(self, step, progress):
         if step == 2:
-            self._stop.wanted = signal.SIGTERM
+            self._stop.requested = signal.SIGTERM
         between_steps(self, step, progress)
 
     monkeypatch.setattr(StopAndSavePolicy, "between_steps", stopped)

@@ -7,9 +7,9 @@ import torch
 
 import main
 from lib.checkpoint import io as checkpoint
+from lib.checkpoint.manager import find_checkpoint
 from lib.logger import progress
 from lib.runtime.threads import OtherPrograms
-from lib.session.folder import find_checkpoint
 from lib.training import planning
 
 RUN = [

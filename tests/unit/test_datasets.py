@@ -1,10 +1,12 @@
 """The data sets, reading images, transforms, and loading by workers."""
 
+import gzip
 import hashlib
 import multiprocessing
 import os
 import pickle
 import random
+import struct
 import time
 from pathlib import Path
 
@@ -304,7 +306,7 @@ def test_svhn_calls_zero_zero(tmp_path, fake_svhn):
     assert split.train.read(2).getpixel((5, 5)) == (12, 100, 200)
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn"])
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn", "mnist"])
 def test_missing_data_set_says_where_it_looked_and_what_to_do(tmp_path, monkeypatch, name, capfd):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as error:
@@ -399,9 +401,84 @@ def test_cifar100_folders_must_be_100(tmp_path):
         datasets.load("cifar100", str(tmp_path), False)
 
 
+IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+def write_idx(folder, compressed=False):
+    """Three training and two test images of 4 x 5 pixels in MNIST's format; pixel p of image i is 20 i + p."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, count in zip(IDX_FILES, (3, 3, 2, 2)):
+        if "images" in file:
+            content = struct.pack(">BBBBIII", 0, 0, 8, 3, count, 4, 5) + bytes(range(20 * count))
+        else:
+            content = struct.pack(">BBBBI", 0, 0, 8, 1, count) + bytes((9, 0, 4)[:count])
+        name, content = (f"{file}.gz", gzip.compress(content)) if compressed else (file, content)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "below", "compressed", "classes"),
+    [
+        ("mnist", "", False, "0 4 9"),
+        ("mnist", "MNIST/raw", False, "0 4 9"),
+        ("fashion-mnist", "", True, "T-shirt/top Coat Ankle boot"),
+        ("Fashion-MNIST", "FashionMNIST/raw", True, "T-shirt/top Coat Ankle boot"),
+    ],
+)
+def test_grey_images_in_mnists_format(tmp_path, name, below, compressed, classes):
+    write_idx(tmp_path / below, compressed)
+    split = datasets.load(name, str(tmp_path), False)
+    assert (split.train.pixels.shape, split.test.pixels.shape) == ((3, 4, 5, 3), (2, 4, 5, 3))
+    assert split.train.pixels[2, 1, 3].tolist() == [48, 48, 48]
+    assert (split.train.labels.tolist(), split.test.labels.tolist()) == ([9, 0, 4], [9, 0])
+    assert " ".join(split.train.classes[label] for label in (0, 4, 9)) == classes
+    shade = {"mnist": (0.1307, 0.3081)}.get(name, (0.2860, 0.3530))  # of the 60,000 training images
+    assert statistics_of(split.name) == tuple((value,) * 3 for value in shade)
+    assert split.notes == ()
+
+
+@pytest.mark.parametrize("damage", ["cut", "short", "no gzip", "other kind", "labels lack", "a label too many"])
+def test_a_damaged_file_in_mnists_format_is_named(tmp_path, damage):
+    write_idx(tmp_path, compressed=True)
+    path = tmp_path / (
+        "t10k-images-idx3-ubyte.gz" if damage in ("cut", "short", "no gzip") else "train-labels-idx1-ubyte.gz"
+    )
+    content = {
+        "cut": path.read_bytes()[:-9],
+        "short": gzip.compress(bytes((0, 0, 8, 3, 0))),
+        "no gzip": b"<html>",
+        "other kind": (tmp_path / "train-images-idx3-ubyte.gz").read_bytes(),
+        "labels lack": (tmp_path / "t10k-labels-idx1-ubyte.gz").read_bytes(),
+        "a label too many": gzip.compress(struct.pack(">BBBBI", 0, 0, 8, 1, 3) + bytes((9, 0, 10))),
+    }[damage]
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        datasets.load("fashion-mnist", str(tmp_path), False)
+    assert str(path) in message(error)
+
+
+def test_the_files_of_the_systems_package_are_found_where_there_are_no_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    packaged = write_idx(tmp_path / "usr", compressed=True)
+    monkeypatch.setitem(datasets.PACKAGED, "fashion-mnist", packaged)
+    split = datasets.load("fashion-mnist", None, True)  # nothing is downloaded
+    assert len(split.train) == 3
+    assert str(packaged) in split.notes[0]
+    with pytest.raises(UserError, match="neither train-images-idx3-ubyte nor"):
+        datasets.load("fashion-mnist", str(tmp_path / "mine"), False)
+    write_idx(tmp_path / "data" / "fashion-mnist")
+    assert datasets.load("fashion-mnist", None, False).notes == ()
+
+
+def test_mnist_is_downloaded_by_torchvision(tmp_path, monkeypatch):
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", lambda self: write_idx(Path(self.raw_folder)))
+    assert len(datasets.load("mnist", str(tmp_path), True).train) == 3
+
+
 def test_unknown_data_set_is_told_what_is_known():
-    with pytest.raises(UserError, match=r"--dataset mnist: .*digits, cifar10, cifar100, svhn, imagefolder"):
-        datasets.load("mnist", None, False)
+    with pytest.raises(UserError, match=r"--dataset stl10: .*cifar10, cifar100, svhn, mnist, fashion-mnist"):
+        datasets.load("stl10", None, False)
 
 
 # Folders of images

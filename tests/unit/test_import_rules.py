@@ -71,3 +71,9 @@ def test_packages_do_not_know_what_others_do_with_them():
     for importing, names in unknown.items():
         assert not {imported for _, imported in ours(importing)} & names
     assert not [name for importing in IMPORTS for name, to in ours(importing) if to == "lib.commands" != importing]
+
+
+def test_the_house_stays_small():
+    assert len(list((ROOT / "lib").glob("*.py"))) <= 4
+    assert len(list((ROOT / "lib").rglob("*.py"))) <= 110
+    assert len(list((ROOT / "datasets").rglob("*.py"))) <= 24

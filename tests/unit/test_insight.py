@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from datasets.image_set import ImageSet
 from lib.clustering.clusters import round_clusters
 from lib.distributed.world import World
-from lib.evaluation.bank_statistics import Survey, survey
-from lib.evaluation.features import Subject
-from lib.evaluation.knn import LeaveOneOut
+from lib.evaluation.bank_statistics import BankStatistics, bank_statistics
+from lib.evaluation.features import Features
+from lib.evaluation.knn import LeaveOneOutKNN
 from lib.figures import thumbnails as figures
 from lib.figures.thumbnails import NEUTRAL, OTHER, SAME, anchor_grids, thumbnails
 from lib.logger.console import _fitted
@@ -31,7 +31,7 @@ from tests.helpers.rows import unit_rows
 def test_a_survey_matches_the_oracle(n, largest, tau, seed):
     memory = unit_rows(n, 5, seed)
     rows = sample_rows(n, largest)
-    found = survey(memory, rows, tau)
+    found = bank_statistics(memory, rows, tau)
     exact = memory.double().numpy()
     assert found.entropy.numpy() == pytest.approx(oracles.entropies(exact, tau)[rows.numpy()], abs=2e-6)
     assert found.nearest.tolist() == [oracles.neighbours(exact, row, 1)[0] for row in rows.tolist()]
@@ -42,7 +42,7 @@ def test_a_survey_matches_the_oracle(n, largest, tau, seed):
 
 def test_of_equal_neighbours_the_first_is_the_nearest():
     memory = unit_rows(1, 8, 0).repeat(30, 1)
-    assert survey(memory, torch.arange(30), 0.1).nearest.tolist() == [1] + [0] * 29
+    assert bank_statistics(memory, torch.arange(30), 0.1).nearest.tolist() == [1] + [0] * 29
 
 
 def test_an_sample_rows():
@@ -54,7 +54,7 @@ def test_an_sample_rows():
 def a_survey(nearest):
     count = len(nearest)
     empty = torch.zeros(count)
-    return Survey(torch.arange(count), empty, torch.tensor(nearest), empty, torch.zeros(count, 2))
+    return BankStatistics(torch.arange(count), empty, torch.tensor(nearest), empty, torch.zeros(count, 2))
 
 
 def test_how_many_kept_their_neighbour():
@@ -77,8 +77,8 @@ def judged(labels, classes, k, memory):
     )
     pipeline = SimpleNamespace(name="some", train=images, test=None)
     world = World.alone()
-    judge = LeaveOneOut(pipeline, world, "knn", 1, k, 0.1, "auto")
-    found = judge.judge(Subject(None, pipeline, world, 4, memory))
+    judge = LeaveOneOutKNN(pipeline, world, "knn", 1, k, 0.1, "auto")
+    found = judge.evaluate(Features(None, pipeline, world, 4, memory))
     return None if found is None else found.scalars
 
 

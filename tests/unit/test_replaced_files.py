@@ -11,7 +11,7 @@ from datasets.files import bad_images
 from datasets.files.bad_images import readable_images
 from datasets.files.in_memory import decode_small, shrink
 from datasets.image_set import ImageSet
-from lib.checkpoint.schema import check_layout
+from lib.checkpoint.io import check_layout
 
 
 @pytest.fixture(autouse=True)

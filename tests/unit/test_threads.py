@@ -91,7 +91,7 @@ def test_omp_num_threads_is_a_wish_unless_torchrun_made_it(monkeypatch, value, l
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if value is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", value)
-    assert threads.wished(launched) == expected
+    assert threads.requested_threads(launched) == expected
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "2.5", "many", "1000"])

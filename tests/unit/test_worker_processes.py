@@ -220,7 +220,7 @@ def refuse_42(number):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_run_that_waits_for_a_batch(monkeypatch, number):
     """The second worker is stopped, as by a disk that does not answer."""
-    monkeypatch.setattr(stop_signals, "PATIENCE", 1.0)
+    monkeypatch.setattr(stop_signals, "BATCH_TIMEOUT", 1.0)
     loader = loader_of(images_of(600))
     batches = loader.batches(torch.arange(600), ())
     next(batches)
@@ -235,7 +235,7 @@ def test_a_signal_ends_a_run_that_waits_for_a_batch(monkeypatch, number):
             list(batches)
     timer.join()
     assert 1.0 < time.monotonic() - started < 5.0
-    assert stop.wanted == number
+    assert stop.requested == number
     assert not multiprocessing.active_children()
     assert (signal.getsignal(number), signal.getsignal(signal.SIGALRM)) == before
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
@@ -243,7 +243,7 @@ def test_a_signal_ends_a_run_that_waits_for_a_batch(monkeypatch, number):
 
 
 def test_a_signal_leaves_a_run_alone_whose_batches_come(monkeypatch):
-    monkeypatch.setattr(stop_signals, "PATIENCE", 1.0)
+    monkeypatch.setattr(stop_signals, "BATCH_TIMEOUT", 1.0)
 
     def slow(image):
         time.sleep(0.15)
@@ -254,5 +254,5 @@ def test_a_signal_leaves_a_run_alone_whose_batches_come(monkeypatch):
     with StopSignals(False, True, lambda: loader.waiting_since, lambda number: TimeoutError(number.name)) as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         exactly(images, loader.batches(torch.arange(24), ()))
-    assert stop.wanted == signal.SIGTERM
+    assert stop.requested == signal.SIGTERM
     loader.close()

@@ -1,22 +1,12 @@
-"""Which files may be handed to torch.load, and a pickle reader that knows data only.
-
-torch.load takes more than what torch.save writes today: TorchScript archives, which contain code; tar files and bare
-pickles of old releases; compressed archives, which may unpack to any size. None of these is ours and none is opened.
-"""
+"""A pickle reader that knows data only, for PyTorch before 1.13, which has no `weights_only`; and how to tell the files
+of PyTorch before 1.6."""
 
 import pickle
-import re
 import tarfile
-import types
-import warnings
-import zipfile
 from typing import Any, Callable, ClassVar
 
 import torch
 
-from lib import compat
-
-_PARTS = ("data.pkl", "version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id")
 _STORAGES = {
     f"{kind}Storage" for kind in ("Double", "Float", "Half", "Long", "Int", "Short", "Char", "Byte", "Bool", "BFloat16")
 }
@@ -27,36 +17,6 @@ _CALLED = {
     ("torch", "Size"),
     ("torch", "device"),
 }
-
-
-def load_data_only(path: str, old_releases: bool = False) -> Any:
-    """Load a file written by `torch.save`, on the CPU, without executing anything it contains.
-
-    Tensors, numbers, strings and the usual containers are read; any other object is refused.
-
-    Args:
-        old_releases: whether a file written before PyTorch 1.6 may be read too, such as the authors' checkpoints.
-
-    Raises:
-        pickle.UnpicklingError: the file asks for something other than data.
-        Exception: whatever torch raises for a file that is damaged or is no checkpoint.
-    """
-    if not (old_releases and is_of_old_release(path)):
-        check_archive(path)
-    if compat.HAS_WEIGHTS_ONLY:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about oddities of files that it then refuses
-                return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:  # its advice is to load the file unsafely
-            named = re.search(r"GLOBAL ([\w.]+)", str(error))
-            reason = not_data(named[1]) if named else "torch.save did not write it"
-            raise pickle.UnpicklingError(reason) from error
-    restricted = types.ModuleType("restricted_pickle")
-    vars(restricted).update(
-        Unpickler=DataUnpickler, load=lambda file, **arguments: DataUnpickler(file, **arguments).load()
-    )
-    return torch.load(path, map_location="cpu", pickle_module=restricted)
 
 
 def not_data(name: str) -> str:
@@ -78,35 +38,6 @@ def is_of_old_release(path: str) -> bool:
     except tarfile.TarError:
         return True
     return False
-
-
-def check_archive(path: str) -> None:
-    """Whether a file is an archive of torch.save's, and nothing else.
-
-    Raises:
-        pickle.UnpicklingError: it is something else, or has something else in it.
-        zipfile.BadZipFile, OSError: it is damaged or cannot be read.
-    """
-    with open(path, "rb") as file:
-        if file.read(4) != b"PK\x03\x04":
-            raise pickle.UnpicklingError("the file is no zip archive, which torch.save writes")
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-    names = [entry.filename for entry in entries]
-    folder = names[0].partition("/")[0] + "/" if names else ""
-    if f"{folder}data.pkl" not in names or len(set(names)) < len(names):
-        raise pickle.UnpicklingError("the archive is not one of torch.save's")
-    for entry in entries:
-        part = entry.filename[len(folder) :]
-        if not entry.filename.startswith(folder) or not (part in _PARTS or _is_storage(part)):
-            raise pickle.UnpicklingError(f"the archive contains {entry.filename!r}, which is not plain data")
-        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-            raise pickle.UnpicklingError(f"the archive's {entry.filename!r} is compressed, which torch.save never does")
-
-
-def _is_storage(part: str) -> bool:
-    folder, _, number = part.partition("/")
-    return folder == "data" and number.isdecimal()
 
 
 class DataUnpickler(pickle._Unpickler):

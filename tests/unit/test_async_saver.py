@@ -6,8 +6,8 @@ import time
 import pytest
 
 from lib.checkpoint import io as checkpoint
-from lib.checkpoint import saver as keeping
-from lib.checkpoint.saver import AsyncCheckpointSaver, Position
+from lib.checkpoint import manager as keeping
+from lib.checkpoint.manager import AsyncCheckpointSaver, Position, checkpoint_file
 from lib.errors import RunError
 from lib.session.folder import SessionFolder
 from tests.helpers.checkpoints import complete
@@ -41,7 +41,7 @@ def test_a_run_goes_on_while_a_checkpoint_is_written(session, held):
     save(kept, 1)
     assert list(session.checkpoints.iterdir()) == []
     held.set()
-    assert kept.last == session.checkpoint_file(0, 0)
+    assert kept.last == checkpoint_file(session.checkpoints, 0, 0)
     assert checkpoint.load(kept.last)["epoch"] == 1
     kept.close()
 
@@ -53,7 +53,7 @@ def test_the_next_waits_for_the_one_before(session, held):
     started = time.monotonic()
     save(kept, 2, is_best=True)
     assert time.monotonic() - started > 0.2
-    kept.settle()
+    kept.flush()
     assert {path.name: checkpoint.load(path)["epoch"] for path in session.checkpoints.iterdir()} == {
         "0000-00000.ckpt": 2,
         "0000-00000-best.ckpt": 2,
@@ -62,11 +62,11 @@ def test_the_next_waits_for_the_one_before(session, held):
     kept.close()
 
 
-@pytest.mark.parametrize("ask", ["settle", "last", "save"])
+@pytest.mark.parametrize("ask", ["flush", "last", "save"])
 def test_a_failure_is_heard_at_the_next_opportunity_and_once(session, monkeypatch, ask):
     kept = AsyncCheckpointSaver(session, keep=2)
     save(kept, 1)
-    kept.settle()
+    kept.flush()
     write = checkpoint.write
 
     def full(state, path):
@@ -75,7 +75,7 @@ def test_a_failure_is_heard_at_the_next_opportunity_and_once(session, monkeypatc
     monkeypatch.setattr(keeping.checkpoint, "write", full)
     save(kept, 2)
     with pytest.raises(RunError, match="No space"):
-        {"settle": kept.settle, "last": lambda: kept.last, "save": lambda: save(kept, 3)}[ask]()
+        {"flush": kept.flush, "last": lambda: kept.last, "save": lambda: save(kept, 3)}[ask]()
     monkeypatch.setattr(keeping.checkpoint, "write", write)
     assert checkpoint.load(kept.last)["epoch"] == 1
     kept.close()
@@ -94,4 +94,4 @@ def test_the_end_waits(session, held):
     save(kept, 1)
     threading.Timer(0.3, held.set).start()
     kept.close()
-    assert checkpoint.load(session.checkpoint_file(0, 0))["epoch"] == 1
+    assert checkpoint.load(checkpoint_file(session.checkpoints, 0, 0))["epoch"] == 1
