@@ -171,7 +171,7 @@ class Pipeline:
     @property
     def starts_processes(self) -> bool:
         """Whether DataLoader workers load images; they start when they are needed."""
-        return self._options.workers_num > 0 and any(isinstance(loader, WorkerLoader) for loader in self._loaders)
+        return any(isinstance(loader, WorkerLoader) and loader.workers_num > 0 for loader in self._loaders)
 
     @property
     def waiting_since(self) -> Optional[float]:
@@ -228,7 +228,7 @@ class Pipeline:
             flip = 0.5 if options.random_horizontal_flip else 0.0
             recipe = Recipe(options.scale, options.ratio, options.colorjitter, options.random_grayscale, flip)
             images = to_device(self.train.pixels, self._device)
-            return self._device_loader(images, recipe), self._device_loader(images, None)
+            return self._device_loader(images, recipe), self._loader(self.train, images)
         transform = train_transform(
             options.size,
             options.scale,
@@ -239,28 +239,39 @@ class Pipeline:
             self.means,
             self.stds,
         )
-        return self._worker_loader(self.train, transform), self._loader(self.train)
+        return self._worker_loader(self.train, transform, options.workers_num), self._loader(self.train)
 
-    def _loader(self, images: ImageSet) -> Loader:
-        """A loader of images with the test transform."""
+    def _loader(self, images: ImageSet, on_device: Optional[Tensor] = None) -> Loader:
+        """A loader of images with the test transform.
+
+        PIL scales images that are augmented on the device too, here in this process, since its rounding to 256 levels
+        depends on its release: the same picture has the same pixels in `--export`, `--embed` and Python.
+
+        Args:
+            on_device: the images as `to_device` gives them, if they are there already.
+        """
         options = self._options
-        if self.on_device and images.pixels is not None:
-            return self._device_loader(to_device(images.pixels, self._device), None)
-        transform = test_transform(options.size, options.resize or options.size, self.means, self.stds)
-        return self._worker_loader(images, transform)
+        resize = options.resize or options.size
+        is_scaled = images.pixels is None or images.pixels.shape[1:3] != (options.size,) * 2 or resize != options.size
+        if self.on_device and not is_scaled:
+            pixels = to_device(images.pixels, self._device) if on_device is None else on_device
+            return self._device_loader(pixels, None)
+        workers = 0 if self.on_device and images.pixels is not None else options.workers_num
+        return self._worker_loader(images, test_transform(options.size, resize, self.means, self.stds), workers)
 
     def _device_loader(self, images: Tensor, recipe: Optional[Recipe]) -> DeviceLoader:
         options = self._options
-        resize = options.resize or options.size
-        return DeviceLoader(images, options.size, resize, self.means, self.stds, recipe, options.seed)
+        return DeviceLoader(images, options.size, self.means, self.stds, recipe, options.seed)
 
-    def _worker_loader(self, images: ImageSet, transform: Callable[[Image.Image], Tensor]) -> WorkerLoader:
+    def _worker_loader(
+        self, images: ImageSet, transform: Callable[[Image.Image], Tensor], workers: int
+    ) -> WorkerLoader:
         options = self._options
         return WorkerLoader(
             images,
             transform,
             options.batch_size,
-            options.workers_num,
+            workers,
             options.seed,
             self._device,
             options.size,

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.transforms.batch import Parameters, Recipe, augment, draw, resize_matrix
+from datasets.transforms.batch import Parameters, Recipe, augment, draw
 from lib.distributed.world import WHOLE, Share
 from lib.seeding import generator
 
@@ -23,9 +23,8 @@ class DeviceLoader:
     """Serves images of one size, augmented (with a recipe) or as they are (without).
 
     Args:
-        images: (N, 3, H, W) uint8 on the device, from `to_device`.
+        images: (N, 3, H, W) uint8 on the device, from `to_device`; without a recipe H = W = S.
         size: side of the images served, in pixels.
-        resize: without a recipe, the shorter side is scaled to this before the centre crop of `size`.
         means, stds: of the channels, for images in [0, 1].
         recipe: the random augmentation, or None for test images.
         seed: of the augmentation.
@@ -35,14 +34,13 @@ class DeviceLoader:
         self,
         images: Tensor,
         size: int,
-        resize: int,
         means: tuple[float, ...],
         stds: tuple[float, ...],
         recipe: Optional[Recipe],
         seed: int,
     ):
         self.images, device = images, images.device
-        self.size, self.resize, self.recipe, self.seed, self.device = size, resize, recipe, seed, device
+        self.size, self.recipe, self.seed, self.device = size, recipe, seed, device
         self._means = torch.tensor(means, device=device)[None, :, None, None]
         self._stds = torch.tensor(stds, device=device)[None, :, None, None]
 
@@ -76,30 +74,13 @@ class DeviceLoader:
         if not len(indices):
             return torch.empty(0, 3, self.size, self.size, device=self.device)
         images = self.images[indices].float().div_(255.0)
-        if self.recipe is None:
-            images = self._centre(images)
-        else:
+        if self.recipe is not None:
             images = augment(images, self._draw(self.recipe, count, context).of(part).to(self.device), self.size)
         return images.sub_(self._means).div_(self._stds)
 
     def _draw(self, recipe: Recipe, count: int, context: tuple[int, ...]) -> Parameters:
         height, width = self.images.shape[2:]
         return draw(count, height, width, recipe, generator(self.seed, "augment", *context))
-
-    def _centre(self, images: Tensor) -> Tensor:
-        """Scale the shorter side to `resize`, then cut the central square of `size`, as the test transform does."""
-        height, width = images.shape[2:]
-        if (height, width, self.resize) == (self.size, self.size, self.size):
-            return images
-        rows = self._central_rows(height, self.resize * height // min(height, width))
-        columns = self._central_rows(width, self.resize * width // min(height, width))
-        return torch.matmul(rows, torch.matmul(images, columns.t()))
-
-    def _central_rows(self, source: int, target: int) -> Tensor:
-        """(size, source) weights of the central rows of an image scaled from `source` to `target` rows."""
-        start, length = torch.tensor([0], device=self.device), torch.tensor([source], device=self.device)
-        top = round((target - self.size) / 2.0)  # as torchvision's CenterCrop rounds
-        return resize_matrix(start, length, source, target)[0, top : top + self.size]
 
 
 def _in_blocks(part: slice, count: int) -> slice:

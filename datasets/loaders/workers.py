@@ -63,7 +63,7 @@ class WorkerLoader:
         at_least: Optional[int] = None,
     ):
         self._images = _TransformedImages(image_set, transform, seed, at_least)
-        self._batch_size, self._workers_num, self._device = batch_size, workers_num, torch.device(device)
+        self._batch_size, self.workers_num, self._device = batch_size, workers_num, torch.device(device)
         self._size, self._prefetch = size, prefetch
         self._idle: Optional[_Loader] = None  # with its workers, if it has any
         self.waiting_since: Optional[float] = None  # by time.monotonic(), for the batch that was asked for
@@ -123,7 +123,7 @@ class WorkerLoader:
 
     def _new_loader(self, largest: int) -> "_Loader":
         """A loader that starts its workers with the first batch; `largest`: images of the largest batch."""
-        workers = affordable_workers(self._workers_num)
+        workers = affordable_workers(self.workers_num)
         # without workers torch refuses a prefetch factor
         processes: dict[str, Any] = {
             "prefetch_factor": self._prefetch,

@@ -20,16 +20,16 @@ _CALLED = {
 
 
 def not_data(name: str) -> str:
-    """What is said of a name that a file mentions and should not."""
+    """The error of a pickle that names something else than plain data."""
     return f"the file contains {name}, which is not plain data"
 
 
 _OLD_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
-"""How files of torch.save's begin that were written before PyTorch 1.6, and by Python 2: bare pickles and numbers."""
+"""The first bytes of a file that torch.save wrote before PyTorch 1.6."""
 
 
 def is_of_old_release(path: str) -> bool:
-    """Whether a file is one of torch.save's before PyTorch 1.6; a tar file, which came before these, is not."""
+    """Whether torch.save wrote a file before PyTorch 1.6, but not as a tar file, which came before that."""
     with open(path, "rb") as file:
         if file.read(len(_OLD_START)) != _OLD_START:
             return False
@@ -41,11 +41,10 @@ def is_of_old_release(path: str) -> bool:
 
 
 class DataUnpickler(pickle._Unpickler):
-    """Reads numbers, texts, containers and tensors; knows a few names, and nothing that could run code.
+    """Unpickles numbers, texts, containers and tensors; a pickle can call only the functions of `_CALLED`.
 
-    The reader in Python, because that in C cannot be told what an instruction may do: here objects are made by the
-    functions of the list alone, and only an OrderedDict may be given attributes. Tensors' numbers are no part of the
-    pickle, so it is fast enough.
+    It derives from pickle's Python reader, since the one in C cannot be told what an instruction may do. Only an
+    OrderedDict may be given attributes. The numbers of tensors are not in the pickle, so it is fast enough.
     """
 
     dispatch: ClassVar[dict] = dict(pickle._Unpickler.dispatch)
@@ -59,11 +58,11 @@ class DataUnpickler(pickle._Unpickler):
         return _Name(found, (module, name) in _CALLED)
 
     def persistent_load(self, identity: Any) -> Any:
-        """torch.load puts its own in this place; storages are asked for by their class."""
+        """torch.load replaces it by its own, which finds storages by their class."""
         raise pickle.UnpicklingError("a storage outside an archive")
 
     def load_reduce(self) -> None:
-        """A function and its arguments become what it returns."""
+        """Call a function with its arguments."""
         arguments = self.stack.pop()
         function = self.stack[-1]
         if not isinstance(function, _Name) or not function.may_be_called or not isinstance(arguments, tuple):
@@ -71,13 +70,13 @@ class DataUnpickler(pickle._Unpickler):
         self.stack[-1] = function.meant(*arguments)
 
     def load_build(self) -> None:
-        """Attributes for an object: PyTorch's state dicts have some, which are of no use to us."""
+        """Discard the attributes of an object; PyTorch's state dicts have some."""
         state = self.stack.pop()
         if type(self.stack[-1]).__name__ != "OrderedDict" or not isinstance(state, dict):
             raise pickle.UnpicklingError("the file sets attributes of something that is not plain data")
 
     def load_binpersid(self) -> None:
-        """What torch.load makes of a storage's description, in which a class is wanted as it is."""
+        """Let torch.load find a storage by its description, which holds a class."""
         identity = self.stack.pop()
         if not isinstance(identity, tuple):
             raise pickle.UnpicklingError("a storage is described by something that is not plain data")
@@ -96,7 +95,7 @@ class DataUnpickler(pickle._Unpickler):
 
 
 class _Name:
-    """A name that the file mentions. Not the thing itself, which other instructions might do something to."""
+    """A name in the pickle. It stands for the object itself, on which other instructions could act."""
 
     def __init__(self, meant: Any, may_be_called: bool):
         self.meant, self.may_be_called = meant, may_be_called

@@ -1,1 +1,1 @@
-"""What a run reports while it goes: console and log file, metrics, progress bar, TensorBoard."""
+"""What a run shows while it trains: terminal and log file, progress bar, TensorBoard."""

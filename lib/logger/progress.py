@@ -1,4 +1,4 @@
-"""How far the run is: one bar on a terminal, a line now and then in a file, a pipe, or where tqdm is not installed."""
+"""The progress of a run: a bar on a terminal, elsewhere a log line every minute; and a watch on its rate."""
 
 import logging
 import shutil
@@ -10,7 +10,7 @@ from lib.logger.console import LOGGER, is_terminal
 
 try:
     from tqdm import tqdm
-except ModuleNotFoundError:  # without it there are lines in place of bars
+except ModuleNotFoundError:  # log lines replace the bar
     tqdm = None
 
 LINE_EVERY = 60.0
@@ -22,7 +22,7 @@ FALL = 3
 
 
 class Progress:
-    """Counts the images of all rounds.
+    """Shows how many images of all rounds the network has been trained on.
 
     Args:
         images: in the whole run.
@@ -44,17 +44,17 @@ class Progress:
             )
 
     def label(self, text: str) -> None:
-        """What begins now, e.g. "round 1/4 epoch 3/200"."""
+        """Show which epoch begins, e.g. "round 1/4 epoch 3/200"."""
         self._label = text
         self._epoch_started, self._done_before_epoch = time.monotonic(), self._done
         self._show("")
 
     def note(self, text: str) -> None:
-        """What takes a while without an image being learnt, e.g. "evaluating"."""
+        """Show what the run does between two epochs, e.g. "evaluating"."""
         self._show(text)
 
     def advance(self, images: int, loss: Optional[float] = None) -> None:
-        """So many more images were learnt from; the loss is given where it was looked at."""
+        """Count images that were trained on; `loss` is given now and then, since reading it waits for the device."""
         self._done += images
         if self._bar is not None:
             self._bar.update(images)
@@ -64,8 +64,7 @@ class Progress:
             self._log.info("%s  loss %.3f  %s", self._label, loss, self._rate())
 
     def _rate(self) -> str:
-        """The speed of this epoch's training, and the time left for all rounds by all that has passed so far,
-        evaluations included."""
+        """Images per second of this epoch, and the time left for all rounds, evaluations included, at the mean rate."""
         now = time.monotonic()
         speed = (self._done - self._done_before_epoch) / max(now - self._epoch_started, 1e-9)
         rate = (self._done - self._done_before) / max(now - self._started, 1e-9)
@@ -73,10 +72,11 @@ class Progress:
 
     def _show(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.bar_format = _BAR.format(_without_braces(self._label), _without_braces(text))
+            self._bar.bar_format = _BAR.format(self._label, text)
             self._bar.refresh()
 
     def close(self) -> None:
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
 
@@ -90,13 +90,8 @@ def _loss_if_wide(loss: Optional[float]) -> str:
     return f"  loss {loss:.3f}" if wide and loss is not None else ""
 
 
-def _without_braces(text: str) -> str:
-    """tqdm takes braces for its own."""
-    return text.replace("{", "(").replace("}", ")")
-
-
 def duration(seconds: float) -> str:
-    """`42 s`, `7 min`, `3 h 20 min`, `2 d 4 h`."""
+    """A duration in words: `42 s`, `7 min`, `3 h 20 min`, `2 d 4 h`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -50,7 +50,7 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
         UserError: there is no checkpoint, it belongs to other images, or an image cannot be read.
     """
     images = pictures.images
-    story = SessionRecord.read(session.path, "session")
+    record = SessionRecord.read(session.path, "session")
     files = newest_by_round(session.path)
     if not files:
         raise UserError(f"session {session.path} has no checkpoint yet, and so nothing to report")
@@ -59,7 +59,7 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
     watched = evenly(len(images), WATCHED)
     views = _views(files, newest, images, fingerprint, watched, kept)
     here = views[-1]
-    kept_features = _kept_features(story, files[max(files)], newest)
+    kept_features = _kept_features(record, files[max(files)], newest)
     features = memory if kept_features is None else kept_features.train
     certainty = Certainty.measured(here.found, features, newest["options"]["npc_temperature"], seed)
     clusters = clusters_of(
@@ -73,30 +73,30 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
     mapped = sample(len(clustered), ON_THE_MAP, seed)
     most, least = ends(certainty, pictures)
     looked = [views[place] for place in _spread(len(views), ROUNDS_WATCHED)]
-    shared = shared_in(story.epochs[-1]) if story.epochs else None
+    shared = shared_in(record.epochs[-1]) if record.epochs else None
     return render(
         "report.html",
-        story=story,
-        rounds=story.rounds,
+        record=record,
+        rounds=record.rounds,
         made=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
-        start=story.starts[-1] if story.starts else None,
-        options=[(name, value_text(value)) for name, value in story.options.items()],
-        changed=[(name, value_text(now), value_text(usual)) for name, (now, usual) in story.changed.items()],
+        start=record.starts[-1] if record.starts else None,
+        options=[(name, value_text(value)) for name, value in record.options.items()],
+        changed=[(name, value_text(now), value_text(usual)) for name, (now, usual) in record.changed.items()],
         data=newest["dataset"],
         baselines=newest.get("baselines", {}),
         beside_pixels=None if shared is None else shared_words(shared, len(images)),
         pictures=pictures,
-        charts=_charts(story, len(images)),
-        results=[(result_words(key), result_text(key, value)) for key, value in story.results.items()],
-        epochs=story.epochs[:: max(1, -(-len(story.epochs) // EPOCH_ROWS))],
-        quality=quality(story, views, pictures),
+        charts=_charts(record, len(images)),
+        results=[(result_words(key), result_text(key, value)) for key, value in record.results.items()],
+        epochs=record.epochs[:: max(1, -(-len(record.epochs) // EPOCH_ROWS))],
+        quality=quality(record, views, pictures),
         here=here,
         certainty=certainty,
         groups=anchors_with_neighbours(here.found, certainty, features, pictures),
         features=None if kept_features is None else str(kept_features.space),
         map=map_section(clustered[mapped], features, pictures, sheets.assignments[mapped]),
         sheets=sheets,
-        other_counts=_other_counts(story, sheets.count),
+        other_counts=_other_counts(record, sheets.count),
         most=most,
         least=least,
         watched=[pictures.picture(index) for index in watched],
@@ -105,26 +105,26 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
     )
 
 
-def _kept_features(story: SessionRecord, file: Path, saved: dict[str, Any]) -> Optional[KeptFeatures]:
+def _kept_features(record: SessionRecord, file: Path, saved: dict[str, Any]) -> Optional[KeptFeatures]:
     """The training features that the session's options ask for, if they are those of this checkpoint's network; None
     where the memory bank stands for them.
 
     Raises:
         UserError: as `KeptFeatures.read`.
     """
-    wanted = FeatureSpace(story.value("features"), story.value("whiten"))
+    wanted = FeatureSpace(record.value("features"), record.value("whiten"))
     kept = None if wanted.is_plain else KeptFeatures.of_checkpoint(file, saved)
     if kept is None or not kept.space.is_like(wanted):
         return None
     return replace(kept, train=rounded(kept.train))
 
 
-def _other_counts(story: SessionRecord, count: int) -> list[tuple[str, int]]:
+def _other_counts(record: SessionRecord, count: int) -> list[tuple[str, int]]:
     """What else counted the clusters and came to another number: in words, and the number."""
-    sizes = story.latest("clusters")
+    sizes = record.latest("clusters")
     counts = [
         ("the memory bank after the last finished round", len(sizes) if isinstance(sizes, list) else None),
-        ("the recomputed features of all training images (--protocol cluster)", story.results.get("cluster_count")),
+        ("the recomputed features of all training images (--protocol cluster)", record.results.get("cluster_count")),
     ]
     return [(words, int(number)) for words, number in counts if number is not None and number != count]
 
@@ -154,13 +154,13 @@ def _spread(count: int, wanted: int) -> list[int]:
     return sorted(set(np.linspace(0, count - 1, min(count, wanted)).round().astype(int).tolist()))
 
 
-def _charts(story: SessionRecord, images: int) -> list[tuple[str, Any, str]]:
+def _charts(record: SessionRecord, images: int) -> list[tuple[str, Any, str]]:
     """Caption, figure and explanation of each curve over the epochs of the run."""
-    x = [story.run_epoch(epoch) for epoch in story.epochs]
-    borders = [story.run_epoch(entry.last) for entry in story.rounds[:-1]]
+    x = [record.run_epoch(epoch) for epoch in record.epochs]
+    borders = [record.run_epoch(entry.last) for entry in record.rounds[:-1]]
 
     def chart(name: str, caption: str, key: str, up: str, note: str, **keywords: bool) -> Optional[tuple]:
-        line = Curve(up, x, [epoch.get(key) for epoch in story.epochs])
+        line = Curve(up, x, [epoch.get(key) for epoch in record.epochs])
         if not line.points:
             return None
         first, last = line.points[0][1], line.points[-1][1]
@@ -174,7 +174,7 @@ def _charts(story: SessionRecord, images: int) -> list[tuple[str, Any, str]]:
             f"Chance is log N = {math.log(images):.2f} in round 0. Each round has a loss of its own.",
         ),
         chart(
-            "accuracy", f"{story.evaluated_by} accuracy", "knn_top1", "top-1", "By the rows of the memory bank.",
+            "accuracy", f"{record.evaluated_by} accuracy", "knn_top1", "top-1", "By the rows of the memory bank.",
             percent=True,
         ),
         chart("rate", "Learning rate", "lr", "learning rate", "It starts anew in every round.", logarithmic=True),

@@ -164,12 +164,12 @@ class Quality:
     charts: list[tuple[str, Markup]]
 
 
-def quality(story: SessionRecord, views: Sequence[RoundView], pictures: Pictures) -> Quality:
+def quality(record: SessionRecord, views: Sequence[RoundView], pictures: Pictures) -> Quality:
     """From metrics.jsonl, and from what the checkpoints of the rounds hold beside."""
-    of_all = any(entry.latest("neighbour_cosine") is not None for entry in story.rounds)
+    of_all = any(entry.latest("neighbour_cosine") is not None for entry in record.rounds)
     by_number = {each.number: each for each in views}
     rounds = []
-    for entry in story.rounds:
+    for entry in record.rounds:
         now, before = by_number.get(entry.number), by_number.get(entry.number - 1)
         if of_all:
             kept, cosine = entry.latest("neighbours_kept"), entry.latest("neighbour_cosine")

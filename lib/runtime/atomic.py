@@ -1,5 +1,4 @@
-"""Files that replace others: written beside their place, flushed, then renamed, so that a reader finds the old file or
-the new one, and never a part."""
+"""Atomic replacement of files: a reader finds the old file or the new one, never a part of it."""
 
 import contextlib
 import os
@@ -12,16 +11,13 @@ from typing import BinaryIO, Callable
 
 from lib.errors import RunError
 
-TEMPORARY = "*.tmp"
-"""Names of files that a killed process may leave beside those that it wrote."""
-
 
 def replace_file(path: Path, write: Callable[[BinaryIO], object], flush: bool = True) -> None:
-    """Write a file and put it in the place of `path`.
+    """Write a file beside `path`, flush it to the disk, and rename it to `path`.
 
     Args:
         write: writes the content into the file that it is given.
-        flush: whether the file is flushed to the disk before it gets its name, so that it outlives a power cut.
+        flush: False for a file that may be lost in a power cut, such as a cache; it saves the wait for the disk.
 
     Raises:
         OSError: the disk refused; what was at `path` is as it was.
@@ -113,7 +109,7 @@ def append_line(path: Path, line: str) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns errors of the disk in the block, which writes `path`, into one that names the file.
+    """Within it, where `path` is written, an error of the disk becomes one for the user, which names the file.
 
     Raises:
         RunError: the disk refused.

@@ -1,4 +1,4 @@
-"""The session folder and the names inside it."""
+"""The session folder: creating it, the paths of its files, and whether it is safe to write into."""
 
 import os
 import time
@@ -26,7 +26,7 @@ class SessionFolder:
 
     @classmethod
     def create(cls, sess_dir: str, name: Optional[str]) -> "SessionFolder":
-        """A new folder; without a name, one named after the time that no other run has.
+        """Make a new folder; without a name, one named after the time.
 
         Raises:
             UserError: the name is taken, or the folder cannot be made.
@@ -43,10 +43,7 @@ class SessionFolder:
 
     @classmethod
     def of_checkpoint(cls, file: Path) -> Optional["SessionFolder"]:
-        """The session whose checkpoint folder a file is in, or None if that is no session's.
-
-        By its path as given: where a link in a session's folder leads to is no session that was asked for.
-        """
+        """The session that a checkpoint file is in; None for a file elsewhere. Links are not followed."""
         folder = Path(os.path.abspath(file)).parent
         session = cls(folder.parent)
         return session if folder.name == "checkpoint" and session.config.exists() else None
@@ -58,13 +55,13 @@ class SessionFolder:
             path.mkdir()
         except FileExistsError:
             raise UserError(
-                f"session {path} exists; go on in it with --resume {path}, or choose another --session"
+                f"session {path} exists; resume it with --resume {path}, or choose another --session"
             ) from None
         return path
 
     @staticmethod
     def _create_stamped(base: Path) -> Path:
-        """mkdir decides who has a name: of two runs started in one second, one gets a suffix."""
+        """Make a folder named after the time; of two runs that start in the same second, one gets a suffix."""
         stamp = time.strftime("%Y%m%d-%H%M%S")
         for attempt in range(1, 1000):
             path = base / (stamp if attempt == 1 else f"{stamp}-{attempt}")
@@ -76,7 +73,12 @@ class SessionFolder:
         raise RunError(f"no free session name for {stamp} in {base}")
 
     def write_config(self, text: str) -> None:
-        """config.yaml; one of other options is kept beside it, one that differs in comments alone stays."""
+        """Write config.yaml. One with other options is kept as config.before.yaml; one that differs in comments alone
+        stays as it is.
+
+        Raises:
+            RunError: it cannot be written.
+        """
         if self.config.exists():
             before = self.config.read_text(encoding="utf-8", errors="surrogateescape")
             if _without_comments(before) == _without_comments(text):
@@ -90,12 +92,12 @@ def _without_comments(text: str) -> list[str]:
 
 
 def check_own_files(session: SessionFolder) -> None:
-    """What is written into the folder must not land somewhere else, nor wait for a reader that never comes.
+    """Whether the folder of an earlier run, which may come from somebody else, can be written to.
 
-    To be asked before anything is written into a session that was there before.
+    Through a link a run would write somewhere else, and a pipe would block it.
 
     Raises:
-        UserError: something in it is a link, a pipe or the like, or a folder that has the name of a file.
+        UserError: the folder holds a link, a pipe or the like, or a folder with the name of a file.
     """
     texts = (session.log, session.config, session.metrics, session.starts, session.final)
     for file in (*texts, session.report, session.features):
@@ -109,6 +111,6 @@ def check_own_files(session: SessionFolder) -> None:
                     f"session {session.path}: {shown(path)} is a link; a run writes into its own folder alone: put "
                     "there what it leads to, or remove it"
                 )
-            # a file that has gone while we look is no matter
+            # a file may be deleted in the meantime
             if not os.path.isdir(path) and not os.path.isfile(path) and os.path.lexists(path):
                 raise UserError(f"session {session.path}: {shown(path)} is no ordinary file; remove it")

@@ -102,7 +102,7 @@ def test_a_step_and_its_augmentation_never_wait_for_the_device(captured):
         step = CapturedStep(step)
     recipe = Recipe(options.scale, options.ratio, options.colorjitter, options.random_grayscale, 0.5)
     images = torch.randint(0, 256, (200, 3, 32, 32), dtype=torch.uint8, device=GPU)
-    loader = DeviceLoader(images, 32, 32, (0.5,) * 3, (0.2,) * 3, recipe, 0)
+    loader = DeviceLoader(images, 32, (0.5,) * 3, (0.2,) * 3, recipe, 0)
     found = Neighbourhoods.of(
         torch.arange(200, device=GPU),
         torch.arange(1, 201, device=GPU)[:, None] % 200,
@@ -131,7 +131,7 @@ def test_batches_made_beside_other_work_are_those_of_the_cpu():
     served = {}
     busy = torch.randn(4096, 4096, device=GPU)
     for device in (CPU, GPU):
-        loader, kept = DeviceLoader(pixels.to(device), 32, 32, (0.5,) * 3, (0.2,) * 3, recipe, 0), []
+        loader, kept = DeviceLoader(pixels.to(device), 32, (0.5,) * 3, (0.2,) * 3, recipe, 0), []
         for images, indices in loader.batches(order, (0, 0)):
             if device is GPU:
                 busy = F.normalize(busy @ busy)

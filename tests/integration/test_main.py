@@ -400,7 +400,7 @@ def test_mistakes_are_one_line_with_status_2(whole, tmp_path, capsys):
         ([*TINY, "--ANs-size", "50"], "an anchor has only 49 other images"),
         ([*TINY, "--limit-train", "1"], "at least 2 are needed"),
         ([*TINY, "--limit-train", "3"], "no anchor among 3 images in round 1"),
-        ([*TINY, "--sess-dir", whole[0].parent, "--session", "whole"], "exists; go on in it with --resume"),
+        ([*TINY, "--sess-dir", whole[0].parent, "--session", "whole"], "exists; resume it with --resume"),
         (["--cfgs", tmp_path / "none.yaml"], "none.yaml"),
         (["--batchsize", "3"], "did you mean --batch-size"),
     ]

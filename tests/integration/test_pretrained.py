@@ -160,7 +160,7 @@ def test_a_network_with_more_than_a_random_last_layer_is_not_used_as_it_is(tmp_p
 def test_a_description_without_three_means_is_an_error(tmp_path):
     torch.save(fresh("resnet18").state_dict(), tmp_path / "network.pt")
     described = {"network": "resnet18", "low_dim": DIM, "stem": "small", "size": SIZE, "resize": None}
-    told = {**described, "means": [0.5, 0.4, 0.3], "stds": [0.2, 0.2, 0.1]}
+    told = {**described, "shrink": None, "means": [0.5, 0.4, 0.3], "stds": [0.2, 0.2, 0.1]}
     (tmp_path / "network.json").write_text(json.dumps(told))
     assert weights_file.read(tmp_path / "network.pt").statistics == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
     for means in ([0.5], [0.5, 0.4, 0.3, 0.2]):

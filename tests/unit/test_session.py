@@ -38,7 +38,7 @@ def test_two_sessions_of_one_second_do_not_share_a_folder(tmp_path, monkeypatch)
 
 def test_a_taken_name_is_refused(tmp_path):
     SessionFolder.create(str(tmp_path), "mine")
-    with pytest.raises(UserError, match=r"session .*mine exists; go on in it with --resume"):
+    with pytest.raises(UserError, match=r"session .*mine exists; resume it with --resume"):
         SessionFolder.create(str(tmp_path), "mine")
 
 
