@@ -253,7 +253,7 @@ class Pipeline:
         options = self._options
         resize = options.resize or options.size
         is_scaled = images.pixels is None or images.pixels.shape[1:3] != (options.size,) * 2 or resize != options.size
-        if self.on_device and not is_scaled:
+        if self.on_device and images.pixels is not None and not is_scaled:
             pixels = to_device(images.pixels, self._device) if on_device is None else on_device
             return self._device_loader(pixels, None)
         workers = 0 if self.on_device and images.pixels is not None else options.workers_num
