@@ -14,6 +14,7 @@ from PIL import Image
 import main
 from datasets.image_set import ImageSet
 from lib.checkpoint import io as checkpoint
+from lib.checkpoint.manager import newest_by_round
 from lib.clustering.clusters import find_clusters
 from lib.clustering.number import choose_number
 from lib.report import Report, pictures
@@ -120,7 +121,7 @@ def test_pairs_are_those_of_the_checkpoints(session, page):
     assert rows[0][:4] == ["round", "pairs", "consistent", "inconsistent"]
     assert [row[0] for row in rows[1:]] == ["0", "1", "2"]
     for number, row in enumerate(rows[2:], 1):
-        saved = checkpoint.load(SessionFolder(session).checkpoints_by_round()[number])
+        saved = checkpoint.load(newest_by_round(session)[number])
         found = saved["ANs_discovery"]
         pairs = [(a, n) for a, row_ in zip(found["anchor_indexes"], found["neighbours"]) for n in row_]
         equal = sum(int(labels[a] == labels[n]) for a, n in pairs)
@@ -131,7 +132,7 @@ def test_pairs_are_those_of_the_checkpoints(session, page):
 def test_anchors_wear_a_border_a_mark_and_words(session, text):
     section = text[text.index('id="anchors"') : text.index('id="map"')]
     labels = digits(60).labels
-    found = checkpoint.load(SessionFolder(session).checkpoints_by_round()[2])["ANs_discovery"]
+    found = checkpoint.load(newest_by_round(session)[2])["ANs_discovery"]
     neighbour_of = dict(zip(found["anchor_indexes"].tolist(), found["neighbours"][:, 0].tolist()))
     shown = re.findall(
         r'alt="Anchor: image (\d+), class (\d)".*?class="pic (same|other)"><img [^>]*'
@@ -261,7 +262,7 @@ def test_a_session_of_an_older_version_is_measured_by_its_checkpoints(session, t
     page = check_rules((copy / "report.html").read_text(encoding="utf-8"))
     kept, cosines = [], []
     before = {}
-    for path in SessionFolder(copy).checkpoints_by_round().values():
+    for path in newest_by_round(copy).values():
         saved = checkpoint.load(path)
         found, memory = saved["ANs_discovery"], saved["npc"]["memory"].numpy().astype(np.float64)
         now = dict(zip(found["anchor_indexes"].tolist(), found["neighbours"][:, 0].tolist()))
