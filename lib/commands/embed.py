@@ -64,8 +64,9 @@ def embed(call: Call) -> None:
         network = models.build(options.network, options.low_dim, options.stem, options.size, options.init, options.seed)
         file = load_network(network, options, start)
         statistics = normalisation(options, file.statistics)
-        # a checkpoint has the options of its run; a file of weights is asked where no option says otherwise
-        shrink = options.shrink if isinstance(start, Resumed) else options.shrink or file.shrink
+        shrink = options.shrink or file.shrink
+        if isinstance(start, Resumed) and options.shrink == start.checkpoint["options"].get("shrink"):
+            shrink = file.shrink  # which the run applied
         preprocessing = Preprocessing.of(options.size, options.resize, statistics, shrink)
         log_network(options, file, preprocessing, call.dtype)
         space, memory = _known_features(call, file, Embedder(network, world.device, call.dtype))

@@ -138,7 +138,9 @@ class Model:
 
         Args:
             images: a batch (B, 3, S, S) of floating-point numbers, gone through `preprocessing`; or pictures, as PIL
-                images or paths of files, which give the same; a single one counts as a batch of one.
+                images or paths of files, which give the same; a single one counts as a batch of one. After --shrink
+                an image of a large JPEG file that the caller has decoded already is scaled from more pixels than its
+                file, of which less is decoded.
 
         Raises:
             UserError: a picture cannot be read as an image, or the batch has another shape or holds whole numbers.

@@ -168,7 +168,7 @@ def of_checkpoint(saved: Mapping[str, Any], path: Path) -> WeightsFile:
         fingerprint=data.get("fingerprint"),
         unused=tuple(name for name in _UNUSED if name in saved),
         about=about,
-        shrink=options.get("shrink"),
+        shrink=None if data.get("contents") == [] else options.get("shrink"),  # images in memory are not shrunk
         contents=data.get("contents"),
         clusters=saved.get("clusters"),
     )
