@@ -4,6 +4,7 @@ import difflib
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Optional, TypeVar
 
 
 def one_line(text: object) -> str:
@@ -13,6 +14,15 @@ def one_line(text: object) -> str:
 
 PEER_FAILURE = 75
 """Exit status of a process that stopped because another one did: EX_TEMPFAIL of sysexits.h."""
+
+
+T = TypeVar("T")
+
+
+def given(value: Optional[T]) -> T:
+    """A value that cannot be None here, since the options or an earlier check say so."""
+    assert value is not None
+    return value
 
 
 class UserError(Exception):

@@ -98,4 +98,5 @@ def _run(rows: np.ndarray, clusters: int, seed: int, iterations: int) -> tuple[f
         max_points_per_centroid=len(rows),  # faiss would look at a sample only
     )
     run.train(rows, init_centroids=np.ascontiguousarray(first, dtype=np.float32))
+    assert run.obj is not None  # train sets it
     return float(run.obj[-1]), np.array(run.centroids, dtype=np.float32)

@@ -183,6 +183,7 @@ def plot_number(number: NumberOfClusters, path: Path) -> Path:
     with as_shipped():
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: it would ask for a screen
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
 
         figure = Figure(figsize=(8, 4.5), dpi=120)
         FigureCanvasAgg(figure)
@@ -193,7 +194,7 @@ def plot_number(number: NumberOfClusters, path: Path) -> Path:
         axes.set_xlabel("number of clusters K")
         axes.set_ylabel(number.criterion_name)
         axes.set_title(f"{number.clusters} clusters, confidence {number.confidence:.2f}", loc="left")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         figure.tight_layout()
         figure.savefig(path)

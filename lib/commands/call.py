@@ -195,6 +195,7 @@ def load_network(network: nn.Module, options: Options, start: Start) -> WeightsF
     if isinstance(start, Resumed):
         load_exactly(network, start.checkpoint["net"], str(start.path))
         return of_checkpoint(start.checkpoint, start.path)
+    assert isinstance(start, FromWeights)  # what only evaluates or writes does not start fresh
     weights = start.file
     fitted = fit(network, weights)
     complete(fitted, weights, options.network)

@@ -22,7 +22,7 @@ from lib.commands.call import Call, load_network
 from lib.commands.export import is_of, log_network
 from lib.commands.start import Resumed, resumed_path
 from lib.config import Options
-from lib.errors import UserError
+from lib.errors import UserError, given
 from lib.evaluation.features import Features, FeatureSpace
 from lib.export.kept_features import KeptFeatures, rounded
 from lib.export.model import Model, Preprocessing, pictures_in, training_paths
@@ -59,8 +59,8 @@ def embed(call: Call) -> None:
         raise UserError("--embed runs in one process; start it without torchrun and with one device in --gpus")
     open_log(None, options.brief)
     try:
-        output = output_folder(options, resumed_path(start) or Path(options.pretrained))
-        paths = pictures_in(options.embed)
+        output = output_folder(options, resumed_path(start) or Path(given(options.pretrained)))
+        paths = pictures_in(given(options.embed))
         network = models.build(options.network, options.low_dim, options.stem, options.size, options.init, options.seed)
         file = load_network(network, options, start)
         statistics = normalisation(options, file.statistics)
@@ -108,7 +108,7 @@ def _known_features(call: Call, file: WeightsFile, embedder: Embedder) -> tuple[
         log.info("features   %s, computed from %s training images", space, f"{len(pipeline.train):,}")
         subject = Features(embedder, pipeline, world, space.dim(embedder.network, options.low_dim), space=space)
         train = subject.all_train()  # which fits the whitening
-        return subject.space, rounded(train)
+        return subject.space, rounded(given(train))
     finally:
         pipeline.close()
 
@@ -125,7 +125,7 @@ def output_folder(options: Options, source: Path) -> Path:
     if options.output is not None:
         output = Path(options.output)
     else:
-        output = default_output(source, options.embed)
+        output = default_output(source, given(options.embed))
         if Path(os.path.abspath(source)).parent.name == "checkpoint":
             check_own_files(SessionFolder(output.parent.parent))
     check_free("--output", output, options.overwrite)
@@ -153,8 +153,9 @@ def write_embedding(options: Options, model: Model, file: WeightsFile, paths: Se
     if options.skip_bad_images:
         pictures, _ = readable_images(pictures, "new", options.workers_num, report=True)
     log.info("pictures   %s in %s", f"{len(pictures):,}", options.embed)
-    features = _features(model, pictures.paths, options)
-    columns: dict[str, Sequence[Any]] = {"row": range(len(features)), "path": pictures.paths}
+    paths = given(pictures.paths)
+    features = _features(model, paths, options)
+    columns: dict[str, Sequence[Any]] = {"row": range(len(features)), "path": paths}
     similarities = rows = None
     if model.memory is None:
         log.warning("%s holds no memory bank of this network: no clusters and no nearest training images", file.name)
@@ -169,7 +170,7 @@ def write_embedding(options: Options, model: Model, file: WeightsFile, paths: Se
         columns.update(_nearest_columns(similarities, rows, names))
     with result_folder("--output", output, options.overwrite) as folder:
         np.save(folder / FEATURES, features.numpy())
-        if rows is not None:
+        if similarities is not None and rows is not None:
             np.save(folder / NEIGHBOURS, rows.numpy())
             np.save(folder / DISTANCES, cosine_distances(similarities).numpy())
         write_table(folder / IMAGES, columns)

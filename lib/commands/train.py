@@ -114,7 +114,7 @@ def _initialise(
     if isinstance(start, Resumed):
         return
     weights = start.file if isinstance(start, FromWeights) else None
-    if fitted is not None:
+    if fitted is not None and weights is not None:
         for line in report(fitted, weights, options.network):
             log.log(logging.WARNING if fitted.misfits else logging.INFO, "weights   %s", line)
     elif isinstance(network, WhiteNet):

@@ -491,5 +491,5 @@ class Settings:
     options: Options
     sources: Mapping[str, str]
     """For every option's name: `default`, `checkpoint`, a config file as given, or `command line`."""
-    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    files: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     """What each config file says, by its path as given and the options' names."""

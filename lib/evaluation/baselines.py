@@ -1,7 +1,7 @@
 """What needs no learning, beside the network: pixels, whitened pixels, and the network before the run."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Optional
+from typing import Optional, cast
 
 import torch
 from torch import Tensor
@@ -109,20 +109,21 @@ def baselines(
 
     if not pixels.complete:
         features = read(pipeline.train_batches_plain(), world.rows(len(pipeline.train)), pixels)
-    test = (None, None)
+    test: Optional[tuple[Tensor, Tensor]] = None
     if pipeline.test is not None:
         count = len(pipeline.test)
         rows = world.rows(count)
         own = PixelRows(rows, size, world.device)
         own_features = read(pipeline.test_batches(), rows, own)
-        test = tuple(world.gather_rows(part, world.shares(count)) for part in (own.values, own_features))
+        shares = world.shares(count)
+        test = world.gather_rows(own.values, shares), world.gather_rows(own_features, shares)
     whiten = Whitening.fit(pixels.values, world)
     given = {
-        PIXELS: _Precomputed(*(None if rows is None else _centred(rows, whiten) for rows in (pixels.values, test[0]))),
-        WHITENED: _Precomputed(*(None if rows is None else whiten(rows) for rows in (pixels.values, test[0]))),
-        network: _Precomputed(features, test[1]),
+        PIXELS: _Precomputed(_centred(pixels.values, whiten), None if test is None else _centred(test[0], whiten)),
+        WHITENED: _Precomputed(whiten(pixels.values), None if test is None else whiten(test[0])),
+        network: _Precomputed(features, None if test is None else test[1]),
     }
-    return {name: vote.accuracy(subject).top1 for name, subject in given.items()}
+    return {name: vote.accuracy(cast(Features, subject)).top1 for name, subject in given.items()}
 
 
 def _centred(rows: Tensor, whiten: Whitening) -> Tensor:
@@ -156,7 +157,7 @@ class PixelNeighbours(Protocol):
         found = features.all_train()
         own = PixelRows.of_training(self.pipeline, self.world, self.size).read(self.pipeline.train_batches_plain())
         pixels = Shard(self.world, len(self.pipeline.train)).gather_to_first(own)
-        if found is None:
+        if found is None or pixels is None:
             return None
         whiten = Whitening.fit(pixels, World.alone(pixels.device))
         scalars = {}

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from datasets.pipeline import Pipeline
 from lib.distributed.shard import Shard
 from lib.distributed.world import World
+from lib.errors import given
 from lib.nn.embedder import Embedder
 
 EMBEDDING, BACKBONE = "embedding", "backbone"
@@ -96,7 +97,7 @@ class FeatureSpace:
 
     def dim(self, network: nn.Module, low_dim: int) -> int:
         """Numbers of a feature of a network whose output has `low_dim`."""
-        return low_dim if self.level == EMBEDDING else int(network.fc.in_features)
+        return low_dim if self.level == EMBEDDING else network.get_parameter("fc.weight").shape[1]
 
     def eval_copy(self, embedder: Embedder) -> Embedder:
         """The network for evaluation: images (B, 3, S, S) to unit rows (B, d) of the level, not yet whitened."""
@@ -205,7 +206,7 @@ class Features:
         if self._test is None:
             if self.space.whitened:
                 _ = self.train  # fits the whitening
-            count = len(self.pipeline.test)
+            count = len(given(self.pipeline.test))
             own = extract(self.embedder, self.pipeline.test_batches(), self.world.rows(count), self._dim, self.space)
             self._test = self.space(self.world.gather_rows(own, self.world.shares(count)))
         return self._test

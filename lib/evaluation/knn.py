@@ -11,6 +11,7 @@ from datasets.pipeline import Pipeline
 from lib.config import Options
 from lib.distributed.shard import Shard
 from lib.distributed.world import World
+from lib.errors import given
 from lib.evaluation.evaluator import Protocol, Results
 from lib.evaluation.features import Features
 from lib.search.exact import ExactSearch, sample_rows
@@ -193,7 +194,7 @@ class KNN(Protocol):
 
     def accuracy(self, features: Features) -> Accuracy:
         """The vote on every test image against its label."""
-        train, test = self.pipeline.train, self.pipeline.test
+        train, test = self.pipeline.train, given(self.pipeline.test)
         queries = features.all_test
         device = queries.device
         return weighted_knn(

@@ -45,7 +45,7 @@ class KeptFeatures:
         Raises:
             RunError: the disk refused.
         """
-        arrays = {
+        arrays: dict[str, Any] = {
             "level": self.space.level,
             "round": self.round,
             "epoch": self.epoch,

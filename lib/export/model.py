@@ -148,7 +148,7 @@ class Model:
         if isinstance(images, Tensor):
             return self._features_of_batch(images)
         if isinstance(images, (Image.Image, str, os.PathLike)) or not _holds_several(images):
-            images = [images]
+            images = [images]  # type: ignore[list-item]  # mypy does not know what _holds_several rules out
         pictures = list(images)
         for each in pictures:
             if not isinstance(each, (Image.Image, str, os.PathLike)):

@@ -72,7 +72,8 @@ def write_network(
     if (folder / ONNX).exists():
         files[ONNX] = f"input {INPUT!r}; output {OUTPUT!r}: {_LEVELS[space.level]}, not whitened"
     if space.whitened:
-        np.savez(folder / WHITENING, **whitening_arrays(space))
+        arrays: dict[str, Any] = whitening_arrays(space)
+        np.savez(folder / WHITENING, **arrays)
         files[WHITENING] = f"float32 arrays mean ({dim},) and matrix ({dim}, {dim}) for numpy.load"
     described = _description(options, preprocessing, about, space, dim, files)
     (folder / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
@@ -177,6 +178,8 @@ def _with_plain_pooling(network: nn.Module, images: Tensor) -> nn.Module:
 
 class _MatrixPool(nn.Module):
     """nn.AdaptiveAvgPool2d(target) for square maps of one known side."""
+
+    weights: Tensor
 
     def __init__(self, source: int, target: int):
         super().__init__()

@@ -8,7 +8,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Any, Optional
 from xml.etree import ElementTree
 
 from markupsafe import Markup
@@ -49,7 +49,8 @@ CSS_NAMES = {
 }
 """What stands in the page for each."""
 
-_SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "and"}  # text stays text; the same figure gives the same ids
+# text stays text, and the same figure gives the same ids
+_SETTINGS: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "and"}
 _STAND_IN = re.compile("|".join(CSS_NAMES))
 _FONT = re.compile(r"font:\s*(?:[\w-]+\s+)*?(\d+(?:\.\d+)?)px[^;]*")
 

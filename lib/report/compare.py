@@ -379,7 +379,7 @@ def _charts(contrast: Contrast) -> list[tuple[str, Any]]:
     return [(caption, chart) for caption, chart in charts if chart is not None]
 
 
-def _chart(name: str, caption: str, across: str, contrast: Contrast, points: list, **keywords: bool) -> Any:
+def _chart(name: str, caption: str, across: str, contrast: Contrast, points: list, **keywords: Any) -> Any:
     from lib.figures.charts import Curve, curves
 
     lines = [

@@ -77,21 +77,21 @@ class CapturedStep:
             self._graphs[kind] = graph
         return self._graphs[kind].replay(images, members)
 
-    def _on_side_stream(self, *batch: Tensor) -> Tensor:
+    def _on_side_stream(self, images: Tensor, members: Tensor) -> Tensor:
         """An eager step on a side stream, which PyTorch requires before a capture."""
         self._side_stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._side_stream):
-            loss = self._step(*batch, len(batch[0]))
+            loss = self._step(images, members, len(images))
         torch.cuda.current_stream().wait_stream(self._side_stream)
         return loss
 
-    def _capture(self, *batch: Tensor) -> Union["_Graph", None]:
+    def _capture(self, images: Tensor, members: Tensor) -> Union["_Graph", None]:
         """Capture a step. This runs nothing, so after a failure training continues eagerly."""
         try:
-            return _Graph(self._step, batch)
+            return _Graph(self._step, images, members)
         except RuntimeError as error:
             log.warning(
-                "steps of %d images are not captured in a CUDA graph: %s", len(batch[0]), str(error).splitlines()[0]
+                "steps of %d images are not captured in a CUDA graph: %s", len(images), str(error).splitlines()[0]
             )
             self._step.optimizer.zero_grad(set_to_none=True)
             return None
@@ -100,14 +100,14 @@ class CapturedStep:
 class _Graph:
     """A graph with the memory of its batch and its loss."""
 
-    def __init__(self, step: Step, batch: tuple[Tensor, ...]):
-        self._inputs = tuple(tensor.clone() for tensor in batch)
+    def __init__(self, step: Step, images: Tensor, members: Tensor):
+        self._inputs = images.clone(), members.clone()
         self._graph = torch.cuda.CUDAGraph()
         with capture(self._graph):
-            self._loss = step(*self._inputs, len(batch[0]))
+            self._loss = step(*self._inputs, len(images))
 
     def replay(self, *batch: Tensor) -> Tensor:
-        for own, given in zip(self._inputs, batch):
-            own.copy_(given, non_blocking=True)
+        for own, new in zip(self._inputs, batch):
+            own.copy_(new, non_blocking=True)
         self._graph.replay()
         return self._loss.clone()

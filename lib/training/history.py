@@ -5,6 +5,7 @@ from typing import Any, Optional
 
 from torch import Tensor
 
+from lib.errors import given
 from lib.evaluation.bank_statistics import BankStatistics, bank_statistics
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
@@ -56,7 +57,7 @@ def diagnose(
     """
     found = bank_statistics(bank.memory, rows, temperature, bank.shard)
     anchors = neighbourhoods.position[found.rows] != ABSENT
-    values = {
+    values: dict[str, Any] = {
         "entropy": found.entropy.mean().item(),
         "anchor_entropy": found.entropy[anchors].mean().item() if anchors.any() else None,
         "neighbours_kept": found.kept(before),
@@ -113,7 +114,7 @@ class RoundSummary:
         if self.consistency is not None:
             parts.append(f"consistency {100 * self.consistency:.2f} %")
         if self.knn_last is not None:
-            parts.append(f"{vote} {100 * self.knn_last:.2f} % last, {100 * self.knn_best:.2f} % best")
+            parts.append(f"{vote} {100 * self.knn_last:.2f} % last, {100 * given(self.knn_best):.2f} % best")
         parts.append(f"loss {self.loss:.3f}")
         if self.entropy is not None:
             parts.append(f"entropy {self.entropy:.3f}")

@@ -14,7 +14,7 @@ from datasets.pipeline import Pipeline
 from lib.config import Options, Settings
 from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
-from lib.errors import UserError
+from lib.errors import UserError, given
 from lib.runtime.threads import AUTO, OtherPrograms, cores, is_busy, requested_threads
 from lib.training.state import TrainingState
 from lib.training.step import Step
@@ -118,7 +118,7 @@ def time_threads(
             step(images, members, len(images))
 
         seconds = step_seconds(step_within, numbers_to_try(first.threads))
-    chosen = min(seconds, key=seconds.get)
+    chosen = min(seconds, key=seconds.__getitem__)
     torch.set_num_threads(chosen)
     rates = [f"{len(images) / spent:.0f}" if spent < math.inf else "too slow" for spent in seconds.values()]
     measured = ", ".join(f"{number}: {rate}" for number, rate in zip(seconds, rates))
@@ -228,15 +228,16 @@ def within_minutes(settings: Settings, state: TrainingState, pipeline: Pipeline,
     options = settings.options
     if settings.sources["max_epoch"] == "command line":
         raise UserError("--minutes chooses --max-epoch by the speed of this machine; give one of them")
+    minutes = given(options.minutes)
     image_seconds = _image_seconds(settings, state, pipeline, world)
     test = 0 if pipeline.test is None else len(pipeline.test)
     rounds = options.max_round - options.first_round
-    epochs = epochs_within(60 * options.minutes, image_seconds, len(pipeline.train), test, rounds)
+    epochs = epochs_within(60 * minutes, image_seconds, len(pipeline.train), test, rounds)
     options = dataclasses.replace(options, max_epoch=epochs)
     sources = {**settings.sources, "max_epoch": "--minutes"}
     planned = epochs * rounds * image_seconds * (len(pipeline.train) + EVALUATION * test) / 60
     note = f"{epochs} epochs a round at {1 / image_seconds:.0f} images/s, {planned:.1f} minutes (--minutes)"
-    if planned > options.minutes:
+    if planned > minutes:
         note += "; one epoch a round takes longer than that: lower --max-round, or take fewer images (--limit-train)"
     return dataclasses.replace(settings, options=options, sources=sources), note
 

@@ -21,7 +21,7 @@ from datasets.pipeline import Pipeline
 from lib.checkpoint.manager import AsyncCheckpointSaver, CheckpointSaver, Position
 from lib.config import Options
 from lib.distributed.world import World
-from lib.errors import RunError
+from lib.errors import RunError, given
 from lib.evaluation.evaluator import Evaluated, Evaluator
 from lib.evaluation.features import Features
 from lib.export.kept_features import KeptFeatures
@@ -280,7 +280,8 @@ class SessionRecorder(Recorder):
             self._board.anchors(round_number, {grid.part: grid.picture for grid in grids})
 
     def diagnosed(self, state: TrainingState, found: Diagnostics) -> None:
-        entropy, cosine = found.survey.entropy.cpu().numpy(), found.survey.cosine.cpu().numpy()
+        survey = given(found.survey)
+        entropy, cosine = survey.entropy.cpu().numpy(), survey.cosine.cpu().numpy()
         self._board.bank_statistics(state.round, state.epoch, entropy, cosine)
         if state.epoch == self.options.max_epoch:
             self._embed(state.round, found)
@@ -299,7 +300,9 @@ class SessionRecorder(Recorder):
         # metrics.jsonl has the kNN accuracy of the last epoch; that of recomputed features goes to final.json
         self._add_results(state, [each for each in results if each[0] not in self.evaluator.knn])
         if not subject.space.is_plain:  # the bank does not hold these features
-            KeptFeatures(subject.space, subject.all_train(), state.round, state.epoch).write(self.session.features)
+            KeptFeatures(subject.space, given(subject.all_train()), state.round, state.epoch).write(
+                self.session.features
+            )
         self._board.finish()
 
     def conclude(self, state: TrainingState, results: Evaluated) -> None:
@@ -319,7 +322,7 @@ class SessionRecorder(Recorder):
 
     def save(self, state: TrainingState, top1: Optional[float], is_best: bool) -> None:
         self.flush()  # before there is a second copy of everything
-        memory = state.bank.shard.gather_to_first(state.bank.memory)
+        memory = given(state.bank.shard.gather_to_first(state.bank.memory))
         saved = state.checkpoint(memory, self._kept_options, self.session.name, top1)
         part = not_finite(saved)
         if part is not None:
@@ -363,14 +366,15 @@ class SessionRecorder(Recorder):
         """Write features at the end of a round for the projector."""
         if self._board.folder is None or self.options.tfb_projector == 0:
             return
+        survey = given(found.survey)
         if self._shown is None:
-            self._shown = sample_rows(len(found.survey.rows), self.options.tfb_projector)
-            self._board.thumbnails(thumbnails(self.pipeline.train, found.survey.rows.cpu()[self._shown].tolist(), SIDE))
+            self._shown = sample_rows(len(survey.rows), self.options.tfb_projector)
+            self._board.thumbnails(thumbnails(self.pipeline.train, survey.rows.cpu()[self._shown].tolist(), SIDE))
         shown = self._shown
-        rows = found.survey.rows.cpu()[shown].tolist()
+        rows = survey.rows.cpu()[shown].tolist()
         about = {
             "image": self._names(rows),
-            "entropy": [f"{value:.3f}" for value in found.survey.entropy.cpu()[shown].tolist()],
+            "entropy": [f"{value:.3f}" for value in survey.entropy.cpu()[shown].tolist()],
         }
         if found.clusters is not None:
             about["cluster"] = [str(number) for number in found.clusters[shown].tolist()]
@@ -379,7 +383,7 @@ class SessionRecorder(Recorder):
             about["label"] = [
                 classes[label] if label >= 0 else "?" for label in self._labels[torch.tensor(rows)].tolist()
             ]
-        self._board.embeddings(f"after-round-{round_number}", found.survey.features.cpu()[shown].numpy(), about)
+        self._board.embeddings(f"after-round-{round_number}", survey.features.cpu()[shown].numpy(), about)
 
     def _names(self, rows: Sequence[int]) -> list[str]:
         """The names of images: their files below the common folder, or their numbers."""

@@ -8,6 +8,7 @@ import torch
 from torch import distributed
 
 from lib.distributed.world import World
+from lib.errors import given
 from lib.runtime.stop_signals import StopSignals
 from lib.training.epoch import EpochProgress
 
@@ -26,7 +27,7 @@ class SaveEvery(NamedTuple):
         """The option --save-every: `500`, `10min`, or None."""
         if text is None:
             return cls()
-        number, unit = re.fullmatch(r"([0-9]+) ?([a-z]*)", text).groups()
+        number, unit = given(re.fullmatch(r"([0-9]+) ?([a-z]*)", text)).groups()
         if unit in _UNITS:
             return cls(seconds=int(number) * _UNITS[unit])
         return cls(steps=int(number))
@@ -129,4 +130,4 @@ class Consensus:
             return 0
         self._exchange.wait()
         self._exchange = None
-        return int(self._request)
+        return int(given(self._request))

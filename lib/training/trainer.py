@@ -16,7 +16,7 @@ from lib.compat import HAS_CAPTURE_BESIDE_THREADS
 from lib.config import Options
 from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
-from lib.errors import Interrupted, UserError
+from lib.errors import Interrupted, UserError, given
 from lib.evaluation.evaluator import Evaluated, Evaluator, Protocol
 from lib.logger.console import LOGGER
 from lib.method.discovery import anchor_count, discover
@@ -204,7 +204,7 @@ class Trainer:
         state.clusters = found.clustering
         if is_last:
             state.nearest = {} if before is None else {state.round - 1: before}
-            state.nearest[state.round] = found.survey.nearest
+            state.nearest[state.round] = given(found.survey).nearest
         self.recorder.diagnosed(state, found)
         return found
 
