@@ -69,18 +69,18 @@ def _is_ours(name: str) -> bool:
 if TYPE_CHECKING or ("lib" in sys.modules and all(_is_ours(name) for name in _PACKAGES if name in sys.modules)):
     # a program of ours, such as main.py, has them under their own names
     from lib.errors import RunError, UserError
-    from lib.packages import check_packages
+    from lib.runtime.packages import check_packages
 
     check_packages()
-    from lib.results.model import Model
-    from lib.results.opening import open_model as load
+    from lib.export.model import Model
+    from lib.export.model import open_model as load
 else:
     if not any(finder is _Finder for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder)
-    importlib.import_module(f"{_APART}.lib.packages").check_packages()
+    importlib.import_module(f"{_APART}.lib.runtime.packages").check_packages()
     _errors = importlib.import_module(f"{_APART}.lib.errors")
     RunError, UserError = _errors.RunError, _errors.UserError
-    Model = importlib.import_module(f"{_APART}.lib.results.model").Model
-    load = importlib.import_module(f"{_APART}.lib.results.opening").open_model
+    Model = importlib.import_module(f"{_APART}.lib.export.model").Model
+    load = importlib.import_module(f"{_APART}.lib.export.model").open_model
 
 __all__ = ["Model", "RunError", "UserError", "load"]

@@ -20,18 +20,15 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 if __name__ == "__main__":  # Python leaves the script's folder out under PYTHONSAFEPATH and -P
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from lib.config import Options, Settings, collect, of_older_version, table
-from lib.distributed.place import Place
-from lib.errors import LOST_CONTACT, Interrupted, LostContact, RunError, UserError, one_line
-from lib.packages import check_packages
-from lib.session.streams import say, say_traceback, take_what_there_is
+from lib.commands import run
+from lib.config import collect
+from lib.distributed.process_info import ProcessInfo
+from lib.errors import Interrupted, UserError, exit_status, message, one_line
+from lib.logger.console import prepare_streams, print_error, print_traceback
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -40,168 +37,43 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         BrokenPipeError: whoever reads the output has seen enough.
     """
-    place = Place.here()
-    take_what_there_is()
+    process = ProcessInfo.here()
+    prepare_streams()
     debug = "--debug-errors" in arguments
     try:
         settings = collect(arguments)
         debug = settings.options.debug_errors
     except UserError as error:
-        if debug or place.local_rank == 0:  # one of each machine says it
-            _say(error, place, debug)
-        return _status(error)
+        if debug or process.local_rank == 0:  # one of each machine says it
+            _say(error, process, debug)
+        return exit_status(error)
     try:
-        return run(settings, arguments, place)
+        return run(settings, arguments, process)
     except BrokenPipeError:
         raise
     except Interrupted as stop:
-        if place.rank == 0:
-            say(one_line(stop))
+        if process.rank == 0:
+            print_error(one_line(stop))
         return stop.status
     except Exception as error:
-        _say(error, place, debug)
-        return _status(error)
+        _say(error, process, debug)
+        return exit_status(error)
     except KeyboardInterrupt:
-        _print_error("stopped by the keyboard", place)
+        _print_error("stopped by the keyboard", process)
         return 130
 
 
-def run(settings: Settings, arguments: Sequence[str], place: Place) -> int:
-    """Print the options, compare sessions, or train, go on, or evaluate. Returns the exit status."""
-    if settings.options.compare:
-        if place.rank == 0:
-            from lib.comparison import compare
-
-            compare(settings.options.compare, settings.options.compare_html, settings.options.sess_dir)
-        return 0
-    check_packages()
-    if place.size == 1:
-        return _run(settings, arguments, place, None)
-    from lib.distributed.group import together
-
-    with together(settings.options.gpus, place) as world:
-        return _run(settings, arguments, place, world)
-
-
-def _run(settings: Settings, arguments: Sequence[str], place: Place, world: Any) -> int:
-    """What `run` does, but for comparing. `world`: the processes of the run, or None for this one alone."""
-    saved = source = weights = note = None
-    if settings.options.resume is not None:
-        from lib.pretrained import weights_file
-        from lib.session.resume import open_checkpoint, statistics
-
-        try:
-            saved, source, passed_over = open_checkpoint(settings.options.resume, settings.options.sess_dir)
-        except UserError as refusal:
-            weights = weights_file.instead_of_checkpoint(Path(settings.options.resume), refusal)
-    if weights is not None:
-        settings = _using_others(settings.options, weights, arguments, settings.files)
-        note = f"{weights.name}: {weights.kind}; its network is used as with --pretrained"
-    elif saved is not None:
-        for line in passed_over if place.rank == 0 else ():
-            say(f"warning: {one_line(line)}")
-        # numbers of GPUs are of a machine; processes that have met have their devices already
-        stays = world is None and saved["options"].get("gpus") == "cpu"
-        stored = {name: value for name, value in saved["options"].items() if stays or name != "gpus"}
-        stored = {**of_older_version(stored), **stored}
-        settings = collect(arguments, stored, settings.files)
-        if settings.options.test_only and settings.options.normalise == stored.get("normalise"):
-            settings = collect(arguments, {**stored, **statistics(saved)}, settings.files)
-        if settings.sources["pretrained"] == "command line":
-            raise UserError(_ONE_OF_THEM)
-    elif settings.options.pretrained is not None:
-        from lib.pretrained import weights_file
-
-        weights = weights_file.read(Path(settings.options.pretrained))
-        settings = collect(arguments, weights.layer(settings.options.normalise is None), settings.files)
-    if settings.options.print_args:
-        if place.rank == 0:
-            print(table(settings))
-        return 0
-    several = settings.options.gpus.count(",") + 1
-    if several > 1 and not place.launched:
-        from lib import devices
-        from lib.distributed.launch import launch
-
-        for path in filter(None, (*settings.options.cfgs, settings.options.labels)):
-            if Path(path).expanduser().is_fifo():
-                raise UserError(
-                    f"--gpus {settings.options.gpus}: {path} is a pipe, and {several} processes would read it; save it "
-                    "as a file"
-                )
-        devices.choose(settings.options.gpus, 0, several)  # a device that is missing is said once, not by each process
-        return launch(several, arguments)
-    from lib.training.command import execute  # PyTorch is loaded only now, when there is something to compute
-
-    if note is not None and place.rank == 0:
-        print(one_line(note))
-    execute(settings, saved, source, place, weights, world)
-    return 0
-
-
-_ONE_OF_THEM = "--pretrained starts a new run and --resume goes on with one; give one of them"
-
-
-def _using_others(options: Options, weights: Any, arguments: Sequence[str], files: Any) -> Settings:
-    """The settings where --resume names weights of another origin: those of --pretrained with the same file.
-
-    Raises:
-        UserError: a run is to be resumed, or --pretrained is given as well.
-    """
-    if options.pretrained is not None:
-        raise UserError(_ONE_OF_THEM)
-    if not (options.test_only or options.export or options.embed):
-        raise UserError(
-            f"--resume {weights.name}: it is {weights.kind}, which holds no run that can be resumed; --pretrained "
-            f"{weights.name} starts a new run from its weights, and --test-only evaluates them"
-        )
-    settings = collect(arguments, weights.layer(options.normalise is None), files)
-    return replace(settings, options=replace(settings.options, resume=None, pretrained=weights.name))
-
-
-def _in_one_line(error: Exception) -> str:
-    """An error as the user sees it. One that nobody foresaw says so."""
-    if isinstance(error, (UserError, RunError)):
-        return str(error)
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in ("datasets", "models", "lib"):
-        package = error.name.partition(".")[0]
-        module = sys.modules.get(package)
-        ours = Path(__file__).resolve().parent / package
-        # a folder without __init__.py has no file, and a file that is no package has no path
-        place = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
-        if place is not None and ours not in (Path(place), Path(place).parent):
-            return (
-                f"another package called {package} was imported first ({place}); run main.py in a process of its own, "
-                "or use and_discovery, which works beside it"
-            )
-    if isinstance(error, ModuleNotFoundError) and error.name and "." not in error.name:
-        return (
-            f"the Python package {error.name} is missing in {sys.executable}; use the environment that has what "
-            "requirements.txt lists (make demo makes one: . .venv/bin/activate), or pip install -r requirements.txt"
-        )
-    reason = " ".join(str(error).split())
-    return f"unforeseen {type(error).__name__}: {reason}; --debug-errors shows where it happened"
-
-
-def _status(error: Exception) -> int:
-    if isinstance(error, LostContact):
-        return LOST_CONTACT
-    return 2 if isinstance(error, UserError) else 1
-
-
-def _say(error: Exception, place: Place, debug: bool) -> None:
+def _say(error: Exception, process: ProcessInfo, debug: bool) -> None:
     """On standard error: one line, or where the error that is being handled happened."""
     if debug:
-        say_traceback()
+        print_traceback()
     else:
-        _print_error(_in_one_line(error), place)
+        _print_error(message(error), process)
 
 
-def _print_error(reason: str, place: Place) -> None:
-    who = f"rank {place.rank}: " if place.size > 1 else ""
-    say(f"error: {who}{one_line(reason)}")
+def _print_error(reason: str, process: ProcessInfo) -> None:
+    who = f"rank {process.rank}: " if process.size > 1 else ""
+    print_error(f"error: {who}{one_line(reason)}")
 
 
 if __name__ == "__main__":
@@ -214,7 +86,7 @@ if __name__ == "__main__":
     except OSError:  # whoever read the output has seen enough, as in `main.py --help | head`; or its disk is full
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = status or 1
-    if status and Place.here().size > 1:  # a GPU may wait for a process that is gone, and Python's end for that GPU
+    if status and ProcessInfo.here().size > 1:  # a GPU may wait for a process that is gone, and exit() for that GPU
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)

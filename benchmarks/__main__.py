@@ -3,6 +3,7 @@
 python3 -m benchmarks                         # all, some minutes on two cores
 python3 -m benchmarks head discovery          # these
 python3 -m benchmarks --gpus cpu --repeats 5
+python3 -m benchmarks route                   # no times: which files a step, a round and a checkpoint pass through
 """
 
 import argparse
@@ -10,7 +11,7 @@ import argparse
 from benchmarks.cases import CASES
 from benchmarks.report import table, write
 from benchmarks.setting import Setting, as_in_a_run
-from lib import devices
+from lib.runtime.device import choose_device
 
 
 def main() -> None:
@@ -20,10 +21,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="turns of each contender (default: 3)")
     parser.add_argument("--no-report", action="store_true", help="print only")
     arguments = parser.parse_args()
+    if arguments.cases == ["route"]:
+        from benchmarks.route import route  # counts steps by a hook that PyTorch 1.10 does not have
+
+        route()
+        return
     unknown = [name for name in arguments.cases if name not in CASES]
     if unknown:
         parser.error(f"no such case: {', '.join(unknown)}; there are {', '.join(CASES)}")
-    setting = Setting(devices.choose(arguments.gpus), arguments.repeats)
+    setting = Setting(choose_device(arguments.gpus), arguments.repeats)
     as_in_a_run(setting.device)
     rows = []
     for name in arguments.cases or CASES:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lib.embedder import Embedder
+from lib.nn.embedder import Embedder
 
 
 class BareStep:

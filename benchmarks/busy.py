@@ -12,7 +12,7 @@ from statistics import median
 from benchmarks.processes import run
 from benchmarks.setting import Setting
 from benchmarks.timing import Row
-from lib.threads import cores
+from lib.runtime.threads import cores
 
 BATCH = 128
 RUN = ["--cfgs", "configs/base.yaml", "configs/digits.yaml", "--batch-size", str(BATCH), "--limit-train", "256"]

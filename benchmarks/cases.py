@@ -20,21 +20,21 @@ from benchmarks.rival import Rival
 from benchmarks.setting import Setting
 from benchmarks.textbook import MEANS, STDS
 from benchmarks.timing import ONCE, Row, seconds
-from datasets.augment_parameters import Recipe
-from datasets.device_loader import DeviceLoader, to_device
-from lib import precision
+from datasets.loaders.device import DeviceLoader, to_device
+from datasets.transforms.batch import Recipe
 from lib.config import Options
-from lib.embedder import Embedder
 from lib.evaluation.knn import weighted_knn
 from lib.method.discovery import discover
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
-from lib.method.tiled_objective import tiled_and_loss
-from lib.training.captured_step import EAGER_STEPS, CapturedStep
+from lib.method.objective import and_loss
+from lib.nn.embedder import Embedder
+from lib.nn.winograd import count_winograd, use_winograd
+from lib.runtime.device import choose_precision, has_bf16
+from lib.training.cuda_graph import EAGER_STEPS, CapturedStep
 from lib.training.epoch import train_epoch
-from lib.training.optimisation import build_optimizer
+from lib.training.optim import build_optimizer
 from lib.training.step import Step
-from lib.winograd_layers import count_winograd, use_winograd
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,7 +56,7 @@ def head(setting: Setting) -> list[Row]:
 def _loss(setting: Setting, images: int, batch: int) -> Callable[[], object]:
     memory, features = setting.unit_rows(images), setting.unit_rows(batch, 1).requires_grad_()
     members = setting.pairs(images)[:batch].clone()
-    return lambda: tiled_and_loss(features, memory, members, 0.1).backward()
+    return lambda: and_loss(features, memory, members, 0.1).backward()
 
 
 def augmentation(setting: Setting) -> list[Row]:
@@ -79,13 +79,13 @@ def step(setting: Setting) -> list[Row]:
 
     Both have Winograd's convolutions where a run has them; the note says what the bare step takes without.
     """
-    kinds = ["fp32", "bf16"] if precision.has_bf16(setting.device) else ["fp32"]
+    kinds = ["fp32", "bf16"] if has_bf16(setting.device) else ["fp32"]
     with Rival("step", setting) as rival:
         return [_step(setting, kind, rival) for kind in kinds]
 
 
 def _step(setting: Setting, kind: str, rival: Rival) -> Row:
-    dtype = precision.choose(kind, setting.device)
+    dtype = choose_precision(kind, setting.device)
     order = torch.arange(setting.steps * setting.batch).split(setting.batch)
     bank = MemoryBank(setting.images, setting.dim, 0.5).to(setting.device)
     found = Neighbourhoods.of(
@@ -159,10 +159,10 @@ def evaluation(setting: Setting) -> list[Row]:
     part = setting.test_images // 10
     database, labels = setting.unit_rows(setting.images), torch.randint(10, (setting.images,), device=setting.device)
     queries, truth = setting.unit_rows(setting.test_images, 1), torch.zeros_like(labels[: setting.test_images])
-    embedder, _ = _network(setting, precision.choose("auto", setting.device))
+    embedder, _ = _network(setting, choose_precision("auto", setting.device))
     loader = DeviceLoader(to_device(setting.pixels(part), setting.device), 32, 32, MEANS, STDS, None, 0)
     batches = torch.arange(part).split(512)
-    folded, features = embedder.frozen(), torch.empty(part, setting.dim, device=setting.device)
+    folded, features = embedder.eval_copy(), torch.empty(part, setting.dim, device=setting.device)
     ready = [images for images, _ in loader.batches(batches, ())]
 
     @torch.inference_mode()
@@ -178,7 +178,7 @@ def evaluation(setting: Setting) -> list[Row]:
     with Rival("forwards", setting) as plain_forwards, Rival("knn", setting) as plain_vote:
         times = setting.turns(
             {
-                "folding": embedder.frozen,
+                "folding": embedder.eval_copy,
                 "forwards": forwards,
                 "plain forwards": plain_forwards,
                 "network alone": network_alone,

@@ -11,14 +11,14 @@ import models
 from benchmarks.setting import Setting
 from benchmarks.textbook import MEANS, STDS
 from benchmarks.timing import Row
-from lib import precision
+from lib.checkpoint import io as checkpoint
 from lib.config import Options
-from lib.embedder import Embedder
-from lib.insight.survey import sample_rows, survey
+from lib.evaluation.bank_statistics import sample_rows, survey
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
-from lib.session import checkpoint
-from lib.training.optimisation import build_optimizer
+from lib.nn.embedder import Embedder
+from lib.runtime.device import choose_precision
+from lib.training.optim import build_optimizer
 from lib.training.state import TrainingState, not_finite
 
 EPOCHS = 1000
@@ -38,7 +38,7 @@ def epoch_end(setting: Setting) -> list[Row]:
     rows = sample_rows(setting.images)
 
     def copied() -> dict[str, Any]:
-        return state.checkpoint(state.bank.gathered(), options, images, "benchmark", None)
+        return state.checkpoint(state.bank.gather_to_first(), options, images, "benchmark", None)
 
     saved = copied()
     with tempfile.TemporaryDirectory() as folder:
@@ -47,7 +47,7 @@ def epoch_end(setting: Setting) -> list[Row]:
             {
                 "state copied": copied,
                 "check that the state is finite": lambda: not_finite(saved),
-                "network folded": state.embedder.frozen,
+                "network folded": state.embedder.eval_copy,
                 "a sample of the bank looked at": lambda: survey(state.bank.memory, rows, options.npc_temperature),
                 WRITTEN: lambda: checkpoint.save(saved, path),
             }
@@ -68,7 +68,7 @@ def epoch_end(setting: Setting) -> list[Row]:
 def _state(setting: Setting, options: Options) -> TrainingState:
     """As after a first step, so that the optimiser has its momentum."""
     network = models.build("resnet18", setting.dim, "small", 32)
-    embedder = Embedder(network, setting.device, precision.choose("auto", setting.device))
+    embedder = Embedder(network, setting.device, choose_precision("auto", setting.device))
     optimizer = build_optimizer(options, network.parameters())
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)

@@ -9,11 +9,11 @@ from torch.nn import functional as F
 from benchmarks.memory import peak_beyond
 from benchmarks.setting import Setting
 from benchmarks.timing import ONCE, Row, seconds
-from lib.approximate import ApproximateSearch, recall
 from lib.evaluation.knn import weighted_knn
 from lib.method.discovery import discover
-from lib.method.tiled_objective import tiled_and_loss
-from lib.nearest import nearest
+from lib.method.objective import and_loss
+from lib.search.approximate import ApproximateSearch, recall
+from lib.search.exact import nearest
 
 IMAGES, TEST_IMAGES, BATCH, CLASSES = 1_281_167, 50_000, 256, 1000
 PART = 8
@@ -39,7 +39,7 @@ def loss(setting: Setting) -> list[Row]:
 def _loss(setting: Setting) -> Callable[[], object]:
     memory, features = setting.unit_rows(IMAGES), setting.unit_rows(BATCH, 1).requires_grad_()
     members = setting.pairs(IMAGES)[:BATCH].clone()
-    return lambda: tiled_and_loss(features, memory, members, 0.07).backward()
+    return lambda: and_loss(features, memory, members, 0.07).backward()
 
 
 def exact(setting: Setting) -> list[Row]:

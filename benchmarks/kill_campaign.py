@@ -28,7 +28,7 @@ from typing import Optional, Union
 
 import torch
 
-import lib.training.command  # noqa: F401  for the forked processes
+import lib.commands.train  # noqa: F401  for the forked processes
 from benchmarks.same_run import differences
 from main import main as run_main
 

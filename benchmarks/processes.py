@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.setting import Setting
 from benchmarks.timing import Row
-from lib import precision
+from lib.runtime.device import has_bf16
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = 768
@@ -28,7 +28,7 @@ def split_over_processes(setting: Setting) -> list[Row]:
     """Seconds of a training step, ResNet18 on digits at 32 pixels; the limit is one process with all threads."""
     if torch.get_num_threads() == 1:
         return []
-    kinds = ["fp32", "bf16"] if precision.has_bf16(torch.device("cpu")) else ["fp32"]
+    kinds = ["fp32", "bf16"] if has_bf16(torch.device("cpu")) else ["fp32"]
     return [row for kind in kinds for row in _training_steps(setting.repeats, kind)]
 
 

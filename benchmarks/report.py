@@ -9,7 +9,7 @@ import torch
 from prettytable import PrettyTable
 
 from benchmarks.timing import ONCE, Row
-from lib import devices
+from lib.runtime.device import describe_device
 from lib.session import provenance
 
 REPORTS = Path(__file__).resolve().parent / "reports"
@@ -60,7 +60,7 @@ def heading(title: str, command: str, device: torch.device, note: str = "") -> l
         f"# {title}, {datetime.date.today().isoformat()}",
         "",
         f"- command: `{' '.join([command, *sys.argv[1:]])}`",
-        f"- device: {devices.describe(device)}; processor: {_processor()}",
+        f"- device: {describe_device(device)}; processor: {_processor()}",
         f"- versions: {versions}",
         f"- commit: {provenance.git_revision()}",
     ]

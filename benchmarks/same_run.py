@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lib.session import checkpoint
+from lib.checkpoint import io as checkpoint
 from lib.session.folder import CHECKPOINT_NAME
 
 _TIMES = ("seconds", "images_per_second")

@@ -9,15 +9,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.timing import take_turns
-from lib import determinism
-from lib.allocator import keep_freed_memory
 from lib.config import Options
+from lib.runtime.determinism import choose_algorithms
+from lib.runtime.memory import keep_freed_memory
 
 
 def as_in_a_run(device: torch.device) -> None:
     """Set PyTorch and the C library as `main.py` does with its default options, for this process."""
     options = Options()
-    determinism.choose(options.deterministic)
+    choose_algorithms(options.deterministic)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = options.tf32
     if device.type == "cuda":

@@ -12,13 +12,13 @@ from statistics import median
 import torch
 from torch.nn import functional as F
 
-from lib.allocator import keep_freed_memory
-from lib.distributed import group
-from lib.distributed.place import Place
+from lib.distributed import process_group as group
+from lib.distributed.process_info import ProcessInfo
 from lib.distributed.shard import Shard
 from lib.distributed.world import World
 from lib.method.discovery import discover
-from lib.method.tiled_objective import tiled_and_loss
+from lib.method.objective import and_loss
+from lib.runtime.memory import keep_freed_memory
 
 DIM = 128
 LOSSES = 7
@@ -26,7 +26,7 @@ LOSSES = 7
 
 
 def main(images: int, batch: int) -> None:
-    world = group.join("cpu", Place.here())
+    world = group.join("cpu", ProcessInfo.here())
     keep_freed_memory()
     shard = Shard(world, images)
     generator = torch.Generator().manual_seed(world.rank)
@@ -36,7 +36,7 @@ def main(images: int, batch: int) -> None:
     members = torch.randint(images, (own, 2), generator=generator)
 
     def loss() -> None:
-        tiled_and_loss(features, memory, members, 0.1, shard=shard).backward()
+        and_loss(features, memory, members, 0.1, shard=shard).backward()
 
     found = {
         f"loss head, B = {batch}": _seconds(loss, LOSSES, world, warm_up=1),

@@ -15,7 +15,7 @@ from torchvision import transforms
 
 import models
 from benchmarks.setting import Setting
-from datasets.transforms import train_transform
+from datasets.transforms.pil import train_transform
 from lib.config import Options
 
 MEANS, STDS = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)

@@ -1,6 +1,6 @@
 """The data sets, and how their images become batches."""
 
-from datasets.sources import load
+from datasets.registry import load
 from datasets.split import Split
 
 __all__ = ["Split", "load"]

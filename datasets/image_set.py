@@ -9,8 +9,8 @@ from typing import Optional, Union
 import numpy as np
 from PIL import Image
 
-from datasets.image_file import read_rgb
-from datasets.paths import Paths
+from datasets.files.decode import read_rgb
+from datasets.files.paths import Paths
 from lib.errors import one_line
 
 UNLABELLED = -1

@@ -6,19 +6,19 @@ from typing import Optional, Union
 import torch
 from torch import Tensor
 
-from datasets import normalisation
-from datasets.augment_parameters import Recipe
-from datasets.bad_images import Gather, without_bad_images
-from datasets.decoded import decoded
-from datasets.device_loader import DeviceLoader, to_device
+from datasets.files.bad_images import Gather, without_bad_images
+from datasets.files.decoded import decoded
+from datasets.files.shrunk import shrunk
 from datasets.image_set import ImageSet, limit
-from datasets.loading import WorkerLoader
-from datasets.only_classes import judgeable, only_classes
-from datasets.share import WHOLE, Share
-from datasets.shrunk import shrunk
+from datasets.loaders.device import DeviceLoader, to_device
+from datasets.loaders.workers import WorkerLoader
+from datasets.sources.only_classes import judgeable, only_classes
 from datasets.split import Split
-from datasets.transforms import test_transform, train_transform
+from datasets.transforms import normalisation
+from datasets.transforms.batch import Recipe
+from datasets.transforms.pil import test_transform, train_transform
 from lib.config import Options
+from lib.distributed.world import WHOLE, Share
 from lib.errors import UserError
 from lib.seeding import generator
 

@@ -16,8 +16,8 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lib.checkpoint.safe_load import DataUnpickler, check_archive, is_of_old_release, not_data
 from lib.errors import UserError
-from lib.plain_data import DataUnpickler, check_archive, is_of_old_release, not_data
 
 
 def _release(version: str) -> tuple:

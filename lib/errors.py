@@ -1,12 +1,15 @@
 """The ways a run ends early. Each reaches the user as one line on standard error."""
 
+import sys
+from pathlib import Path
+
 
 def one_line(text: object) -> str:
     """A text without line breaks and other things a terminal would act upon: names of files may hold anything."""
     return "".join(part if part.isprintable() else repr(part)[1:-1] for part in str(text))
 
 
-LOST_CONTACT = 75
+PEER_FAILURE = 75
 """Exit status of a process that stopped because another one did: EX_TEMPFAIL of sysexits.h."""
 
 
@@ -40,5 +43,38 @@ class Interrupted(Exception):
         self.by_all = by_all
 
 
-class LostContact(RunError):
-    """Another process of the run has ended or cannot be reached. Exit status `LOST_CONTACT`."""
+class PeerFailure(RunError):
+    """Another process of the run has ended or cannot be reached. Exit status `PEER_FAILURE`."""
+
+
+def exit_status(error: Exception) -> int:
+    """The exit status of a call that an error ends."""
+    if isinstance(error, PeerFailure):
+        return PEER_FAILURE
+    return 2 if isinstance(error, UserError) else 1
+
+
+def message(error: Exception) -> str:
+    """An error as the user reads it, in words that name what is wrong. An unforeseen one says so."""
+    if isinstance(error, (UserError, RunError)):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in ("datasets", "models", "lib"):
+        package = error.name.partition(".")[0]
+        module = sys.modules.get(package)
+        ours = Path(__file__).resolve().parents[1] / package
+        # a folder without __init__.py has no file, and a file that is no package has no path
+        place = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
+        if place is not None and ours not in (Path(place), Path(place).parent):
+            return (
+                f"another package called {package} was imported first ({place}); run main.py in a process of its own, "
+                "or use and_discovery, which works beside it"
+            )
+    if isinstance(error, ModuleNotFoundError) and error.name and "." not in error.name:
+        return (
+            f"the Python package {error.name} is missing in {sys.executable}; use the environment that has what "
+            "requirements.txt lists (make demo makes one: . .venv/bin/activate), or pip install -r requirements.txt"
+        )
+    reason = " ".join(str(error).split())
+    return f"unforeseen {type(error).__name__}: {reason}; --debug-errors shows where it happened"

@@ -1,25 +1,16 @@
 """The networks: an image in, a feature of unit length out."""
 
+from typing import Optional
+
+import torch
 from torch import nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from lib.config.registry import NETWORKS, find
 from lib.errors import UserError
-from models.alexnet import AlexNet
-from models.convnet import ConvNet
-from models.resnet import ResNet
-from models.whitenet import WhiteNet
+from lib.seeding import derive
 
-__all__ = ["AlexNet", "ConvNet", "ResNet", "WhiteNet", "build", "stem_for"]
+__all__ = ["build", "stem_for"]
 
-_RESNETS = {
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet34": (BasicBlock, (3, 4, 6, 3)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
-    "resnet101": (Bottleneck, (3, 4, 23, 3)),
-    "resnet152": (Bottleneck, (3, 8, 36, 3)),
-}
-_OTHERS = {"alexnet": AlexNet, "convnet": ConvNet, "whitenet": WhiteNet}
-_NAMES = (*_RESNETS, *_OTHERS)
 _STEMS = ("auto", "small", "large")
 _LARGE_FROM = 64  # pixels; below this the stride of a large stem leaves too little to look at
 
@@ -31,11 +22,13 @@ def stem_for(stem: str, size: int) -> str:
     return "small" if size < _LARGE_FROM else "large"
 
 
-def build(name: str, low_dim: int, stem: str, size: int, init: str = "released") -> nn.Module:
+def build(
+    name: str, low_dim: int, stem: str, size: int, init: str = "released", seed: Optional[int] = None
+) -> nn.Module:
     """A network with random weights.
 
     Args:
-        name: resnet18, resnet34, resnet50, resnet101, resnet152, alexnet, convnet or whitenet, in either case.
+        name: one of `lib.config.registry.NETWORKS`, in either case.
         low_dim: length D of the feature.
         stem: `small` keeps the resolution of small images, `large` reduces that of large ones at once, and
             `auto` is small for images of less than 64 pixels.
@@ -43,6 +36,8 @@ def build(name: str, low_dim: int, stem: str, size: int, init: str = "released")
         init: `released` is the authors' code's, PyTorch's own defaults: convolutions and linear layers, biases
             included, uniform in (-1/sqrt(fan_in), 1/sqrt(fan_in)). `torchvision` is that of torchvision's ResNets:
             convolutions normal with variance 2 / fan_out. Batch norm has scale 1 and shift 0 in both.
+        seed: of the run; the weights are a function of it, and PyTorch's default generator is left seeded. None: the
+            weights come from the generator as it stands.
 
     Returns:
         A module from images (B, 3, size, size) to features (B, low_dim), float32, of unit length. Its
@@ -52,21 +47,21 @@ def build(name: str, low_dim: int, stem: str, size: int, init: str = "released")
         UserError: there is no such network or stem, or they do not suit the size.
     """
     network = name.lower()
-    if network not in _NAMES:
-        raise UserError(f"--network {name}: no such network; known are: {', '.join(_NAMES)}")
+    if network not in NETWORKS:
+        raise UserError(f"--network {name}: no such network; known are: {', '.join(NETWORKS)}")
     if stem not in _STEMS:
         raise UserError(f"--stem {stem}: no such stem; known are: {', '.join(_STEMS)}")
     small_stem = stem_for(stem, size) == "small"
-    if network == "alexnet" and not small_stem and size < AlexNet.SMALLEST_LARGE:
+    kind = find(NETWORKS, network)
+    smallest = getattr(kind, "SMALLEST_LARGE", 1)
+    if not small_stem and size < smallest:
         raise UserError(
-            f"--stem {stem}: the large stem of alexnet needs images of at least {AlexNet.SMALLEST_LARGE} pixels "
+            f"--stem {stem}: the large stem of {network} needs images of at least {smallest} pixels "
             f"and --size is {size}; use --stem small"
         )
-    if network in _RESNETS:
-        block, layers = _RESNETS[network]
-        built: nn.Module = ResNet(block, layers, low_dim, small_stem)
-    else:
-        built = _OTHERS[network](low_dim, small_stem)
+    if seed is not None:
+        torch.manual_seed(derive(seed, "network"))
+    built: nn.Module = kind(low_dim, small_stem)
     if init == "torchvision":
         for layer in built.modules():
             if isinstance(layer, nn.Conv2d):

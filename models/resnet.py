@@ -1,6 +1,7 @@
 """ResNet (He et al., 2016) with a low-dimensional feature of unit length."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Union
 
 import torchvision
@@ -55,3 +56,10 @@ class ResNet(torchvision.models.resnet.ResNet):
 def _unit(features: Tensor) -> Tensor:
     # autocast leaves half precision here, whose squares may underflow
     return F.normalize(features.float(), dim=1)
+
+
+resnet18 = partial(ResNet, BasicBlock, (2, 2, 2, 2))
+resnet34 = partial(ResNet, BasicBlock, (3, 4, 6, 3))
+resnet50 = partial(ResNet, Bottleneck, (3, 4, 6, 3))
+resnet101 = partial(ResNet, Bottleneck, (3, 4, 23, 3))
+resnet152 = partial(ResNet, Bottleneck, (3, 8, 36, 3))

@@ -12,9 +12,8 @@ from sklearn.metrics import silhouette_score
 from torch import Tensor
 from torch.nn import functional as F
 
-from lib.clustering.graph import neighbour_graph
 from lib.clustering.kmeans import spherical_kmeans
-from lib.clustering.number import NEIGHBOURS, choose_number
+from lib.clustering.number import NEIGHBOURS, choose_number, neighbour_graph
 from lib.seeding import generator
 
 MOST = 20

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 import datasets
 from datasets.pipeline import Pipeline
+from lib.checkpoint import io as checkpoint
 from lib.config import Options
 from lib.distributed.world import World
 from lib.evaluation.features import extract
-from lib.session import checkpoint
 from lib.session.folder import newest_checkpoint
 from lib.training.state import TrainingState
 

@@ -8,7 +8,7 @@ import torch
 from sklearn.cluster import kmeans_plusplus
 from torch import Tensor
 
-from lib.nearest import as_array, nearest
+from lib.search.exact import as_array, nearest
 from lib.seeding import derive
 
 ITERATIONS = 30

@@ -9,14 +9,15 @@ strength and other criteria; the constants below were chosen with it.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import scipy.sparse
 import torch
 from torch import Tensor
 
-from lib.clustering.graph import neighbour_graph
 from lib.clustering.kmeans import spherical_kmeans
-from lib.clustering.merging import merge_linkages
+from lib.search.exact import nearest
 from lib.seeding import derive, generator
 
 NEIGHBOURS = 10
@@ -116,3 +117,84 @@ def _largest_below(linkages: np.ndarray, threshold: float) -> int:
     above = np.flatnonzero(linkages > CLEARLY * threshold)
     below = np.flatnonzero(linkages[: above[0] if len(above) else None] < threshold)
     return int(below[-1]) + 2 if len(below) else 1
+
+
+def neighbour_graph(features: Tensor, neighbours: int) -> scipy.sparse.csr_matrix:
+    """Rows i and j are joined if one is among the nearest of the other: weight 1/2, or 1 if each is the other's.
+
+    Args:
+        features: (N, D) float32 unit rows, N at least 2.
+        neighbours: nearest rows of each, itself not counted; N - 1 where there are fewer.
+
+    Returns:
+        (N, N) symmetric, float64, nothing on the diagonal.
+    """
+    count = len(features)
+    neighbours = min(neighbours, count - 1)
+    _, indices = nearest(features, features, neighbours, own=torch.arange(count, device=features.device))
+    row_ends = np.arange(count + 1) * neighbours
+    one_way = scipy.sparse.csr_matrix(
+        (np.ones(count * neighbours), indices.cpu().numpy().ravel(), row_ends), shape=(count, count)
+    )
+    return (0.5 * (one_way + one_way.T)).tocsr()
+
+
+def merge_linkages(graph: scipy.sparse.csr_matrix, groups: np.ndarray) -> np.ndarray:
+    """Merge the two groups of the highest linkage, again and again, and say how high it was.
+
+    The linkage of groups A and B is w_AB w' / (w_A w_B), where w_AB is the weight of the edges from A to B, w_A that of
+    all edges at the rows of A, and w' the mean of w_A over the K groups: for groups of equal size the share of A's
+    edges that lead to B. (Times K it is the inverse of the distance of Bonald et al. 2018, which compares w_AB with
+    edges laid at random; but whether two groups are one should not depend on how many others there are.) It is divided
+    by n K / N where the smaller group, of n rows, is smaller than the mean of K groups of N rows: small groups must
+    stand further apart.
+
+    Args:
+        graph: (N, N) symmetric weights.
+        groups: (N,) int64 from 0, the group of each row.
+
+    Returns:
+        (M - 1,) the linkage of the two most linked of K = 2, 3, ..., M groups, where M are not empty.
+    """
+    count, rows = int(groups.max()) + 1, len(groups)
+    member = scipy.sparse.csr_matrix((np.ones(rows), (np.arange(rows), groups)), shape=(rows, count))
+    weights = (member.T @ graph @ member).toarray()  # (M, M), inside the groups on the diagonal
+    sizes = np.bincount(groups, minlength=count).astype(float)
+    weights, sizes = weights[np.ix_(sizes > 0, sizes > 0)], sizes[sizes > 0]
+    linkages = []
+    for left in range(len(sizes), 1, -1):
+        edges = weights.sum(axis=1)
+        share = np.minimum(1.0, sizes * left / rows)
+        links = weights * edges.mean() / np.outer(edges, edges) / np.minimum.outer(share, share)
+        np.fill_diagonal(links, -1.0)
+        one, other = np.unravel_index(links.argmax(), links.shape)
+        linkages.append(links[one, other])
+        weights[one] += weights[other]
+        weights[:, one] += weights[:, other]
+        sizes[one] += sizes[other]
+        weights, sizes = np.delete(np.delete(weights, other, 0), other, 1), np.delete(sizes, other)
+    return np.array(linkages[::-1])
+
+
+def plot_number(number: NumberOfClusters, path: Path) -> Path:
+    """Draw the criterion over K, with the number found and the threshold marked, into a PNG file. Returns its path."""
+    from lib.figures import as_shipped
+
+    with as_shipped():
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: it would ask for a screen
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(8, 4.5), dpi=120)
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        axes.plot(number.candidates, number.criterion, marker="o", markersize=4, color="#4878a8")
+        axes.axhline(number.threshold, color="#888888", linewidth=1)
+        axes.axvline(number.clusters, color="#c44e52", linestyle="--")
+        axes.set_xlabel("number of clusters K")
+        axes.set_ylabel(number.criterion_name)
+        axes.set_title(f"{number.clusters} clusters, confidence {number.confidence:.2f}", loc="left")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        figure.tight_layout()
+        figure.savefig(path)
+    return path

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from lib.config.option import ANY_LENGTH, BOOL, CHOICE, FLOAT, INT, PATH, TEXT, Bounds, Form, Option
+from lib.config.registry import DATASETS, NETWORKS, PROTOCOLS
 
 
 def _at_least(low: float) -> Bounds:
@@ -18,8 +19,6 @@ _SHARE = Bounds(low=0, high=1)
 _SHARE_ABOVE_0 = Bounds(low=0, high=1, low_open=True)
 _SHARE_BELOW_1 = Bounds(low=0, high=1, high_open=True)
 
-_DATASETS = ("digits", "cifar10", "cifar100", "svhn", "imagefolder", "imagenet12", "cub200", "dogs", "photos")
-_NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "alexnet", "convnet", "whitenet")
 _NORMALISATIONS = ("imagenet", "cifar10", "cifar100", "svhn", "half")
 _FOLDER_NAME = Form(r"(?!\.{1,2}$)[^/\\\x00-\x1f]+", "a plain folder name")
 _SAVE_EVERY = Form(r"[1-9][0-9]{0,8}( ?(steps?|s|min|h))?", "a number of steps such as 500, or a time such as 10min")
@@ -43,7 +42,7 @@ _GENERAL = _group(
 
 _DATA = _group(
     "data",
-    Option("dataset", CHOICE, "cifar10", "what to learn from", choices=_DATASETS),
+    Option("dataset", CHOICE, "cifar10", "what to learn from", choices=tuple(DATASETS)),
     Option("data_root", PATH, None, "folder of the data set; null: data/DATASET", nullable=True),
     Option("download", BOOL, False, "fetch the data set if it is not there", kept=False),
     Option(
@@ -196,7 +195,7 @@ _NETWORK = _group(
         "resnet18",
         "the network that turns an image into a feature. convnet is small, for small images and tests; whitenet is "
         "small and begins with filters that whiten patches of the training images, for runs of minutes",
-        choices=_NETWORKS,
+        choices=tuple(NETWORKS),
     ),
     Option("low_dim", INT, 128, "length of a feature (D)", bounds=_at_least(1)),
     Option(
@@ -331,7 +330,7 @@ _EVALUATION = _group(
         "how features are judged. knn: the nearest training images vote on the class of a test image; nn: the nearest "
         "one decides; linear: a linear classifier on the frozen activations of each stage; cluster: k-means on the "
         "training images, without labels or against them",
-        choices=("knn", "nn", "linear", "cluster"),
+        choices=tuple(PROTOCOLS),
         length=ANY_LENGTH,
     ),
     Option("knn_k", INT, 200, "knn: nearest training images that vote (K)", "images", bounds=_at_least(1)),

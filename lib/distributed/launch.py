@@ -13,7 +13,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from lib.compat import own_address
-from lib.errors import LOST_CONTACT, Interrupted, RunError
+from lib.errors import PEER_FAILURE, Interrupted, RunError
 
 _STOPPED = [128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)]  # see `Interrupted`
 
@@ -71,11 +71,11 @@ def _cause(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
 
     def order(entry: tuple[int, ProcessFailure]) -> tuple[int, int]:
         status, time = entry[1].exitcode, entry[1].timestamp
-        if status > 0 and status != LOST_CONTACT and status not in _STOPPED:
+        if status > 0 and status != PEER_FAILURE and status not in _STOPPED:
             return 0, time
         if status < 0 and status != -signal.SIGTERM and time <= first + _TOGETHER:
             return 1, time
-        return (2 if status == LOST_CONTACT else 3), time
+        return (2 if status == PEER_FAILURE else 3), time
 
     return min(failures.items(), key=order)
 
@@ -83,7 +83,7 @@ def _cause(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
 def _end(exit_code: int) -> str:
     if exit_code < 0:
         return f"was killed by {signal.Signals(-exit_code).name}"
-    if exit_code == LOST_CONTACT:
+    if exit_code == PEER_FAILURE:
         return "lost contact with the others"
     return f"ended with status {exit_code}"
 

@@ -77,7 +77,7 @@ class Shard:
                 self.world.broadcast(part, rank)
         return fetched
 
-    def collected(self, own_rows: Tensor) -> Optional[Tensor]:
+    def gather_to_first(self, own_rows: Tensor) -> Optional[Tensor]:
         """A copy of all rows (N, ...) on the CPU of the first process, block by block; None on the others.
 
         Args:

@@ -6,6 +6,7 @@ A run of one process is the same code: every exchange is then the identity and n
 import datetime
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
@@ -19,9 +20,37 @@ _SMALL = 2**14
 """Numbers that a process may receive in place of their sum."""
 
 
-def number_of(data: bytes) -> int:
-    """A number that tells data apart, to be said through `World.hear_all`."""
+def int_digest(data: bytes) -> int:
+    """A number that tells data apart, to be said through `World.all_gather_ints`."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=7).digest(), "big")  # fits int64
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of process `rank` of P `processes`: of B rows those from B * rank // P up to B * (rank + 1) // P.
+
+    The parts of all processes, in the order of their ranks, are the whole. Their sizes differ by one row at most,
+    and with fewer rows than processes some parts are empty.
+    """
+
+    rank: int = 0
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.processes:
+            raise ValueError(f"rank {self.rank} of {self.processes} processes")
+
+    def span(self, count: int) -> slice:
+        """Where the part lies in `count` rows."""
+        return slice(count * self.rank // self.processes, count * (self.rank + 1) // self.processes)
+
+    def part(self, rows: Tensor) -> Tensor:
+        """This process's part of the rows of a tensor."""
+        return rows[self.span(len(rows))]
+
+
+WHOLE = Share()
+"""Everything: the share of the only process."""
 
 
 class World:
@@ -31,12 +60,12 @@ class World:
     `device`, which the backend of the process group can reach: a GPU for NCCL, the CPU for Gloo.
 
     Attributes:
-        line: a process group of the CPUs, for what is no part of the computation; None for one process. Those who wait
-            there do so for hours if need be, and notice at once that a process has ended.
+        cpu_group: a Gloo process group for everything outside the computation; None for one process. Its timeout is
+            `LONG_PATIENCE`, and a process that ends is noticed at once.
     """
 
-    def __init__(self, rank: int, size: int, device: torch.device, line: Optional[Any] = None):
-        self.rank, self.size, self.device, self.line = rank, size, device, line
+    def __init__(self, rank: int, size: int, device: torch.device, cpu_group: Optional[Any] = None):
+        self.rank, self.size, self.device, self.cpu_group = rank, size, device, cpu_group
 
     @classmethod
     def alone(cls, device: Optional[torch.device] = None) -> "World":
@@ -46,8 +75,8 @@ class World:
     @classmethod
     def joined(cls, device: torch.device) -> "World":
         """The processes of torch.distributed's default group, which must be initialised. All must call it."""
-        line = dist.new_group(timeout=LONG_PATIENCE, backend="gloo")
-        return cls(dist.get_rank(), dist.get_world_size(), device, line)
+        cpu_group = dist.new_group(timeout=LONG_PATIENCE, backend="gloo")
+        return cls(dist.get_rank(), dist.get_world_size(), device, cpu_group)
 
     def __deepcopy__(self, memo: dict) -> "World":
         """A copy of a network is of the same processes."""
@@ -58,17 +87,14 @@ class World:
         """Whether this process is the one that writes files and speaks."""
         return self.rank == 0
 
-    def share_of(self, rank: int, count: int) -> slice:
-        """The contiguous part of `count` rows that belongs to a process; the parts differ by one row at most."""
-        return slice(count * rank // self.size, count * (rank + 1) // self.size)
-
     def shares(self, count: int) -> list[int]:
         """How many of `count` rows each process has."""
-        return [self.share_of(rank, count).stop - self.share_of(rank, count).start for rank in range(self.size)]
+        spans = [Share(rank, self.size).span(count) for rank in range(self.size)]
+        return [span.stop - span.start for span in spans]
 
     def rows(self, count: int) -> slice:
         """This process's part of `count` rows."""
-        return self.share_of(self.rank, count)
+        return Share(self.rank, self.size).span(count)
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """The sum over processes, in place; the same bits everywhere. Returns `tensor`, which must be contiguous."""
@@ -136,19 +162,19 @@ class World:
             dist.broadcast(tensor, source)
         return tensor
 
-    def hear_all(self, numbers: Sequence[int]) -> list[list[int]]:
-        """What every process says, by rank; as many int64 each. Through `line`."""
+    def all_gather_ints(self, numbers: Sequence[int]) -> list[list[int]]:
+        """What every process says, by rank; as many int64 each. Through `cpu_group`."""
         if self.size == 1:
             return [list(numbers)]
         own = torch.tensor(list(numbers), dtype=torch.int64)
         heard = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(heard, own, group=self.line)
+        dist.all_gather(heard, own, group=self.cpu_group)
         return [each.tolist() for each in heard]
 
-    def wait_for_all(self) -> None:
-        """As `barrier`, for processes that may come hours apart. Through `line`."""
+    def long_barrier(self) -> None:
+        """As `barrier`, for processes that may come hours apart. Through `cpu_group`."""
         if self.size > 1:
-            dist.barrier(group=self.line)
+            dist.barrier(group=self.cpu_group)
 
     def barrier(self) -> None:
         """Waits until every process has come here."""

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from datasets.pipeline import Pipeline
 from lib.distributed.world import World
-from lib.embedder import Embedder
-from lib.evaluation.voting import Voting
-from lib.evaluation.whitening import Whitening
+from lib.evaluation.features import Whitening
+from lib.evaluation.knn import Voting
+from lib.nn.embedder import Embedder
 
 SIDE = 16
 """Larger images are averaged down to so many pixels a side, which are 768 numbers."""
@@ -22,7 +22,7 @@ PIXELS, WHITENED, UNTRAINED, PRETRAINED = "pixels", "whitened pixels", "untraine
 
 
 class _Given:
-    """Features that are there already, in the place of `lib.evaluation.subject.Subject`."""
+    """Features that are there already, in the place of `lib.evaluation.features.Subject`."""
 
     def __init__(self, train: Tensor, all_test: Optional[Tensor]):
         self.train, self.all_test = train, all_test
@@ -44,7 +44,7 @@ def baselines(
     """
     if len(pipeline.train) > LARGEST[world.device.type]:
         return {}
-    frozen = embedder.frozen()
+    frozen = embedder.eval_copy()
     side = min(size, SIDE)
     train = _read(pipeline.train_batches_plain(), world.rows(len(pipeline.train)), frozen, side, dim)
     test = (None, None)

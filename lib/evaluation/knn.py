@@ -6,11 +6,18 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from datasets.pipeline import Pipeline
 from lib.distributed.shard import Shard
-from lib.nearest import ExactSearch
+from lib.distributed.world import World
+from lib.evaluation.bank_statistics import sample_rows
+from lib.evaluation.evaluator import Findings, Protocol
+from lib.evaluation.features import Subject
+from lib.search.exact import ExactSearch
 
 LOT_ELEMENTS = 2**24
 """Votes, and similarities of neighbours, that are held at a time: 128 MiB each."""
+LARGEST_SAMPLE = 10_000
+"""Images that are judged; of more, so many at even distances. All vote."""
 
 
 @dataclass(frozen=True)
@@ -112,3 +119,124 @@ def weighted_knn(
     rank = torch.cat(ranks)
     top5 = (rank < 5).double().mean().item() if classes >= 5 else None
     return Accuracy((rank == 0).double().mean().item(), top5)
+
+
+def one_class(pipeline: Pipeline) -> Optional[str]:
+    """Why labels judge nothing if all images are of one class; None if they are not."""
+    train = pipeline.train
+    if train.labels is not None or len(train.classes) != 1:
+        return None
+    return f"{pipeline.name} has one class only ({train.classes[0]}), so every accuracy would be 100 %"
+
+
+class Voting(Protocol):
+    """Accuracy on the test images by the labels of their nearest training images.
+
+    Args:
+        pipeline: the data set with its labels.
+        world: the processes of the run, each of which brings the features of its share of the images.
+        name: `knn` (weighted vote of `k`) or `nn` (the single nearest decides).
+        every: epochs between evaluations.
+        k, sigma: of the weighted vote.
+        backend: of the search.
+        key: what its numbers are called in metrics.jsonl, before `_top1` and `_top5`.
+    """
+
+    title, note = "kNN", ""  # what the log calls it, and says behind an accuracy
+    described = "test images by the labels of their nearest training images"
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        world: World,
+        name: str,
+        every: int,
+        k: int,
+        sigma: float,
+        backend: str,
+        key: Optional[str] = None,
+    ):
+        self.pipeline, self.world = pipeline, world
+        self.name, self.every = name, every
+        self.k = 1 if name == "nn" else k
+        self.sigma = sigma
+        self.backend = backend
+        self.key = name if key is None else key
+
+    def obstacle(self) -> Optional[str]:
+        if self.pipeline.labelled_test:
+            return None
+        return one_class(self.pipeline) or f"{self.pipeline.name} has no labelled test images to judge by"
+
+    def judge(self, subject: Subject) -> Optional[Findings]:
+        """None if there is nothing to judge by."""
+        if self.obstacle() is not None:
+            return None
+        accuracy = self.accuracy(subject)
+        scalars = {f"{self.key}_top1": accuracy.top1, f"{self.key}_top5": accuracy.top5}
+        return Findings(scalars, f"{accuracy}{self.note}")
+
+    def accuracy(self, subject: Subject) -> Accuracy:
+        """The vote on every test image against its label."""
+        train, test = self.pipeline.train, self.pipeline.test
+        queries = subject.all_test
+        device = queries.device
+        return weighted_knn(
+            queries,
+            torch.from_numpy(test.labels).to(device),
+            subject.train,
+            torch.from_numpy(train.labels).to(device),
+            len(train.classes),
+            self.k,
+            self.sigma,
+            self.backend,
+            Shard(self.world, len(train)),
+        )
+
+
+class LeaveOneOut(Voting):
+    """As `Voting`, for training images of which some or all have labels and that have no test images beside them.
+
+    Labels play no part in the training, so the images were not learnt with the answer; but they were learnt from, and
+    another picture of the same moment may be among the others. Images without a label are not judged and do not vote.
+    """
+
+    title, note = "leave-one-out kNN", " (leave-one-out)"
+    described = "leave-one-out: each labelled training image by the labels of its nearest others"
+
+    def obstacle(self) -> Optional[str]:
+        if len(self._labelled()) >= 2:
+            return None
+        nothing = f"{self.pipeline.name} has no labelled test images, nor labelled training images to do without"
+        return one_class(self.pipeline) or nothing
+
+    def accuracy(self, subject: Subject) -> Accuracy:
+        """The vote of all labelled training images but itself on each that is judged."""
+        rows, train = subject.train, self.pipeline.train  # (n, D), of this process
+        everything, labelled = Shard(self.world, len(train)), self._labelled()
+        shard = Shard.part_of(everything, labelled)
+        here = labelled[shard.start : shard.stop] - everything.start
+        database = rows[here.to(rows.device)]  # those with a label
+        labels = torch.from_numpy(train.labels)[labelled].to(rows.device)
+        judged = sample_rows(len(labels), LARGEST_SAMPLE)
+        asked = Shard.part_of(shard, judged)
+        own = database[(judged[asked.start : asked.stop] - shard.start).to(rows.device)]
+        judged = judged.to(rows.device)
+        return weighted_knn(
+            self.world.gather_rows(own, asked.counts),
+            labels[judged],
+            database,
+            labels,
+            len(train.classes),
+            self.k,
+            self.sigma,
+            self.backend,
+            shard,
+            own=judged,
+        )
+
+    def _labelled(self) -> torch.Tensor:
+        """(L,) row numbers of the training images that have a label."""
+        labels = self.pipeline.train.labels
+        known = torch.empty(0) if labels is None else torch.from_numpy(labels)
+        return torch.nonzero(known >= 0).flatten()

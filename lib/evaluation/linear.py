@@ -3,25 +3,25 @@
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Optional
 
+import numpy as np
+import scipy.optimize
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from datasets.pipeline import Pipeline
-from lib import memory
 from lib.distributed.world import World
 from lib.errors import RunError
-from lib.evaluation.knn import Accuracy, classes_ahead
-from lib.evaluation.logistic_regression import Classifier, fit
-from lib.evaluation.protocol import Findings, Protocol
-from lib.evaluation.stage_features import Stages, pooled_widths, stage_rows
-from lib.evaluation.subject import Subject
-from lib.evaluation.voting import one_class
+from lib.evaluation.evaluator import Findings, Protocol
+from lib.evaluation.features import Subject
+from lib.evaluation.knn import Accuracy, classes_ahead, one_class
+from lib.logger.console import LOGGER
+from lib.runtime.memory import physical_memory
 from lib.seeding import generator
-from lib.session.journal import LOGGER
 
 MOST_VALUES = 10_000
 """Values of an image and stage that the classifier sees, after pooling."""
@@ -35,6 +35,11 @@ STEPS = 100
 """L-BFGS iterations at most, for each penalty and for the final classifier."""
 TOGETHER = 2 * 2**30
 """Bytes of features up to which several stages are computed in one pass; above, each pass is for one stage."""
+
+BLOCK_ELEMENTS = 2**24
+"""Numbers in a block of rows, or in its scores, that are looked at together."""
+
+Stages = Callable[[Tensor], dict[str, Tensor]]
 
 _SLICE = 4096  # rows that are looked at together where there is no need for all
 
@@ -51,6 +56,157 @@ class StageResult:
     held_out_top1: float
     accuracy: Accuracy
     seconds: float
+
+
+def pooled_side(channels: int, height: int, width: int, most: int) -> tuple[int, int]:
+    """The largest map of equal sides, or the map itself, whose values times the channels are at most `most`."""
+    side = max(1, math.isqrt(most // channels))
+    return min(side, height), min(side, width)
+
+
+def pooled(maps: Tensor, most: int) -> Tensor:
+    """(B, C, H, W) by adaptive average pooling, or (B, D) as they are, to (B, d) float32 with d at most `most`.
+
+    A map of more than `most` channels keeps one value of each.
+    """
+    maps = maps.float()
+    if maps.dim() == 2:
+        return maps
+    height, width = maps.shape[2:]
+    return F.adaptive_avg_pool2d(maps, pooled_side(maps.shape[1], height, width, most)).flatten(1)
+
+
+@torch.no_grad()
+def pooled_widths(outputs: Stages, images: Tensor, most: int) -> dict[str, int]:
+    """d of every stage, in the order of the network, by a look at some images (B, 3, S, S)."""
+    return {stage: pooled(maps, most).shape[1] for stage, maps in outputs(images).items()}
+
+
+@torch.no_grad()
+def stage_rows(
+    outputs: Stages,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    rows: slice,
+    widths: dict[str, int],
+    stages: Sequence[str],
+    most: int,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """The pooled activations of the named stages for every image.
+
+    Args:
+        outputs: images (B, 3, S, S) to the activations of every stage.
+        batches: pairs of images and row numbers (B,), each row of `rows` once.
+        rows: which rows come.
+        widths: d of every stage.
+        most: values of an image and stage.
+        device: where the rows are kept.
+
+    Returns:
+        (rows, d) float32 for each stage.
+    """
+    count = rows.stop - rows.start
+    kept = {stage: torch.empty(count, widths[stage], device=device) for stage in stages}
+    for images, indices in batches:
+        place = (indices - rows.start).to(device)
+        found = outputs(images)
+        for stage, into in kept.items():
+            into[place] = pooled(found[stage], most).to(device)
+    return kept
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """Scores of row x are x weights + bias; the highest wins. On the CPU.
+
+    Attributes:
+        weights: (d, C) float64.
+        bias: (C,) float64.
+        objective: what was minimised.
+        steps: iterations of L-BFGS.
+    """
+
+    weights: np.ndarray
+    bias: np.ndarray
+    objective: float
+    steps: int
+
+    def scores(self, rows: Tensor, device: torch.device) -> Tensor:
+        """(n, d) -> (n, C) float32 on the device."""
+        weights, bias = _on(device, self.weights, self.bias)
+        return torch.addmm(bias, rows.to(device), weights)
+
+
+def fit(
+    rows: Tensor,
+    labels: Tensor,
+    classes: int,
+    penalty: float,
+    world: World,
+    start: Optional[Classifier] = None,
+    steps: int = 100,
+    taking_part: Optional[Tensor] = None,
+) -> Classifier:
+    """Minimises the mean cross-entropy + penalty / 2 ||weights||^2; the bias is free.
+
+    scikit-learn's LogisticRegression(C = 1 / (n penalty)) minimises the same. A function of its arguments: nothing is
+    random in it. With several processes each brings its rows, and all take the same steps.
+
+    Args:
+        rows: (n, d) float32, on `world.device` or on the CPU, from where it goes there in blocks.
+        labels: (n,) int64 in [0, C), where the rows are.
+        classes: C.
+        penalty: above 0.
+        world: the processes of the run.
+        start: the classifier to start from; None: all zero.
+        steps: L-BFGS iterations at most.
+        taking_part: (n,) bool, which rows count, where the rows are; None: all. At least one must in all processes
+            together.
+    """
+    dim, device = rows.shape[1], world.device
+    if taking_part is None:
+        taking_part = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+    count = sum(world.counts(int(taking_part.sum())))
+    at_once = max(1, BLOCK_ELEMENTS // max(dim, classes))
+
+    def value_and_gradient(point: np.ndarray) -> tuple[float, np.ndarray]:
+        weights, bias = point[: dim * classes].reshape(dim, classes), point[dim * classes :]
+        # one float64 vector, so that one exchange adds up loss and gradient
+        total = torch.zeros(1 + point.size, dtype=torch.float64, device=device)
+        on_device = _on(device, weights, bias)
+        for parts in zip(rows.split(at_once), labels.split(at_once), taking_part.split(at_once)):
+            _add_block(total, *(part.to(device) for part in parts), *on_device)
+        total = (world.all_reduce_sum(total) / count).cpu().numpy()
+        value = total[0] + 0.5 * penalty * float((weights**2).sum())
+        gradient = total[1:]
+        gradient[: dim * classes] += penalty * weights.ravel()
+        return value, gradient
+
+    first = np.zeros(dim * classes + classes)
+    if start is not None:
+        first = np.concatenate([start.weights.ravel(), start.bias])
+    found = scipy.optimize.minimize(
+        value_and_gradient, first, jac=True, method="L-BFGS-B", options={"maxiter": steps, "gtol": 1e-6, "ftol": 1e-9}
+    )
+    weights = found.x[: dim * classes].reshape(dim, classes)
+    return Classifier(weights, found.x[dim * classes :], float(found.fun), int(found.nit))
+
+
+def _add_block(total: Tensor, rows: Tensor, labels: Tensor, taking_part: Tensor, weights: Tensor, bias: Tensor) -> None:
+    """Adds the cross-entropy of rows (b, d), and its gradient by weights (d, C) and bias (C,), to a flat vector."""
+    if not len(rows):
+        return
+    log_shares = torch.log_softmax(torch.addmm(bias, rows, weights), dim=1)  # (b, C)
+    total[0] -= log_shares.gather(1, labels[:, None])[taking_part].double().sum()
+    excess = log_shares.exp_()
+    excess[torch.arange(len(labels), device=labels.device), labels] -= 1.0
+    excess *= taking_part[:, None]
+    total[1 : 1 + weights.numel()] += (rows.t() @ excess).double().flatten()
+    total[1 + weights.numel() :] += excess.double().sum(dim=0)
+
+
+def _on(device: torch.device, *arrays: np.ndarray) -> tuple[Tensor, ...]:
+    return tuple(torch.from_numpy(np.ascontiguousarray(array)).to(device, torch.float32) for array in arrays)
 
 
 class Linear(Protocol):
@@ -103,7 +259,7 @@ class Linear(Protocol):
 
     def results(self, subject: Subject) -> list[StageResult]:
         """One for each stage, in the order of the network."""
-        outputs = subject.embedder.frozen_stages()
+        outputs = subject.embedder.eval_stages()
         widths = pooled_widths(
             outputs, torch.zeros(1, 3, self._size, self._size, device=self.world.device), MOST_VALUES
         )
@@ -173,7 +329,7 @@ def _place(size: int, device: torch.device) -> torch.device:
 
 
 def _check_memory(size: int, stages: list[str], images: str) -> None:
-    available = memory.physical()
+    available = physical_memory()
     if size > 0.8 * available:
         raise RunError(
             f"--protocol linear: {', '.join(stages)} of the {images} images would take {size / 2**30:.0f} of "

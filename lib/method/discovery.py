@@ -8,16 +8,12 @@ from typing import Optional, Union
 import torch
 from torch import Tensor
 
-from lib.approximate import ApproximateSearch, recall
 from lib.distributed.shard import Shard
-from lib.method.anchor_panels import anchor_panels
-from lib.method.best_tiles import BestTiles
-from lib.method.discovery_grid import MEMORY_BUDGET, Grid
 from lib.method.neighbourhoods import Neighbourhoods
-from lib.method.streamed_entropy import streamed_entropies
-from lib.method.tile_search import neighbours_from_best_tiles, tiles_to_keep
-from lib.method.tiled_discovery import entropies_and_best_tiles, suits
-from lib.nearest import CPU_TILE_ELEMENTS, GPU_TILE_ELEMENTS, ExactSearch
+from lib.method.tiled_entropy import MEMORY_BUDGET, BestTiles, Grid, entropies_and_best_tiles, streamed_entropies, suits
+from lib.method.tiled_neighbours import anchor_panels, neighbours_from_best_tiles, tiles_to_keep
+from lib.search.approximate import ApproximateSearch, recall
+from lib.search.exact import CPU_TILE_ELEMENTS, GPU_TILE_ELEMENTS, ExactSearch
 
 FEW = 8
 """Up to so many neighbours a row has them in few tiles, and one pass beats a search of its own."""

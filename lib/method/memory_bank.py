@@ -1,6 +1,8 @@
 """The memory bank: one feature row for every training image, dealt out to the processes of a run."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Optional
 
 import torch
@@ -79,15 +81,15 @@ class MemoryBank(nn.Module):
         mixed = self.momentum * rows + (1 - self.momentum) * features
         self.memory[indices] = F.normalize(mixed, dim=1)
 
-    def gathered(self) -> Optional[Tensor]:
+    def gather_to_first(self) -> Optional[Tensor]:
         """A copy of the whole bank (N, D) on the CPU of the first process; None on the others.
 
         All processes must call it. It is what goes into a checkpoint, which so does not depend on P.
         """
-        return self.shard.collected(self.memory)
+        return self.shard.gather_to_first(self.memory)
 
     def load_whole(self, memory: Tensor) -> None:
-        """Take over this process's part of a whole bank (N, D), as `gathered` made it with any number of processes.
+        """Load this process's rows of a whole bank (N, D), which any number of processes may have gathered.
 
         Raises:
             ValueError: it has another shape.
@@ -96,3 +98,44 @@ class MemoryBank(nn.Module):
         if tuple(memory.shape) != expected:
             raise ValueError(f"a memory bank of shape {tuple(memory.shape)} where it should be {expected}")
         self.memory.copy_(memory[self.shard.start : self.shard.stop])
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """B images, in the order of the processes; `own` are this process's.
+
+    Attributes:
+        features: (B, D), without gradient.
+        members: (B, S) int64, their sets, each beginning with the image itself.
+        own: which of the B are here; perhaps none.
+    """
+
+    features: Tensor
+    members: Tensor
+    own: slice
+
+    @classmethod
+    def gather(
+        cls, features: Tensor, members: Tensor, world: World, counts: Optional[Sequence[int]] = None
+    ) -> "GlobalBatch":
+        """From the parts of all processes, each of which must call. With one process nothing is copied.
+
+        Args:
+            features: (B_r, D), members: (B_r, S), of this process; B_r may be 0, but not on all.
+            counts: B_r of every process, where they are known: saves waiting for the device.
+        """
+        features = features.detach()
+        if world.size == 1:
+            return cls(features, members, slice(0, len(features)))
+        counts = world.counts(len(features)) if counts is None else counts
+        start = sum(counts[: world.rank])
+        return cls(
+            world.gather_rows(features, counts),
+            world.gather_rows(members, counts),
+            slice(start, start + counts[world.rank]),
+        )
+
+    @property
+    def indices(self) -> Tensor:
+        """(B,) int64, the images' row numbers."""
+        return self.members[:, 0]

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from datasets.pipeline import Pipeline
 from lib.config import Options
 from lib.distributed.world import World
-from lib.embedder import Embedder
 from lib.evaluation.features import extract
 from lib.method.memory_bank import MemoryBank
+from lib.nn.embedder import Embedder
 from lib.pretrained.weights_file import WeightsFile
 
 SAMPLE = 256
@@ -94,7 +94,7 @@ def _reason_against(bank: MemoryBank, file: WeightsFile, embedder: Embedder, pip
 @torch.inference_mode()
 def _recognition(embedder: Embedder, pipeline: Pipeline, memory: Tensor, world: World) -> float:
     """How well some training images are nearer to their own row than to each other's, over all processes."""
-    frozen = embedder.frozen()
+    frozen = embedder.eval_copy()
     features, indices = [], []
     batches = pipeline.train_batches_plain()
     for images, rows in batches:

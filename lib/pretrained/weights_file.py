@@ -9,10 +9,10 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from datasets.normalisation import Statistics
+from datasets.transforms.normalisation import Statistics
+from lib.checkpoint import io as checkpoint
+from lib.checkpoint.schema import REQUIRED, check_layout
 from lib.errors import UserError
-from lib.session import checkpoint
-from lib.session.layout import REQUIRED, check_layout
 
 DESCRIPTION = ("network", "low_dim", "stem", "size", "resize")
 """Options that say what network it is and what images it wants."""
@@ -150,7 +150,7 @@ def _checked(file: WeightsFile, option: str) -> WeightsFile:
 
 
 def of_checkpoint(saved: Mapping[str, Any], path: Path) -> WeightsFile:
-    """The same of a checkpoint of this project that `lib.session.checkpoint` has read."""
+    """The same of a checkpoint of this project that `lib.checkpoint.io` has read."""
     options, data = saved["options"], saved.get("dataset", {})
     described = {name: options[name] for name in DESCRIPTION if name in options}
     statistics = (tuple(data["means"]), tuple(data["stds"])) if "means" in data else None

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Optional
 
+from lib.config.names import shown
 from lib.errors import RunError, UserError
-from lib.session.text_file import replace_text
+from lib.runtime.atomic import replace_text
 
 CHECKPOINT_NAME = re.compile(r"(\d{4,})-(\d{5,})(-best|-e(\d{4,})-s(\d{6,}))?\.ckpt")
 
@@ -159,6 +160,31 @@ def _free_name(path: Path) -> Path:
         number += 1
         free = path.with_name(f"{path.stem}-{number}{path.suffix}")
     return free
+
+
+def check_own_files(session: SessionFolder) -> None:
+    """What is written into the folder must not land somewhere else, nor wait for a reader that never comes.
+
+    To be asked before anything is written into a session that was there before.
+
+    Raises:
+        UserError: something in it is a link, a pipe or the like, or a folder that has the name of a file.
+    """
+    texts = (session.log, session.config, session.metrics, session.starts, session.final)
+    for file in (*texts, session.report, session.features):
+        if file.is_dir():
+            raise UserError(f"session {session.path}: {file} is a folder where a file belongs; move it away")
+    for folder, folders, files in os.walk(session.path):
+        for name in (*folders, *files):
+            path = os.path.join(folder, name)
+            if os.path.islink(path):
+                raise UserError(
+                    f"session {session.path}: {shown(path)} is a link; a run writes into its own folder alone: put "
+                    "there what it leads to, or remove it"
+                )
+            # a file that has gone while we look is no matter
+            if not os.path.isdir(path) and not os.path.isfile(path) and os.path.lexists(path):
+                raise UserError(f"session {session.path}: {shown(path)} is no ordinary file; remove it")
 
 
 def checkpoints_of(session: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from typing import Any, Optional
 
 from lib.config.names import shown
 from lib.errors import UserError
-from lib.session.text_file import writing
+from lib.runtime.atomic import writing
 
 NAME = "session.lock"
 ENDED = "ended"

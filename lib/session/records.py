@@ -1,22 +1,96 @@
-"""What a session says of itself beside its epochs.
-
-starts.jsonl has a line for each time the run was started or gone on with, final.json the accuracy of the finished
-network.
-"""
+"""The text files of a session, written and read without PyTorch: its epochs (metrics.jsonl), how it was started
+(starts.jsonl), the accuracy of the finished network (final.json), and its options (config.yaml)."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Optional
 
-from lib.session.text_file import append_line, replace_text
+from lib.config import OPTIONS, Options, of_older_version
+from lib.config.values import from_text
+from lib.config.yaml_file import read as read_yaml
+from lib.errors import UserError
+from lib.runtime.atomic import append_line, replace_text, writing
+from lib.session.folder import SessionFolder
+
+_BY_NAME = {option.name: option for option in OPTIONS}
+_DEFAULTS = Options()
+_NEEDED = {"round", "epoch", "anchors", "consistency", "loss", "lr", "knn_top1", "seconds"}
+_OF_PROTOCOLS = ("knn_features_", "nn_", "linear_", "cluster_")
+_SHARES = ("top1", "top5", "accuracy", "confidence")
+_COUNTED_BY = ("first_round", "max_round", "max_epoch", "ANs_size")
 
 
-def note_start(path: Path, record: dict[str, Any]) -> None:
-    """Add a line. What it holds: `lib.training.start_record`."""
+class Metrics:
+    """metrics.jsonl: one JSON object a line and epoch, in the order they happened.
+
+    Going on from an earlier point moves the lines after it to metrics.superseded.jsonl, so that the
+    file always tells one story and nothing is lost.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def _lines(self) -> list[str]:
+        """The complete lines; a last one cut off by a kill is not counted."""
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        return [line for line in text[: text.rfind("\n") + 1].splitlines() if line.strip()]
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add a line and flush it to the disk.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        append_line(self.path, json.dumps(record))
+
+    def last(self) -> dict[str, Any]:
+        """The last line, empty if there is none."""
+        lines = self._lines() if self.path.exists() else []
+        return json.loads(lines[-1]) if lines else {}
+
+    def amend_last(self, values: Mapping[str, Any]) -> None:
+        """Add values to the last line, or replace those it has; what was found when it was on disk already."""
+        if not self.path.exists():
+            return
+        lines = self._lines()
+        if not lines:
+            return
+        lines[-1] = json.dumps({**json.loads(lines[-1]), **values})
+        replace_text(self.path, "".join(line + "\n" for line in lines))
+
+    def rewind(self, round_number: int, epoch: int) -> None:
+        """Keep what came up to and including (round, epoch). Lines that are not ours are put aside with the others."""
+        if not self.path.exists():
+            return
+        kept, superseded = [], []
+        for line in self._lines():
+            here = _place(line)
+            (kept if here is not None and here <= (round_number, epoch) else superseded).append(line + "\n")
+        if superseded:
+            aside = self.path.with_name("metrics.superseded.jsonl")
+            with writing(aside), open(aside, "a", encoding="utf-8") as file:
+                file.writelines(superseded)
+        replace_text(self.path, "".join(kept))
+
+
+def _place(line: str) -> Optional[tuple[int, int]]:
+    """Round and epoch of a line, None if it is not one of ours: the file may have been damaged."""
+    try:
+        record = json.loads(line)
+        return int(record["round"]), int(record["epoch"])
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None
+
+
+def append_start(path: Path, record: dict[str, Any]) -> None:
+    """Add a line. What it holds: `lib.training.recorder.start_record`."""
     append_line(path, json.dumps(record))
 
 
-def note_final(
+def write_final(
     path: Path,
     round_number: int,
     epoch: int,
@@ -39,7 +113,7 @@ def note_final(
 
 
 def read_final(path: Path, round_number: int, epoch: int) -> Optional[dict[str, Any]]:
-    """What `note_final` wrote; None if there is nothing, or if the run has gone on since.
+    """What `write_final` wrote; None if there is nothing, or if the run has gone on since.
 
     Raises:
         ValueError: the file is damaged.
@@ -74,3 +148,204 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{path}, line {number}: not a JSON object")
         records.append(record)
     return records
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One round, from its lines in metrics.jsonl. Shares of 1; None where nothing was measured."""
+
+    number: int
+    epochs: list[dict[str, Any]]
+    neighbours: int
+    """Neighbours of an anchor, k."""
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The line of the last epoch."""
+        return self.epochs[-1]
+
+    def latest(self, key: str) -> Any:
+        """The last value of a figure that not every epoch has; None if none has."""
+        return _latest(self.epochs, key)
+
+    @property
+    def anchors(self) -> int:
+        return self.last["anchors"]
+
+    @property
+    def consistency(self) -> Optional[float]:
+        return self.last["consistency"]
+
+    @property
+    def pairs(self) -> int:
+        """(anchor, neighbour) pairs."""
+        return self.anchors * self.neighbours
+
+    @property
+    def consistent(self) -> Optional[int]:
+        """Pairs with equal labels, exactly where all images have one: the share is a quotient of whole numbers."""
+        return None if self.consistency is None else round(self.consistency * self.pairs)
+
+    @property
+    def loss(self) -> float:
+        return self.last["loss"]
+
+    @property
+    def knn_last(self) -> Optional[float]:
+        """Top-1 of the last epoch that was evaluated."""
+        return self.latest("knn_top1")
+
+    @property
+    def best(self) -> Optional[dict[str, Any]]:
+        """The line of the best epoch, the earlier among equals."""
+        judged = [epoch for epoch in self.epochs if epoch["knn_top1"] is not None]
+        return max(judged, key=lambda epoch: epoch["knn_top1"]) if judged else None
+
+    @property
+    def seconds(self) -> float:
+        """Of its epochs, evaluation included."""
+        return sum(epoch["seconds"] for epoch in self.epochs)
+
+
+@dataclass(frozen=True)
+class SessionRecord:
+    """A session as its text files tell it."""
+
+    folder: SessionFolder
+    options: dict[str, Any]
+    """By name, as in `Options`; those that this version does not know keep the text of the file."""
+    epochs: list[dict[str, Any]]
+    """The lines of metrics.jsonl."""
+    starts: list[dict[str, Any]]
+    """The lines of starts.jsonl; empty for a session of an older version."""
+    final: Optional[dict[str, Any]] = None
+    """`top1` and `top5` of the finished network with all features recomputed, if it was judged so; `features`: of
+    those that --features and --whiten ask for, if they do."""
+
+    @classmethod
+    def read(cls, path: Path, asked_by: str) -> "SessionRecord":
+        """Read a session folder.
+
+        Args:
+            asked_by: the option that named it, for messages.
+
+        Raises:
+            UserError: it is no session, or one of its files is damaged.
+        """
+        folder = SessionFolder(path)
+        if not folder.config.is_file():
+            what = "there is no such folder" if not path.is_dir() else "it has no config.yaml"
+            raise UserError(f"{asked_by} {path}: not a session: {what}; name a folder such as sessions/20260101-120000")
+        try:
+            epochs, starts = read_lines(folder.metrics), read_lines(folder.starts)
+            for number, epoch in enumerate(epochs, 1):
+                if not epoch.keys() >= _NEEDED:
+                    lacking = ", ".join(sorted(_NEEDED - epoch.keys()))
+                    raise ValueError(f"line {number} of {folder.metrics} has no {lacking}")
+            final = read_final(folder.final, epochs[-1]["round"], epochs[-1]["epoch"]) if epochs else None
+            options = _options(folder.config)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{asked_by} {path}: it is damaged: {error}") from None
+        return cls(folder, options, epochs, starts, final)
+
+    @property
+    def name(self) -> str:
+        return self.folder.path.resolve().name
+
+    @property
+    def rounds(self) -> list[RoundRecord]:
+        """Those that have begun, in order."""
+        k = self.value("ANs_size")
+        return [
+            RoundRecord(number, list(lines), k) for number, lines in groupby(self.epochs, lambda line: line["round"])
+        ]
+
+    def value(self, name: str) -> Any:
+        """The value of an option; where the session does not say, that of older versions or the default, or None if
+        this version has none."""
+        older = of_older_version(self.options)
+        return self.options.get(name, older.get(name, getattr(_DEFAULTS, name, None)))
+
+    @property
+    def judge(self) -> str:
+        """Whose accuracy the epochs hold: `kNN`, or `1-NN` where the nearest image alone decides."""
+        protocol = self.value("protocol")
+        names = (protocol,) if isinstance(protocol, str) else tuple(protocol)
+        return "1-NN" if "nn" in names and "knn" not in names else "kNN"
+
+    def latest(self, key: str) -> Any:
+        """The last value of a figure that not every line of metrics.jsonl has; None if none has."""
+        return _latest(self.epochs, key)
+
+    @property
+    def findings(self) -> dict[str, float]:
+        """What protocols beside the vote that judges epochs found last, by their names in metrics.jsonl."""
+        keys = dict.fromkeys(key for epoch in self.epochs for key in epoch if key.startswith(_OF_PROTOCOLS))
+        latest = {key: self.latest(key) for key in keys}
+        return {key: value for key, value in latest.items() if isinstance(value, (int, float))}
+
+    def run_epoch(self, epoch: dict[str, Any]) -> int:
+        """Epochs completed since the run began, counted over all rounds."""
+        return (epoch["round"] - self.value("first_round")) * self.value("max_epoch") + epoch["epoch"]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last epoch of the last round is done."""
+        if not self.epochs:
+            return False
+        last = self.epochs[-1]
+        return last["round"] >= self.value("max_round") - 1 and last["epoch"] >= self.value("max_epoch")
+
+    @property
+    def progress(self) -> str:
+        """How far it is, in words."""
+        if not self.epochs:
+            return "no epoch completed"
+        last, first, end, epochs = self.epochs[-1], *map(self.value, ("first_round", "max_round", "max_epoch"))
+        if self.finished:
+            return f"all {end - first} rounds completed" if end - first > 1 else "its one round completed"
+        return f"round {last['round']} of {first} to {end - 1}, {last['epoch']} of its {epochs} epochs completed"
+
+    @property
+    def changed(self) -> dict[str, tuple[Any, Any]]:
+        """Value and default of the options that differ from their default."""
+        return {
+            name: (value, getattr(_DEFAULTS, name))
+            for name, value in self.options.items()
+            if name in _BY_NAME and value != getattr(_DEFAULTS, name)
+        }
+
+
+def _latest(epochs: list[dict[str, Any]], key: str) -> Any:
+    return next((epoch[key] for epoch in reversed(epochs) if epoch.get(key) is not None), None)
+
+
+def result_words(key: str) -> str:
+    """`linear_layer1_top1` for a person: linear, layer1 top-1."""
+    protocol, _, what = key.partition("_")
+    words = what.replace("_", " ").replace("top1", "top-1").replace("top5", "top-5")
+    return f"{protocol}, {words.upper() if words in ('nmi', 'ari') else words}"
+
+
+def result_text(key: str, value: float) -> str:
+    """Shares in per cent, other figures as they are."""
+    if key.endswith(_SHARES):
+        return f"{100 * value:.2f} %"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _options(config: Path) -> dict[str, Any]:
+    """What config.yaml says. Lenient: a session of another version stays readable.
+
+    Raises:
+        ValueError: without this option the epochs cannot be counted.
+    """
+    values: dict[str, Any] = {}
+    for key, raw, _ in read_yaml(str(config)):
+        try:
+            values[key] = from_text(_BY_NAME[key], raw) if key in _BY_NAME else raw
+        except ValueError as error:
+            if key in _COUNTED_BY:
+                raise ValueError(f"{config}: {key}: {error}") from None
+            values[key] = raw
+    return values

@@ -1,17 +1,99 @@
-"""One epoch of training steps."""
+"""One epoch of training steps, and the progress of one that is unfinished."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Callable, Protocol
+from typing import Any, Callable, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from datasets.pipeline import Batches
+from lib.distributed.world import World
 from lib.errors import RunError
 from lib.method.neighbourhoods import Neighbourhoods
-from lib.training.finite import FiniteWatch, NotFinite
-from lib.training.underway import Underway
+from lib.seeding import derive
+from lib.training.step import FiniteWatch, NotFinite
+from models.shared_dropout import SharedDropout
+
+
+@dataclass(frozen=True)
+class Underway:
+    """How far an epoch is.
+
+    Attributes:
+        step: batches learnt from.
+        images: in these.
+        batches: of the whole epoch.
+        loss_sum: over these images.
+        seconds: they took, in all processes that had a part in it, one after the other.
+    """
+
+    step: int = 0
+    images: int = 0
+    batches: int = 0
+    loss_sum: float = 0.0
+    seconds: float = 0.0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint stores under `underway`; the step has a key of its own."""
+        return {
+            "images": self.images,
+            "batches": self.batches,
+            "loss_sum": self.loss_sum,
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def from_state(cls, step: int, state: dict[str, Any]) -> "Underway":
+        """The inverse of `state`.
+
+        Raises:
+            TypeError, KeyError: something is missing, or is no number.
+        """
+        whole = {name: int(state[name]) for name in ("images", "batches")} if step else {}
+        return cls(step, **whole, **{name: float(state[name]) for name in ("loss_sum", "seconds")}) if step else cls()
+
+    def check_fits(self, batch_sizes: tuple[int, ...], iter_size: int) -> None:
+        """Whether an epoch of these batches can be gone on with.
+
+        Raises:
+            ValueError: it began with other batches, or the next one would not begin an optimiser step.
+        """
+        if self.step == 0:
+            return
+        same = self.batches == len(batch_sizes) and self.images == sum(batch_sizes[: self.step])
+        if not same or not 0 < self.step < self.batches or self.step % iter_size != 0:
+            raise ValueError(
+                f"it was written within an epoch, after {self.step} of {self.batches} batches, and the epoch cannot be "
+                "gone on with in other ones: use the --batch-size and --iter-size it was made with (with "
+                "--no-sync-bn as many processes, too), or a checkpoint from the end of an epoch"
+            )
+
+
+def with_same_masks(
+    batches: Batches, network: nn.Module, world: World, sizes: Sequence[int], start: int, seed: int, *place: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same batches; before each the default generators, of which dropout draws, are set to its place in the run.
+
+    Args:
+        batches: this process's shares of an epoch's batches, from number `start` on.
+        network: which learns from them.
+        world: the processes.
+        sizes: of the batches of the epoch, in all processes together.
+        seed: of the run.
+        place: (round, epoch).
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, SharedDropout)]
+    if not layers:
+        yield from batches
+        return
+    for step, batch in enumerate(batches, start):
+        torch.manual_seed(derive(seed, "dropout", *place, step))
+        for layer in layers:
+            layer.take(world.rows(sizes[step]).start, sizes[step])
+        yield batch
+
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Pairs of images (B, 3, S, S) and their row numbers (B,)."""
@@ -59,7 +141,7 @@ def train_epoch(
     iter_size: int = 1,
     report_every: int = 20,
     report: Callable[[int, float], None] = lambda images, loss: None,
-    begun: Underway = Underway(),  # noqa: B008  it cannot be changed
+    begun: Underway = Underway(),
     pause: Callable[[int, Callable[[], Underway]], None] = lambda step, underway: None,
 ) -> EpochResult:
     """Train on every batch once.

@@ -7,24 +7,36 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+import models
 from datasets.pipeline import Pipeline
+from lib.checkpoint.io import FORMAT
+from lib.checkpoint.schema import check_neighbourhoods
 from lib.config import Options
-from lib.determinism import without_adaptive_pooling
-from lib.distributed.sync_batch_norm import synchronise
 from lib.distributed.world import World
-from lib.embedder import Embedder
 from lib.errors import UserError
-from lib.first_network import first_network
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
+from lib.nn.embedder import Embedder
+from lib.nn.sync_batch_norm import synchronise
+from lib.nn.winograd import use_winograd
 from lib.pretrained.fitting import load_exactly
+from lib.runtime.determinism import without_adaptive_pooling
 from lib.seeding import generator
-from lib.session.checkpoint import FORMAT
-from lib.session.layout import check_neighbourhoods
+from lib.training.epoch import Underway
 from lib.training.history import History
-from lib.training.optimisation import build_optimizer, check_state
-from lib.training.underway import Underway
-from lib.winograd_layers import use_winograd
+from lib.training.optim import build_optimizer, check_state
+
+
+def build_embedder(options: Options, world: World, dtype: Optional[torch.dtype]) -> Embedder:
+    """The network of a run, initialised from the seed, on this process's device. `dtype` is that of autocast."""
+    network = models.build(options.network, options.low_dim, options.stem, options.size, options.init, options.seed)
+    if options.deterministic:
+        network = without_adaptive_pooling(network, options.size)
+    if options.sync_bn:
+        network = synchronise(network, world)
+    if options.winograd and not options.compile:
+        use_winograd(network, world.device, dtype)
+    return Embedder(network, world.device, dtype, options.compile, world)
 
 
 class TrainingState:
@@ -55,18 +67,11 @@ class TrainingState:
     @classmethod
     def fresh(cls, options: Options, pipeline: Pipeline, world: World, dtype: Optional[torch.dtype]) -> "TrainingState":
         """The state before the first epoch, a function of the seed. `dtype` is that of autocast."""
-        network = first_network(options)
-        if options.deterministic:
-            network = without_adaptive_pooling(network, options.size)
-        if options.sync_bn:
-            network = synchronise(network, world)
-        if options.winograd and not options.compile:
-            use_winograd(network, world.device, dtype)
-        embedder = Embedder(network, world.device, dtype, options.compile, world)
+        embedder = build_embedder(options, world, dtype)
         size = len(pipeline.train)
         first_rows = generator(options.seed, "memory bank")
         bank = MemoryBank(size, options.low_dim, options.npc_momentum, first_rows, world).to(world.device)
-        optimizer = build_optimizer(options, network.parameters())
+        optimizer = build_optimizer(options, embedder.network.parameters())
         state = cls(embedder, optimizer, bank, Neighbourhoods.none(size, options.ANs_size, world.device))
         state.round = options.first_round
         return state
@@ -74,12 +79,12 @@ class TrainingState:
     def checkpoint(
         self, memory: Tensor, options: Options, pipeline: Pipeline, session: str, accuracy: Optional[float]
     ) -> dict[str, Any]:
-        """The dict that is written to disk; see `lib.session.checkpoint` for its layout.
+        """The dict that is written to disk; see `lib.checkpoint.io` for its layout.
 
         It does not depend on how many processes there are. Its tensors are copies, which training does not change.
 
         Args:
-            memory: (N, D), the whole bank, as `MemoryBank.gathered` gave it to this process.
+            memory: (N, D), the whole bank, as `MemoryBank.gather_to_first` gave it to this process.
             options, pipeline: of this run.
             session: its name.
             accuracy: top-1 of the kNN evaluation, in [0, 1], if there was one.

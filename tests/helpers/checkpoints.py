@@ -5,7 +5,7 @@ import os
 import torch
 
 from lib import compat
-from lib.session import checkpoint
+from lib.checkpoint import io as checkpoint
 
 
 def complete(**changes):

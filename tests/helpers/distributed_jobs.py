@@ -11,21 +11,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from datasets.image_set import UNLABELLED, ImageSet
-from lib.approximate import ApproximateSearch, recall
 from lib.distributed.shard import Shard
-from lib.distributed.sync_batch_norm import synchronise
-from lib.embedder import Embedder
-from lib.evaluation import leave_one_out as judging
-from lib.evaluation.feature_space import FeatureSpace
+from lib.evaluation import knn as judging
+from lib.evaluation.bank_statistics import sample_rows, survey
+from lib.evaluation.features import FeatureSpace, Subject
 from lib.evaluation.knn import weighted_knn
-from lib.evaluation.subject import Subject
-from lib.insight.survey import sample_rows, survey
 from lib.method.discovery import discover
-from lib.method.global_batch import GlobalBatch
-from lib.method.memory_bank import MemoryBank
-from lib.method.tiled_objective import tiled_and_loss
-from lib.nearest import nearest
-from lib.plain_network import plain_copy
+from lib.method.memory_bank import GlobalBatch, MemoryBank
+from lib.method.objective import and_loss
+from lib.nn.bn_folding import plain_copy
+from lib.nn.embedder import Embedder
+from lib.nn.sync_batch_norm import synchronise
+from lib.search.approximate import ApproximateSearch, recall
+from lib.search.exact import nearest
 from models import build
 from tests.helpers.rows import grid_rows, random_members, unit_rows
 
@@ -68,7 +66,7 @@ def losses(world):
         shard, own = Shard(world, n), world.rows(b)
         memory, members = unit_rows(n, 6, n), random_members(b, n, k, n)
         features = unit_rows(b, 6, n + 1)[own].requires_grad_()
-        loss = tiled_and_loss(features, memory[shard.start : shard.stop], members[own], 0.1, 64, shard)
+        loss = and_loss(features, memory[shard.start : shard.stop], members[own], 0.1, 64, shard)
         (3 * loss).backward()
         found[n, b, k] = {"loss": loss.detach(), "gradient": world.gather_rows(features.grad / world.size)}
     return found
@@ -79,19 +77,19 @@ def banks(world):
     found = {}
     for size in (2, 101):
         bank = MemoryBank(size, 5, 0.5, torch.Generator().manual_seed(7), world)
-        found[size, "start"] = bank.gathered()
+        found[size, "start"] = bank.gather_to_first()
         for step in range(4):
             chosen = torch.randperm(size, generator=torch.Generator().manual_seed(step))[: 2 + step]
             own = world.rows(len(chosen))
             features = unit_rows(len(chosen), 5, step)[own].requires_grad_()
             batch = GlobalBatch.gather(features, chosen[own][:, None], world)
-            loss = tiled_and_loss(features, bank.memory, batch.members, 0.1, shard=bank.shard, batch=batch)
+            loss = and_loss(features, bank.memory, batch.members, 0.1, shard=bank.shard, batch=batch)
             found[size, "loss", step] = loss.detach()
             bank.update(batch.indices, batch.features)
-        found[size, "end"] = bank.gathered()
+        found[size, "end"] = bank.gather_to_first()
         other = MemoryBank(size, 5, 0.5, None, world)
         other.load_whole(unit_rows(size, 5, 3))
-        found[size, "loaded"] = other.gathered()
+        found[size, "loaded"] = other.gather_to_first()
     # only the first process is given the whole
     return {key: value if world.is_first or "loss" in key else None for key, value in found.items()}
 

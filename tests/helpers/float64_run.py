@@ -14,13 +14,13 @@ from torch.nn import functional as F
 import datasets
 from datasets.pipeline import Pipeline
 from lib.config import collect
-from lib.distributed import group
-from lib.distributed.place import Place
-from lib.embedder import Embedder
-from lib.evaluation.protocols import Protocols
+from lib.distributed import process_group as group
+from lib.distributed.process_info import ProcessInfo
+from lib.evaluation.evaluator import Protocols
+from lib.nn.embedder import Embedder
 from lib.pretrained.bank import start_bank
-from lib.training.runner import Runner
 from lib.training.state import TrainingState
+from lib.training.trainer import Runner
 
 
 class InFloat64(torch.nn.Module):
@@ -39,7 +39,7 @@ class InFloat64(torch.nn.Module):
 
 def main(file, arguments):
     options = collect([*arguments, "--debug", "--brief"]).options
-    world = group.join(options.gpus, Place.here())
+    world = group.join(options.gpus, ProcessInfo.here())
     images = datasets.load(options.dataset, options.data_root, options.download)
     pipeline = Pipeline(images, options, world.device, world.rank, world.size)
     state = TrainingState.fresh(options, pipeline, world, None)
@@ -58,7 +58,7 @@ def main(file, arguments):
     step.watch = ordinary.watch
     runner.step = step
     runner.run()
-    bank, found = state.bank.gathered(), state.neighbourhoods
+    bank, found = state.bank.gather_to_first(), state.neighbourhoods
     if world.is_first:
         torch.save(
             {

@@ -205,10 +205,11 @@ def adopt(path):
 def _import_all():
     """What a run, its evaluation, report, export and TensorBoard use."""
     for name in (
-        "main", "lib.training.command", "lib.comparison", "lib.distributed.group", "lib.distributed.launch",
-        "lib.session.resume", "lib.report", "lib.results.embed", "lib.results.export", "lib.results.onnx_file",
-        "lib.pretrained.weights_file", "lib.evaluation.linear", "lib.evaluation.cluster", "lib.clustering.kmeans",
-        "datasets.digits", "sklearn.datasets", "faiss", "matplotlib.pyplot", "tensorboardX", "jinja2",
+        "main", "lib.commands.train", "lib.commands.report", "lib.report.compare", "lib.distributed.process_group",
+        "lib.distributed.launch",
+        "lib.checkpoint.resume", "lib.report", "lib.commands.embed", "lib.commands.export", "lib.export.network_files",
+        "lib.pretrained.weights_file", "lib.evaluation.linear", "lib.evaluation.clusters", "lib.clustering.kmeans",
+        "datasets.sources.digits", "sklearn.datasets", "faiss", "matplotlib.pyplot", "tensorboardX", "jinja2",
         "torch.distributed", "torch.distributed.run", "torch.utils.data", "torch.fx", "torchvision",
         "sklearn.cluster", "sklearn.metrics", "pytest",
     ):  # fmt: skip

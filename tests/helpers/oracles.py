@@ -3,6 +3,15 @@
 import math
 
 import numpy as np
+import torch
+
+
+def softmax_loss(features, memory, members, tau):
+    """Equation 7 from the whole B x N log-softmax in PyTorch, whose gradient autograd takes."""
+    absent = members < 0
+    log_p = torch.log_softmax(features @ memory.t() / tau, dim=1)
+    in_set = log_p.gather(1, members.masked_fill(absent, 0)).masked_fill(absent, -math.inf)
+    return -torch.logsumexp(in_set, dim=1).mean()
 
 
 def probabilities(x, memory, tau):

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from datasets.digits import digits
+from datasets.sources.digits import digits
 from lib.evaluation.baselines import below_pixels
-from lib.evaluation.whitening import SHRINK
+from lib.evaluation.features import SHRINK
 from main import main
 from tests.helpers.runs import TINY
 
@@ -38,9 +38,7 @@ def test_pixels_are_judged_as_an_independent_vote_judges_them(tmp_path, capsys):
     )
     mean = train.mean(axis=0)
     _, values, directions = np.linalg.svd(train - mean, full_matrices=False)
-    whitened = [
-        (rows - mean) @ directions.T / (values + SHRINK * values.max()) @ directions for rows in (train, test)
-    ]
+    whitened = [(rows - mean) @ directions.T / (values + SHRINK * values.max()) @ directions for rows in (train, test)]
     for name, rows in (("pixels", (train - mean, test - mean)), ("whitened pixels", whitened)):
         answers = vote(rows[0], split.train.labels, rows[1], 5, 0.1)
         assert found[name] == pytest.approx((answers == split.test.labels).mean(), abs=1.5 / 360)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import main
-from lib.session import checkpoint
+from lib.checkpoint import io as checkpoint
 from tests.helpers.runs import TINY
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from lib.training import captured_step
-from lib.training.captured_step import EAGER_STEPS, CapturedStep, can_be_captured
+from lib.training import cuda_graph as captured_step
+from lib.training.cuda_graph import EAGER_STEPS, CapturedStep, can_be_captured
 from models.shared_dropout import SharedDropout
 
 

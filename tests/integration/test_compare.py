@@ -5,16 +5,14 @@ import json
 import pytest
 
 import main
-from lib.comparison.compare import in_words
-from lib.comparison.contrast import Contrast
-from lib.comparison.text_plot import text_plot
-from lib.session.story import Story
+from lib.report.compare import Contrast, in_words, text_plot
+from lib.session.records import SessionRecord
 from tests.helpers.html_page import check_rules
 from tests.helpers.sessions import make
 
 
 def tables_of(*folders):
-    return Contrast([Story.read(folder, "--compare") for folder in folders]).tables()
+    return Contrast([SessionRecord.read(folder, "--compare") for folder in folders]).tables()
 
 
 def test_what_differs_and_nothing_else(tmp_path):
@@ -61,13 +59,13 @@ def test_a_final_accuracy_counts_only_while_it_is_of_the_last_epoch(tmp_path):
     with open(session / "metrics.jsonl", "a") as file:
         line = json.loads((session / "metrics.jsonl").read_text().splitlines()[-1])
         file.write(json.dumps({**line, "round": 2, "epoch": 1}) + "\n")
-    assert Story.read(session, "").final is None
+    assert SessionRecord.read(session, "").final is None
 
 
 def test_what_must_be_known_is_said(tmp_path):
     one = make(tmp_path / "one", protocol="knn", limit_train=50)
     two = make(tmp_path / "two", protocol="nn", limit_train=40, done=3)
-    notes = Contrast([Story.read(folder, "") for folder in (one, two)]).notes
+    notes = Contrast([SessionRecord.read(folder, "") for folder in (one, two)]).notes
     assert notes == [
         "accuracies are not measured alike: protocol differs",
         "losses are not measured alike: the numbers of training images differ, and chance is log N",
@@ -81,7 +79,7 @@ def test_other_pictures_labels_or_temperatures_are_said(tmp_path):
     for folder, fingerprint in zip(folders, ("11", "22")):
         start = json.loads((folder / "starts.jsonl").read_text().splitlines()[-1])
         (folder / "starts.jsonl").write_text(json.dumps({**start, "fingerprint": fingerprint}) + "\n")
-    notes = Contrast([Story.read(folder, "") for folder in folders]).notes
+    notes = Contrast([SessionRecord.read(folder, "") for folder in folders]).notes
     assert notes == [
         "accuracies are not measured alike: labels differs",
         "losses are not measured alike: npc_temperature differs",
@@ -92,14 +90,14 @@ def test_other_pictures_labels_or_temperatures_are_said(tmp_path):
             start = json.loads((folder / "starts.jsonl").read_text().splitlines()[-1])
             start.update(fingerprint="11", contents=content)
             (folder / "starts.jsonl").write_text(json.dumps(start) + "\n")
-        notes = Contrast([Story.read(folder, "") for folder in folders]).notes
+        notes = Contrast([SessionRecord.read(folder, "") for folder in folders]).notes
         note = "accuracies and losses are not measured alike: training images of the same names differ"
         assert (note in notes) == said
 
 
 def test_sessions_without_labels_have_no_empty_rows(tmp_path):
     folders = [make(tmp_path / name, accuracies=False) for name in "ab"]
-    words = in_words(Contrast([Story.read(folder, "") for folder in folders]))
+    words = in_words(Contrast([SessionRecord.read(folder, "") for folder in folders]))
     assert "top-1" not in words
     assert "loss over the epochs" in words
 
@@ -112,7 +110,7 @@ def test_sessions_without_labels_are_compared_by_what_needs_none(tmp_path, capsy
             line.update(entropy=2.0 + number, neighbours_kept=0.5, neighbour_cosine=0.1 * place, clusters=None)
         lines[-1].update(clusters=[3, 2, 1 + number], linear_fc_top1=0.125, cluster_count=7)
         (session / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    contrast = Contrast([Story.read(session, "--compare") for session in sessions])
+    contrast = Contrast([SessionRecord.read(session, "--compare") for session in sessions])
     results = {row[0]: row[1:] for row in contrast.results()[1]}
     assert results["entropy, last"] == ["2", "3"]
     assert results["kept their neighbour, last"] == ["50.00 %"] * 2
@@ -141,7 +139,7 @@ def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path):
     session = make(tmp_path / "s")
     with open(session / "metrics.jsonl", "a") as file:
         file.write('{"round": 2, "ep')
-    assert len(Story.read(session, "").epochs) == 4
+    assert len(SessionRecord.read(session, "").epochs) == 4
 
 
 def test_the_page_keeps_the_rules_and_says_the_same(tmp_path, capsys):
@@ -184,7 +182,7 @@ def test_a_named_page_replaces_a_comparison_and_says_so_but_nothing_else(tmp_pat
 
 def test_two_sessions_of_one_name_are_told_apart(tmp_path):
     one, two = make(tmp_path / "x" / "s"), make(tmp_path / "y" / "s")
-    assert Contrast([Story.read(folder, "") for folder in (one, two)]).labels == [str(one), str(two)]
+    assert Contrast([SessionRecord.read(folder, "") for folder in (one, two)]).labels == [str(one), str(two)]
 
 
 @pytest.mark.parametrize(

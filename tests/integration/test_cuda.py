@@ -9,27 +9,26 @@ from torch.nn import functional as F
 
 import datasets
 import models
-from datasets.augment_parameters import Recipe
-from datasets.device_loader import DeviceLoader
+from datasets.loaders.device import DeviceLoader
 from datasets.pipeline import Pipeline
+from datasets.transforms.batch import Recipe
 from lib.compat import HAS_SEEDS_IN_GRAPHS, capture
 from lib.config import Options
 from lib.distributed.world import World
-from lib.embedder import Embedder
 from lib.evaluation import linear
+from lib.evaluation.features import Subject
 from lib.evaluation.knn import weighted_knn
-from lib.evaluation.subject import Subject
 from lib.method.discovery import discover
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.method.objective import and_loss
-from lib.method.tiled_objective import tiled_and_loss
-from lib.training.captured_step import CapturedStep
-from lib.training.finite import FiniteWatch
-from lib.training.optimisation import build_optimizer
-from lib.training.step import Step
+from lib.nn.embedder import Embedder
+from lib.training.cuda_graph import CapturedStep
+from lib.training.optim import build_optimizer
+from lib.training.step import FiniteWatch, Step
 from main import main
 from models.shared_dropout import SharedDropout
+from tests.helpers import oracles
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -155,11 +154,13 @@ def test_the_loss_and_its_gradient_are_those_of_the_cpu():
     found = {}
     for device in (CPU, GPU):
         x = features.to(device).requires_grad_()
-        loss = tiled_and_loss(x, memory.to(device), members.to(device), 0.1)
+        loss = and_loss(x, memory.to(device), members.to(device), 0.1)
         loss.backward()
         found[device] = loss.detach().cpu(), x.grad.cpu()
     torch.testing.assert_close(found[GPU], found[CPU], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(found[GPU][0], and_loss(features, memory, members, 0.1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        found[GPU][0], oracles.softmax_loss(features, memory, members, 0.1), atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch", "faiss"])

@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 
 import main
-from datasets import bad_images, image_cache, reading
-from datasets.bad_images import without_bad_images
-from datasets.image_cache import CACHE
+from datasets.files import bad_images, image_cache
+from datasets.files import parallel as reading
+from datasets.files.bad_images import without_bad_images
+from datasets.files.image_cache import CACHE
 from datasets.image_set import ImageSet
 from datasets.split import Split
+from lib.checkpoint import io as checkpoint
 from lib.errors import RunError, UserError
-from lib.session import checkpoint
 from lib.session.folder import find_checkpoint
 
 

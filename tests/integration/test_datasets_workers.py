@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from datasets.image_set import ImageSet
-from datasets.loading import WorkerLoader
-from datasets.lost_worker import LostWorkers, watch
+from datasets.loaders.worker_processes import LostWorkers, watch
+from datasets.loaders.workers import WorkerLoader
 from lib.errors import RunError
 from tests.helpers.runs import call, start, wait_for
 

@@ -6,8 +6,8 @@ from torch import nn
 
 import models
 from benchmarks.same_run import differences
-from lib.determinism import without_adaptive_pooling
-from lib.embedder import Embedder
+from lib.nn.embedder import Embedder
+from lib.runtime.determinism import without_adaptive_pooling
 from main import main
 from tests.helpers.runs import TINY
 
@@ -53,7 +53,7 @@ def test_alexnet_pools_by_products_as_it_pools_otherwise(stem, size):
     assert not any(isinstance(module, nn.AdaptiveAvgPool2d) for module in changed.modules())
     torch.testing.assert_close(changed(images), before, atol=1e-5, rtol=1e-5)
     assert list(changed.state_dict()) == names
-    torch.testing.assert_close(Embedder(changed, torch.device("cpu")).frozen()(images), before, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(Embedder(changed, torch.device("cpu")).eval_copy()(images), before, atol=1e-4, rtol=1e-4)
 
 
 def test_pooling_to_one_pixel_stays():

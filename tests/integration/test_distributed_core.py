@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from lib.distributed import sync_batch_norm
-from lib.distributed.sync_batch_norm import SynchronisedBatchNorm, synchronise, without_synchronisation
 from lib.distributed.world import World
 from lib.method.memory_bank import MemoryBank
 from lib.method.objective import ABSENT
+from lib.nn import sync_batch_norm
+from lib.nn.sync_batch_norm import SynchronisedBatchNorm, synchronise, without_synchronisation
 from tests.helpers import distributed_jobs as jobs
 from tests.helpers import oracles
 from tests.helpers.processes import in_processes

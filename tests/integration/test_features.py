@@ -13,14 +13,14 @@ import and_discovery
 import datasets
 import models
 from datasets.pipeline import Pipeline
+from lib.checkpoint import io as checkpoint
 from lib.config import collect
 from lib.errors import UserError
-from lib.evaluation.whitening import SHRINK
-from lib.report import assemble
-from lib.results import onnx_file
-from lib.results.kept_features import KeptFeatures
-from lib.results.table import read_table
-from lib.session import checkpoint
+from lib.evaluation.features import SHRINK
+from lib.export import network_files
+from lib.export.kept_features import KeptFeatures
+from lib.export.result_folder import read_table
+from lib.report import page
 from main import main
 from tests.helpers.processes import run as run_processes
 from tests.helpers.runs import TINY, error_line
@@ -76,7 +76,7 @@ def vote(train, test, labels, answers, k, sigma):
 def _without_onnx(request, monkeypatch):
     """Which takes seconds, but in its own test."""
     if "onnx" not in request.node.name:
-        monkeypatch.setattr(onnx_file, "onnx_packages_missing", lambda: ("onnx",))
+        monkeypatch.setattr(network_files, "onnx_packages_missing", lambda: ("onnx",))
 
 
 @pytest.fixture(scope="module")
@@ -351,13 +351,13 @@ def test_the_report_shows_both_accuracies_and_the_features_that_were_asked_for(b
     shown = []
 
     def spy(name):
-        original = getattr(assemble, name)
+        original = getattr(page, name)
 
         def called(rows, features, *rest):
             shown.append(features)
             return original(rows, features, *rest)
 
-        monkeypatch.setattr(assemble, name, called)
+        monkeypatch.setattr(page, name, called)
 
     spy("map_section")
     spy("contact_sheets")

@@ -14,8 +14,8 @@ from PIL import Image
 
 import and_discovery
 import main
-from lib.results import onnx_file
-from lib.session import checkpoint
+from lib.checkpoint import io as checkpoint
+from lib.export import network_files
 
 RUN = ["--cfgs", "configs/base.yaml", "configs/photos.yaml", "--size", "16", "--shrink", "null", "--batch-size", "8"]
 RUN += ["--network", "convnet", "--low-dim", "8", "--max-round", "2", "--max-epoch", "1", "--workers-num", "0"]
@@ -27,7 +27,7 @@ FEW = ["--num-clusters", "2", "--neighbours", "3"]
 def apart(tmp_path, monkeypatch):
     """Neither the user's cache nor ONNX, which takes long."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(onnx_file, "onnx_packages_missing", lambda: ("onnx",))
+    monkeypatch.setattr(network_files, "onnx_packages_missing", lambda: ("onnx",))
 
 
 def pictures(folder, count, seed=0, side=72):

@@ -7,10 +7,10 @@ import shutil
 import numpy as np
 import pytest
 
-from lib.session import checkpoint, journal
-from lib.session.board import Board
-from lib.session.event_file import EventFile
-from lib.session.projector import SIDE
+from lib.checkpoint import io as checkpoint
+from lib.logger import console as journal
+from lib.logger.projector import SIDE
+from lib.logger.tensorboard import EventFile, TensorBoardWriter
 from main import main
 from tests.helpers.disks import mount, small_disk
 from tests.helpers.runs import TINY, call, checkpoints, error_line, start, wait_for
@@ -107,7 +107,8 @@ def test_a_write_beyond_the_limit_of_a_file_leaves_the_one_before(tmp_path):
     """RLIMIT_FSIZE, which needs no root: the disk refuses in the middle of torch's writing."""
     code = (
         "import resource, sys, torch\nfrom pathlib import Path\nfrom lib.errors import RunError\n"
-        "from lib.session import checkpoint\nfrom tests.helpers.checkpoints import complete\npath = Path(sys.argv[1])\n"
+        "from lib.checkpoint import io as checkpoint\n"
+        "from tests.helpers.checkpoints import complete\npath = Path(sys.argv[1])\n"
         "checkpoint.save(complete(), path)\nresource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
         "try:\n    checkpoint.save(complete(net={'w': torch.zeros(1_000_000)}), path)\n"
         "except RunError as error:\n    print(error)\n"
@@ -122,7 +123,7 @@ def test_a_write_beyond_the_limit_of_a_file_leaves_the_one_before(tmp_path):
 
 
 def test_a_projector_that_finds_no_space_does_not_end_the_run(tmp_path, capsys):
-    board = Board(tmp_path, 2)
+    board = TensorBoardWriter(tmp_path, 2)
     journal.open_log(None, brief=False)
     with small_disk(tmp_path / "run", 65536):
         squares = np.random.RandomState(0).randint(0, 255, (100, SIDE, SIDE, 3)).astype(np.uint8)

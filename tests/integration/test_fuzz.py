@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 import datasets
 from datasets.pipeline import Pipeline
+from lib.checkpoint import io as checkpoint
 from lib.config import OPTIONS, Options, collect
 from lib.distributed.world import World
 from lib.errors import UserError
-from lib.session import checkpoint
 from lib.training.state import TrainingState
 from main import main
 from tests.helpers.checkpoints import complete
@@ -109,7 +109,7 @@ def run():
     state = TrainingState.fresh(options, pipeline, World.alone(), None)
     state.history.start_round(0, 0, None)
     state.epoch = 1
-    return options, pipeline, state, state.checkpoint(state.bank.gathered(), options, pipeline, "s", 0.5)
+    return options, pipeline, state, state.checkpoint(state.bank.gather_to_first(), options, pipeline, "s", 0.5)
 
 
 JUNK = [None, True, -1, 10**12, 1.5, float("nan"), "x", "../../x", [], [[]], {}, {"a": 1}]
@@ -184,7 +184,7 @@ def test_what_a_checkpoint_remembers_of_the_optimiser_is_looked_at(run, kind):
     for parameter in state.embedder.network.parameters():
         parameter.grad = torch.ones_like(parameter)
     state.optimizer.step()
-    good = state.checkpoint(state.bank.gathered(), options, pipeline, "s", 0.5)
+    good = state.checkpoint(state.bank.gather_to_first(), options, pipeline, "s", 0.5)
     state.restore(good, "x.ckpt", options, pipeline)
     kept = good["optimizer"]["state"][0]
     for name, value in kept.items():
@@ -239,12 +239,12 @@ def test_damaged_checkpoints_in_real_calls(tmp_path, capsys):
 
 
 def test_an_error_that_nobody_foresaw_is_one_line_too_and_shown_on_demand(monkeypatch, capsys):
-    import lib.session.resume
+    import lib.checkpoint.resume
 
     def broken(*arguments):
         raise LookupError("no such\nthing")
 
-    monkeypatch.setattr(lib.session.resume, "open_checkpoint", broken)
+    monkeypatch.setattr(lib.checkpoint.resume, "open_checkpoint", broken)
     assert main(["--resume", "last"]) == 1
     assert error_line(capsys.readouterr().err) == (
         "error: unforeseen LookupError: no such thing; --debug-errors shows where it happened"
@@ -254,12 +254,12 @@ def test_an_error_that_nobody_foresaw_is_one_line_too_and_shown_on_demand(monkey
 
 
 def test_an_error_of_the_system_is_shown_on_demand_too(monkeypatch, capsys):
-    import lib.session.resume
+    import lib.checkpoint.resume
 
     def broken(*arguments):
         raise PermissionError(13, "not yours", "somewhere")
 
-    monkeypatch.setattr(lib.session.resume, "open_checkpoint", broken)
+    monkeypatch.setattr(lib.checkpoint.resume, "open_checkpoint", broken)
     assert main(["--resume", "last", "--debug-errors"]) == 1
     err = capsys.readouterr().err
     assert err.startswith("Traceback")

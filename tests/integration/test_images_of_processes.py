@@ -8,15 +8,15 @@ import pytest
 from PIL import Image
 
 import datasets
-from datasets import bad_images
-from datasets.checked_files import CheckedFiles
+from datasets.files import bad_images
+from datasets.files.checked_files import CheckedFiles
 from datasets.image_set import ImageSet
 from datasets.split import Split
+from lib.commands.call import check_same, open_images
 from lib.config import Options
-from lib.distributed.place import Place
+from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
 from lib.errors import UserError
-from lib.training.images import check_same, open_images
 from tests.helpers.processes import in_processes
 
 
@@ -35,7 +35,9 @@ def loads(world, local_ranks, wanted=(True, True)):
         return Split("some", pixels(4), None, (0.5,) * 3, (0.5,) * 3)
 
     datasets.load = load
-    open_images(Options(size=8, download=wanted[world.rank]), world, Place(world.rank, 2, local_ranks[world.rank], 2))
+    open_images(
+        Options(size=8, download=wanted[world.rank]), world, ProcessInfo(world.rank, 2, local_ranks[world.rank], 2)
+    )
     return noted
 
 
@@ -111,7 +113,7 @@ def checks(world, folder):
     bad_images.read_rgb = lambda path: (opened.append(os.path.relpath(path, folder)), read(path))[1]
     bad_images.log.warning = lambda text, *values: said.append(text % values)
     options = Options(size=8, dataset="imagefolder", data_root=folder, skip_bad_images=True, workers_num=0)
-    pipeline = open_images(options, world, Place(world.rank, world.size, world.rank, world.size))
+    pipeline = open_images(options, world, ProcessInfo(world.rank, world.size, world.rank, world.size))
     skipped = [os.path.relpath(path, folder) for path in pipeline.skipped]
     return {
         "opened": opened,
@@ -152,5 +154,5 @@ def test_records_of_good_files_by_several_writers_are_joined(folder):
 def test_one_process_waits_for_nobody(download, monkeypatch):
     split = Split("some", pixels(4), None, (0.5,) * 3, (0.5,) * 3)
     monkeypatch.setattr(datasets, "load", lambda *arguments: split)
-    pipeline = open_images(Options(size=8, download=download), World.alone(), Place())
+    pipeline = open_images(Options(size=8, download=download), World.alone(), ProcessInfo())
     assert len(pipeline.train) == 4

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.same_run import differences
+from lib.checkpoint import io as checkpoint
 from lib.errors import RunError, UserError
-from lib.session import checkpoint
 from lib.session.folder import SessionFolder
 from lib.session.lock import SessionLock
 from main import main

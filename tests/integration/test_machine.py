@@ -4,9 +4,11 @@ import pytest
 import torch
 
 import models
-from lib import devices, memory, precision
-from lib.embedder import Embedder
 from lib.errors import UserError
+from lib.nn.embedder import Embedder
+from lib.runtime import device
+from lib.runtime.device import choose_device, choose_precision
+from lib.runtime.memory import is_out_of_memory, physical_memory
 from tests.helpers.runs import call
 
 CPU = torch.device("cpu")
@@ -17,17 +19,17 @@ CPU = torch.device("cpu")
     [({"avx2"}, None), ({"avx512f", "avx512_bf16"}, torch.bfloat16), ({"amx_bf16"}, torch.bfloat16), (set(), None)],
 )
 def test_auto_takes_bf16_where_the_cpu_multiplies_in_it(monkeypatch, flags, expected):
-    monkeypatch.setattr(precision, "_cpu_flags", lambda: flags)
-    monkeypatch.setattr(precision, "TORCH_RELEASE", (2, 4))
-    assert precision.choose("auto", CPU) == expected
-    assert precision.choose("fp32", CPU) is None
-    assert precision.choose("bf16", CPU) == torch.bfloat16
+    monkeypatch.setattr(device, "_cpu_flags", lambda: flags)
+    monkeypatch.setattr(device, "TORCH_RELEASE", (2, 4))
+    assert choose_precision("auto", CPU) == expected
+    assert choose_precision("fp32", CPU) is None
+    assert choose_precision("bf16", CPU) == torch.bfloat16
 
 
 def test_auto_is_fp32_on_a_cpu_before_torch_2(monkeypatch):
-    monkeypatch.setattr(precision, "_cpu_flags", lambda: {"avx512_bf16"})
-    monkeypatch.setattr(precision, "TORCH_RELEASE", (1, 10))
-    assert precision.choose("auto", CPU) is None
+    monkeypatch.setattr(device, "_cpu_flags", lambda: {"avx512_bf16"})
+    monkeypatch.setattr(device, "TORCH_RELEASE", (1, 10))
+    assert choose_precision("auto", CPU) is None
 
 
 def test_features_are_float32_and_unit_in_any_precision():
@@ -57,34 +59,34 @@ def test_the_memory_format_changes_no_result():
 
 
 def test_the_cpu_can_always_be_chosen():
-    assert devices.choose("cpu") == CPU
+    assert choose_device("cpu") == CPU
 
 
 def test_a_missing_gpu_is_an_error_that_lists_what_there_is(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"Card {index}")
-    assert devices.choose("auto") == torch.device("cuda", 0)
-    assert devices.choose("1") == torch.device("cuda", 1)
+    assert choose_device("auto") == torch.device("cuda", 0)
+    assert choose_device("1") == torch.device("cuda", 1)
     with pytest.raises(UserError, match=r"--gpus 2: .*here there are: cpu, 0 \(Card 0\), 1 \(Card 1\)"):
-        devices.choose("2")
+        choose_device("2")
 
 
 def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Card")
-    assert [devices.choose("auto", rank, 2).index for rank in range(2)] == [0, 1]
-    assert [devices.choose("2,0", rank, 2).index for rank in range(2)] == [2, 0]
-    assert devices.choose("cpu", 1, 2) == CPU
+    assert [choose_device("auto", rank, 2).index for rank in range(2)] == [0, 1]
+    assert [choose_device("2,0", rank, 2).index for rank in range(2)] == [2, 0]
+    assert choose_device("cpu", 1, 2) == CPU
     for gpus, processes in (("0,1", 1), ("0", 2), ("auto", 4)):
         with pytest.raises(UserError, match=f"--gpus {gpus}: {processes} process.* need"):
-            devices.choose(gpus, 0, processes)
+            choose_device(gpus, 0, processes)
 
 
 FAULTS = """
 import resource, sys, torch
-from lib.allocator import keep_freed_memory
+from lib.runtime.memory import keep_freed_memory
 if sys.argv[1] == "keep" and not keep_freed_memory():
     print(-1); sys.exit()
 def work():
@@ -110,10 +112,10 @@ def test_kept_memory_is_not_faulted_in_again():
 def test_running_out_of_memory_is_told_from_other_failures():
     with pytest.raises(RuntimeError) as error:
         torch.empty(2**50)
-    assert memory.ran_out(error.value)
+    assert is_out_of_memory(error.value)
     with pytest.raises(MemoryError) as error:
         bytearray(2**60)
-    assert memory.ran_out(error.value)
-    assert memory.ran_out(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB (GPU 0; 79.15 GiB in all)"))
-    assert not memory.ran_out(RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"))
-    assert memory.physical() > 2**28
+    assert is_out_of_memory(error.value)
+    assert is_out_of_memory(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB (GPU 0; 79.15 GiB in all)"))
+    assert not is_out_of_memory(RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"))
+    assert physical_memory() > 2**28

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import main
-from lib.session import checkpoint
+from lib.checkpoint import io as checkpoint
 from lib.session.folder import find_checkpoint
 from tests.helpers.runs import ROOT, call, checkpoints, killed_after, start, wait_for
 
@@ -444,10 +444,10 @@ def test_debug_errors_shows_where_it_happened(tmp_path, capsys):
 
 @pytest.mark.parametrize(("gpus", "back"), [("cpu", ("cpu", "checkpoint")), ("0,1", ("auto", "default"))])
 def test_numbers_of_gpus_stay_where_they_were(monkeypatch, capsys, gpus, back):
-    import lib.session.resume
+    import lib.checkpoint.resume
 
     resumed = ({"options": {"gpus": gpus}}, Path("some"), ())
-    monkeypatch.setattr(lib.session.resume, "open_checkpoint", lambda *arguments: resumed)
+    monkeypatch.setattr(lib.checkpoint.resume, "open_checkpoint", lambda *arguments: resumed)
     assert main.main(["--resume", "some", "--print-args"]) == 0
     row = printed_options(capsys)["gpus"]
     assert (row[2], row[-2]) == back

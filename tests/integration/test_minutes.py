@@ -7,9 +7,9 @@ import torch
 import yaml
 
 import main
-from lib.session import checkpoint
-from lib.training import minutes
-from lib.training.minutes import EVALUATION, SHARE, epochs_within
+from lib.checkpoint import io as checkpoint
+from lib.training import planning
+from lib.training.planning import EVALUATION, SHARE, epochs_within
 from tests.helpers.runs import TINY, error_line
 
 RUN = [*TINY, "--no-brief"]
@@ -26,7 +26,7 @@ def test_epochs_by_hand():
 
 
 def test_a_run_has_the_epochs_that_fit_and_keeps_them(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(minutes, "_image_seconds", lambda *given: 0.01)
+    monkeypatch.setattr(planning, "_image_seconds", lambda *given: 0.01)
     assert main.main([*RUN, "--minutes", "0.05", "--sess-dir", str(tmp_path), "--session", "s"]) == 0
     # 3 s * 0.85 / (2 rounds * 0.01 s * (40 + 0.4 * 30)) = 2.45
     assert "epochs    2 epochs a round at 100 images/s, 0.0 minutes (--minutes)" in capsys.readouterr().out
@@ -36,7 +36,7 @@ def test_a_run_has_the_epochs_that_fit_and_keeps_them(tmp_path, capsys, monkeypa
     config = yaml.safe_load((tmp_path / "s" / "config.yaml").read_text())
     assert (config["max_epoch"], config["minutes"]) == (2, 0.05)
     # a resumed run keeps the number
-    monkeypatch.setattr(minutes, "_image_seconds", lambda *given: 1e9)
+    monkeypatch.setattr(planning, "_image_seconds", lambda *given: 1e9)
     assert main.main(["--resume", str(tmp_path / "s"), "--max-round", "3"]) == 0
     assert len((tmp_path / "s" / "metrics.jsonl").read_text().splitlines()) == 6
 
@@ -45,9 +45,7 @@ def test_timing_changes_nothing(tmp_path):
     """The run is the one that --max-epoch starts, to the bit."""
     assert main.main([*RUN, "--minutes", "1e-9", "--sess-dir", str(tmp_path), "--session", "timed"]) == 0
     assert main.main([*RUN, "--max-epoch", "1", "--sess-dir", str(tmp_path), "--session", "plain"]) == 0
-    timed, plain = (
-        checkpoint.load(tmp_path / name / "checkpoint" / "0001-00010.ckpt") for name in ("timed", "plain")
-    )
+    timed, plain = (checkpoint.load(tmp_path / name / "checkpoint" / "0001-00010.ckpt") for name in ("timed", "plain"))
     assert torch.equal(timed["npc"]["memory"], plain["npc"]["memory"])
     assert all(torch.equal(value, plain["net"][name]) for name, value in timed["net"].items())
 

@@ -10,14 +10,13 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from lib.embedder import Embedder
+from lib.checkpoint import io as checkpoint
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
-from lib.session import checkpoint
+from lib.nn.embedder import Embedder
 from lib.training.epoch import NotFiniteError, train_epoch
-from lib.training.finite import FiniteWatch, NotFinite
 from lib.training.state import not_finite
-from lib.training.step import Step
+from lib.training.step import FiniteWatch, NotFinite, Step
 from main import main
 from tests.helpers.runs import TINY, error_line
 

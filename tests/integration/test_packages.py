@@ -10,8 +10,8 @@ import pytest
 
 import main
 from lib.errors import UserError
-from lib.packages import check_packages
-from lib.session import journal, progress
+from lib.logger import progress
+from lib.runtime.packages import check_packages
 from tests.helpers.runs import ROOT, TINY, error_line
 from tests.helpers.sessions import make
 
@@ -58,7 +58,7 @@ def test_it_is_said_in_one_line_before_anything_else(monkeypatch, capsys):
 
 def test_progress_and_log_load_without_tqdm():
     """In a fresh interpreter: a module that is None in sys.modules fails to import as one that is not installed."""
-    script = "import sys; sys.modules['tqdm'] = None; import lib.session.progress as p; print(p.tqdm)"
+    script = "import sys; sys.modules['tqdm'] = None; import lib.logger.progress as p; print(p.tqdm)"
     ran = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ran.stdout == "None\n"
 
@@ -71,8 +71,8 @@ def without_tqdm_and_jinja2(monkeypatch):
         importlib.util, "find_spec", lambda name, *rest: None if name == "jinja2" else found(name, *rest)
     )
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    for module in (journal, progress):
-        monkeypatch.setattr(module, "tqdm", None)
+    monkeypatch.setattr(progress, "tqdm", None)
+    monkeypatch.delitem(sys.modules, "tqdm", raising=False)
 
 
 def test_a_run_needs_neither_tqdm_nor_jinja2(without_tqdm_and_jinja2, tmp_path, monkeypatch, capsys):

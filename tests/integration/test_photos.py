@@ -11,13 +11,13 @@ from PIL import Image, ImageOps
 
 import datasets
 import main
-from datasets import shrunk as shrinking
+from datasets.files import shrunk as shrinking
+from datasets.files.shrunk import shrunk
 from datasets.image_set import UNLABELLED, ImageSet
 from datasets.pipeline import Pipeline
-from datasets.shrunk import shrunk
 from lib.config import collect
 from lib.errors import UserError
-from lib.results import onnx_file
+from lib.export import network_files
 
 
 @pytest.fixture(autouse=True)
@@ -218,7 +218,7 @@ def test_too_many_for_the_memory(folder):
 
 
 def test_processes_read_what_one_reads(folder, monkeypatch):
-    monkeypatch.setattr("datasets.reading._FEW", 2)
+    monkeypatch.setattr("datasets.files.parallel._FEW", 2)
     several = shrunk(load(folder).train, 8, 2)
     os.remove(folder.parent / ".and-cache" / "shrunk-8-my pictures.npz")
     assert np.array_equal(shrunk(load(folder).train, 8, 0).pixels, several.pixels)
@@ -294,7 +294,7 @@ def test_labels_bring_leave_one_out_accuracies(many, tmp_path, capsys):
 
 def test_pictures_without_a_label_are_in_no_figure(many, tmp_path, capsys, monkeypatch):
     """20 of 24 have one."""
-    monkeypatch.setattr(onnx_file, "onnx_packages_missing", lambda: ("onnx",))  # its export takes seconds
+    monkeypatch.setattr(network_files, "onnx_packages_missing", lambda: ("onnx",))  # its export takes seconds
     labelled = [*QUICK, "--data-root", str(many), "--labels", str(tmp_path / "kinds.csv"), "--max-round", "1"]
     cluster = ["--protocol", "cluster", "--num-clusters", "2"]
     assert main.main([*labelled, *cluster, "--sess-dir", str(tmp_path / "s")]) == 0
@@ -339,7 +339,7 @@ def test_labels_for_names_that_are_not_utf_8_or_have_line_breaks(tmp_path):
 
 
 def test_labels_change_nothing_but_the_reports(many, tmp_path, capsys):
-    from lib.session import checkpoint
+    from lib.checkpoint import io as checkpoint
 
     for place, more in (("with", ["--labels", str(tmp_path / "kinds.csv")]), ("without", [])):
         assert main.main([*QUICK, "--data-root", str(many), "--sess-dir", str(tmp_path / place), *more]) == 0

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 import main
 import models
 from lib import compat
+from lib.checkpoint import io as checkpoint
 from lib.config import Options
 from lib.errors import UserError
 from lib.pretrained import fitting, weights_file
-from lib.session import checkpoint
 from tests.helpers.authors_files import authors_checkpoint, python_2_texts, save_as_python_2
 
 SIZE, DIM, IMAGES = 8, 16, 40
@@ -407,7 +407,7 @@ def test_what_images_are_normalised_with(arguments, expected):
 
 
 def test_names_of_statistics_are_those_of_the_option():
-    from datasets.normalisation import NAMED
+    from datasets.transforms.normalisation import NAMED
     from lib.config import OPTIONS
 
     (option,) = (option for option in OPTIONS if option.name == "normalise")

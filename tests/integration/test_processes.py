@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from lib.checkpoint import io as checkpoint
 from lib.method.discovery import discover
-from lib.session import checkpoint
 from tests.helpers.html_page import check_rules
 from tests.helpers.processes import SMALL, alive, free_port, launched, run, start_launcher, start_run, worker
 from tests.helpers.runs import ROOT, checkpoints, start, wait_for
@@ -146,14 +146,14 @@ FAILING = """
 import sys
 sys.path.insert(0, {root!r})
 import main
-from lib.distributed.place import Place
+from lib.distributed.process_info import ProcessInfo
 from lib.method.memory_bank import MemoryBank
 
 update, steps = MemoryBank.update, []
 
 def failing(bank, *batch):
     steps.append(batch)
-    if Place.here().rank == 1 and len(steps) == 3:
+    if ProcessInfo.here().rank == 1 and len(steps) == 3:
         raise RuntimeError("a bug in one process")
     update(bank, *batch)
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from datasets.image_set import UNLABELLED, ImageSet
-from datasets.only_classes import only_classes
+from datasets.sources.only_classes import only_classes
 from datasets.split import Split
-from lib.session import checkpoint
+from lib.checkpoint import io as checkpoint
 from main import main
 from tests.helpers.processes import run as run_processes
 from tests.helpers.runs import TINY, call, error_line, start, wait_for

@@ -13,17 +13,16 @@ from PIL import Image
 
 import main
 from datasets.image_set import ImageSet
+from lib.checkpoint import io as checkpoint
 from lib.clustering.number import choose_number
-from lib.pages.page import TEMPLATES
 from lib.report import Report, pictures
-from lib.report.clusters import contact_sheets
 from lib.report.feature_map import layout
-from lib.report.galleries import Certainty
+from lib.report.galleries import Certainty, contact_sheets
 from lib.report.pictures import Pictures
-from lib.report.round_view import stability
-from lib.session import checkpoint
+from lib.report.rounds import stability
+from lib.report.template import TEMPLATES
 from lib.session.folder import SessionFolder
-from lib.session.story import Story
+from lib.session.records import SessionRecord
 from tests.helpers import oracles
 from tests.helpers.html_page import Page, check_rules
 from tests.helpers.runs import TINY
@@ -58,8 +57,8 @@ def report_of(folder):
 
 
 def digits(count):
-    from datasets.digits import digits as load
     from datasets.image_set import limit
+    from datasets.sources.digits import digits as load
 
     return limit(load(None, False).train, count, 0)
 
@@ -92,7 +91,7 @@ def test_what_was_run(session, page):
     assert "seed" not in options  # has its default
     everything = {row[0]: row[1] for row in page.tables[1][1:]}
     assert everything["seed"] == "0"
-    assert len(everything) == len(Story.read(session, "").options)
+    assert len(everything) == len(SessionRecord.read(session, "").options)
 
 
 def test_the_table_of_rounds_is_that_of_the_metrics(session, page):
@@ -187,7 +186,7 @@ def test_where_it_looks_has_a_picture_for_each_image_and_round(page):
 
 
 def test_a_run_that_is_stopped_has_a_report_of_its_rounds(tmp_path, monkeypatch, capsys):
-    from lib.training.runner import Runner
+    from lib.training.trainer import Runner
 
     original = Runner._start_round
 
@@ -206,7 +205,7 @@ def test_a_run_that_is_stopped_has_a_report_of_its_rounds(tmp_path, monkeypatch,
 
 
 def test_a_run_that_is_stopped_in_its_first_round_has_a_report(tmp_path, monkeypatch, capsys):
-    from lib.training.runner import Runner
+    from lib.training.trainer import Runner
 
     original = Runner._train_one_epoch
 
@@ -293,7 +292,7 @@ def test_a_report_that_fails_is_a_warning_and_the_run_goes_on(tmp_path, monkeypa
     def broken(*arguments):
         raise ZeroDivisionError("a\nmistake")
 
-    monkeypatch.setattr("lib.report.assemble.assemble", broken)
+    monkeypatch.setattr("lib.report.page.assemble", broken)
     arguments = [*SMALL, "--max-round", "2", "--max-epoch", "1", "--sess-dir", str(tmp_path), "--session", "s"]
     assert main.main([*arguments, "--brief"]) == 0
     out = capsys.readouterr().out

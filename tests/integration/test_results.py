@@ -13,13 +13,12 @@ from PIL import Image
 
 import main
 import models
+from lib.checkpoint import io as checkpoint
+from lib.commands import evaluate
+from lib.commands.embed import default_output
 from lib.errors import RunError
-from lib.results import onnx_file
-from lib.results.embed import default_output
-from lib.results.result_folder import result_folder
-from lib.results.table import read_table, write_table
-from lib.session import checkpoint
-from lib.training import command
+from lib.export import network_files
+from lib.export.result_folder import read_table, result_folder, write_table
 from tests.helpers.authors_files import authors_checkpoint
 from tests.helpers.runs import ROOT
 from tests.helpers.runs import call as process_of
@@ -83,7 +82,7 @@ def exported(session, tmp_path_factory):
 @pytest.fixture
 def quick(monkeypatch):
     """Without ONNX, which takes seconds."""
-    monkeypatch.setattr(onnx_file, "onnx_packages_missing", lambda: ("onnx", "onnxscript"))
+    monkeypatch.setattr(network_files, "onnx_packages_missing", lambda: ("onnx", "onnxscript"))
 
 
 def call(capsys, *arguments):
@@ -220,16 +219,16 @@ def test_networks_whose_pooling_does_not_divide_evenly(name, stem, size, tmp_pat
     torch.manual_seed(0)
     network = models.build(name, 8, stem, size).eval()
     images = torch.randn(2, 3, size, size)
-    plain = onnx_file._with_plain_pooling(network, images)
-    assert isinstance(plain.fit, onnx_file._MatrixPool)
+    plain = network_files._with_plain_pooling(network, images)
+    assert isinstance(plain.fit, network_files._MatrixPool)
     with torch.no_grad():
         assert plain(images).numpy() == pytest.approx(network(images).numpy(), abs=1e-6)
     if size == 20:
-        note = onnx_file.write_onnx(network, size, tmp_path / "network.onnx")
+        note = network_files.write_onnx(network, size, tmp_path / "network.onnx")
         assert note.startswith(("network.onnx written", "network.onnx left out; to get it too: pip install onnx"))
         if "tried with onnxruntime" in note:  # and another network would have been noticed
             other = models.build(name, 8, stem, size).eval()
-            assert onnx_file._difference(tmp_path / "network.onnx", other, images) > onnx_file.TOLERANCE
+            assert network_files._difference(tmp_path / "network.onnx", other, images) > network_files.TOLERANCE
 
 
 def test_without_onnx_the_rest_is_written_and_the_log_says_how_to_get_it(session, tmp_path, capsys, quick):
@@ -409,7 +408,7 @@ def test_other_images_are_judged_as_the_runs_own_were_prepared_and_change_nothin
     dataset = {**saved["dataset"], "means": [0.9, 0.1, 0.3], "stds": [0.5, 2.0, 1.0]}
     checkpoint.save({**saved, "dataset": dataset}, tmp_path / "x.ckpt")
     used = []
-    monkeypatch.setattr(command, "_test", lambda settings, images, *rest: used.append((images.means, images.stds)))
+    monkeypatch.setattr(evaluate, "print_results", lambda call, images, *rest: used.append((images.means, images.stds)))
     for more in ([], ["--normalise", "half"], ["--stds", "1", "1", "1"]):
         call(capsys, "--resume", tmp_path / "x.ckpt", *judge, *other, *more)
     assert used == [
@@ -422,7 +421,7 @@ def test_other_images_are_judged_as_the_runs_own_were_prepared_and_change_nothin
 def test_sigterm_during_an_export_leaves_nothing_behind(tmp_path):
     code = (
         "import os, signal, sys\nfrom pathlib import Path\nfrom lib.errors import Interrupted\n"
-        "from lib.results.result_folder import result_folder\npath = Path(sys.argv[1])\n"
+        "from lib.export.result_folder import result_folder\npath = Path(sys.argv[1])\n"
         "try:\n    with result_folder('--export', path, False) as folder:\n"
         "        (folder / 'features.npy').write_text('x')\n        os.kill(os.getpid(), signal.SIGTERM)\n"
         "        signal.pause()\n"
@@ -485,7 +484,7 @@ def test_a_full_disk_leaves_nothing_and_keeps_what_was_there(session, tmp_path, 
     def full(*arguments, **keywords):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lib.results.export.write_table", full)
+    monkeypatch.setattr("lib.commands.export.write_table", full)
     status, err = error_of(
         capsys, "--resume", session, "--export", tmp_path / "e", "--overwrite", "--num-clusters", "2"
     )

@@ -56,7 +56,12 @@ def test_training_embedding_and_the_api_work(tmp_path, pictures, machine):
     size = "size=1m" if machine == "small" else "ro"
     script = f'mount -t tmpfs -o {size} tmpfs /dev/shm && exec "$0" -c "$@"'
     done = in_a_space_of_its_own(
-        script, sys.executable, PROGRAM, pictures, tmp_path / "out", TMPDIR=str(temporary),
+        script,
+        sys.executable,
+        PROGRAM,
+        pictures,
+        tmp_path / "out",
+        TMPDIR=str(temporary),
         PYTHONPATH=os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
     )
     assert done.returncode == 0, done.stderr

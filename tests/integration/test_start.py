@@ -12,10 +12,10 @@ import datasets
 import main
 import models
 from datasets.image_set import limit
+from lib.checkpoint import io as checkpoint
 from lib.method.discovery import discover
 from lib.seeding import derive
-from lib.session import checkpoint
-from lib.training.runner import Runner
+from lib.training.trainer import Runner
 from tests.helpers.runs import TINY
 
 IMAGES, DIM, SEED = 40, 16, 3

@@ -9,8 +9,8 @@ import types
 import pytest
 
 import main
+from lib.checkpoint import io as checkpoint
 from lib.compat import TORCH_RELEASE
-from lib.session import checkpoint
 from lib.session.folder import find_checkpoint
 from tests.helpers.runs import ROOT, error_line, start
 
@@ -164,7 +164,7 @@ def test_a_comparison_that_nobody_reads_is_written(session, tmp_path, monkeypatc
     monkeypatch.setattr("sys.stdout", Closed())
     with pytest.raises(ValueError, match="closed file"):
         main.run(main.collect(["--compare", str(session), str(session), "--compare-html", str(tmp_path / "page.html")]),
-                 [], main.Place())  # fmt: skip
+                 [], main.ProcessInfo())  # fmt: skip
     assert (tmp_path / "page.html").is_file()
 
 
@@ -235,7 +235,7 @@ def test_what_another_launcher_left_is_named(monkeypatch, capsys, variables, sho
 
 FIGURES = """
 import os
-from lib.pages.figures import Curve, bars, curves, scatter
+from lib.figures.charts import Curve, bars, curves, scatter
 
 def drawn():
     return [curves("a", "", "epoch", "loss", [Curve("l", [1, 2], [3, 4])]), bars("b", "", "x", "y", ["i"], [1], [2]),
@@ -312,7 +312,11 @@ def test_a_foreign_package_in_the_way_of_main_is_named(monkeypatch, capsys, name
     """As in a notebook that has imported Hugging Face's datasets, or a folder of data, and then calls main.main."""
     theirs = types.ModuleType("datasets")
     setattr(theirs, name, value)
-    ours = [each for each in sys.modules if each == "datasets" or each.startswith(("datasets.", "lib.training."))]
+    ours = [
+        each
+        for each in sys.modules
+        if each == "datasets" or each.startswith(("datasets.", "lib.training.", "lib.commands."))
+    ]
     for each in ours:
         monkeypatch.delitem(sys.modules, each)
     monkeypatch.setitem(sys.modules, "datasets", theirs)

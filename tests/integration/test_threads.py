@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import main
-from lib.session import checkpoint
+from lib.checkpoint import io as checkpoint
+from lib.runtime.threads import OtherPrograms
 from lib.session.folder import find_checkpoint
-from lib.threads import OtherPrograms
-from lib.training import minutes, rate_watch, thread_choice
+from lib.training import planning, recorder
 
 RUN = [
     "--cfgs", "configs/base.yaml", "configs/digits.yaml", "--network", "convnet", "--gpus", "cpu", "--precision",
@@ -22,16 +22,16 @@ RUN = [
 def busy(monkeypatch):
     """Two cores, one of which another program keeps busy; one thread is the faster number."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(thread_choice, "cores", lambda: 2)
+    monkeypatch.setattr(planning, "cores", lambda: 2)
     monkeypatch.setattr(OtherPrograms, "cores", lambda self: 1.0)
-    monkeypatch.setattr(thread_choice, "is_busy", lambda others, wanted: others > 0)
+    monkeypatch.setattr(planning, "is_busy", lambda others, wanted: others > 0)
     timed = []
 
-    def one_is_faster(step, numbers, measure=thread_choice.step_seconds):
+    def one_is_faster(step, numbers, measure=planning.step_seconds):
         timed.append(sorted(measure(step, numbers)))
         return {1: 0.1, 2: math.inf}
 
-    monkeypatch.setattr(thread_choice, "step_seconds", one_is_faster)
+    monkeypatch.setattr(planning, "step_seconds", one_is_faster)
     return timed
 
 
@@ -48,7 +48,7 @@ def test_minutes_are_planned_with_the_threads_that_were_timed(tmp_path, busy, mo
         threads.append(torch.get_num_threads())
         return 1.0
 
-    monkeypatch.setattr(minutes, "_image_seconds", seconds)
+    monkeypatch.setattr(planning, "_image_seconds", seconds)
     without = [word for word in RUN if word != "--max-epoch"]
     del without[without.index("1")]
     assert run(tmp_path, *without, "--minutes", "0.01", "--session", "m") == 1
@@ -106,7 +106,7 @@ def test_steps_are_timed_with_workers_and_in_groups_too(tmp_path, busy, argument
 
 def test_a_run_that_became_slow_says_so_once(tmp_path, monkeypatch):
     rates = iter([None, (10.0, 500.0), None])
-    monkeypatch.setattr(rate_watch.RateWatch, "see", lambda self, images: next(rates, None))
+    monkeypatch.setattr(recorder.RateWatch, "see", lambda self, images: next(rates, None))
     run(tmp_path, *RUN, "--session", "s", "--threads", "2", "--display-freq", "1")
     said = [line for line in (tmp_path / "s" / "log.txt").read_text().splitlines() if "images/s, less" in line]
     assert len(said) == 1

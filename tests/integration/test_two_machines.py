@@ -144,10 +144,10 @@ import sys
 sys.path.insert(0, {root!r})
 import torch
 import main
-from lib import devices
+from lib.distributed import process_group
 
 if os.environ["RANK"] == "{number}":
-    devices.choose = lambda *arguments: torch.device("cuda", 0)
+    process_group.choose_device = lambda *arguments: torch.device("cuda", 0)
     torch.cuda.set_device = lambda device: None
 sys.exit(main.main(sys.argv[1:]))
 """

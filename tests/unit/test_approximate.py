@@ -2,8 +2,8 @@
 
 import torch
 
-from lib.approximate import ApproximateSearch, recall
-from lib.nearest import nearest
+from lib.search.approximate import ApproximateSearch, recall
+from lib.search.exact import nearest
 from tests.helpers.rows import unit_rows
 
 

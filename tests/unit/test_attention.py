@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import models
-from lib.report.attention import attention, overlaid, watched_stage
+from lib.figures.attention import attention, overlaid, watched_stage
 
 
 def by_hooks(network, images, rows, stage):

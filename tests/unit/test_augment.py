@@ -9,9 +9,9 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional as TF
 
-from datasets import augment_batch, augment_parameters
-from datasets.augment_parameters import BRIGHTNESS, CONTRAST, HUE, SATURATION, Parameters, Recipe
-from datasets.device_loader import DeviceLoader, to_device
+from datasets.loaders.device import DeviceLoader, to_device
+from datasets.transforms import batch as augment_batch
+from datasets.transforms.batch import BRIGHTNESS, CONTRAST, HUE, SATURATION, Parameters, Recipe
 from lib.seeding import generator
 
 RECIPE = Recipe((0.2, 1.0), (3 / 4, 4 / 3), (0.4, 0.4, 0.4, 0.4), 0.2, 0.5)
@@ -41,7 +41,7 @@ def levels(images):
 def test_crop_and_resize_equals_pil(height, width, size):
     """At most 1.1 levels apart: PIL rounds to whole levels after each of its two passes."""
     pixels = pictures(40, height, width)
-    boxes = augment_parameters.draw_boxes(40, height, width, RECIPE, torch.Generator().manual_seed(1))
+    boxes = augment_batch.draw_boxes(40, height, width, RECIPE, torch.Generator().manual_seed(1))
     flips = torch.arange(40) % 2 == 1
     ours = levels(augment_batch.crop_resize(as_batch(pixels), boxes, flips, size))
     for picture, box, flip, result in zip(pixels, boxes.tolist(), flips, ours):
@@ -106,7 +106,7 @@ def test_grey_equals_pil():
 
 def test_each_image_takes_its_steps_in_its_own_order():
     pixels = pictures(12, 16, 16, seed=6)
-    drawn = augment_parameters.draw(12, 16, 16, RECIPE, torch.Generator().manual_seed(3))
+    drawn = augment_batch.draw(12, 16, 16, RECIPE, torch.Generator().manual_seed(3))
     ours = levels(augment_batch.colour_steps(as_batch(pixels), drawn.order, drawn.factors))
     functions = {
         BRIGHTNESS: TF.adjust_brightness, CONTRAST: TF.adjust_contrast,
@@ -129,7 +129,7 @@ def test_each_image_takes_its_steps_in_its_own_order():
 
 def test_a_whole_draw_equals_the_chain_of_torchvision_functions():
     pixels = pictures(8, 32, 32, seed=7)
-    drawn = augment_parameters.draw(8, 32, 32, RECIPE, torch.Generator().manual_seed(5))
+    drawn = augment_batch.draw(8, 32, 32, RECIPE, torch.Generator().manual_seed(5))
     still = Parameters(drawn.boxes, drawn.flips, drawn.order, torch.tensor([[1.0, 1.0, 1.0, 0.0]] * 8), drawn.greys)
     ours = levels(augment_batch.augment(as_batch(pixels), still, 32))
     for picture, box, flip, grey, result in zip(pixels, drawn.boxes.tolist(), drawn.flips, drawn.greys, ours):
@@ -153,7 +153,7 @@ def test_crops_are_distributed_as_torchvisions():
     torch.manual_seed(0)
     image = Image.new("RGB", (32, 32))
     theirs = np.array([transforms.RandomResizedCrop.get_params(image, RECIPE.scale, RECIPE.ratio) for _ in range(6000)])
-    ours = augment_parameters.draw_boxes(6000, 32, 32, RECIPE, torch.Generator().manual_seed(0)).numpy()
+    ours = augment_batch.draw_boxes(6000, 32, 32, RECIPE, torch.Generator().manual_seed(0)).numpy()
     for column in range(4):
         gap, allowed = quantiles_differ(ours[:, column], theirs[:, column])
         assert gap < allowed
@@ -165,9 +165,9 @@ def test_crops_are_distributed_as_torchvisions():
 
 def test_crops_stay_inside_oblong_images_and_fall_back_to_the_centre():
     narrow = Recipe((0.99, 1.0), (1.0, 1.0), (0, 0, 0, 0), 0.0, 0.0)
-    boxes = augment_parameters.draw_boxes(5, 10, 40, narrow, torch.Generator().manual_seed(0))
+    boxes = augment_batch.draw_boxes(5, 10, 40, narrow, torch.Generator().manual_seed(0))
     assert boxes.tolist() == [[0, 15, 10, 10]] * 5  # no square of 99 % of the area fits: the central one is taken
-    boxes = augment_parameters.draw_boxes(500, 10, 40, RECIPE, torch.Generator().manual_seed(0))
+    boxes = augment_batch.draw_boxes(500, 10, 40, RECIPE, torch.Generator().manual_seed(0))
     assert (boxes[:, 0] + boxes[:, 2]).max() <= 10
     assert (boxes[:, 1] + boxes[:, 3]).max() <= 40
 
@@ -176,8 +176,8 @@ def test_colour_factors_are_distributed_as_torchvisions():
     torch.manual_seed(0)
     jitter = transforms.ColorJitter(0.4, 0.4, 0.4, 0.4)
     theirs = [jitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) for _ in range(4000)]
-    factors = augment_parameters.draw_factors(4000, RECIPE, torch.Generator().manual_seed(0)).numpy()
-    orders = augment_parameters.draw_orders(4000, torch.Generator().manual_seed(0))
+    factors = augment_batch.draw_factors(4000, RECIPE, torch.Generator().manual_seed(0)).numpy()
+    orders = augment_batch.draw_orders(4000, torch.Generator().manual_seed(0))
     for column in range(4):
         gap, allowed = quantiles_differ(factors[:, column], np.array([float(t[1 + column]) for t in theirs]))
         assert gap < allowed
@@ -189,10 +189,7 @@ def test_colour_factors_are_distributed_as_torchvisions():
 
 def test_hue_comes_equally_often_at_each_place_of_a_small_batch():
     places = torch.stack(
-        [
-            (augment_parameters.draw_orders(5, generator(0, "x", batch)) == HUE).long().argmax(dim=1)
-            for batch in range(2000)
-        ]
+        [(augment_batch.draw_orders(5, generator(0, "x", batch)) == HUE).long().argmax(dim=1) for batch in range(2000)]
     )
     for position in range(5):  # each image on its own: 2000 draws, 500 +- 4 standard deviations of 19.4
         counts = torch.bincount(places[:, position], minlength=4)
@@ -200,7 +197,7 @@ def test_hue_comes_equally_often_at_each_place_of_a_small_batch():
 
 
 def test_flips_and_greys_come_as_often_as_asked():
-    drawn = augment_parameters.draw(20000, 8, 8, RECIPE, torch.Generator().manual_seed(0))
+    drawn = augment_batch.draw(20000, 8, 8, RECIPE, torch.Generator().manual_seed(0))
     assert drawn.flips.float().mean().item() == pytest.approx(0.5, abs=0.015)
     assert drawn.greys.float().mean().item() == pytest.approx(0.2, abs=0.012)
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from benchmarks.bare_step import BareStep
-from lib.embedder import Embedder
+from lib.nn.embedder import Embedder
 
 
 def test_it_follows_the_gradient_it_is_given():

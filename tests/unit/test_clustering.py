@@ -7,11 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lib.clustering.graph import neighbour_graph
 from lib.clustering.kmeans import spherical_kmeans
-from lib.clustering.merging import merge_linkages
-from lib.clustering.number import choose_number
-from lib.clustering.plot import plot_number
+from lib.clustering.number import choose_number, merge_linkages, neighbour_graph, plot_number
 from tests.helpers.rows import unit_rows
 
 

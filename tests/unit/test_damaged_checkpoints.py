@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from lib import compat
+from lib.checkpoint import io as checkpoint
+from lib.checkpoint.resume import open_checkpoint
+from lib.checkpoint.safe_load import _OLD_START
+from lib.checkpoint.saver import CheckpointSaver, Position
 from lib.errors import UserError
-from lib.plain_data import _OLD_START
-from lib.session import checkpoint
 from lib.session.folder import SessionFolder
-from lib.session.keeping import Checkpoints, Place
-from lib.session.resume import open_checkpoint
 from tests.helpers.checkpoints import Planted, complete, restricted_load
 
 
@@ -83,9 +83,7 @@ def test_other_readers_take_the_file_as_it_is(file):
         assert archive.comment.startswith(b"AND checkpoint, format 2, sha256 ")
 
 
-def test_checkpoints_from_before_there_were_checksums_are_read(file):
-    torch.save(complete(format=1), file)
-    assert checkpoint.load(file)["format"] == 1
+def test_a_checkpoint_without_its_checksum_is_refused(file):
     torch.save(complete(format=2), file)
     with pytest.raises(UserError, match="has lost its checksum"):
         checkpoint.load(file)
@@ -94,8 +92,8 @@ def test_checkpoints_from_before_there_were_checksums_are_read(file):
 def test_going_on_falls_back_to_the_one_before(tmp_path):
     """Round 0 is complete, round 1 is under way; then file after file is damaged."""
     session = SessionFolder.create(str(tmp_path), "s")
-    kept = Checkpoints(session, keep=3)
-    places = [Place(0, 1, 0), Place(1, 0, 2), Place(1, 0, 4), Place(1, 1, 0)]
+    kept = CheckpointSaver(session, keep=3)
+    places = [Position(0, 1, 0), Position(1, 0, 2), Position(1, 0, 4), Position(1, 1, 0)]
     for place in places:
         state = complete(round=place.round, epoch=place.epoch, step=place.step, format=2)
         kept.save(state, place, 10 * place.round, is_best=place.step == 0)
@@ -123,10 +121,10 @@ def test_going_on_falls_back_to_the_one_before(tmp_path):
 @pytest.mark.parametrize("keep", [1, 2, 4])
 def test_keeping_is_bounded_and_the_last_and_the_best_of_each_round_stay(tmp_path, keep):
     session = SessionFolder.create(str(tmp_path), "s")
-    kept = Checkpoints(session, keep)
+    kept = CheckpointSaver(session, keep)
     for round_number in range(3):
         for epoch in range(5):
-            place = Place(round_number, epoch, 0)
+            place = Position(round_number, epoch, 0)
             state = complete(round=round_number, epoch=epoch, format=2)
             kept.save(state, place, 10 * round_number, is_best=epoch in (0, 2))
     found = {path.name for path in session.checkpoints.iterdir()}

@@ -16,9 +16,9 @@ from PIL import Image
 from torchvision.transforms import functional as TF
 
 import datasets
-from datasets import transforms
 from datasets.image_set import ImageSet, limit
-from datasets.loading import WorkerLoader
+from datasets.loaders.workers import WorkerLoader
+from datasets.transforms import pil as transforms
 from lib.errors import UserError
 from tests.helpers.cifar import CIFAR10, cifar_pixels, write_cifar
 

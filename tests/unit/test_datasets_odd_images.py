@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.decoded import decoded
-from datasets.image_file import read_rgb
-from datasets.image_folder import read_folder
+from datasets.files.decode import read_rgb
+from datasets.files.decoded import decoded
 from datasets.image_set import ImageSet
-from datasets.transforms import test_transform as transform_of_tests
+from datasets.sources.image_folder import read_folder
+from datasets.transforms.pil import test_transform as transform_of_tests
 from lib.errors import UserError
 from tests.helpers.runs import call
 
@@ -123,8 +123,8 @@ def test_extreme_sizes_become_squares_in_little_memory(tmp_path, size):
     Image.new("RGB", size, RED).save(path)
     code = (
         "import sys\n"
-        "from datasets.image_file import read_rgb\n"
-        "from datasets.transforms import test_transform, train_transform\n"
+        "from datasets.files.decode import read_rgb\n"
+        "from datasets.transforms.pil import test_transform, train_transform\n"
         "import resource, torch\n"
         "image = read_rgb(sys.argv[1])\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"

@@ -9,7 +9,7 @@ from PIL import Image
 from scipy.io import savemat
 
 import datasets
-from datasets import imagenet12
+from datasets.sources import imagenet12
 from lib.config import collect
 from lib.errors import UserError
 

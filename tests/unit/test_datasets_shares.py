@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
+from datasets.files.paths import Paths
 from datasets.image_set import ImageSet
-from datasets.paths import Paths
 from datasets.pipeline import Pipeline
-from datasets.share import Share
 from datasets.split import Split
 from lib.config import Options
+from lib.distributed.world import Share
 from lib.errors import UserError
 
 CPU = torch.device("cpu")

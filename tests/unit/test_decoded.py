@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.decoded import CACHE, decoded
+from datasets.files.decoded import CACHE, decoded
 from datasets.image_set import ImageSet
 from lib.errors import UserError
 

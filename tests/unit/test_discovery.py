@@ -19,7 +19,7 @@ from lib.method.discovery import (
 )
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
-from lib.nearest import nearest
+from lib.search.exact import nearest
 from tests.helpers import oracles
 from tests.helpers.rows import grid_rows, unit_rows
 

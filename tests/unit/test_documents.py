@@ -9,8 +9,8 @@ import torch
 import lib.method
 from benchmarks import busy
 from benchmarks.cluster_number import features
-from lib import precision
 from lib.config import collect
+from lib.runtime.device import precision_note
 from tests.helpers.runs import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -85,9 +85,9 @@ def test_the_line_for_the_published_environment_has_the_versions_of_requirements
 
 
 def test_the_log_says_how_to_compute_as_the_paper_did():
-    assert precision.note("auto", torch.bfloat16).endswith("--precision fp32 computes in it")
+    assert precision_note("auto", torch.bfloat16).endswith("--precision fp32 computes in it")
     assert (
-        precision.note("bf16", torch.bfloat16) is precision.note("auto", None) is precision.note("fp32", None) is None
+        precision_note("bf16", torch.bfloat16) is precision_note("auto", None) is precision_note("fp32", None) is None
     )
 
 

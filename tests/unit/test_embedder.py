@@ -9,9 +9,9 @@ from torch import nn
 
 import models
 from lib.compat import TORCH_RELEASE
-from lib.embedder import Embedder
 from lib.errors import UserError
 from lib.evaluation.features import extract
+from lib.nn.embedder import Embedder
 
 CPU = torch.device("cpu")
 FEW_KERNELS = pytest.mark.skipif(TORCH_RELEASE < (2, 0), reason="this PyTorch pools no bfloat16 on a CPU")
@@ -38,9 +38,9 @@ def test_the_frozen_network_gives_the_features_of_the_network_in_evaluation_mode
     embedder = Embedder(network, CPU)
     with torch.no_grad():
         expected = network.eval()(images)
-        features = embedder.frozen()(images)
+        features = embedder.eval_copy()(images)
     torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in embedder.frozen().network.modules())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in embedder.eval_copy().network.modules())
     for key, value in network.state_dict().items():  # the network itself is as it was
         assert torch.equal(value, before[key]), key
 
@@ -56,7 +56,7 @@ def test_backbone_features_are_what_the_last_layer_takes(name, size, dtype):
     for _ in range(2):
         with torch.no_grad():
             output = embedder(images)
-            features, frozen = embedder.frozen(backbone=True)(images), embedder.frozen()(images)
+            features, frozen = embedder.eval_copy(backbone=True)(images), embedder.eval_copy()(images)
             changed(network)
         tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype is None else {"atol": 2e-2, "rtol": 0}
         assert (features.dtype, features.shape) == (torch.float32, (3, network.fc.in_features))
@@ -97,9 +97,9 @@ def test_what_cannot_be_folded_stays():
     for _ in range(2):
         with torch.no_grad():
             expected = network.eval()(images)
-            torch.testing.assert_close(embedder.frozen()(images), expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(embedder.eval_copy()(images), expected, atol=1e-5, rtol=1e-5)
         changed(network)
-    left = [name for name, layer in embedder.frozen().network.named_modules() if isinstance(layer, nn.BatchNorm2d)]
+    left = [name for name, layer in embedder.eval_copy().network.named_modules() if isinstance(layer, nn.BatchNorm2d)]
     assert left == ["first", "of_shared", "of_batch"]
 
 
@@ -110,7 +110,7 @@ def test_the_frozen_network_is_brought_up_to_date(first_in_inference_mode):
     embedder = Embedder(network, CPU)
     for inference in (first_in_inference_mode, not first_in_inference_mode, first_in_inference_mode):
         with torch.inference_mode(inference), torch.set_grad_enabled(False):
-            frozen = embedder.frozen()
+            frozen = embedder.eval_copy()
             torch.testing.assert_close(frozen(images), network.eval()(images), atol=1e-5, rtol=1e-5)
         before = frozen(images).detach()
         network.train()

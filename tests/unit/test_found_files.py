@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 import datasets
-from datasets import found_files
-from datasets.found_files import look_through
+from datasets.files import found_files
+from datasets.files.found_files import look_through
 from datasets.image_set import UNLABELLED, ImageSet
-from datasets.only_classes import judgeable, only_classes
 from datasets.pipeline import Pipeline
+from datasets.sources.only_classes import judgeable, only_classes
 from datasets.split import Split
 from lib.config import Options
 from lib.errors import UserError

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from datasets.image_file import is_image, is_unreadable_image, read_rgb
+from datasets.files.decode import is_image, is_unreadable_image, read_rgb
+from datasets.files.shrunk import shrunk
 from datasets.image_set import ImageSet
-from datasets.shrunk import shrunk
 from lib.errors import UnreadableImage, UserError
-from lib.results.model import Model, Preprocessing
+from lib.export.model import Model, Preprocessing
 
 RED, WHITE = (200, 0, 30), (255, 255, 255)
 

@@ -9,18 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.image_set import ImageSet
+from lib.clustering.clusters import clusters_of
 from lib.distributed.world import World
-from lib.evaluation.leave_one_out import LeaveOneOut
-from lib.evaluation.subject import Subject
-from lib.insight import anchor_grid
-from lib.insight.anchor_grid import NEUTRAL, OTHER, SAME, anchor_grids
-from lib.insight.clusters import clusters_of
-from lib.insight.survey import Survey, sample_rows, survey
-from lib.insight.thumbnails import thumbnails
+from lib.evaluation.bank_statistics import Survey, sample_rows, survey
+from lib.evaluation.features import Subject
+from lib.evaluation.knn import LeaveOneOut
+from lib.figures import thumbnails as figures
+from lib.figures.thumbnails import NEUTRAL, OTHER, SAME, anchor_grids, thumbnails
+from lib.logger.console import _fitted
+from lib.logger.projector import SIDE, Projector
 from lib.method.discovery import consistency
 from lib.method.neighbourhoods import Neighbourhoods
-from lib.session.journal import _fitted
-from lib.session.projector import SIDE, Projector
 from lib.training.history import History, sizes
 from tests.helpers import oracles
 from tests.helpers.rows import unit_rows
@@ -139,7 +138,7 @@ def test_the_pictures_show_the_right_anchors_in_the_right_frames(monkeypatch):
     neighbours[0, 0] = 18
     found = Neighbourhoods.of(anchors, neighbours, torch.linspace(0, 3, 20), None)
     drawn = []
-    monkeypatch.setattr(anchor_grid, "_draw", lambda squares, frames, caption: drawn.append((squares, frames, caption)))
+    monkeypatch.setattr(figures, "_draw", lambda squares, frames, caption: drawn.append((squares, frames, caption)))
     grids = anchor_grids(found, images, labels, 6)
     assert [grid.part for grid in grids] == ["lowest", "middle", "highest"]
     shown = [squares[:, :, 30, 30, 0] // 10 for squares, _, _ in drawn]
@@ -157,7 +156,7 @@ def test_a_picture_has_a_frame_for_each_image():
     found = Neighbourhoods.of(torch.arange(3), torch.tensor([[1], [2], [0]]), torch.linspace(0, 3, 20), None)
     picture = anchor_grids(found, colours(20), torch.tensor([0, 0, 1] + [0] * 17), 3)[0].picture
     assert picture.dtype == np.uint8
-    assert (picture == SAME).all(axis=2).sum() > 4 * anchor_grid.SIDE
+    assert (picture == SAME).all(axis=2).sum() > 4 * figures.SIDE
     assert not (picture == OTHER).all(axis=2).any()
 
 

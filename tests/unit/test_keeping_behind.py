@@ -5,11 +5,11 @@ import time
 
 import pytest
 
+from lib.checkpoint import io as checkpoint
+from lib.checkpoint import saver as keeping
+from lib.checkpoint.saver import AsyncCheckpointSaver, Position
 from lib.errors import RunError
-from lib.session import checkpoint, keeping
 from lib.session.folder import SessionFolder
-from lib.session.keeping import Place
-from lib.session.keeping_behind import CheckpointsBehind
 from tests.helpers.checkpoints import complete
 
 
@@ -33,11 +33,11 @@ def held(monkeypatch):
 
 
 def save(kept, epoch, is_best=False):
-    kept.save(complete(epoch=epoch, format=2), Place(0, epoch, 0), 0, is_best)
+    kept.save(complete(epoch=epoch, format=2), Position(0, epoch, 0), 0, is_best)
 
 
 def test_a_run_goes_on_while_a_checkpoint_is_written(session, held):
-    kept = CheckpointsBehind(session, keep=2)
+    kept = AsyncCheckpointSaver(session, keep=2)
     save(kept, 1)
     assert list(session.checkpoints.iterdir()) == []
     held.set()
@@ -47,7 +47,7 @@ def test_a_run_goes_on_while_a_checkpoint_is_written(session, held):
 
 
 def test_the_next_waits_for_the_one_before(session, held):
-    kept = CheckpointsBehind(session, keep=2)
+    kept = AsyncCheckpointSaver(session, keep=2)
     save(kept, 1)
     threading.Timer(0.3, held.set).start()
     started = time.monotonic()
@@ -64,7 +64,7 @@ def test_the_next_waits_for_the_one_before(session, held):
 
 @pytest.mark.parametrize("ask", ["settle", "last", "save"])
 def test_a_failure_is_heard_at_the_next_opportunity_and_once(session, monkeypatch, ask):
-    kept = CheckpointsBehind(session, keep=2)
+    kept = AsyncCheckpointSaver(session, keep=2)
     save(kept, 1)
     kept.settle()
     write = checkpoint.write
@@ -82,7 +82,7 @@ def test_a_failure_is_heard_at_the_next_opportunity_and_once(session, monkeypatc
 
 
 def test_a_failure_that_nobody_asked_for_is_said_at_the_end(session, monkeypatch, caplog):
-    kept = CheckpointsBehind(session, keep=2)
+    kept = AsyncCheckpointSaver(session, keep=2)
     monkeypatch.setattr(keeping.checkpoint, "write", lambda state, path: (_ for _ in ()).throw(RunError("full")))
     save(kept, 1)
     kept.close()
@@ -90,7 +90,7 @@ def test_a_failure_that_nobody_asked_for_is_said_at_the_end(session, monkeypatch
 
 
 def test_the_end_waits(session, held):
-    kept = CheckpointsBehind(session, keep=2)
+    kept = AsyncCheckpointSaver(session, keep=2)
     save(kept, 1)
     threading.Timer(0.3, held.set).start()
     kept.close()

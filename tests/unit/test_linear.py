@@ -8,11 +8,9 @@ from sklearn.linear_model import LogisticRegression
 
 import models
 from lib.distributed.world import World
-from lib.embedder import Embedder
 from lib.evaluation.knn import classes_ahead
-from lib.evaluation.linear import _moments
-from lib.evaluation.logistic_regression import fit
-from lib.evaluation.stage_features import pooled, pooled_widths, stage_rows
+from lib.evaluation.linear import _moments, fit, pooled, pooled_widths, stage_rows
+from lib.nn.embedder import Embedder
 
 ALONE = World.alone()
 
@@ -50,7 +48,7 @@ def test_the_objective_in_float64(digits):
 def test_rows_that_take_no_part_change_nothing(digits, monkeypatch):
     rows, labels = digits
     taking_part = torch.arange(700) % 3 > 0
-    monkeypatch.setattr("lib.evaluation.logistic_regression.BLOCK_ELEMENTS", 64 * 100)  # seven blocks
+    monkeypatch.setattr("lib.evaluation.linear.BLOCK_ELEMENTS", 64 * 100)  # seven blocks
     some = fit(rows, labels, 10, 0.1, ALONE, steps=200, taking_part=taking_part)
     alone = fit(rows[taking_part], labels[taking_part], 10, 0.1, ALONE, steps=200)
     assert np.abs(some.weights - alone.weights).max() < 2e-3
@@ -111,7 +109,7 @@ def test_the_activations_of_every_stage(network, size, widths):
     torch.manual_seed(0)
     embedder = Embedder(models.build(network, 32, "auto", size), torch.device("cpu"))
     images = torch.rand(5, 3, size, size)
-    outputs = embedder.frozen_stages()
+    outputs = embedder.eval_stages()
     found = pooled_widths(outputs, images[:1], 10_000)
     assert found == widths
     assert all(width <= 10_000 for width in found.values())
@@ -120,7 +118,7 @@ def test_the_activations_of_every_stage(network, size, widths):
     stages = [next(iter(widths)), "fc"]
     kept = stage_rows(outputs, batches, slice(10, 15), found, stages, 10_000, torch.device("cpu"))
     assert list(kept) == stages
-    assert torch.allclose(kept["fc"], embedder.frozen()(images).detach(), atol=1e-5)
+    assert torch.allclose(kept["fc"], embedder.eval_copy()(images).detach(), atol=1e-5)
     with torch.no_grad():
         assert torch.allclose(kept[stages[0]], pooled(outputs(images)[stages[0]], 10_000), atol=1e-5)
     assert not embedder.network.training

@@ -5,9 +5,9 @@ import signal
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from lib.distributed.contact import lost_contact
 from lib.distributed.launch import _cause, _end
-from lib.errors import LOST_CONTACT
+from lib.distributed.process_group import is_peer_failure
+from lib.errors import PEER_FAILURE
 
 
 class DistBackendError(RuntimeError):
@@ -28,7 +28,7 @@ class DistBackendError(RuntimeError):
     ],
 )
 def test_communication_that_failed_is_lost_contact(words):
-    assert lost_contact(RuntimeError(words))
+    assert is_peer_failure(RuntimeError(words))
 
 
 @pytest.mark.parametrize(
@@ -46,12 +46,12 @@ def test_communication_that_failed_is_lost_contact(words):
     ],
 )
 def test_any_other_error_is_one_of_this_process(words):
-    assert not lost_contact(RuntimeError(words))
+    assert not is_peer_failure(RuntimeError(words))
 
 
 def test_errors_of_torch_distributed_are_known_by_their_class():
-    assert lost_contact(DistBackendError("something new"))
-    assert not lost_contact(DistBackendError("ncclInvalidUsage: Duplicate GPU detected"))
+    assert is_peer_failure(DistBackendError("something new"))
+    assert not is_peer_failure(DistBackendError("ncclInvalidUsage: Duplicate GPU detected"))
 
 
 KILLED, ENDED, STOPPED = -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM
@@ -60,16 +60,16 @@ KILLED, ENDED, STOPPED = -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM
 @pytest.mark.parametrize(
     ("outcomes", "cause"),
     [
-        ({0: (LOST_CONTACT, 100), 1: (1, 100)}, 1),
-        ({0: (LOST_CONTACT, 100), 1: (2, 101)}, 1),
+        ({0: (PEER_FAILURE, 100), 1: (1, 100)}, 1),
+        ({0: (PEER_FAILURE, 100), 1: (2, 101)}, 1),
         ({0: (STOPPED, 100), 1: (1, 100)}, 1),  # ended by the launcher after the other's failure
         ({0: (ENDED, 100), 1: (1, 100)}, 1),
         ({0: (KILLED, 130), 1: (1, 100)}, 1),
-        ({0: (KILLED, 130), 1: (LOST_CONTACT, 100)}, 1),
-        ({0: (STOPPED, 100), 1: (LOST_CONTACT, 100)}, 1),
-        ({0: (LOST_CONTACT, 100), 1: (KILLED, 100)}, 1),
-        ({0: (LOST_CONTACT, 100), 1: (KILLED, 101), 2: (ENDED, 101)}, 1),
-        ({0: (LOST_CONTACT, 100), 1: (LOST_CONTACT, 99)}, 1),
+        ({0: (KILLED, 130), 1: (PEER_FAILURE, 100)}, 1),
+        ({0: (STOPPED, 100), 1: (PEER_FAILURE, 100)}, 1),
+        ({0: (PEER_FAILURE, 100), 1: (KILLED, 100)}, 1),
+        ({0: (PEER_FAILURE, 100), 1: (KILLED, 101), 2: (ENDED, 101)}, 1),
+        ({0: (PEER_FAILURE, 100), 1: (PEER_FAILURE, 99)}, 1),
         ({0: (1, 101), 1: (1, 100)}, 1),
         ({0: (STOPPED, 101), 1: (STOPPED, 100)}, 1),
     ],
@@ -84,5 +84,5 @@ def test_the_process_that_failed_by_itself_is_named(outcomes, cause):
 
 def test_ends_are_said_in_words():
     assert _end(KILLED) == "was killed by SIGKILL"
-    assert _end(LOST_CONTACT) == "lost contact with the others"
+    assert _end(PEER_FAILURE) == "lost contact with the others"
     assert _end(1) == "ended with status 1"

@@ -1,6 +1,7 @@
-"""Equations 2, 3 and 7 and the bank (8) against float64 NumPy and against cases by hand."""
+"""Equations 2, 3, 4 and 7 and the bank (8) against float64 NumPy, a plain log-softmax, and cases by hand."""
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -10,14 +11,16 @@ from hypothesis import strategies as st
 
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
-from lib.method.objective import ABSENT, and_loss, log_probabilities
+from lib.method.objective import ABSENT, and_loss
 from tests.helpers import oracles
-from tests.helpers.rows import unit_rows
+from tests.helpers.rows import random_members, unit_rows
+from tests.helpers.runs import call
 
 
 def test_probabilities_sum_to_one_and_match_the_definition():
     features, memory = unit_rows(3, 8, 0), unit_rows(20, 8, 1)
-    p = log_probabilities(features, memory, 0.1).exp()
+    pairs = [[and_loss(x[None], memory, torch.tensor([[j]]), 0.1) for j in range(20)] for x in features]
+    p = torch.tensor(pairs).neg().exp()
     assert p.sum(dim=1).numpy() == pytest.approx(np.ones(3), abs=1e-5)
     for row, x in zip(p.numpy(), features.double().numpy()):
         assert row == pytest.approx(oracles.probabilities(x, memory.double().numpy(), 0.1), rel=1e-4)
@@ -90,6 +93,77 @@ def test_duplicate_rows_share_the_probability():
     memory = torch.tensor([[1.0, 0.0]] * 4)
     loss = and_loss(memory[:1], memory, torch.tensor([[0, 2]]), 0.1)
     assert loss.item() == pytest.approx(math.log(2), abs=1e-6)  # two of four equal rows
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(2, 70),
+    b=st.integers(1, 9),
+    k=st.integers(0, 6),
+    tau=st.sampled_from([0.01, 0.07, 0.1, 1.0]),
+    tile=st.sampled_from([1, 7, 64, 2**20]),
+    seed=st.integers(0, 2**31),
+)
+def test_value_and_gradient_equal_the_plain_loss(n, b, k, tau, tile, seed):
+    memory, members = unit_rows(n, 6, seed), random_members(b, n, min(k, n - 1), seed)
+    plain, tiled = (unit_rows(b, 6, seed + 1).requires_grad_() for _ in range(2))
+    expected = oracles.softmax_loss(plain.double(), memory.double(), members, tau)
+    loss = and_loss(tiled, memory, members, tau, tile)
+    (3 * expected).backward()
+    (3 * loss).backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5 / tau)
+    torch.testing.assert_close(tiled.grad, plain.grad, atol=2e-5 / tau, rtol=1e-3)
+
+
+def test_underflow_of_a_naive_softmax():
+    memory = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
+    features = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    loss = and_loss(features, memory, torch.tensor([[0]]), 1e-3, 1)
+    loss.backward()
+    assert loss.item() == pytest.approx(2000.0)
+    assert features.grad[0].tolist() == pytest.approx([2000.0, 0.0])
+
+
+def test_the_gradient_is_right_by_finite_differences():
+    memory = unit_rows(20, 4, 0).double()
+    features = unit_rows(3, 4, 1).double().requires_grad_()
+    members = random_members(3, 20, 2, 2)
+    assert torch.autograd.gradcheck(lambda x: and_loss(x, memory, members, 0.5, 21), (features,))
+
+
+def test_no_gradient_is_computed_where_none_is_asked_for():
+    loss = and_loss(unit_rows(2, 4, 0), unit_rows(9, 4, 1), torch.tensor([[0], [1]]), 0.1)
+    assert not loss.requires_grad
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux")
+def test_one_tile_is_held_and_never_two():
+    """Peak of a process at N = 2,000,000, B = 64, for a tile of 64 MiB: the plain form needs three of 512 MB."""
+    script = """
+import torch
+from lib.method.objective import and_loss
+
+def loss(rows, tile):
+    features = torch.nn.functional.normalize(torch.ones(64, 8), dim=1).requires_grad_()
+    and_loss(features, memory[:rows], torch.arange(64)[:, None], 0.1, tile).backward()
+
+def status(name):
+    with open("/proc/self/status") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith(name + ":"))
+
+memory = torch.full((2_000_000, 8), 8**-0.5)
+loss(1000, 2**12)
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak starts from here
+before = status("VmRSS")
+loss(2_000_000, 2**24)
+print(status("VmHWM") - before)
+"""
+    status, out, err = call(program=("-c", script))
+    assert status == 0, err
+    tile = 4 * 2**24
+    assert 0.9 * tile < int(out) < 1.25 * tile
 
 
 def test_members_of_anchors_and_instances():

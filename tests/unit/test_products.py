@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lib.products import inner_products
+from lib.search.exact import inner_products
 from tests.helpers.rows import unit_rows
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets import bad_images, image_cache
-from datasets.bad_images import readable
-from datasets.decoded import decoded
+from datasets.files import bad_images, image_cache
+from datasets.files.bad_images import readable
+from datasets.files.decoded import decoded
+from datasets.files.shrunk import shrunk
 from datasets.image_set import ImageSet
-from datasets.shrunk import shrunk
-from lib.session.layout import check_layout
+from lib.checkpoint.schema import check_layout
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +92,7 @@ def test_another_way_of_decoding_takes_no_older_cache(tmp_path, monkeypatch, sid
         return Image.new("RGB", (8, 8))
 
     monkeypatch.setattr(ImageSet, "read", black)
-    monkeypatch.setattr("datasets.shrunk.read_rgb", black)
+    monkeypatch.setattr("datasets.files.shrunk.read_rgb", black)
     assert make(images).pixels.max() == 0 != first.max()
     assert len(read) == 3
     assert cache.exists()

@@ -12,10 +12,13 @@ import zipfile
 import pytest
 import torch
 
+from lib.checkpoint import io as checkpoint
 from lib.errors import RunError, UserError
-from lib.session import checkpoint, folder, journal
+from lib.logger import console as journal
+from lib.logger.progress import duration
+from lib.session import folder
 from lib.session.folder import SessionFolder, find_checkpoint, newest_checkpoint
-from lib.session.progress import duration
+from lib.session.records import Metrics
 from tests.helpers.checkpoints import Planted, complete, restricted_load
 
 
@@ -154,7 +157,7 @@ def test_files_that_are_something_else_are_named(tmp_path):
 
 
 def test_metrics_go_back_to_a_point_and_keep_what_came_after(tmp_path):
-    metrics = journal.Metrics(tmp_path / "metrics.jsonl")
+    metrics = Metrics(tmp_path / "metrics.jsonl")
     for place in ((0, 1), (0, 2), (1, 1), (1, 2)):
         metrics.append({"round": place[0], "epoch": place[1]})
     with open(metrics.path, "a") as file:
@@ -199,7 +202,7 @@ def test_durations(seconds, text):
 
 
 def test_the_bar_is_shown_on_a_terminal_only(monkeypatch):
-    from lib.session.progress import Progress
+    from lib.logger.progress import Progress
 
     plain = Progress(100, 0, quiet=False)
     assert plain._bar is None

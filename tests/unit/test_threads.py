@@ -6,21 +6,21 @@ import pytest
 import torch
 
 import models
-from lib import threads
+from lib.commands.call import _OF_A_MACHINE
 from lib.config import Options, collect
-from lib.distributed.place import Place
+from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
-from lib.embedder import Embedder
 from lib.errors import UserError
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
-from lib.training import rate_watch, thread_choice
-from lib.training.optimisation import build_optimizer
-from lib.training.same_call import _OF_A_MACHINE
+from lib.nn.embedder import Embedder
+from lib.runtime import threads
+from lib.training import planning, recorder
+from lib.training.optim import build_optimizer
 from lib.training.state import TrainingState
 from lib.training.step import Step
 
-ALONE, PAIR = Place(), Place(1, 2, 1, 2, launched=True)
+ALONE, PAIR = ProcessInfo(), ProcessInfo(1, 2, 1, 2, launched=True)
 V2, V1 = "0::/a/b", "4:cpu,cpuacct:/a/b\n2:memory:/m\n0::/"
 
 
@@ -102,9 +102,9 @@ def test_other_values_are_refused(value):
 @pytest.fixture
 def eight_cores(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(thread_choice, "cores", lambda: 8)
+    monkeypatch.setattr(planning, "cores", lambda: 8)
     set_to = []
-    monkeypatch.setattr(thread_choice.torch, "set_num_threads", set_to.append)
+    monkeypatch.setattr(planning.torch, "set_num_threads", set_to.append)
     return set_to
 
 
@@ -114,55 +114,55 @@ def two(rank=0):
 
 def test_what_is_known_without_timing(eight_cores, monkeypatch):
     alone, auto = World.alone(), collect([])
-    assert thread_choice.set_threads(auto, alone, ALONE) == (8, "all cores", "")
-    assert thread_choice.set_threads(auto, two(), PAIR)[:2] == (4, "a share of 8 cores")
-    asked = thread_choice.set_threads(collect(["--threads", "3"]), alone, ALONE)
+    assert planning.set_threads(auto, alone, ALONE) == (8, "all cores", "")
+    assert planning.set_threads(auto, two(), PAIR)[:2] == (4, "a share of 8 cores")
+    asked = planning.set_threads(collect(["--threads", "3"]), alone, ALONE)
     assert asked == (3, "--threads, command line", "")
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert thread_choice.set_threads(auto, alone, ALONE)[:2] == (5, "OMP_NUM_THREADS")
+    assert planning.set_threads(auto, alone, ALONE)[:2] == (5, "OMP_NUM_THREADS")
     assert eight_cores == [8, 4, 3, 5]
 
 
 def test_a_checkpoints_number_stays_and_more_than_the_cores_is_warned_of(eight_cores):
     settings = collect(["--resume", "x"], {"threads": "12"})
-    kept = thread_choice.set_threads(settings, World.alone(), ALONE)
+    kept = planning.set_threads(settings, World.alone(), ALONE)
     assert kept[:2] == (12, "--threads, checkpoint")
     assert kept.warning.startswith("12 threads share 8 cores, which is slow; --threads auto")
     # processes that share a machine would otherwise take the number of one that had it alone
-    assert thread_choice.set_threads(settings, two(), PAIR)[0] == 4
-    few = thread_choice.set_threads(collect(["--resume", "x"], {"threads": "1"}), two(), PAIR)
+    assert planning.set_threads(settings, two(), PAIR)[0] == 4
+    few = planning.set_threads(collect(["--resume", "x"], {"threads": "1"}), two(), PAIR)
     assert few == (1, "--threads, checkpoint", "")
     assert "threads" in _OF_A_MACHINE
 
 
 def test_the_fastest_number_and_nothing_after_a_hopeless_one(monkeypatch):
     clock, number, taken = [0.0], [0], []
-    monkeypatch.setattr(thread_choice.torch, "set_num_threads", lambda n: number.__setitem__(0, n))
+    monkeypatch.setattr(planning.torch, "set_num_threads", lambda n: number.__setitem__(0, n))
 
     def step(limit):
         taken.append(number[0])
         clock[0] += min(costs[number[0]], limit)
         if costs[number[0]] > limit:
-            raise thread_choice.TooSlowError
+            raise planning.TooSlowError
 
-    assert thread_choice.numbers_to_try(8) == [1, 4, 8]
-    assert thread_choice.numbers_to_try(2) == [1, 2]
+    assert planning.numbers_to_try(8) == [1, 4, 8]
+    assert planning.numbers_to_try(2) == [1, 2]
     costs = {1: 8.0, 4: 2.5, 8: 4.0}
-    assert thread_choice.step_seconds(step, [1, 4, 8], lambda: clock[0]) == costs
+    assert planning.step_seconds(step, [1, 4, 8], lambda: clock[0]) == costs
     taken.clear()
     costs = {1: 1.0, 4: 40.0, 8: 80.0}
-    assert thread_choice.step_seconds(step, [1, 4, 8], lambda: clock[0]) == {1: 1.0, 4: math.inf}
+    assert planning.step_seconds(step, [1, 4, 8], lambda: clock[0]) == {1: 1.0, 4: math.inf}
     assert taken == [1] * 4 + [4]
     assert clock[0] == 4 * 8 + 4 * 2.5 + 4 * 4 + 4 * 1 + 4
 
 
 def test_a_step_is_given_up_between_two_layers():
     network = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Identity())
-    with thread_choice.given_up(network) as until:
+    with planning.given_up(network) as until:
         until(60.0)
         assert network(1) == 1
         until(-1.0)
-        with pytest.raises(thread_choice.TooSlowError):
+        with pytest.raises(planning.TooSlowError):
             network(1)
     assert network(1) == 1
 
@@ -188,7 +188,7 @@ def test_timed_steps_leave_no_trace(network, optimizer, trained):
         return [torch.as_tensor(tensor).clone() for tensor in tensors] + [torch.get_rng_state()]
 
     before = all_of_it()
-    with thread_choice.unchanged(state, rows):
+    with planning.unchanged(state, rows):
         for _ in range(2):
             step(images, members, 3)
         assert any((one != other).any() for one, other in zip(before, all_of_it()))
@@ -212,7 +212,7 @@ def test_faiss_computes_with_pytorchs_number():
 
 def test_a_rate_that_falls_to_a_third_is_noticed_once():
     now = [0.0]
-    watch = rate_watch.RateWatch(lambda: now[0])
+    watch = recorder.RateWatch(lambda: now[0])
 
     def train(images, seconds):
         now[0] += seconds

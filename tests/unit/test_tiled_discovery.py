@@ -7,12 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.distributed.shard import Shard
-from lib.method.best_tiles import BestTiles
 from lib.method.discovery import discover, similarity_entropy
-from lib.method.discovery_grid import MEMORY_BUDGET, Grid
-from lib.method.streamed_entropy import streamed_entropies
-from lib.method.tile_search import neighbours_from_best_tiles, tiles_to_keep
-from lib.method.tiled_discovery import entropies_and_best_tiles, suits
+from lib.method.tiled_entropy import MEMORY_BUDGET, BestTiles, Grid, entropies_and_best_tiles, streamed_entropies, suits
+from lib.method.tiled_neighbours import neighbours_from_best_tiles, tiles_to_keep
 from tests.helpers import oracles
 from tests.helpers.rows import grid_rows, unit_rows
 

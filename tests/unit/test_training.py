@@ -12,16 +12,15 @@ from torch.nn import functional as F
 from datasets.pipeline import split_order
 from lib.config import Options
 from lib.distributed.world import World
-from lib.embedder import Embedder
 from lib.errors import RunError
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
-from lib.training.epoch import train_epoch
+from lib.nn.embedder import Embedder
+from lib.training.epoch import train_epoch, with_same_masks
 from lib.training.history import History
-from lib.training.masks import with_same_masks
-from lib.training.optimisation import build_optimizer, start_schedule
-from lib.training.runner import curriculum_note
+from lib.training.optim import build_optimizer, start_schedule
 from lib.training.step import Step
+from lib.training.trainer import curriculum_note
 from models.shared_dropout import SharedDropout
 from tests.helpers import oracles
 

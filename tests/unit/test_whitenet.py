@@ -61,7 +61,7 @@ def test_a_run_fits_the_stem_to_its_images_and_leaves_it(tmp_path):
     import datasets
     import main
     from datasets.image_set import limit
-    from lib.session import checkpoint
+    from lib.checkpoint import io as checkpoint
 
     run = [*TINY, "--network", "whitenet", "--max-round", "1", "--no-report", "--sess-dir", str(tmp_path)]
     assert main.main([*run, "--session", "s"]) == 0

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lib.distributed.world import World
-from lib.evaluation.whitening import SHRINK, Whitening
+from lib.evaluation.features import SHRINK, Whitening
 from tests.helpers.rows import unit_rows
 
 

@@ -10,12 +10,11 @@ from torch.nn import functional as F
 
 import main
 import models
-from lib import winograd_layers
 from lib.compat import HAS_FAST_BATCHED_PRODUCTS
-from lib.embedder import Embedder
-from lib.plain_network import plain_copy
-from lib.winograd import convolution
-from lib.winograd_layers import WinogradConvolution, count_winograd, use_winograd
+from lib.nn import winograd
+from lib.nn.bn_folding import plain_copy
+from lib.nn.embedder import Embedder
+from lib.nn.winograd import WinogradConvolution, convolution, count_winograd, use_winograd
 from tests.helpers.runs import TINY
 
 CPU = torch.device("cpu")
@@ -118,9 +117,9 @@ def test_no_images_give_no_result_and_a_gradient_of_zeros():
 def for_any_batch(monkeypatch):
     """Use it whatever the batch and the release of PyTorch; counts its uses."""
     uses = []
-    monkeypatch.setattr(winograd_layers, "HAS_FAST_BATCHED_PRODUCTS", True)
-    monkeypatch.setattr(winograd_layers, "_pays", lambda *_: True)
-    monkeypatch.setattr(winograd_layers, "convolution", lambda *given: uses.append(1) or convolution(*given))
+    monkeypatch.setattr(winograd, "HAS_FAST_BATCHED_PRODUCTS", True)
+    monkeypatch.setattr(winograd, "_pays", lambda *_: True)
+    monkeypatch.setattr(winograd, "convolution", lambda *given: uses.append(1) or convolution(*given))
     return uses
 
 
@@ -170,8 +169,8 @@ def test_evaluation_is_plain(for_any_batch):
 
 
 def test_small_batches_and_maps_that_do_not_fill_their_tiles_stay_plain(monkeypatch):
-    monkeypatch.setattr(winograd_layers, "HAS_FAST_BATCHED_PRODUCTS", True)
-    monkeypatch.setattr(winograd_layers, "convolution", lambda *_: pytest.fail("used"))
+    monkeypatch.setattr(winograd, "HAS_FAST_BATCHED_PRODUCTS", True)
+    monkeypatch.setattr(winograd, "convolution", lambda *_: pytest.fail("used"))
     layer = nn.Sequential(nn.Conv2d(512, 512, 3, padding=1, bias=False))
     use_winograd(layer, CPU, None)
     assert count_winograd(layer) == 1
@@ -183,9 +182,9 @@ def test_small_batches_and_maps_that_do_not_fill_their_tiles_stay_plain(monkeypa
 @pytest.mark.parametrize(("channels", "side"), [(128, 16), (256, 8), (512, 4)])
 def test_the_batch_of_the_paper_is_large_enough(channels, side, monkeypatch):
     """ResNet18 at 32 pixels and B = 128, also where two processes share it, but not where four do."""
-    monkeypatch.setattr(winograd_layers, "HAS_FAST_BATCHED_PRODUCTS", True)
+    monkeypatch.setattr(winograd, "HAS_FAST_BATCHED_PRODUCTS", True)
     uses = []
-    monkeypatch.setattr(winograd_layers, "convolution", lambda images, _: uses.append(len(images)) or images)
+    monkeypatch.setattr(winograd, "convolution", lambda images, _: uses.append(len(images)) or images)
     layer = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False))
     use_winograd(layer, CPU, None)
     for batch in (128, 64, 32):
@@ -207,7 +206,7 @@ def test_the_result_and_the_gradient_can_be_used_like_any_other(side):
 
 
 def test_only_what_it_can_compute_is_changed(monkeypatch):
-    monkeypatch.setattr(winograd_layers, "HAS_FAST_BATCHED_PRODUCTS", True)
+    monkeypatch.setattr(winograd, "HAS_FAST_BATCHED_PRODUCTS", True)
     others = [
         nn.Conv2d(128, 128, 3, padding=1, stride=2, bias=False),
         nn.Conv2d(128, 128, 3, padding=2, bias=False),
@@ -226,7 +225,7 @@ def test_only_what_it_can_compute_is_changed(monkeypatch):
 
 def test_elsewhere_than_in_float32_on_a_cpu_nothing_is_changed(monkeypatch):
     for known, device, dtype in ((True, CPU, torch.bfloat16), (True, torch.device("cuda"), None), (False, CPU, None)):
-        monkeypatch.setattr(winograd_layers, "HAS_FAST_BATCHED_PRODUCTS", known)
+        monkeypatch.setattr(winograd, "HAS_FAST_BATCHED_PRODUCTS", known)
         network = network_of()
         use_winograd(network, device, dtype)
         assert count_winograd(network) == 0

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import worker_processes
+from datasets.files.parallel import in_processes
 from datasets.image_set import ImageSet
-from datasets.loading import WorkerLoader
-from datasets.reading import in_processes
-from datasets.worker_processes import ON_LINUX, HandedOver, SharedBatches, affordable
+from datasets.loaders import worker_processes
+from datasets.loaders.worker_processes import ON_LINUX, HandedOver, SharedBatches, affordable
+from datasets.loaders.workers import WorkerLoader
 from lib.errors import UserError
-from lib.session import stop_signals
-from lib.session.journal import LOGGER
-from lib.session.stop_signals import StopSignals
+from lib.logger.console import LOGGER
+from lib.runtime import stop_signals
+from lib.runtime.stop_signals import StopSignals
 
 pytestmark = pytest.mark.skipif(not ON_LINUX, reason="workers are forked on Linux alone")
 

@@ -1,0 +1,1 @@
+"""Image files: finding, decoding, checking and caching them."""

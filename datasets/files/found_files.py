@@ -1,0 +1,184 @@
+"""What lies below a folder of pictures: the pictures, and what is passed over, counted by its kind."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Optional
+
+from datasets.files.decode import is_image, is_unreadable_image
+from lib.errors import one_line
+from lib.session.folder import SessionFolder
+
+ENDINGS = "files ending in .jpg, .png, .webp, .tif and the like: all that Pillow can decode here"
+"""Which files are pictures, for messages."""
+
+_NAMED = 6  # endings of other files, and folders, that a note names
+
+_SYSTEM_FOLDERS = frozenset((
+    "@eadir", "@tmp", "@recycle", "@recently-snapshot", "@sharebin", "@sharesnap", "@syno", "#recycle", "#snapshot",
+    "$recycle.bin", "recycler", "recycled", "system volume information", "lost+found", "lost.dir",
+    "__macosx", "network trash folder", "temporary items", "__pycache__", ".@__thumb", ".thumbnails", ".thumbs",
+    ".trash", ".trashes", ".recycle", ".recycle.bin", ".spotlight-v100", ".fseventsd", ".documentrevisions-v100",
+    ".temporaryitems", ".appledouble", ".picasaoriginals", ".snapshot", ".snapshots", ".zfs", ".ipynb_checkpoints",
+))  # fmt: skip
+"""Folders of thumbnails, deleted files and earlier versions that systems and storage devices make, in lower case."""
+
+_SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "picasa.ini", "zbthumbnail.info"))
+
+
+@dataclass
+class Found:
+    """The files below one folder or several, as paths.
+
+    Attributes:
+        pictures: by their names, sorted.
+        others: files that are no pictures by their names, or such as cannot be read here.
+        sessions: session folders of runs: a run draws pictures into its own, and must find the same images when it
+            is resumed.
+        system: folders that systems make.
+        closed: folders that may not be entered.
+    """
+
+    pictures: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    sessions: list[str] = field(default_factory=list)
+    system: list[str] = field(default_factory=list)
+    closed: list[str] = field(default_factory=list)
+
+    def add(self, other: "Found") -> None:
+        """Take over what was found elsewhere."""
+        for name in ("pictures", "others", "sessions", "system", "closed"):
+            getattr(self, name).extend(getattr(other, name))
+
+    def passed_over(self, where: str = "") -> list[str]:
+        """What is not used, a line for each kind of reason; `where` goes behind the first words, as ` in train`."""
+        unreadable = Counter(_ending(path) for path in self.others if is_unreadable_image(path))
+        rest = Counter(_ending(path) for path in self.others if not is_unreadable_image(path))
+        lines = []
+        if unreadable:
+            lines.append(f"{counted(unreadable)} (not readable here; convert them to JPEG to use them)")
+        if rest:
+            lines.append(f"{counted(rest)} (no pictures by their names)")
+        if self.sessions:
+            count = len(self.sessions)
+            lines.append(f"{count:,} session {'folder' if count == 1 else 'folders'} of runs")
+        if self.system:
+            names = Counter(os.path.basename(path) for path in self.system)
+            lines.append(f"{counted(names)} (made by systems, not by people)")
+        if self.closed:
+            shown = ", ".join(map(one_line, self.closed[:_NAMED]))
+            more = f" and {len(self.closed) - _NAMED:,} more" if len(self.closed) > _NAMED else ""
+            lines.append(f"{shown}{more} (may not be entered: permission denied)")
+        return [f"passed over{where}: {line}" for line in lines]
+
+    def holdings(self) -> str:
+        """What there is in place of pictures, to go behind a message; empty if there is nothing."""
+        parts = [counted(Counter(map(_ending, self.others)))] if self.others else []
+        parts += [f"{len(paths):,} {name}" for name, paths in (("session folders", self.sessions),) if paths]
+        parts += [f"{one_line(path)}, which may not be entered" for path in self.closed[:_NAMED]]
+        return f"; what it holds: {', '.join(parts)}" if parts else ""
+
+
+def look_through(folder: str, above: Sequence[str] = ()) -> Found:
+    """All files below a folder, at any depth. A folder that links lead to again, `above` included, is read once.
+
+    Names that begin with a dot are passed over, and links are followed.
+
+    Raises:
+        OSError: the folder itself cannot be read; below it, a disk refuses.
+    """
+    seen = {os.path.realpath(path) for path in above}
+    found = Found()
+    pending = [folder]
+    while pending:
+        here = pending.pop()
+        real = os.path.realpath(here)
+        if real in seen:
+            continue
+        seen.add(real)
+        try:
+            files, folders = entries(here, found)
+        except PermissionError:
+            if here == folder:
+                raise
+            found.closed.append(here)
+            continue
+        if SessionFolder(Path(here)).is_one:
+            found.sessions.append(here)
+            continue
+        sort_files(files, found)
+        pending.extend(reversed(folders))
+    for paths in (found.pictures, found.others, found.sessions, found.system, found.closed):
+        paths.sort()
+    return found
+
+
+def sort_files(files: Iterable[str], found: Found) -> None:
+    """Add each file to the pictures or to the others."""
+    for path in files:
+        (found.pictures if is_image(path) else found.others).append(path)
+
+
+def entries(folder: str, found: Found) -> tuple[list[str], list[str]]:
+    """The sorted paths of the files and of the folders in a folder, without hidden ones.
+
+    Folders that systems make are added to `found`.
+
+    Raises:
+        PermissionError: the folder may not be read, or what is in it may not be reached.
+    """
+    if not os.access(folder, os.X_OK):  # its names may be readable all the same
+        raise PermissionError(13, "Permission denied", folder)
+    with os.scandir(folder) as scan:
+        every = sorted(scan, key=lambda entry: entry.path)
+    files: list[str] = []
+    folders: list[str] = []
+    for entry in every:
+        name = entry.name.lower()
+        if (name in _SYSTEM_FOLDERS or name.startswith((".trash-", "found.0"))) and _is_folder(entry):
+            found.system.append(entry.path)
+            continue
+        if name.startswith(".") or name in _SYSTEM_FILES:
+            continue
+        if _is_folder(entry):
+            folders.append(entry.path)
+        elif not _is_pipe_or_device(entry):
+            files.append(entry.path)
+    return files, folders
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    # a link to itself makes entry.is_dir() raise; os.path.isdir answers no
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def _is_pipe_or_device(entry: os.DirEntry) -> bool:
+    """Reading these would never end. A link that leads nowhere is taken for a file, which an error will name."""
+    if not entry.is_symlink():
+        return not entry.is_file()
+    return os.path.exists(entry.path) and not os.path.isfile(entry.path)
+
+
+def counted(names: Counter) -> str:
+    """`3 .txt, 1 .mov`, the most frequent first."""
+    every = names.most_common()
+    text = ", ".join(f"{count:,} {one_line(name)}" for name, count in every[:_NAMED])
+    more = sum(count for _, count in every[_NAMED:])
+    return text + (f" and {more:,} others" if more else "")
+
+
+def _ending(path: str) -> str:
+    return os.path.splitext(path)[1].lower() or "nameless"
+
+
+def unlike_text(paths: Iterable[str]) -> Optional[str]:
+    """The first file that may have been meant as a picture: one that is no text, table or annotation by its name."""
+    return next((path for path in paths if _ending(path) not in _TEXTS), None)
+
+
+_TEXTS = frozenset((
+    ".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".log",
+    ".html", ".htm", ".py", ".sh", ".ipynb", ".cache", ".url", ".lnk", ".sha1", ".sha256", ".md5",
+))  # fmt: skip

@@ -1,0 +1,1 @@
+"""Batches of images: from memory of the device, or from DataLoader workers."""

@@ -1,0 +1,142 @@
+"""Batches from images that live on the device as one uint8 tensor."""
+
+from collections.abc import Iterator, Sequence
+from typing import Callable, Optional
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.transforms.batch import Parameters, Recipe, augment, draw, resize_matrix
+from lib.distributed.world import WHOLE, Share
+from lib.seeding import generator
+
+_BLOCK = 16  # images: 16 float32 numbers fill a cache line of 64 bytes
+
+
+def to_device(pixels: np.ndarray, device: torch.device) -> Tensor:
+    """(N, H, W, 3) uint8 -> (N, 3, H, W) uint8 on the device."""
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).to(device)
+
+
+class DeviceLoader:
+    """Serves images of one size, augmented (with a recipe) or as they are (without).
+
+    Args:
+        images: (N, 3, H, W) uint8 on the device, from `to_device`.
+        size: side of the images served, in pixels.
+        resize: without a recipe, the shorter side is scaled to this before the centre crop of `size`.
+        means, stds: of the channels, for images in [0, 1].
+        recipe: the random augmentation, or None for test images.
+        seed: of the augmentation.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        size: int,
+        resize: int,
+        means: tuple[float, ...],
+        stds: tuple[float, ...],
+        recipe: Optional[Recipe],
+        seed: int,
+    ):
+        self.images, device = images, images.device
+        self.size, self.resize, self.recipe, self.seed, self.device = size, resize, recipe, seed, device
+        self._means = torch.tensor(means, device=device)[None, :, None, None]
+        self._stds = torch.tensor(stds, device=device)[None, :, None, None]
+
+    def batches(
+        self, order: Sequence[Tensor], salt: tuple[int, ...], share: Share = WHOLE, start: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (B, 3, S, S) float32, normalised, and row numbers (B,), for every batch of `order`.
+
+        Args:
+            order: the row numbers of each batch, (B,) int64.
+            salt: where in the run this is, e.g. (round, epoch); with the seed it decides the augmentation.
+            share: the part of each batch to serve; B is then the size of the part, which may be 0. An image is
+                augmented as it is where the whole batch is served.
+            start: the first batch to serve, counted from 0; those before it are passed over.
+        """
+        beside = SideStream(self.device)
+        for step, rows in enumerate(order[start:], start=start):
+            yield beside.run(self._serve, rows, share.span(len(rows)), (*salt, step))
+
+    def close(self) -> None:
+        """Nothing is held open here."""
+
+    def _serve(self, rows: Tensor, part: slice, place: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        made = _in_blocks(part, len(rows))
+        indices = rows[made].to(self.device, non_blocking=True)
+        served = slice(part.start - made.start, part.stop - made.start)
+        return self._make(indices, made, len(rows), place)[served], indices[served]
+
+    def _make(self, indices: Tensor, part: slice, count: int, place: tuple[int, ...]) -> Tensor:
+        """The images of these indices, which are one part of a batch of `count`."""
+        if not len(indices):
+            return torch.empty(0, 3, self.size, self.size, device=self.device)
+        images = self.images[indices].float().div_(255.0)
+        if self.recipe is None:
+            images = self._centre(images)
+        else:
+            images = augment(images, self._draw(count, place).of(part).to(self.device), self.size)
+        return images.sub_(self._means).div_(self._stds)
+
+    def _draw(self, count: int, place: tuple[int, ...]) -> Parameters:
+        height, width = self.images.shape[2:]
+        return draw(count, height, width, self.recipe, generator(self.seed, "augment", *place))
+
+    def _centre(self, images: Tensor) -> Tensor:
+        """Scale the shorter side to `resize`, then cut the central square of `size`, as the test transform does."""
+        height, width = images.shape[2:]
+        if (height, width, self.resize) == (self.size, self.size, self.size):
+            return images
+        rows = self._central_rows(height, self.resize * height // min(height, width))
+        columns = self._central_rows(width, self.resize * width // min(height, width))
+        return torch.matmul(rows, torch.matmul(images, columns.t()))
+
+    def _central_rows(self, source: int, target: int) -> Tensor:
+        """(size, source) weights of the central rows of an image scaled from `source` to `target` rows."""
+        start, length = torch.tensor([0], device=self.device), torch.tensor([source], device=self.device)
+        top = round((target - self.size) / 2.0)  # as torchvision's CenterCrop rounds
+        return resize_matrix(start, length, source, target)[0, top : top + self.size]
+
+
+def _in_blocks(part: slice, count: int) -> slice:
+    """A part of a batch of `count` images, widened to whole blocks of 16, the last one with what is left over.
+
+    The last bit of a matrix product may depend on where in a cache line its numbers begin, and on whether an image
+    is alone. 16 images end with a line whatever their size, so in whole blocks each comes out as in the whole batch.
+    """
+    if part.start == part.stop:
+        return part
+    last = max(0, count // _BLOCK - 1) * _BLOCK  # where the last block begins
+    start = min(part.start // _BLOCK * _BLOCK, last)
+    stop = -(-part.stop // _BLOCK) * _BLOCK
+    return slice(start, count if stop > last else stop)
+
+
+class SideStream:
+    """Runs work on a CUDA device beside what the current stream is busy with; on a CPU it just runs it.
+
+    Args:
+        device: where the work is done.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(device))  # which may still be making what is read
+
+    def run(self, make: Callable[..., tuple[Tensor, ...]], *arguments: object) -> tuple[Tensor, ...]:
+        """`make(*arguments)`, for use on the current stream, which waits for it; this process does not."""
+        if self._stream is None:
+            return make(*arguments)
+        with torch.cuda.stream(self._stream):
+            made = make(*arguments)
+        current = torch.cuda.current_stream(self._device)
+        current.wait_stream(self._stream)
+        for tensor in made:
+            tensor.record_stream(current)  # or its memory would be given to the next batch too early
+        return made

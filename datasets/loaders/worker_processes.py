@@ -1,0 +1,311 @@
+"""DataLoader workers: how they start where a machine is short of something, hand over their batches, and die."""
+
+# Not `signal`, whose functions go through an enum that, before Python 3.11, leaves a cycle of an exception and the
+# frames of all callers: workers would stay until the garbage collector came.
+import _signal
+import contextlib
+import errno
+import itertools
+import logging
+import math
+import mmap
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any, Callable, Optional
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, get_worker_info
+
+from lib.errors import RunError
+from lib.logger.console import LOGGER
+
+log = logging.getLogger(LOGGER)
+
+_TORCH_SAYS = "DataLoader worker"  # how its messages about dead workers begin, in all releases
+
+ON_LINUX = sys.platform.startswith("linux")
+
+_FILES_OF_A_WORKER = 4
+"""Open files that a worker takes in its parent: both ends of the pipe of its keys, and two that tell of its end."""
+
+_FILES_OF_A_RUN = 24
+"""Open files that are left for all else: checkpoints, logs, fonts of the report, another loader's result pipe."""
+
+
+def ignore_signals_to_all(worker: int) -> None:
+    """For `worker_init_fn` of a DataLoader.
+
+    Ctrl-C reaches all processes of a terminal, and a cluster's SIGTERM all of a job. The parent stops at its next
+    step, for which it may still want images. Where `context` gives nothing, SIGTERM keeps its effect.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP, *([signal.SIGTERM] if ON_LINUX else [])):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def context() -> Optional[Any]:
+    """The `multiprocessing_context` of a DataLoader whose processes ignore SIGTERM; None: Python's default.
+
+    Python ends its child processes by SIGTERM when it exits, and then waits for them; so does torch with those that
+    do not end by themselves. Here they get SIGKILL instead. They are forked, so that they share the images.
+    """
+    if not ON_LINUX:
+        return None
+    from multiprocessing.context import ForkContext, ForkProcess
+    from multiprocessing.popen_fork import Popen
+
+    class KillingPopen(Popen):
+        def terminate(self) -> None:
+            self.kill()
+
+    class LoaderProcess(ForkProcess):
+        @staticmethod
+        def _Popen(process_obj: Any) -> Popen:  # multiprocessing asks this for what starts the process
+            return KillingPopen(process_obj)
+
+    class LoaderContext(ForkContext):
+        Process = LoaderProcess
+
+    return LoaderContext()
+
+
+def end_at_once(loader: DataLoader) -> None:
+    """Kill the workers of a loader: torch would wait 5 seconds for each of those that do not hear it."""
+    mine = getattr(loader.multiprocessing_context, "Process", None)
+    for process in multiprocessing.active_children():
+        if mine is not None and type(process) is mine:
+            process.kill()
+            process.join()
+
+
+def affordable(wanted: int) -> int:
+    """How many of the wanted workers the limit of open files admits; the soft limit is raised first, if it may be."""
+    if wanted == 0:
+        return 0
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    try:
+        others = len(os.listdir("/dev/fd")) + _FILES_OF_A_RUN
+    except OSError:  # nothing tells how many are open
+        return wanted
+    needed = others + wanted * _FILES_OF_A_WORKER
+    if soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    workers = max(0, min(wanted, (soft - others) // _FILES_OF_A_WORKER))
+    if workers < wanted:
+        _say_once(
+            f"workers   {f'{workers} of {wanted} start' if workers else 'none: this process loads the images'}, since "
+            f"only {soft} files may be open; for all of them: ulimit -n {needed}"
+        )
+    return workers
+
+
+def start_workers(loader: DataLoader) -> Iterator:
+    """`iter(loader)`. Where its workers cannot be started, this process loads instead, and a warning says why."""
+    with _no_word_of_finalisers():  # torch's, of an iterator that was not made to its end
+        try:
+            return iter(loader)
+        except OSError as error:
+            reason = _reason(error)
+        except RuntimeError as error:
+            if "start new thread" not in str(error):  # Python's words
+                raise
+            reason = _reason(OSError(errno.EAGAIN, "a thread cannot be started"))
+        end_at_once(loader)  # those that did start
+    _say_once(f"workers   none: this process loads the images, which is slower, since {reason}")
+    return iter(
+        DataLoader(
+            loader.dataset,
+            batch_sampler=loader.batch_sampler,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+            generator=torch.Generator(),
+        )
+    )
+
+
+def _reason(error: OSError) -> str:
+    """What is short, and how to get more."""
+    said = error.strerror or str(error)
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"too few files may be open ({said}); raise the limit (ulimit -n)"
+    if error.errno == errno.EAGAIN:
+        return f"too few processes may run ({said}); raise the limit (ulimit -u, or the container's --pids-limit)"
+    if error.errno == errno.ENOMEM:
+        return f"memory is short ({said}); lower --workers-num"
+    return (
+        f"their semaphores cannot be made in /dev/shm ({said}); it must be there and writable (docker run "
+        "--tmpfs /dev/shm), or choose --workers-num 0"
+    )
+
+
+_said: set[str] = set()
+
+
+def _say_once(line: str) -> None:
+    """Every epoch starts loaders of its own."""
+    if line not in _said:
+        _said.add(line)
+        log.warning("%s", line)
+
+
+@contextlib.contextmanager
+def _no_word_of_finalisers() -> Iterator[None]:
+    hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+
+
+class LostWorkers:
+    """Hears of loader processes that have died, in place of torch, and keeps it until somebody asks.
+
+    torch learns of a death by the signal that a child has ended, and raises its RuntimeError from there, in whatever
+    code is running at that moment: in the middle of writing a checkpoint, say. Here it waits for the next batch.
+    """
+
+    def __init__(self, torchs_handler: Callable[[int, Any], Any]):
+        self._handler = torchs_handler
+        self._heard: Optional[str] = None
+
+    def __call__(self, number: int, frame: Any) -> None:
+        """The handler of the signal."""
+        try:
+            self._handler(number, frame)
+        except RuntimeError as error:
+            if not _is_about_workers(error):
+                raise
+            self._heard = str(error)
+
+    def take(self) -> Optional[RunError]:
+        """What has been heard since this was asked last."""
+        heard, self._heard = self._heard, None
+        return None if heard is None else _run_error(heard)
+
+    def explain(self, error: RuntimeError) -> Optional[RunError]:
+        """What an error says about a dead worker; None for any other error.
+
+        torch raises it also when it has waited long enough for a batch. What the signal said tells more.
+        """
+        return (self.take() or _run_error(str(error))) if _is_about_workers(error) else None
+
+
+def watch() -> LostWorkers:
+    """Who hears of dead loader processes from now on.
+
+    To be called after a loader has started its processes, which is when torch begins to listen.
+    """
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        return LostWorkers(lambda number, frame: None)  # torch does not listen either
+    handler = _signal.getsignal(signal.SIGCHLD)
+    if isinstance(handler, LostWorkers):
+        return handler
+    watching = LostWorkers(handler if callable(handler) else lambda number, frame: None)
+    if callable(handler):
+        _signal.signal(signal.SIGCHLD, watching)
+    return watching
+
+
+def _is_about_workers(error: RuntimeError) -> bool:
+    return str(error).startswith(_TORCH_SAYS)
+
+
+def _run_error(message: str) -> RunError:
+    reason = " ".join(message.split()).rstrip(".")
+    return RunError(
+        f"a process that loads images is gone: {reason}. If memory ran out, lower --workers-num, --prefetch or "
+        "--batch-size; go on from the last checkpoint with --resume"
+    )
+
+
+class SharedBatches:
+    """Memory in which workers leave the images of their batches for their parent.
+
+    torch passes each batch in a file of /dev/shm, which holds 64 MiB in a Docker container, and through a socket in
+    TMPDIR; where one of them fails, it fails in a thread of the worker, and the parent waits for ever. This is one
+    anonymous mapping, made before the workers are forked, and needs neither. Each worker has `prefetch` + 1 places,
+    which it uses in turn: so many batches can be finished or under way, and one be copied by the parent.
+
+    Args:
+        workers, prefetch: as the DataLoader's, at least 1.
+        numbers: float32 values of the images of a batch, at most; larger batches go through a pipe.
+    """
+
+    def __init__(self, workers: int, prefetch: int, numbers: int):
+        self._places, self._numbers = prefetch + 1, numbers
+        self._mapping = mmap.mmap(-1, workers * self._places * numbers * 4)
+        self._memory = np.frombuffer(self._mapping, np.float32)
+        self._used = 0  # places, by this worker
+        self.key = next(_keys)
+        _mappings[self.key] = self
+
+    @classmethod
+    def of(cls, workers: int, prefetch: int, numbers: int) -> Optional["SharedBatches"]:
+        """None where workers do not inherit memory, there is not so much, or nothing to share."""
+        if not ON_LINUX or workers * numbers == 0:
+            return None
+        try:
+            return cls(workers, prefetch, numbers)
+        except OSError:
+            return None
+
+    def clear(self) -> None:
+        """Give the memory back until the next batch; all that was left here has been taken."""
+        with contextlib.suppress(OSError):  # a kernel without it keeps the memory
+            self._mapping.madvise(mmap.MADV_REMOVE)
+
+    def put(self, images: Sequence[Tensor]) -> Optional[tuple[int, tuple[int, ...]]]:
+        """Leave images of one shape here, in a worker. Returns where and their shape, or None if they do not fit."""
+        shape = (len(images), *images[0].shape)
+        if math.prod(shape) > self._numbers or images[0].dtype != torch.float32:
+            return None
+        place = get_worker_info().id * self._places + self._used % self._places
+        self._used += 1
+        torch.stack(tuple(images), out=self.at(place, shape))
+        return place, shape
+
+    def at(self, place: int, shape: tuple[int, ...]) -> Tensor:
+        """The images that lie there."""
+        start = place * self._numbers
+        return torch.from_numpy(self._memory[start : start + math.prod(shape)].reshape(shape))
+
+
+_keys = itertools.count()
+_mappings: "weakref.WeakValueDictionary[int, SharedBatches]" = weakref.WeakValueDictionary()
+
+
+class HandedOver:
+    """A batch on its way from a worker to its parent, without torch's shared memory.
+
+    Args:
+        images: (C, H, W) each, of one shape.
+        rows: their row numbers.
+        shared: where the images are left; None: they are pickled.
+    """
+
+    def __init__(self, images: Sequence[Tensor], rows: Sequence[int], shared: Optional[SharedBatches]):
+        self._rows = tuple(rows)
+        self._left = None if shared is None else shared.put(images)
+        self._key = None if self._left is None else shared.key
+        self._images = torch.stack(tuple(images)).numpy() if self._left is None else None
+
+    def taken(self) -> tuple[Tensor, Tensor]:
+        """In the parent: images (B, C, H, W) of its own, and row numbers (B,) int64."""
+        return self._there().clone(), torch.tensor(self._rows, dtype=torch.int64)
+
+    def pin_memory(self, *device: object) -> tuple[Tensor, Tensor]:
+        """The same in page-locked memory. A DataLoader's thread calls this."""
+        return self._there().pin_memory(), torch.tensor(self._rows, dtype=torch.int64).pin_memory()
+
+    def _there(self) -> Tensor:
+        return torch.from_numpy(self._images) if self._left is None else _mappings[self._key].at(*self._left)

@@ -1,0 +1,1 @@
+"""The data sets: from a folder or a download to images and labels."""

@@ -1,0 +1,199 @@
+"""`--labels`: what a person knows about some or all of their pictures. For reports only; nothing is learnt from it."""
+
+import csv
+import io
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets.files.decode import is_image
+from datasets.files.paths import same_name
+from datasets.image_set import UNLABELLED, ImageSet
+from datasets.split import Split
+from lib.errors import UserError
+
+FOLDERS = "folders"
+
+_LOOKED_AT = 200  # lines of a table, to find out how it is written
+_SAVE = "save it as CSV in UTF-8"
+_ONCE = "a pipe can be read once: give --labels again, best as a file, which the session finds when it is resumed"
+
+
+def with_labels(split: Split, root: Path, labels: str) -> Split:
+    """The data set with labels for its training images.
+
+    Args:
+        root: the folder of the images.
+        labels: `folders`: an image's class is the folder directly below `root` that it lies in; images beside these
+            folders have none. Or the path of a table with two columns, path and label, separated by commas,
+            semicolons or tabs, in UTF-8. Its paths start from `root` or are absolute, and are compared as
+            `same_name` does; a heading, as the first line that says something, is passed over; images that it does not
+            name, or names with an empty label, have none.
+
+    Raises:
+        UserError: there are fewer than two classes, or the table cannot be read, names what is no image of the data
+            set, or contradicts itself.
+    """
+    names = _from_folders(split.train, root) if labels == FOLDERS else _from_table(split.train, root, labels)
+    classes = tuple(sorted(set(filter(None, names))))
+    if len(classes) < 2:
+        found = f"only {classes[0]!r}" if classes else "none"
+        raise UserError(f"--labels {labels}: at least two different labels are needed, there is {found}")
+    number = {name: row for row, name in enumerate(classes)}
+    rows = np.array([number.get(name, UNLABELLED) for name in names], dtype=np.int64)
+    known = int((rows != UNLABELLED).sum())
+    note = f"{known:,} of {len(rows):,} images have one of {len(classes)} labels; labels are for reports only"
+    return replace(split, train=replace(split.train, labels=rows, classes=classes), notes=(*split.notes, note))
+
+
+def _from_folders(images: ImageSet, root: Path) -> list[str]:
+    below = (os.path.relpath(path, root).split(os.sep) for path in images.paths)
+    return [same_name(parts[0]) if len(parts) > 1 else "" for parts in below]
+
+
+def _from_table(images: ImageSet, root: Path, table: str) -> list[str]:
+    pictures = _Pictures(images, root)
+    names = [""] * len(images)
+    line_of: dict[int, int] = {}
+    for line, path, label in _entries(table, pictures):
+        where = f"--labels {table}, line {line}"
+        rows = pictures.called(path)
+        if not rows:
+            encoding = f" (its name holds bytes that are no UTF-8; {_SAVE})" if _not_utf_8(path) else ""
+            raise UserError(
+                f"{where}: {path.strip()} is no picture below {root}; paths start from there, or are absolute{encoding}"
+            )
+        if len(rows) > 1:
+            raise UserError(f"{where}: {path.strip()} may be either of {len(rows)} pictures, whose names look alike")
+        if _not_utf_8(label):
+            raise UserError(f"{where}: the label {label.strip()} is not UTF-8 text; {_SAVE}")
+        row, label = rows[0], same_name(label.strip())
+        if row in line_of and names[row] != label:
+            raise UserError(
+                f"{where}: {path.strip()} is {label or 'unlabelled'!r} here and {names[row]!r} in line {line_of[row]}"
+            )
+        names[row], line_of[row] = label, line
+    return names
+
+
+def _not_utf_8(text: str) -> bool:
+    """Whether bytes that are no UTF-8 were read into it."""
+    return any("\udc80" <= letter <= "\udcff" for letter in text)
+
+
+class _Pictures:
+    """The pictures of a data set by their names, as tables write them.
+
+    The name itself counts first; then the name without spaces around it; then any that looks the same (`same_name`),
+    with the separators of Windows too.
+    """
+
+    def __init__(self, images: ImageSet, root: Path):
+        self._root = root
+        self._exact: dict[str, int] = {}
+        self._alike: dict[str, list[int]] = {}
+        for row, path in enumerate(images.paths):
+            whole = os.path.abspath(path)
+            self._exact[whole] = row
+            self._alike.setdefault(self._loose(whole), []).append(row)
+
+    def called(self, name: str) -> list[int]:
+        """The rows of the pictures that a cell of a table may mean; the first way of reading it that gives any."""
+        for each in dict.fromkeys((name, name.strip())):
+            row = self._exact.get(self._absolute(each))
+            if row is not None:
+                return [row]
+        for each in dict.fromkeys((name, name.strip(), name.replace("\\", "/"))):
+            rows = self._alike.get(self._loose(self._absolute(each)))
+            if rows:
+                return rows
+        return []
+
+    def _absolute(self, name: str) -> str:
+        return os.path.abspath(os.path.join(self._root, os.path.expanduser(name)))
+
+    @staticmethod
+    def _loose(path: str) -> str:
+        return "/".join(part.strip() for part in same_name(path).split("/"))
+
+
+def _entries(table: str, pictures: _Pictures) -> Iterator[tuple[int, str, str]]:
+    """(line, path, label) of each line that says something."""
+    try:
+        # utf-8-sig: spreadsheets write a byte-order mark in front
+        # surrogateescape: names of files may hold bytes that are no UTF-8, and --export writes them so
+        with open(os.path.expanduser(table), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            text = file.read()
+    except OSError as error:
+        raise UserError(
+            f"--labels {table}: cannot be read: {error.strerror}; "
+            + (_ONCE if _may_be_pipe(table) else "give `folders` or a CSV file of two columns, path and label")
+        ) from None
+    if not text.strip():
+        raise UserError(f"--labels {table}: it is empty" + (f"; {_ONCE}" if _may_be_pipe(table) else ""))
+    if "\0" in text:
+        raise UserError(f"--labels {table}: it is not UTF-8 text; {_SAVE}")
+    dialect = _dialect(text, pictures)
+    may_be_heading = True
+    for line, cells in _rows(text, dialect, table):
+        if not any(map(str.strip, cells)) or (line == 1 and _names_separator(cells)):
+            continue
+        if len(cells) != 2:
+            raise UserError(f"--labels {table}, line {line}: {len(cells)} columns where there should be 2")
+        if not may_be_heading or is_image(cells[0].strip()):
+            yield line, cells[0], cells[1]
+        may_be_heading = False
+
+
+def _may_be_pipe(path: str) -> bool:
+    """Whether its text may have been there once: a session remembers the name that a shell gave to <(...)."""
+    return path.startswith(("/dev/", "/proc/"))
+
+
+def _names_separator(cells: list[str]) -> bool:
+    """Whether this is Excel's line about a table, such as `sep=;`."""
+    return cells[0].strip().lower().startswith("sep=") and not any(map(str.strip, cells[1:]))
+
+
+_Dialect = tuple[str, bool]  # what separates cells; whether spaces before a quotation mark are passed over
+
+
+def _dialect(text: str, pictures: _Pictures) -> _Dialect:
+    """How the cells of a table are written: so that the first of most lines is a picture.
+
+    A name may hold a comma and a label a semicolon, so that the first line alone does not tell.
+    """
+    first = text.partition("\n")[0]
+    marks = sorted(",;\t", key=lambda mark: mark not in first)
+    dialects = [(mark, re.search(rf'(?:^|{mark}) +"', text, re.MULTILINE) is not None) for mark in marks]
+    return max(dialects, key=lambda dialect: _fitting(text, dialect, pictures))  # the first of equals
+
+
+def _fitting(text: str, dialect: _Dialect, pictures: _Pictures) -> tuple[int, int]:
+    """Of the first lines how many name a picture and a label, and how many have two cells."""
+    try:
+        cells = [cells for cells in islice(_reader(text, dialect), _LOOKED_AT) if len(cells) == 2]
+    except csv.Error:
+        return 0, 0
+    return sum(bool(pictures.called(path)) for path, _ in cells), len(cells)
+
+
+def _reader(text: str, dialect: _Dialect) -> Any:
+    mark, skip = dialect
+    return csv.reader(io.StringIO(text, newline=""), delimiter=mark, skipinitialspace=skip)
+
+
+def _rows(text: str, dialect: _Dialect, table: str) -> Iterator[tuple[int, list[str]]]:
+    """Each row with the number of its last line, from 1."""
+    reader = _reader(text, dialect)
+    try:
+        for cells in reader:
+            yield reader.line_num, cells
+    except csv.Error as error:
+        raise UserError(f"--labels {table}, line {reader.line_num}: {error}") from None

@@ -1,0 +1,282 @@
+"""The checkpoint file: a dict of plain data and tensors that `torch.save` writes, with a checksum.
+
+Layout of the file (a dict of plain data and tensors):
+
+=================  ==========================================================================
+key                what
+=================  ==========================================================================
+net                state dict of the network
+optimizer          state dict of the optimiser
+npc                {"memory": (N, D) bank}
+ANs_discovery      anchors and neighbours, see `Neighbourhoods.state_dict`
+acc                top-1 of this epoch's evaluation as a share of 1, or None
+epoch              epochs completed in the round
+step               batches learnt from in the epoch after these; 0 where a checkpoint is written after an epoch
+underway           sums over these batches, see `Underway.state`
+round              number of the round, from 0
+session            name of the session
+format             version of this layout
+options            the options of the run
+precision          fp32 or bf16: what the network computed in
+random             states of PyTorch's generators, and the seed
+history            one summary for every round so far
+nearest            {round: (S,) nearest images of a sample, see `lib.evaluation.bank_statistics`}
+baselines          {name: top-1} of what needs no learning, see `lib.evaluation.baselines`
+dataset            name, size and fingerprint of the training images, contents of some, channel means and stds
+=================  ==========================================================================
+
+The file is a zip archive and ends in the comment `AND checkpoint, format F, sha256 H`, where H is that of all bytes of
+the file before H. A comment is part of the zip format, so torch.load and unzip read the file as it is.
+"""
+
+import hashlib
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Optional
+
+import torch
+
+from lib.checkpoint.schema import check_layout
+from lib.compat import load_data_only
+from lib.errors import RunError, UserError
+from lib.runtime.atomic import not_written, put_in_place, write_beside
+
+FORMAT = 2
+"""Version of the layout."""
+
+_START = b"PK\x03\x04"  # how a zip archive with something in it begins
+_END = b"PK\x05\x06"  # how its last record begins, 22 bytes without a comment
+_END_BYTES = 22
+_COMMENT = re.compile(rb"AND checkpoint, format (\d{1,9}), sha256 ([0-9a-f]{64})")
+_NAME = b"AND checkpoint, format "
+_DIGITS = 64
+_LONGEST_COMMENT = 120
+_BLOCK = 2**20
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Raises:
+        RunError: the disk refused; what was at `path` before is untouched.
+    """
+    temporary = write(state, path)
+    try:
+        put_in_place(temporary, path)
+    except OSError as error:
+        raise write_failed(path, error) from error
+
+
+def write(state: dict[str, Any], path: Path) -> Path:
+    """Write a checkpoint beside `path` and flush it to the disk; the caller moves it to where it belongs.
+
+    Returns:
+        the file written; nothing else has changed.
+
+    Raises:
+        RunError: the disk refused.
+    """
+
+    def content(file: BinaryIO) -> None:
+        with_checksum = _ChecksumWriter(file, FORMAT)
+        torch.save(state, with_checksum)
+        with_checksum.finish()
+
+    try:
+        return write_beside(path, content)
+    except (OSError, RuntimeError) as error:
+        raise write_failed(path, error) from error
+
+
+def write_failed(path: Path, error: Exception) -> RunError:
+    """The error of a checkpoint that could not be written."""
+    return not_written(f"checkpoint {path}", path, error, "the one before it is as it was")
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        UserError: the file is empty, cut short or changed, of a newer layout, or no checkpoint of this project.
+    """
+    checksum = _checked_checksum(path)
+    state = read_data(path)
+    try:
+        check_layout(state)
+    except ValueError as error:
+        raise UserError(f"checkpoint {path} {error}") from None
+    _check_format(path, state.get("format", 0))
+    if checksum is None:
+        raise UserError(
+            f"checkpoint {path} has lost its checksum, so it may be damaged; if you changed it yourself, write it with "
+            "lib.checkpoint.io.save"
+        )
+    return state
+
+
+def read_foreign(path: Path) -> Any:
+    """Read a file that others may have written with `torch.save`, of any release of PyTorch, onto the CPU. The checksum
+    of a checkpoint of this project is verified.
+
+    Raises:
+        UserError: as `read_data`; or the file does not match its checksum.
+    """
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _LONGEST_COMMENT))
+            ours = _NAME in file.read()
+    except OSError as error:
+        raise UserError(f"checkpoint {path} cannot be read: {error.strerror}") from None
+    if ours:
+        _checked_checksum(path)
+    return read_data(path, old_releases=True)
+
+
+def read_data(path: Path, old_releases: bool = False) -> Any:
+    """Read what `torch.save` wrote, onto the CPU. Nothing in the file is executed.
+
+    Args:
+        old_releases: whether a file from before PyTorch 1.6 may be read too.
+
+    Raises:
+        UserError: the file is damaged, is none, or holds more than plain data and tensors.
+    """
+    try:
+        return load_data_only(str(path), old_releases)
+    except Exception as error:  # torch, zipfile and pickle have many exceptions for bytes they cannot take
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"checkpoint {path} cannot be read ({reason}); it is damaged or no checkpoint") from error
+
+
+class _Checksum(NamedTuple):
+    """What the comment says: the version of the layout, and whether the content is as it was written."""
+
+    format: int
+    matches: bool
+
+
+def _checked_checksum(path: Path) -> Optional[_Checksum]:
+    """The checksum of a file, which matches; None for a zip archive without one.
+
+    Raises:
+        UserError: the file is no archive, is damaged, or is of a newer layout.
+    """
+    try:
+        checksum = _read_checksum(path)
+    except ValueError as error:
+        raise UserError(f"checkpoint {path} cannot be read ({error}); it is damaged or no checkpoint") from error
+    except OSError as error:
+        raise UserError(f"checkpoint {path} cannot be read: {error.strerror}") from None
+    if checksum is not None:
+        if not checksum.matches:
+            raise UserError(f"checkpoint {path} is damaged: its content does not match its checksum")
+        _check_format(path, checksum.format)
+    return checksum
+
+
+def _check_format(path: Path, layout: int) -> None:
+    if layout > FORMAT:
+        raise UserError(f"checkpoint {path} has layout {layout}; this version reads up to {FORMAT}: update the code")
+
+
+def _read_checksum(path: Path) -> Optional[_Checksum]:
+    """The checksum in a file's comment, compared with the content; None for a zip archive without one.
+
+    Raises:
+        ValueError: the file is empty, cut short, no zip archive at all, or no file but a pipe or the like; the message
+            says which.
+        OSError: the file cannot be read.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("it is no ordinary file")
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size == 0:
+            raise ValueError("the file is empty")
+        head = file.read(len(_START))
+        if head != _START:
+            if not head.strip(b"\0"):
+                raise ValueError("it begins with zeros: its content never reached the disk")
+            raise ValueError("it is no file of torch.save's")
+        file.seek(max(0, size - _END_BYTES - _LONGEST_COMMENT))
+        tail = file.read()
+        found = tail.rfind(_END)
+        if found < 0:
+            raise ValueError(f"it is cut short or its end is damaged, after {size:,} bytes")
+        comment = tail[found + _END_BYTES :]
+        if not comment:
+            return None
+        match = _COMMENT.fullmatch(comment)
+        if match is None:
+            raise ValueError("its checksum is damaged")
+        file.seek(0)
+        return _Checksum(int(match[1]), _digest(file, size - _DIGITS) == match[2].decode())
+
+
+def _digest(file: BinaryIO, count: int) -> str:
+    """SHA-256 of so many bytes."""
+    digest = hashlib.sha256()
+    while count > 0:
+        block = file.read(min(count, _BLOCK))
+        if not block:
+            break
+        digest.update(block)
+        count -= len(block)
+    return digest.hexdigest()
+
+
+class _ChecksumWriter:
+    """Passes on to `file` what torch.save writes, and adds the comment at its end.
+
+    A write that fails is remembered, not raised: torch's writer, which calls this from C++, would try again and could
+    end the process. `finish` raises it.
+    """
+
+    def __init__(self, file: BinaryIO, layout: int):
+        self._file, self._layout = file, layout
+        self._digest = hashlib.sha256()
+        self._tail = b""  # perhaps the last record, which holds the length of the comment
+        self._error: Optional[OSError] = None
+
+    def write(self, data: bytes) -> int:
+        """As that of a file."""
+        data = memoryview(data).cast("B")
+        if len(data) >= _END_BYTES:
+            self._pass_on(self._tail)
+            self._pass_on(data[:-_END_BYTES])
+            self._tail = bytes(data[-_END_BYTES:])
+        else:
+            joined = self._tail + bytes(data)
+            self._pass_on(joined[:-_END_BYTES])
+            self._tail = joined[-_END_BYTES:]
+        return len(data)
+
+    def flush(self) -> None:
+        """torch calls it; there is nothing to do before the end."""
+
+    def finish(self) -> None:
+        """Write the comment.
+
+        Raises:
+            OSError: this or an earlier write failed.
+            ValueError: what was written is no zip archive.
+        """
+        if self._tail[:4] != _END or self._tail[-2:] != b"\0\0":
+            raise self._error or ValueError("torch.save did not write a zip archive")
+        text = f"AND checkpoint, format {self._layout}, sha256 ".encode()
+        self._pass_on(self._tail[:-2] + (len(text) + _DIGITS).to_bytes(2, "little") + text)
+        self._pass_on(self._digest.hexdigest().encode())
+        if self._error is not None:
+            raise self._error
+
+    def _pass_on(self, data: bytes) -> None:
+        if self._error is not None:
+            return
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self._error = error
+        else:
+            self._digest.update(data)

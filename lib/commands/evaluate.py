@@ -1,0 +1,64 @@
+"""`--test-only`: a network evaluated on features of training and test images that are computed anew."""
+
+from pathlib import Path
+
+from datasets.pipeline import Pipeline
+from lib.commands.call import Call, load_network, open_images
+from lib.commands.start import Resumed, resumed_path
+from lib.errors import one_line
+from lib.evaluation.evaluator import Judged, Protocols
+from lib.nn.embedder import Embedder
+from lib.session.folder import SessionFolder, check_own_files
+from lib.training.state import build_embedder
+
+
+def evaluate(call: Call) -> None:
+    """Evaluate the network of a checkpoint or a file of weights.
+
+    Raises:
+        UserError: the file holds another network, or these images cannot be evaluated as asked.
+    """
+    pipeline = open_images(call.options, call.world, call.process)
+    embedder = build_embedder(call.options, call.world, call.dtype)
+    protocols = Protocols(call.options, pipeline, call.world)
+    load_network(embedder.network, call.options, call.start)
+    print_results(call, pipeline, protocols, embedder)
+
+
+def print_results(call: Call, pipeline: Pipeline, protocols: Protocols, embedder: Embedder) -> None:
+    """Compute the results and print them.
+
+    The run itself is not changed; files with more than fits a terminal go to its session.
+    """
+    protocols.check_all()
+    source = resumed_path(call.start)
+    session = None if source is None or call.options.debug else SessionFolder.of_checkpoint(source)
+    saved = call.start.checkpoint if isinstance(call.start, Resumed) else {}
+    data = saved.get("dataset", {})
+    other = data.get("fingerprint", pipeline.fingerprint) != pipeline.fingerprint
+    if call.world.is_first and (other or pipeline.train.replaced(data.get("contents")).are_others):
+        session = None
+        print(
+            f"{source}: trained on other images ({data.get('name')}, {data.get('size')}) than these ({pipeline.name}, "
+            f"{len(pipeline.train)}), which are prepared as those were; nothing is written into its session"
+        )
+    if session is not None:
+        check_own_files(session)
+    judged, _ = protocols.finished(embedder)
+    if not call.world.is_first:
+        return
+    written = [] if session is None else write_files(judged, session.path)
+    for line in (*pipeline.notes, *pipeline.cautions):
+        print(f"{pipeline.name}: {one_line(line)}")
+    name = f"{source}: round {saved['round']}, epoch {saved['epoch']}" if saved else call.options.pretrained
+    for protocol, findings in judged:
+        print(f"{name}: {protocol.name} {findings.summary} (training features recomputed)")
+        if findings.table:
+            print(findings.table)
+    for path in written:
+        print(f"written: {path}")
+
+
+def write_files(judged: Judged, folder: Path) -> list[Path]:
+    """Write the files of all results into a folder; returns their paths."""
+    return [path for _, findings in judged for path in findings.write(folder)]

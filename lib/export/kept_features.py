@@ -1,0 +1,130 @@
+"""features.npz of a session: the training features that --features and --whiten ask for, and their whitening.
+
+They are kept at the end of a run, so that --embed, the report and the Python interface need no data set. The memory
+bank cannot stand for them: its rows are of the network's output, not whitened, and lag behind the network.
+"""
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lib.errors import UserError
+from lib.evaluation.features import BACKBONE, EMBEDDING, FeatureSpace, Whitening
+from lib.runtime.atomic import replace_file, writing
+from lib.session.folder import SessionFolder
+
+
+@dataclass(frozen=True, eq=False)
+class KeptFeatures:
+    """The file's content: arrays that `numpy.load` reads without pickle.
+
+    Attributes:
+        space: what a feature is, fitted. In the file: `level`, and `mean` (d,) and `matrix` (d, d) float32 where
+            features are whitened.
+        train: (N, d) float32 on the CPU, rows of unit length but for their rounding: the file has float16, 2 N d
+            bytes, which changes a cosine by less than 0.001.
+        round, epoch: of the network, as in its checkpoint.
+    """
+
+    space: FeatureSpace
+    train: Tensor
+    round: int
+    epoch: int
+
+    def write(self, path: Path) -> None:
+        """Write the file, whole or not at all.
+
+        Raises:
+            RunError: the disk refused.
+        """
+        arrays = {
+            "level": self.space.level,
+            "round": self.round,
+            "epoch": self.epoch,
+            "train": self.train.half().numpy(),
+            **whitening_arrays(self.space),
+        }
+        with writing(path):
+            replace_file(path, lambda file: np.savez(file, **arrays))
+
+    @classmethod
+    def read(cls, path: Path) -> "KeptFeatures":
+        """What `write` wrote.
+
+        Raises:
+            UserError: it is damaged, or something else.
+        """
+        arrays = read_arrays(path)
+        try:
+            space = space_of(str(arrays["level"]), arrays)
+            train = torch.from_numpy(arrays["train"]).float()
+            if train.dim() != 2 or (space.whitened and train.shape[1] != len(space.whitening.mean)):
+                raise ValueError(f"its features are {tuple(train.shape)}")
+            return cls(space, train, int(arrays["round"]), int(arrays["epoch"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: not what a run keeps there ({error}); remove it") from None
+
+    @classmethod
+    def of_checkpoint(cls, source: Path, saved: Mapping[str, Any]) -> Optional["KeptFeatures"]:
+        """Those of the network of a checkpoint; None if its session has none, or those of another epoch.
+
+        Raises:
+            UserError: as `read`.
+        """
+        session = SessionFolder.of_checkpoint(source)
+        if session is None or not session.features.is_file():
+            return None
+        kept = cls.read(session.features)
+        place = (saved["round"], saved["epoch"], saved.get("step", 0), len(saved["npc"]["memory"]))
+        return kept if (kept.round, kept.epoch, 0, len(kept.train)) == place else None
+
+
+def rounded(train: Tensor) -> Tensor:
+    """(N, d) as a session keeps and gives them back: clusters found in these are the same before and after."""
+    return F.normalize(train.half().float(), dim=1)
+
+
+def whitening_arrays(space: FeatureSpace) -> dict[str, np.ndarray]:
+    """`mean` (d,) and `matrix` (d, d) float32; nothing where features are not whitened."""
+    if space.whitening is None:
+        return {}
+    return {"mean": space.whitening.mean.cpu().numpy(), "matrix": space.whitening.matrix.cpu().numpy()}
+
+
+def space_of(level: str, arrays: Mapping[str, np.ndarray]) -> FeatureSpace:
+    """From its level and the arrays of its whitening, if it has one.
+
+    Raises:
+        KeyError, ValueError: they are none.
+    """
+    if level not in (EMBEDDING, BACKBONE):
+        raise ValueError(f"its level is {level!r}")
+    if "mean" not in arrays:
+        return FeatureSpace(level)
+    mean, matrix = (torch.from_numpy(arrays[name]).float() for name in ("mean", "matrix"))
+    if mean.dim() != 1 or matrix.shape != (len(mean), len(mean)):
+        raise ValueError(f"its mean and matrix are {tuple(mean.shape)} and {tuple(matrix.shape)}")
+    if not (torch.isfinite(mean).all() and torch.isfinite(matrix).all()):
+        raise ValueError("its whitening is not finite")
+    return FeatureSpace(level, True, Whitening(mean, matrix))
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file; nothing in it is executed.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, AttributeError, BadZipFile, zlib.error, NotImplementedError) as error:
+        raise UserError(f"{path} cannot be read ({error}); it is damaged, or no file of arrays: remove it") from None

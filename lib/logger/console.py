@@ -1,0 +1,158 @@
+"""The terminal and log.txt. A run does not end because its output cannot be written."""
+
+import contextlib
+import logging
+import os
+import shutil
+import sys
+import textwrap
+import traceback
+from pathlib import Path
+from typing import Any, Optional
+
+LOGGER = "and"
+"""Name of the logger of the whole project."""
+
+RESULT = {"result": True}
+"""`extra` of the records that --brief shows."""
+
+WRITE_ERRORS = (OSError, ValueError, AttributeError, RuntimeError)
+"""What writing to a standard stream raises: a full disk, a closed file, an encoding without é; a stand-in without
+`flush`, or whose window is gone."""
+
+_HANG = 10
+"""Columns that the first words of a line, such as `options`, take. Where a long line is broken, its rest is indented
+by as many."""
+
+_WHOLE = ("command ", "watch ", "session ", "|", "+")
+"""Lines that begin so are never broken: they are to be copied, or are rows of tables."""
+
+_TQDM_NUMBERS = {
+    **{f"TQDM_{name}": float for name in ("TOTAL", "MININTERVAL", "MAXINTERVAL", "MINITERS", "SMOOTHING", "DELAY")},
+    **{f"TQDM_{name}": int for name in ("NCOLS", "NROWS", "POSITION", "INITIAL", "UNIT_DIVISOR")},
+}
+
+
+def prepare_streams() -> None:
+    """Make the standard streams writable, and the environment readable for tqdm. Call it before any file is opened.
+
+    A closed stream is opened on /dev/null: else the next file that is opened would get its number, and with it what
+    libraries print.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # it was closed when Python started, or there is no console
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  for as long as Python runs
+        elif hasattr(stream, "reconfigure"):  # a file's name may hold what the terminal's encoding does not
+            with contextlib.suppress(ValueError):  # it is closed
+                stream.reconfigure(errors="backslashreplace")
+    for name in _TQDM_NUMBERS.keys() & os.environ.keys():  # tqdm reads them when it is imported, and fails at others
+        try:
+            _TQDM_NUMBERS[name](os.environ[name])
+        except ValueError:
+            print_error(f"warning: {name} in the environment is no number and is ignored")
+            del os.environ[name]
+
+
+def is_terminal(stream: Any) -> bool:
+    """Whether a stream is a terminal. A stand-in for a stream may have only `write`."""
+    try:
+        return stream.isatty()
+    except WRITE_ERRORS:
+        return False
+
+
+def print_error(line: str) -> None:
+    """Print a line on standard error, if that can be written to."""
+    with contextlib.suppress(*WRITE_ERRORS):
+        print(line, file=sys.stderr)
+
+
+def print_traceback() -> None:
+    """Print the traceback of the exception that is being handled on standard error, if that can be written to."""
+    with contextlib.suppress(*WRITE_ERRORS):
+        traceback.print_exc()
+
+
+def open_log(log_file: Optional[Path], brief: bool, silent: bool = False) -> logging.Logger:
+    """Set up the run's logger: plain text on the terminal, with the time of day in the file.
+
+    Args:
+        log_file: where to append, or None for no file.
+        brief: the terminal shows only warnings and the records marked with `RESULT`.
+        silent: nothing is shown; for all ranks but the first, which would repeat it.
+    """
+    close_log()
+    logger = logging.getLogger(LOGGER)
+    logger.setLevel(logging.CRITICAL if silent else logging.INFO)
+    logger.propagate = False
+    terminal = _TerminalHandler()
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    if brief:
+        terminal.addFilter(lambda record: record.levelno >= logging.WARNING or getattr(record, "result", False))
+    logger.addHandler(terminal)
+    if log_file is not None:
+        file = _FileHandler(log_file, encoding="utf-8", errors="backslashreplace")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(file)
+    return logger
+
+
+def close_log() -> None:
+    """Undo `open_log`: a second run in this process starts with a clean logger, and other code's handlers get its
+    records again."""
+    logger = logging.getLogger(LOGGER)
+    for handler in list(logger.handlers):
+        handler.close()
+        logger.removeHandler(handler)
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
+
+
+class _TerminalHandler(logging.Handler):
+    """Prints above a progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = _fitted(self.format(record))
+        tqdm = sys.modules.get("tqdm")  # without it there is no bar
+        with contextlib.suppress(*WRITE_ERRORS):
+            (print if tqdm is None else tqdm.tqdm.write)(line, file=sys.stdout)
+            sys.stdout.flush()
+
+
+class _FileHandler(logging.FileHandler):
+    """Stops writing, with a warning on standard error, when the disk is full; the run goes on."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.stream is not None:
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        stream, self.stream = self.stream, None
+        print_error(f"warning: {self.baseFilename}: {error.strerror}; the log ends here")
+        with contextlib.suppress(OSError):
+            stream.close()  # which tries to write what is left
+
+
+def _fitted(text: str) -> str:
+    """The text with long lines broken between words, if standard output is a terminal; a pipe gets whole lines."""
+    if not is_terminal(sys.stdout):
+        return text
+    width = shutil.get_terminal_size().columns
+    lines = []
+    for line in text.split("\n"):
+        short = len(line) <= width or line.startswith(_WHOLE)
+        wrapped = textwrap.wrap(
+            line, width, subsequent_indent=" " * _HANG, break_long_words=False, break_on_hyphens=False
+        )
+        lines += [line] if short else wrapped
+    return "\n".join(lines)

@@ -1,0 +1,337 @@
+"""TensorBoard files: one writer for the whole run, and one a round so that rounds can be laid over each other."""
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+
+from lib.errors import one_line
+from lib.logger.console import LOGGER
+from lib.logger.projector import Projector
+
+# tensorboardX is imported where it is used: it takes a second, which --no-log-tfb need not pay
+
+log = logging.getLogger(LOGGER)
+
+OVERVIEW, ANCHORS, IMAGES = "1_Overview", "2_Anchors", "3_Images"
+"""Groups of charts that come before all others: TensorBoard sorts groups by their names."""
+
+_IN_OVERVIEW = {
+    "1_Loss": "Train/Loss",
+    "2_kNN_accuracy": "Evaluate/Rank-1",
+    "3_Nearest_neighbour_kept": "Neighbours/Kept",
+    "4_Cosine_to_nearest": "Neighbours/Cosine",
+    "5_Entropy": "Neighbours/Entropy",
+    "6_Entropy_of_anchors": "Neighbours/Entropy_of_anchors",
+    "7_Consistency": "ANs/Consistency",
+    "8_Clusters": "Clusters/Number",
+}
+
+_NOT_COMPARED = frozenset(
+    [
+        *("sess_dir", "debug", "brief", "display_freq", "log_file", "log_tfb", "tfb_anchors", "tfb_projector", "gpus"),
+        *("compile", "winograd", "cuda_graph", "discovery_memory", "workers_num", "prefetch", "skip_bad_images"),
+    ]
+)
+"""Options that no result depends on."""
+
+_UNLABELLED_METRICS = ("Train/Loss", "Neighbours/Kept", "Neighbours/Cosine", "Neighbours/Entropy", "Clusters/Number")
+_LABELLED_METRICS = ("Evaluate/Rank-1", "Evaluate/best_acc", "ANs/Consistency")
+
+
+class TensorBoardWriter:
+    """Writes under `tfboard/run` against the epoch of the run, and under `tfboard/round-R` against that of the round.
+
+    Args:
+        folder: where the event files go, or None to write nothing.
+        max_epoch: epochs in a round, for the steps of the whole run.
+        after: (round, epoch) that was completed before; what older files say of later steps is dropped from view.
+    """
+
+    def __init__(self, folder: Optional[Path], max_epoch: int, after: tuple[int, int] = (0, 0)):
+        self.folder = folder
+        self.max_epoch = max_epoch
+        self._after = after
+        self._files: dict[str, EventFile] = {}
+        self.projector: Optional[Projector] = None
+
+    def start(self, options: Mapping[str, Any], labelled: bool) -> None:
+        """Write how the charts are laid out, and the options of the run beside the metrics of its HParams page.
+
+        A resumed session keeps those that it began with: TensorBoard reads the first ones.
+        """
+        if self.folder is None:
+            return
+        run = self._file("run")
+        for summary in (_layout(labelled), *_start_of_hyperparameters(options, labelled)):
+            run.add_summary(summary)
+        run.flush()
+
+    def epoch(self, record: dict[str, Any], best_of_round: Optional[float], best_of_run: Optional[float]) -> None:
+        """Write the scalars of one epoch, from its line in metrics.jsonl, and the best accuracies so far."""
+        scalars = {
+            "Train/Loss": record["loss"],
+            "Train/Learning_Rate": record["lr"],
+            "Train/Images_per_second": record["images_per_second"],
+            "Evaluate/Rank-1": record["knn_top1"],
+            "Neighbours/Kept": record["neighbours_kept"],
+            "Neighbours/Cosine": record["neighbour_cosine"],
+            "Neighbours/Entropy": record["entropy"],
+            "Neighbours/Entropy_of_anchors": record["anchor_entropy"],
+            "Clusters/Number": None if record["clusters"] is None else len(record["clusters"]),
+        }
+        best = {"run": best_of_run}
+        for name, file, step in self._files_of(record["round"], record["epoch"]):
+            file.add_scalars({**scalars, "Evaluate/best_acc": best.get(name, best_of_round)}, step)
+            if name == "run":
+                file.add_scalars(_overview(scalars), step)
+
+    def scalars(self, round_number: int, epoch: int, values: Mapping[str, Optional[float]]) -> None:
+        """Write more numbers of an epoch, each as Evaluate/NAME."""
+        for _, file, step in self._files_of(round_number, epoch):
+            file.add_scalars({f"Evaluate/{key}": value for key, value in values.items()}, step)
+
+    def discovery(
+        self, round_number: int, anchors: int, consistency: Optional[float], entropy: Optional[np.ndarray]
+    ) -> None:
+        """Write what a round starts from: number of anchors, consistency, and the histogram of entropies (N,)."""
+        found = {"ANs/Number": anchors, "ANs/Consistency": consistency}
+        for name, file, step in self._files_of(round_number, 0):
+            file.add_scalars(found, step)
+            if name == "run":
+                file.add_scalars(_overview(found), step)
+            if entropy is not None:
+                file.add_histogram("ANs/Entropy", entropy, step)
+
+    def bank_statistics(self, round_number: int, epoch: int, entropy: np.ndarray, cosine: np.ndarray) -> None:
+        """Write histograms of entropy and of the distance to the nearest neighbour, 1 - cosine; (S,) both."""
+        run, step = self._file("run"), round_number * self.max_epoch + epoch
+        run.add_histogram(f"{IMAGES}/Entropy", entropy, step)
+        run.add_histogram(f"{IMAGES}/Distance_to_nearest", 1 - cosine, step)
+
+    def anchors(self, round_number: int, pictures: Mapping[str, np.ndarray]) -> None:
+        """Write pictures of anchors and their neighbours at the start of a round.
+
+        Args:
+            pictures: (H, W, 3) uint8 by the part of the anchors, e.g. `lowest` for those of lowest entropy; in order.
+        """
+        for number, (part, picture) in enumerate(pictures.items(), 1):
+            self._file("run").add_image(f"{ANCHORS}/{number}_{part}_entropy", picture, round_number * self.max_epoch)
+
+    def thumbnails(self, squares: np.ndarray) -> None:
+        """The images that `embeddings` are of, (S, SIDE, SIDE, 3) uint8."""
+        if self.folder is not None:
+            with self._or_without_projector():
+                self.projector = Projector(self.folder / "run", squares)
+
+    def embeddings(self, name: str, features: np.ndarray, about: Mapping[str, Sequence[str]]) -> None:
+        """Write features (S, D) for the projector; see `Projector.add`. Call `thumbnails` before."""
+        if self.projector is not None:
+            with self._or_without_projector():
+                self.projector.add(name, features, about)
+
+    def finish(self) -> None:
+        """Write that the run came to its end."""
+        if self.folder is not None:
+            self._file("run").add_summary(_end_of_hyperparameters())
+
+    def close(self) -> None:
+        """Flush and close all files."""
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def _files_of(self, round_number: int, epoch: int) -> Iterator[tuple[str, "EventFile", int]]:
+        """Names, files and steps of an epoch: for the run and for its round. Each is flushed after its turn."""
+        for name, step in (("run", round_number * self.max_epoch + epoch), (f"round-{round_number}", epoch)):
+            file = self._file(name)
+            yield name, file, step
+            file.flush()
+
+    def _file(self, name: str) -> "EventFile":
+        if name not in self._files:
+            path = None if self.folder is None else self.folder / name
+            purge_step = self._first_step(name) if path is not None and path.exists() else None
+            self._files[name] = EventFile(path, purge_step)
+        return self._files[name]
+
+    def _first_step(self, name: str) -> int:
+        """The first step that a resumed run writes to a file."""
+        round_number, epoch = self._after
+        if name == "run":
+            return round_number * self.max_epoch + epoch + 1
+        return epoch + 1 if name == f"round-{round_number}" else 0
+
+    @contextmanager
+    def _or_without_projector(self) -> Iterator[None]:
+        """A full disk does not end the run."""
+        try:
+            yield
+        except OSError as error:
+            self.projector = None
+            log.warning("the projector's files can no longer be written: %s; the run goes on without", error)
+
+
+class EventFile:
+    """One of TensorBoard's event files. If the disk refuses, it warns once and writes no more; the run goes on.
+
+    tensorboardX's SummaryWriter writes from a thread, which ends with a traceback when the disk is full, and the run
+    then waits for it forever. This one writes at once, in the calling thread.
+
+    Args:
+        folder: where the file goes, or None to write nothing.
+        purge_step: what older files in the folder say of this step and later ones is dropped from view.
+    """
+
+    def __init__(self, folder: Optional[Path], purge_step: Optional[int] = None):
+        self._folder = folder
+        self._writer: Any = None
+        if folder is None:
+            return
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        with self._or_give_up():
+            os.makedirs(folder, exist_ok=True)
+            self._writer = EventsWriter(os.path.join(folder, "events"))
+        if purge_step is not None:
+            self._add(Event(session_log=SessionLog(status=SessionLog.START)), purge_step)
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        """A number."""
+        if self._writer is not None:
+            from tensorboardX import summary
+
+            self.add_summary(summary.scalar(tag, value), step)
+
+    def add_scalars(self, values: Mapping[str, Optional[float]], step: int) -> None:
+        """Numbers by their tags; those that are None are left out."""
+        for tag, value in values.items():
+            if value is not None:
+                self.add_scalar(tag, value, step)
+
+    def add_histogram(self, tag: str, values: np.ndarray, step: int) -> None:
+        """The distribution of an array's numbers."""
+        if self._writer is not None:
+            from tensorboardX import summary
+
+            self.add_summary(summary.histogram(tag, values, _histogram_edges()), step)
+
+    def add_image(self, tag: str, picture: np.ndarray, step: int) -> None:
+        """A picture (H, W, 3) uint8."""
+        if self._writer is not None:
+            from tensorboardX import summary
+
+            self.add_summary(summary.image(tag, picture, dataformats="HWC"), step)
+
+    def add_summary(self, summary: Any, step: Optional[int] = None) -> None:
+        """What tensorboardX.summary has made."""
+        if self._writer is not None:
+            from tensorboardX.proto.event_pb2 import Event
+
+            self._add(Event(summary=summary), step)
+
+    def flush(self) -> None:
+        """Hand what was added to the operating system."""
+        if self._writer is not None:
+            with self._or_give_up():
+                self._writer.flush()
+
+    def close(self) -> None:
+        """Flush and close the file; nothing is written after."""
+        if self._writer is not None:
+            with self._or_give_up():
+                self._writer.close()
+        self._writer = None
+
+    def _add(self, event: Any, step: Optional[int]) -> None:
+        event.wall_time = time.time()
+        if step is not None:
+            event.step = step
+        if self._writer is not None:
+            with self._or_give_up():
+                self._writer.write_event(event)
+
+    @contextmanager
+    def _or_give_up(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._writer = None
+            log.warning(
+                "TensorBoard files in %s can no longer be written: %s; the run goes on without",
+                self._folder,
+                error.strerror or error,
+            )
+
+
+def _histogram_edges() -> np.ndarray:
+    """Edges of bins that grow by a tenth, from 1e-12 to 1e20 and likewise below 0, as TensorFlow has them."""
+    above = 1e-12 * 1.1 ** np.arange(np.ceil(np.log(1e32) / np.log(1.1)))
+    return np.concatenate([-above[::-1], [0.0], above])
+
+
+def _overview(scalars: Mapping[str, Optional[float]]) -> dict[str, Optional[float]]:
+    """Those of the run's scalars that are to be seen first, once more under tags that the rounds do not have.
+
+    A chart shows every file that has its tag: the whole run and all of its rounds at once.
+    """
+    return {f"{OVERVIEW}/{short}": scalars[tag] for short, tag in _IN_OVERVIEW.items() if tag in scalars}
+
+
+def _layout(labelled: bool) -> Any:
+    """The page Custom Scalars: what to look at first, first."""
+    from tensorboardX.summary import custom_scalars
+
+    def chart(*names: str) -> list[Any]:
+        return ["Multiline", [f"{OVERVIEW}/{name}$" for name in names]]
+
+    by_labels = {"kNN accuracy": chart("2_kNN_accuracy")} if labelled else {}
+    consistency = {"anchors whose neighbours have their label": chart("7_Consistency")} if labelled else {}
+    kept = "share of images whose nearest neighbour is that of the round before"
+    return custom_scalars(
+        {
+            "Does it learn?": {**by_labels, "loss": chart("1_Loss"), kept: chart("3_Nearest_neighbour_kept")},
+            "Neighbourhoods": {
+                **consistency,
+                "cosine to the nearest neighbour": chart("4_Cosine_to_nearest"),
+                "entropy, of all images and of anchors": chart("5_Entropy", "6_Entropy_of_anchors"),
+                "clusters": chart("8_Clusters"),
+            },
+            "How the run goes (each round from its own start, too)": {
+                "anchors": ["Multiline", ["ANs/Number$"]],
+                "learning rate": ["Multiline", ["Train/Learning_Rate$"]],
+                "images per second": ["Multiline", ["Train/Images_per_second$"]],
+            },
+        }
+    )
+
+
+def _start_of_hyperparameters(options: Mapping[str, Any], labelled: bool) -> list[Any]:
+    """The page HParams: the options of a run, and which of its scalars are its final figures."""
+    from tensorboardX.summary import hparams
+
+    compared = {name: _cell(value) for name, value in options.items() if name not in _NOT_COMPARED}
+    metrics = (*_LABELLED_METRICS, *_UNLABELLED_METRICS) if labelled else _UNLABELLED_METRICS
+    experiment, start, _ = hparams(compared, dict.fromkeys(metrics, 0))
+    return [experiment, start]
+
+
+def _end_of_hyperparameters() -> Any:
+    """That the run was not stopped."""
+    from tensorboardX.summary import hparams
+
+    return hparams({}, {})[2]
+
+
+def _cell(value: Any) -> Any:
+    """A value as the table takes it: a text for what may be missing or is a list, so that a column has one type.
+
+    TensorBoard's files hold UTF-8 alone, paths may hold any bytes.
+    """
+    return value if isinstance(value, (bool, int, float)) else one_line(value)

@@ -1,0 +1,307 @@
+"""Entropies from one pass over the products of the bank with itself, and the neighbours' tiles from the same pass.
+
+The matrix of similarities is symmetric, so each tile of it above the diagonal serves the rows and the columns it
+spans: half of the N x N products give every entropy, and the largest similarity that each row has in each tile. The
+few best tiles of a row say where its neighbours are; `tiled_neighbours` then looks there.
+
+The tiles are dealt out to the processes in turn. Two panels of the bank at a time are everywhere.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lib.distributed.shard import Shard
+from lib.distributed.world import World
+
+CPU_TILE_ROWS = 1024
+"""Rows of a tile on a CPU: 4 MiB of similarities; of 256, 512 and 1024 the fastest at N = 20,000."""
+
+GPU_TILE_ROWS = 4096
+"""Rows of a tile on a GPU: 64 MiB of similarities, few launches."""
+
+MEMORY_BUDGET = 2**30
+"""Bytes that discovery may hold beyond the bank and a few numbers for each image."""
+
+GROUP = 8
+"""Tiles whose maxima are kept until they are sorted in: sorting one at a time would cost more than the products."""
+
+_TILE_BYTES = 16
+"""For each similarity of a tile: itself, its exponential, and what sorting the tile for k neighbours takes."""
+
+CHUNK_ELEMENTS = 2**18
+"""Maxima that are sorted at a time."""
+
+SAFE_SPREAD = 60.0
+"""How far apart the rows' own logits may lie for one shift to keep every sum within float32."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Tiles of T x T similarities, of a panel of rows and a panel of columns that are here at a time.
+
+    The tiles do not depend on the number of processes, and so neither do the sums over them.
+
+    Attributes:
+        tile_rows: T.
+        panel_rows: rows of a panel, a multiple of T.
+    """
+
+    tile_rows: int
+    panel_rows: int
+
+    @classmethod
+    def within(cls, memory_budget: int, memory: Tensor) -> "Grid":
+        """The largest panels, and tiles of the usual size if they fit, for bank rows like those of `memory`.
+
+        Raises:
+            ValueError: the budget, in bytes, does not hold one tile of a single row.
+        """
+        row_bytes = _panel_row_bytes(memory)
+        tile_rows = GPU_TILE_ROWS if memory.is_cuda else CPU_TILE_ROWS
+        while tile_rows > 1 and (_TILE_BYTES * tile_rows + row_bytes) * tile_rows > memory_budget / 2:
+            tile_rows //= 2
+        tiles = int((memory_budget - _TILE_BYTES * tile_rows**2) / (row_bytes * tile_rows))
+        if tiles < 1:
+            raise ValueError(f"a memory budget of {memory_budget} bytes is too small for rows of {memory.shape[1]}")
+        return cls(tile_rows, tiles * tile_rows)
+
+    def bytes(self, memory: Tensor) -> int:
+        """What it needs: two panels with the maxima of their tiles, and a tile."""
+        return _panel_row_bytes(memory) * self.panel_rows + _TILE_BYTES * self.tile_rows**2
+
+    def tiles(self, count: int) -> int:
+        """How many tiles span `count` rows."""
+        return -(-count // self.tile_rows)
+
+    def panels(self, count: int, start: int = 0) -> Iterator[tuple[int, int]]:
+        """(first row, row after the last) of each panel of `count` rows, from row `start` on."""
+        for first in range(start, count, self.panel_rows):
+            yield first, min(first + self.panel_rows, count)
+
+
+def _panel_row_bytes(memory: Tensor) -> int:
+    return 2 * memory.element_size() * memory.shape[1] + 4 * (GROUP + 1)
+
+
+class BestTiles:
+    """For each of N rows the `keep` largest of its tile maxima so far, and which tiles they are of.
+
+    Attributes:
+        value: (keep, N) float32, largest first, -inf where there are fewer.
+        tile: (keep, N) int32.
+    """
+
+    def __init__(self, keep: int, like: Tensor, count: int):
+        self.value = like.new_full((keep, count), float("-inf"))
+        self.tile = torch.full((keep, count), -1, dtype=torch.int32, device=like.device)
+
+    @staticmethod
+    def bytes(keep: int, count: int) -> int:
+        """The memory of `keep` tiles for each of `count` rows."""
+        return 8 * keep * count
+
+    def offer(self, start: int, maxima: Tensor, first_tile: int) -> None:
+        """Take in the maxima of more tiles; -inf offers nothing.
+
+        Args:
+            start: first of the rows they belong to.
+            maxima: (M, R), of R rows in the M tiles from `first_tile` on. No tile twice for a row.
+        """
+        tiles = torch.arange(first_tile, first_tile + len(maxima), dtype=torch.int32, device=maxima.device)
+        for offset in range(0, maxima.shape[1], max(1, CHUNK_ELEMENTS // len(maxima))):
+            part = maxima[:, offset : offset + max(1, CHUNK_ELEMENTS // len(maxima))]
+            rows = slice(start + offset, start + offset + part.shape[1])
+            self._take(rows, part, tiles[:, None].expand(-1, part.shape[1]))
+
+    def merge(self, world: World) -> None:
+        """The best of all processes, on each of them."""
+        keep, count = self.value.shape
+        if world.size == 1:
+            return
+        step = max(1, CHUNK_ELEMENTS // (keep * world.size))
+        for start in range(0, count, step):
+            rows = slice(start, min(start + step, count))
+            values = world.gather_rows(self.value[:, rows], [keep] * world.size)
+            tiles = world.gather_rows(self.tile[:, rows], [keep] * world.size)
+            self.value[:, rows] = float("-inf")  # this process's own come back with those of all
+            self._take(rows, values, tiles)
+
+    def _take(self, rows: slice, values: Tensor, tiles: Tensor) -> None:
+        values = torch.cat([self.value[:, rows], values])
+        tiles = torch.cat([self.tile[:, rows], tiles])
+        self.value[:, rows], which = values.topk(len(self.value), dim=0)
+        self.tile[:, rows] = tiles.gather(0, which)
+
+
+def squared_lengths(memory: Tensor) -> Tensor:
+    """(N,), without a second bank in between."""
+    return memory.norm(dim=1).square_()
+
+
+def suits(memory: Tensor, temperature: float, shard: Shard) -> bool:
+    """Whether one shift fits all rows, as it does for rows of unit length."""
+    own = squared_lengths(memory) / temperature
+    extremes = memory.new_full((2,), float("-inf"))
+    if len(own) > 0:
+        extremes = torch.stack([own.max(), -own.min()])
+    largest, smallest = shard.world.all_reduce_max(extremes).tolist()
+    return largest + smallest <= SAFE_SPREAD
+
+
+def entropies_and_best_tiles(
+    memory: Tensor, temperature: float, keep: int, grid: Grid, shard: Shard
+) -> tuple[Tensor, BestTiles]:
+    """Equation 5 for every row, and where its neighbours can be.
+
+    With y_ij = (m_i . m_j - s) / tau, s the largest squared length of a row, no y is above 0, and
+    H_i = log sum_j exp(y_ij) - sum_j exp(y_ij) y_ij / sum_j exp(y_ij).
+
+    The sums of a tile are taken in float32 and added up in float64, so that their order, and with it the number of
+    processes, leaves no trace in an entropy.
+
+    Args:
+        memory: the rows of the bank that are here, for which `suits` holds.
+        temperature: tau.
+        keep: how many tiles of each row to name, at most as many as there are.
+        grid: tiles and panels.
+        shard: which rows `memory` is.
+
+    Returns:
+        entropies (N,) in nats, float32, and the best tiles by y, a row itself left out; the same on every process.
+    """
+    world = shard.world
+    longest = memory.new_zeros(1)
+    if len(memory) > 0:
+        longest = squared_lengths(memory).max().view(1)
+    shift = world.all_reduce_max(longest)[0] / temperature
+    sums = torch.zeros(2, shard.count, dtype=torch.float64, device=memory.device)
+    best = BestTiles(keep, memory, shard.count)
+    dealt = _Deal(world.rank, world.size)
+    for start, stop in grid.panels(shard.count):
+        rows = shard.fetch(memory, start, stop)
+        for other_start, other_stop in grid.panels(shard.count, start):
+            columns = rows if other_start == start else shard.fetch(memory, other_start, other_stop)
+            _panel_pair(rows, start, columns, other_start, temperature, shift, grid.tile_rows, dealt, sums, best)
+    total, weighted = world.all_reduce_sum(sums)
+    best.merge(world)
+    entropy = (total.log() - weighted / total).clamp_(min=0.0).to(memory.dtype)
+    return world.broadcast(entropy), best  # no process may order them by a last bit of its own
+
+
+class _Deal:
+    """Deals tiles out to the processes in turn."""
+
+    def __init__(self, rank: int, size: int):
+        self._rank, self._size, self._number = rank, size, 0
+
+    def is_mine(self) -> bool:
+        """Whether the next tile is this process's."""
+        self._number += 1
+        return (self._number - 1) % self._size == self._rank
+
+
+def _panel_pair(
+    rows: Tensor,
+    start: int,
+    columns: Tensor,
+    other_start: int,
+    temperature: float,
+    shift: Tensor,
+    tile_rows: int,
+    dealt: _Deal,
+    sums: Tensor,
+    best: BestTiles,
+) -> None:
+    """The tiles of one panel of rows and one of columns, as far as they are this process's."""
+    parts = columns.split(tile_rows)
+    first_a, first_b = start // tile_rows, other_start // tile_rows
+    of_columns = columns.new_empty(GROUP, len(columns))  # the columns' maxima in the last tiles of rows
+    group_start = first_a
+    for a, part_a in enumerate(rows.split(tile_rows), first_a):
+        row_span = slice(a * tile_rows, a * tile_rows + len(part_a))
+        scaled = part_a / temperature
+        of_rows = columns.new_full((len(parts), len(part_a)), float("-inf"))
+        of_columns[a - group_start].fill_(float("-inf"))
+        for b, part_b in enumerate(parts, first_b):
+            if b < a or not dealt.is_mine():
+                continue
+            y = (scaled @ part_b.t()).sub_(shift)  # (T, T)
+            if a == b:
+                own = y.diagonal().clone()
+                y.fill_diagonal_(float("-inf"))
+                of_rows[b - first_b] = y.amax(dim=1)
+                y.diagonal().copy_(own)
+            else:
+                offset = (b - first_b) * tile_rows
+                of_rows[b - first_b] = y.amax(dim=1)
+                of_columns[a - group_start, offset : offset + len(part_b)] = y.amax(dim=0)
+            weights = y.exp()
+            y.mul_(weights)
+            sums[0, row_span] += weights.sum(dim=1)
+            sums[1, row_span] += y.sum(dim=1)
+            if a != b:
+                column_span = slice(b * tile_rows, b * tile_rows + len(part_b))
+                sums[0, column_span] += weights.sum(dim=0)
+                sums[1, column_span] += y.sum(dim=0)
+        best.offer(row_span.start, of_rows, first_b)
+        if a + 1 - group_start == GROUP or row_span.stop == start + len(rows):
+            best.offer(other_start, of_columns[: a + 1 - group_start], group_start)
+            group_start = a + 1
+
+
+def streamed_entropies(memory: Tensor, temperature: float, grid: Grid, shard: Shard) -> Tensor:
+    """As `discovery.similarity_entropy`, whose N x N products it takes whole, with a running maximum for each row.
+
+    The tiles' rows are dealt out to the processes in turn, so that each row is summed in one place and order.
+
+    Args:
+        memory: the rows of the bank that are here.
+        temperature: tau.
+        grid: tiles and panels.
+        shard: which rows `memory` is.
+
+    Returns:
+        (N,) entropies in nats, float32, the same on every process.
+    """
+    world = shard.world
+    entropy = memory.new_zeros(shard.count)
+    for start, stop in grid.panels(shard.count):
+        rows = shard.fetch(memory, start, stop)
+        own = [(a, part) for a, part in enumerate(rows.split(grid.tile_rows)) if a % world.size == world.rank]
+        running = [_Running(part, temperature) for _, part in own]
+        for other_start, other_stop in grid.panels(shard.count):
+            columns = rows if other_start == start else shard.fetch(memory, other_start, other_stop)
+            for each in running:
+                for part in columns.split(grid.tile_rows):
+                    each.add(part)
+        for (a, part), each in zip(own, running):
+            first = start + a * grid.tile_rows
+            entropy[first : first + len(part)] = each.entropy()
+    return world.all_reduce_sum(entropy)  # every other process has 0 there
+
+
+class _Running:
+    """Sums over the logits z of a tile of rows, seen from the largest so far, c: exp(z - c) and exp(z - c) (z - c)."""
+
+    def __init__(self, rows: Tensor, temperature: float):
+        self._rows, self._temperature = rows, temperature
+        self._maximum = rows.new_full((len(rows), 1), float("-inf"))
+        self._total, self._weighted = torch.zeros_like(self._maximum), torch.zeros_like(self._maximum)
+
+    def add(self, part: Tensor) -> None:
+        z = (self._rows / self._temperature) @ part.t()  # (T, T)
+        higher = torch.maximum(self._maximum, z.amax(dim=1, keepdim=True))
+        step = (self._maximum - higher).clamp_(min=-1e30)  # at first -inf, which times a sum of 0 would be NaN
+        shrink = step.exp()
+        self._weighted.add_(step * self._total).mul_(shrink)
+        self._total.mul_(shrink)
+        weights = z.sub_(higher).exp()
+        self._total.add_(weights.sum(dim=1, keepdim=True))
+        self._weighted.add_(z.mul_(weights).sum(dim=1, keepdim=True))
+        self._maximum = higher
+
+    def entropy(self) -> Tensor:
+        return (self._total.log() - self._weighted / self._total).clamp_(min=0.0)[:, 0]

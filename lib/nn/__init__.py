@@ -1,0 +1,1 @@
+"""Networks in use: the embedder, batch norm across processes, folded batch norm, Winograd convolutions, precision."""

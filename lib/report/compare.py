@@ -1,0 +1,389 @@
+"""`--compare`: sessions side by side, from their text files alone, so that it answers at once. No PyTorch here."""
+
+import datetime
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional
+
+from lib.config import OPTIONS, in_effect, value_text
+from lib.errors import UserError
+from lib.logger.progress import duration
+from lib.runtime.packages import has
+from lib.session.records import SessionRecord, result_text, result_words
+
+if TYPE_CHECKING:
+    pass
+
+KIND = "comparison"
+WIDEST_CELL = 48
+"""Characters of a cell on the terminal; longer paths are broken."""
+_OURS = f'content="AND, Anchor Neighbourhood Discovery: {KIND}"'
+WIDTH, HEIGHT = 64, 12
+"""Characters and lines of a plot on the terminal."""
+
+Table = tuple[list[str], list[list[str]]]
+"""Column heads and rows."""
+
+_MEASURE = ("dataset", "labels", "protocol", "knn_k", "knn_sigma", "limit_test")
+"""Options that decide what an accuracy means."""
+_LOSS = ("npc_temperature", "ANs_size")
+"""Options that decide what a loss means."""
+_STARTS = {
+    "code": "code",
+    "device": "device",
+    "precision": "computed in",
+    "processes": "processes",
+    "train_images": "training images",
+    "test_images": "test images",
+    "skipped_images": "images left out",
+}
+"""What starts.jsonl says that may differ, beside the options."""
+
+
+class Contrast:
+    """Sessions side by side.
+
+    Args:
+        stories: at least two.
+
+    Attributes:
+        labels: what they are called here: their names if these differ, else their paths as given.
+        letters: A, B, C ...
+    """
+
+    def __init__(self, stories: Sequence[SessionRecord]):
+        self.stories = list(stories)
+        names = [story.name for story in stories]
+        paths = [str(story.folder.path) for story in stories]
+        self.labels = names if len(set(names)) == len(names) else paths
+        self.letters = [_letter(place) for place in range(len(self.stories))]
+
+    def rows(self) -> Iterator[tuple[str, str, SessionRecord]]:
+        """Letter, label and story of each."""
+        return zip(self.letters, self.labels, self.stories)
+
+    @property
+    def notes(self) -> list[str]:
+        """What must be known to read the figures."""
+        notes = []
+        for figures, options in (("accuracies", _MEASURE), ("losses", _LOSS)):
+            differing = [name for name in options if len({_shown(story, name) for story in self.stories}) > 1]
+            if differing:
+                verb = "differs" if len(differing) == 1 else "differ"
+                notes.append(f"{figures} are not measured alike: {', '.join(differing)} {verb}")
+        counts, images, contents = (
+            {_started(story, key) for story in self.stories} - {None}
+            for key in ("train_images", "fingerprint", "contents")
+        )
+        if len(counts) > 1:
+            notes.append("losses are not measured alike: the numbers of training images differ, and chance is log N")
+        elif len(images) > 1:
+            notes.append("accuracies and losses are not measured alike: the training images differ")
+        elif len(contents) > 1:
+            notes.append("accuracies and losses are not measured alike: training images of the same names differ")
+        unfinished = [letter for letter, _, story in self.rows() if not story.finished]
+        if unfinished:
+            notes.append(f"not finished: {', '.join(unfinished)}")
+        return notes
+
+    def tables(self) -> dict[str, Table]:
+        """Every table by its title, in the order of reading."""
+        return {
+            "options and circumstances that differ": self.differences(),
+            "results": self.results(),
+            **self.by_round(),
+        }
+
+    def differences(self) -> Table:
+        """A row for each option or circumstance in which not all agree."""
+        body = []
+        names = [option.name for option in OPTIONS if option.kept]
+        names += sorted({name for story in self.stories for name in story.options} - set(names))
+        for name in names:
+            values = [_shown(story, name) for story in self.stories]
+            if len(set(values)) > 1:
+                body.append([name, *values])
+        known = {words: [_started(story, key) for story in self.stories] for key, words in _STARTS.items()}
+        versions = [_started(story, "versions") or {} for story in self.stories]
+        known.update({name: [own.get(name) for own in versions] for name in sorted(set().union(*versions))})
+        for words, values in known.items():
+            if len(set(values) - {None}) > 1:  # a session of an older version says nothing and contradicts nobody
+                body.append([words, *map(_text, values)])
+        return ["", *self.letters], body
+
+    def results(self) -> Table:
+        """The figures that each has come to, a row for each figure."""
+        body = [
+            ["epochs completed", *(f"{len(story.epochs):,}" for story in self.stories)],
+            ["top-1, last", *(_percent(story.latest("knn_top1")) for story in self.stories)],
+            ["top-1, best epoch", *(_percent((_best(story) or {}).get("knn_top1")) for story in self.stories)],
+            ["its round and epoch", *(_where(_best(story)) for story in self.stories)],
+            ["top-1, recomputed", *(_percent((story.final or {}).get("top1")) for story in self.stories)],
+            ["top-5, recomputed", *(_percent((story.final or {}).get("top5")) for story in self.stories)],
+            ["consistent pairs, last", *(_percent(_last(story, "consistency")) for story in self.stories)],
+            ["anchors, last", *(_number(_last(story, "anchors")) for story in self.stories)],
+            ["loss, last", *(_number(_last(story, "loss")) for story in self.stories)],
+            ["entropy, last", *(_number(story.latest("entropy")) for story in self.stories)],
+            ["kept their neighbour, last", *(_percent(story.latest("neighbours_kept")) for story in self.stories)],
+            ["cosine with the nearest, last", *(_number(story.latest("neighbour_cosine")) for story in self.stories)],
+            ["clusters, last", *(_clusters(story) for story in self.stories)],
+            *self._findings(),
+            ["training time", *(_time(story) for story in self.stories)],
+        ]
+        return ["", *self.letters], [row for row in body if set(row[1:]) != {"-"}]
+
+    def _findings(self) -> list[list[str]]:
+        """A row for each figure of the protocols that any session was judged by."""
+        found = [story.findings for story in self.stories]
+        return [
+            [result_words(key), *(result_text(key, own[key]) if key in own else "-" for own in found)]
+            for key in dict.fromkeys(key for own in found for key in own)
+        ]
+
+    def by_round(self) -> dict[str, Table]:
+        """A table for each figure that a round comes to."""
+        figures = {
+            "top-1 at the end of each round": lambda entry: _percent(entry.knn_last),
+            "consistent pairs in each round": lambda entry: _percent(entry.consistency),
+            "loss at the end of each round": lambda entry: _number(entry.loss),
+            "share that kept their neighbour in each round": lambda entry: _percent(entry.last.get("neighbours_kept")),
+            "mean entropy at the end of each round": lambda entry: _number(entry.last.get("entropy")),
+        }
+        rounds = [{entry.number: entry for entry in story.rounds} for story in self.stories]
+        numbers = sorted(set().union(*rounds))
+        tables = {}
+        for title, figure in figures.items():
+            body = [[str(n), *(figure(own[n]) if n in own else "-" for own in rounds)] for n in numbers]
+            if any(cell != "-" for row in body for cell in row[1:]):
+                tables[title] = (["round", *self.letters], body)
+        return tables
+
+    def curve(self, place: int, key: str) -> list[tuple[int, float]]:
+        """(epochs completed since the run began, figure) of one session, where there is one."""
+        story = self.stories[place]
+        return [(story.run_epoch(epoch), epoch[key]) for epoch in story.epochs if epoch.get(key) is not None]
+
+
+def _letter(place: int) -> str:
+    """A to Z, then AA, AB ..."""
+    return (_letter(place // 26 - 1) if place >= 26 else "") + chr(ord("A") + place % 26)
+
+
+def _shown(story: SessionRecord, name: str) -> str:
+    known = {option.name for option in OPTIONS}
+    if name not in known and name not in story.options:
+        return "-"
+    value = in_effect(name, story.value)
+    return value_text(float(value) if isinstance(value, Fraction) else value)
+
+
+def _started(story: SessionRecord, key: str) -> Any:
+    """What the last start said; None for a session of an older version."""
+    return story.starts[-1].get(key) if story.starts else None
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _last(story: SessionRecord, key: str) -> Any:
+    return story.epochs[-1][key] if story.epochs else None
+
+
+def _best(story: SessionRecord) -> Optional[dict[str, Any]]:
+    """The line of the best epoch, the earliest among equals; None if none was evaluated."""
+    judged = [epoch for epoch in story.epochs if epoch["knn_top1"] is not None]
+    return max(judged, key=lambda epoch: epoch["knn_top1"]) if judged else None
+
+
+def _where(epoch: Optional[dict[str, Any]]) -> str:
+    return "-" if epoch is None else f"{epoch['round']}, {epoch['epoch']}"
+
+
+def _clusters(story: SessionRecord) -> str:
+    sizes = story.latest("clusters")
+    return _number(len(sizes)) if isinstance(sizes, list) else "-"
+
+
+def _time(story: SessionRecord) -> str:
+    return duration(sum(epoch["seconds"] for epoch in story.epochs)) if story.epochs else "-"
+
+
+def _percent(share: Optional[float]) -> str:
+    return "-" if share is None else f"{100 * share:.2f} %"
+
+
+def _number(value: Any) -> str:
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def text_plot(curves: Sequence[Sequence[tuple[float, float]]], percent: bool) -> str:
+    """A plot of characters: the first curve in `A`, the next in `B`; `*` where several meet. Empty without points.
+
+    Args:
+        curves: their (x, y).
+        percent: y is a share of 1 and shown in per cent.
+    """
+    points = [point for curve in curves for point in curve]
+    if not points:
+        return ""
+    (left, right), (low, high) = ((min(axis), max(axis)) for axis in zip(*points))
+    cells = [[" "] * WIDTH for _ in range(HEIGHT)]
+    for place, curve in enumerate(curves):
+        for x, y in curve:
+            column = round((x - left) / ((right - left) or 1) * (WIDTH - 1))
+            row = HEIGHT - 1 - round((y - low) / ((high - low) or 1) * (HEIGHT - 1))
+            mark = chr(ord("A") + place % 26)
+            cells[row][column] = mark if cells[row][column] in (" ", mark) else "*"
+    ends = {HEIGHT - 1: _axis_text(low, percent)}
+    if high > low:
+        ends[0] = _axis_text(high, percent)
+    margin = max(map(len, ends.values()))
+    lines = [f"{ends.get(row, ''):>{margin}} |{''.join(line).rstrip()}" for row, line in enumerate(cells)]
+    lines.append(" " * margin + " +" + "-" * WIDTH)
+    first, last = f"{left:g}", f"{right:g} epochs"
+    lines.append(" " * (margin + 2) + first + last.rjust(WIDTH - len(first)))
+    return "\n".join(lines)
+
+
+def _axis_text(value: float, percent: bool) -> str:
+    return f"{100 * value:.1f} %" if percent else f"{value:.3g}"
+
+
+def compare(sessions: Sequence[str], page: Optional[str], folder: str) -> None:
+    """Print the comparison and write it as a page.
+
+    Args:
+        sessions: the folders, at least two.
+        page: where the page goes, or None for a new file in `folder`.
+        folder: the folder of sessions.
+
+    Raises:
+        UserError: one of them is no session, or the page's place is taken or cannot be written.
+    """
+    contrast = Contrast([SessionRecord.read(Path(session), "--compare") for session in sessions])
+    path, instead = _place(contrast, page, folder)
+    if not has("jinja2") and page is not None:
+        raise UserError("--compare-html: a page needs the package jinja2; pip install jinja2")
+    try:
+        print(in_words(contrast))
+    finally:  # also where nobody reads the words
+        if has("jinja2"):
+            _write(contrast, path)
+    if has("jinja2"):
+        print(f"\nas a page: {path}{' (instead of the comparison that was there)' if instead else ''}")
+    else:
+        print("\nno page: it needs the package jinja2 (pip install jinja2)")
+
+
+def _write(contrast: Contrast, path: Path) -> None:
+    from lib.report.template import write
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(as_page(contrast), path)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror}; choose another place with --compare-html"
+        ) from None
+
+
+def _place(contrast: Contrast, page: Optional[str], folder: str) -> tuple[Path, bool]:
+    """Where the page goes, and whether it replaces a comparison. Nothing else is ever replaced.
+
+    Raises:
+        UserError: another file is there.
+    """
+    if page is None:
+        names = "-".join(story.name for story in contrast.stories)
+        stem = f"compare-{names if len(names) <= 100 else f'{len(contrast.stories)}-sessions'}"
+        number, path = 1, Path(folder) / f"{stem}.html"
+        while path.exists():
+            number += 1
+            path = Path(folder) / f"{stem}-{number}.html"
+        return path, False
+    path = Path(page)
+    if not path.exists():
+        return path, False
+    if path.is_file() and _OURS in path.read_text(encoding="utf-8", errors="replace")[:2000]:
+        return path, True
+    raise UserError(f"--compare-html {page}: something else is there already; choose another place")
+
+
+def in_words(contrast: Contrast) -> str:
+    """For the terminal."""
+    from prettytable import PrettyTable
+
+    parts = [f"{letter}  {label}: {story.progress}" for letter, label, story in contrast.rows()]
+    for note in contrast.notes:
+        parts.append(f"note: {note}")
+    for title, (head, body) in contrast.tables().items():
+        table = PrettyTable(head)
+        table.align = "r"
+        table.max_width = WIDEST_CELL
+        table.align[head[0]] = "l"
+        table.add_rows(body) if hasattr(table, "add_rows") else [table.add_row(row) for row in body]
+        parts += ["", title, table.get_string() if body else "none"]
+    judged = any(story.latest("knn_top1") is not None for story in contrast.stories)
+    first = ("top-1", "knn_top1", True) if judged else ("mean cosine with the nearest", "neighbour_cosine", False)
+    for what, key, percent in (first, ("loss", "loss", False)):
+        plot = text_plot([contrast.curve(place, key) for place in range(len(contrast.stories))], percent)
+        if plot:
+            parts += ["", f"{what} over the epochs", plot]
+    return "\n".join(parts)
+
+
+def as_page(contrast: Contrast) -> str:
+    """The text of the page."""
+    from lib.figures.charts import CSS_NAMES, dash, series
+    from lib.report.template import render
+
+    legend = [
+        {"letter": letter, "label": label, "story": story, "colour": CSS_NAMES[series(place)], "dashes": dash(place)}
+        for place, (letter, label, story) in enumerate(contrast.rows())
+    ]
+    return render(
+        "compare.html",
+        legend=legend,
+        notes=contrast.notes,
+        tables=[
+            {"title": title[0].upper() + title[1:], "head": head, "body": body}
+            for title, (head, body) in contrast.tables().items()
+        ],
+        charts=_charts(contrast),
+        made=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+    )
+
+
+def _charts(contrast: Contrast) -> list[tuple[str, Any]]:
+    """Caption and figure of every curve that any session has."""
+    charts = []
+    for name, caption, key, keywords in (
+        ("accuracy", "Top-1 accuracy", "knn_top1", {"percent": True}),
+        ("loss", "Loss", "loss", {}),
+        ("entropy", "Mean entropy", "entropy", {}),
+        ("cosine", "Mean cosine with the nearest", "neighbour_cosine", {}),
+        ("rate", "Learning rate", "lr", {"logarithmic": True}),
+    ):
+        points = [contrast.curve(place, key) for place in range(len(contrast.stories))]
+        charts.append((caption, _chart(name, caption, "epochs completed", contrast, points, **keywords)))
+    points = [
+        [(entry.number, entry.consistency) for entry in story.rounds if entry.consistency is not None]
+        for story in contrast.stories
+    ]
+    charts.append(
+        ("Consistent pairs", _chart("consistency", "Consistent pairs", "round", contrast, points, percent=True))
+    )
+    return [(caption, chart) for caption, chart in charts if chart is not None]
+
+
+def _chart(name: str, caption: str, across: str, contrast: Contrast, points: list, **keywords: bool) -> Any:
+    from lib.figures.charts import Curve, curves
+
+    lines = [
+        Curve(label, [x for x, _ in own], [y for _, y in own], place)
+        for place, (own, label) in enumerate(zip(points, contrast.labels))
+    ]
+    described = f"{caption} of {len(lines)} sessions; the table of results has the figures"
+    return curves(name, described, across, caption.lower(), lines, **keywords)

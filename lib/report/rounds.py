@@ -1,0 +1,231 @@
+"""What the report keeps of a round: a few figures and pictures from its checkpoint, small whatever N is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from markupsafe import Markup
+from torch import Tensor
+from torchvision import transforms
+
+import models
+from datasets.image_set import ImageSet
+from datasets.transforms.pil import test_transform
+from lib.checkpoint import io as checkpoint
+from lib.errors import UserError
+from lib.figures.attention import attention, overlaid
+from lib.figures.charts import Curve, bars, curves
+from lib.method.neighbourhoods import Neighbourhoods
+from lib.report.pictures import Pictures, uri_of
+from lib.search.exact import nearest
+from lib.session.records import RoundRecord, SessionRecord
+
+SIDE = 80
+"""Pixels of a picture of where the network looks."""
+PAIRS = 2**14
+"""Anchors on which mean similarity and stability are measured, evenly spaced, if there are more."""
+
+
+@dataclass(frozen=True)
+class RoundView:
+    """One round as its checkpoint shows it.
+
+    Attributes:
+        number: of the round.
+        found: its anchors and neighbours.
+        closeness: mean cosine of anchors with their neighbours in the bank; None without anchors.
+        looks: for each watched image, where the network looks, as a data URI.
+        stage: of the network, at which this was measured.
+    """
+
+    number: int
+    found: Neighbourhoods
+    closeness: Optional[float]
+    looks: tuple[str, ...]
+    stage: str
+
+
+def view(saved: dict[str, Any], images: ImageSet, watched: Sequence[int]) -> RoundView:
+    """From a checkpoint.
+
+    Args:
+        images: the training images.
+        watched: the rows of those to see the network look at.
+    """
+    memory = saved["npc"]["memory"].float()
+    found = Neighbourhoods.from_state_dict(saved["ANs_discovery"], memory.device)
+    stage, looks = _looks(saved, memory, images, watched)
+    return RoundView(saved["round"], found, _closeness(memory, found), looks, stage)
+
+
+def checked(path: Path, images: ImageSet, fingerprint: str) -> dict[str, Any]:
+    """The checkpoint at `path`.
+
+    Raises:
+        UserError: it is damaged, or belongs to other images.
+    """
+    saved = checkpoint.load(path)
+    rows, data = len(saved["npc"]["memory"]), saved.get("dataset", {})
+    other = rows != len(images) or data.get("fingerprint", fingerprint) != fingerprint
+    if other or images.replaced(data.get("contents")).are_others:
+        raise UserError(
+            f"checkpoint {path} belongs to {rows} other training images than the {len(images)} that are here; "
+            "for its report use the --dataset, --data-root, --limit-train and --seed it was made with"
+        )
+    return saved
+
+
+def stability(before: Neighbourhoods, after: Neighbourhoods) -> Optional[float]:
+    """Of the images that are anchors in both rounds, the mean share of neighbours they keep; None if there are none."""
+    both = torch.nonzero((before.position >= 0) & (after.position >= 0)).flatten()
+    if len(both) == 0:
+        return None
+    both = _thinned(both)
+    old, new = before.neighbours[before.position[both]], after.neighbours[after.position[both]]  # (A, K), (A, L)
+    kept = (new[:, :, None] == old[:, None, :]).any(dim=2)
+    return kept.double().mean().item()
+
+
+def _closeness(memory: Tensor, found: Neighbourhoods) -> Optional[float]:
+    if len(found.anchor_indexes) == 0:
+        return None
+    chosen = _thinned(torch.arange(len(found.anchor_indexes)))
+    anchors, neighbours = memory[found.anchor_indexes[chosen]], found.neighbours[chosen]
+    total = sum((anchors * memory[column]).sum(dim=1).double().mean().item() for column in neighbours.t())
+    return total / neighbours.shape[1]
+
+
+def _thinned(rows: Tensor) -> Tensor:
+    return rows if len(rows) <= PAIRS else rows[torch.linspace(0, len(rows) - 1, PAIRS).long()]
+
+
+def _looks(
+    saved: dict[str, Any], memory: Tensor, images: ImageSet, watched: Sequence[int]
+) -> tuple[str, tuple[str, ...]]:
+    """The stage, and a picture for each watched image: what makes it similar to its nearest other row of the bank."""
+    options, data = saved["options"], saved["dataset"]
+    size = options["size"]
+    with torch.random.fork_rng(devices=[]):  # a network is born random; the run must not notice
+        network = models.build(options["network"], options["low_dim"], options["stem"], size)
+    network.load_state_dict(saved["net"])
+    steps = test_transform(size, options["resize"] or size, data["means"], data["stds"]).transforms
+    squares = [transforms.Compose(steps[:2])(images.read(index)) for index in watched]
+    rows = torch.tensor(watched)
+    _, neighbours = nearest(memory[rows], memory, 1, rows, backend="torch")
+    batch = torch.stack([transforms.Compose(steps[2:])(square) for square in squares])
+    seen = attention(network, batch, memory[neighbours[:, 0]])
+    return seen.stage, tuple(
+        uri_of(overlaid(square, attended.numpy(), SIDE)) for square, attended in zip(squares, seen.maps)
+    )
+
+
+@dataclass(frozen=True)
+class RoundQuality:
+    """One round; None where something was not measured.
+
+    Attributes:
+        number: of the round.
+        pairs: (anchor, neighbour) pairs.
+        consistent, inconsistent: those with equal labels, and with different ones.
+        kept: share of nearest neighbours that are those of the round before.
+        cosine: mean cosine with the nearest neighbour.
+        entropy: mean entropy in nats.
+    """
+
+    number: int
+    pairs: int
+    consistent: Optional[int]
+    inconsistent: Optional[int]
+    kept: Optional[float]
+    cosine: Optional[float]
+    entropy: Optional[float]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Everything the template needs.
+
+    Attributes:
+        rounds: in order.
+        of_all: `kept` and `cosine` are of all images, as metrics.jsonl has them; otherwise of the anchors.
+        labels: whether pairs are judged by labels.
+        unjudged: whether there are pairs that could not be, for want of a label.
+        bars: consistent and inconsistent pairs, or None.
+        charts: caption and figure of what needs no labels.
+    """
+
+    rounds: list[RoundQuality]
+    of_all: bool
+    labels: bool
+    unjudged: bool
+    bars: Optional[Markup]
+    charts: list[tuple[str, Markup]]
+
+
+def quality(story: SessionRecord, views: Sequence[RoundView], pictures: Pictures) -> Quality:
+    """From metrics.jsonl, and from what the checkpoints of the rounds hold beside."""
+    of_all = any(entry.latest("neighbour_cosine") is not None for entry in story.rounds)
+    by_number = {each.number: each for each in views}
+    rounds = []
+    for entry in story.rounds:
+        now, before = by_number.get(entry.number), by_number.get(entry.number - 1)
+        if of_all:
+            kept, cosine = entry.latest("neighbours_kept"), entry.latest("neighbour_cosine")
+        else:
+            kept = None if now is None or before is None else stability(before.found, now.found)
+            cosine = None if now is None else now.closeness
+        equal = _judged(entry, now, pictures)
+        rounds.append(RoundQuality(entry.number, entry.pairs, *equal, kept, cosine, entry.latest("entropy")))
+    judged = [each for each in rounds if each.consistent is not None]
+    unjudged = any(each.consistent + each.inconsistent < each.pairs for each in judged)
+    return Quality(rounds, of_all, bool(judged), unjudged, _bars(judged), _charts(rounds))
+
+
+def pairs_by_label(found: Neighbourhoods, pictures: Pictures) -> tuple[int, int]:
+    """How many pairs have equal labels and how many different ones; pairs without both labels are in neither."""
+    labels = pictures.labels
+    own, others = labels[found.anchor_indexes.numpy()][:, None], labels[found.neighbours.numpy()]
+    known = (own >= 0) & (others >= 0)
+    return int(((own == others) & known).sum()), int(((own != others) & known).sum())
+
+
+def _judged(entry: RoundRecord, now: Optional[RoundView], pictures: Pictures) -> tuple[Optional[int], Optional[int]]:
+    if entry.consistency is None:
+        return None, None
+    if now is not None and pictures.labelled:
+        return pairs_by_label(now.found, pictures)
+    if pictures.labelled and (pictures.labels < 0).any():  # how many pairs the share is of, the checkpoint knew
+        return None, None
+    return entry.consistent, entry.pairs - entry.consistent
+
+
+def _bars(judged: Sequence[RoundQuality]) -> Optional[Markup]:
+    if not judged:
+        return None
+    words = "; ".join(f"round {each.number}: {each.consistent} and {each.inconsistent}" for each in judged)
+    return bars(
+        "pairs-by-round",
+        f"Consistent and inconsistent pairs by round. {words}",
+        "round",
+        "pairs",
+        [str(each.number) for each in judged],
+        [each.consistent for each in judged],
+        [each.inconsistent for each in judged],
+    )
+
+
+def _charts(rounds: Sequence[RoundQuality]) -> list[tuple[str, Markup]]:
+    """Those with two points at least: one is said by the table."""
+    charts = []
+    for key, caption, up in (
+        ("kept", "Neighbours kept from the round before", "share kept"),
+        ("cosine", "Mean cosine with the nearest neighbour", "cosine"),
+        ("entropy", "Mean entropy", "nats"),
+    ):
+        line = Curve(caption, [each.number for each in rounds], [getattr(each, key) for each in rounds])
+        if len(line.points) > 1:
+            described = f"{caption}. " + ", ".join(f"round {x}: {y:.3f}" for x, y in line.points)
+            charts.append((caption, curves(key, described, "round", up, [line], percent=key == "kept")))
+    return charts

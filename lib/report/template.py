@@ -1,0 +1,78 @@
+"""Filling a template, and putting the page where it belongs, whole or not at all."""
+
+import base64
+import functools
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from lib.runtime.atomic import replace_file
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+
+
+def render(template: str, **values: Any) -> str:
+    """The page of a template; every value is escaped unless it is `Markup`."""
+    return _environment().get_template(template).render(**values)
+
+
+@functools.cache
+def _environment() -> Environment:
+    """Made once: a run fills the same templates after every round."""
+    environment = Environment(
+        loader=FileSystemLoader(str(TEMPLATES)),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=percent, number=number, fixed=fixed, duration=duration)
+    environment.globals.update(style=_part("style.css"), script=_part("map.js"), script_hash=_hash("map.js"))
+    return environment
+
+
+def write(text: str, path: Path) -> None:
+    """Write beside `path`, then move into place. Names that are not valid text show a replacement character.
+
+    Raises:
+        OSError: the disk refused; what was at `path` before is untouched.
+    """
+    replace_file(path, lambda file: file.write(text.encode("utf-8", "replace")), flush=False)
+
+
+def percent(share: Any, places: int = 2) -> str:
+    """0.98056 -> 98.06 %; a dash where nothing was measured."""
+    return "–" if share is None else f"{100 * share:.{places}f} %"
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """To so many digits, whole numbers with thousands marked; a dash for None."""
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
+
+
+def fixed(value: Any, places: int = 3) -> str:
+    """With so many decimals; a dash for None."""
+    return "–" if value is None else f"{value:.{places}f}"
+
+
+def duration(seconds: float) -> str:
+    """42 s, 7 min, 3 h 20 min."""
+    from lib.logger.progress import duration as words  # tqdm, which comes with it, is not needed to fill a page
+
+    return words(seconds)
+
+
+def _part(name: str) -> Markup:
+    """A file of ours that goes into the page as it is."""
+    return Markup((TEMPLATES / name).read_text(encoding="utf-8").strip())
+
+
+def _hash(name: str) -> str:
+    """The script as a content security policy names it: the page runs this one and no other."""
+    digest = hashlib.sha256(str(_part(name)).encode()).digest()
+    return "sha256-" + base64.b64encode(digest).decode()

@@ -1,0 +1,147 @@
+"""Files that replace others: written beside their place, flushed, then renamed, so that a reader finds the old file or
+the new one, and never a part."""
+
+import contextlib
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Callable
+
+from lib.errors import RunError
+
+TEMPORARY = "*.tmp"
+"""Names of files that a killed process may leave beside those that it wrote."""
+
+
+def replace_file(path: Path, write: Callable[[BinaryIO], None], flush: bool = True) -> None:
+    """Write a file and put it in the place of `path`.
+
+    Args:
+        write: writes the content into the file that it is given.
+        flush: whether the file is flushed to the disk before it gets its name, so that it outlives a power cut.
+
+    Raises:
+        OSError: the disk refused; what was at `path` is as it was.
+    """
+    temporary = write_beside(path, write, flush)
+    try:
+        put_in_place(temporary, path, flush)
+    except OSError:
+        _remove(temporary)
+        raise
+
+
+def write_beside(path: Path, write: Callable[[BinaryIO], None], flush: bool = True) -> Path:
+    """The first half of `replace_file`.
+
+    Returns:
+        the file written; nothing else has changed.
+
+    Raises:
+        OSError: the disk refused, and no file is left.
+    """
+    temporary = _beside(path)
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
+    except BaseException:
+        _remove(temporary)
+        raise
+    return temporary
+
+
+def put_in_place(temporary: Path, path: Path, flush: bool = True) -> None:
+    """The second half of `replace_file`: rename the file, and flush the name.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    os.replace(temporary, path)
+    if flush:
+        with contextlib.suppress(OSError):  # some file systems do not flush folders
+            descriptor = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def link(path: Path, other: Path) -> None:
+    """Make `other` a second name of a file, or a copy of it where the file system has no links.
+
+    Raises:
+        OSError: the disk refused; what was at `other` is as it was.
+    """
+    temporary = _beside(other)
+    try:
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without links
+            shutil.copyfile(path, temporary)
+        os.replace(temporary, other)
+    finally:
+        _remove(temporary)  # where both are names of one file, the rename has done nothing
+
+
+def replace_text(path: Path, text: str) -> None:
+    """`replace_file` with a text, in UTF-8. Bytes of file names that are no UTF-8 are written as they are.
+
+    Raises:
+        RunError: the disk refused; what was at `path` is as it was.
+    """
+    with writing(path):
+        replace_file(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line and flush it to the disk.
+
+    Raises:
+        RunError: the disk refused.
+    """
+    with writing(path), open(path, "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns errors of the disk in the block, which writes `path`, into one that names the file.
+
+    Raises:
+        RunError: the disk refused.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise not_written(str(path), path, error, "the checkpoints are as they were") from error
+
+
+def not_written(what: str, path: Path, error: Exception, unchanged: str) -> RunError:
+    """The error of a file that could not be written.
+
+    Args:
+        what: the file as the message calls it.
+        unchanged: what the failure has left as it was.
+    """
+    if not path.parent.is_dir():
+        return RunError(f"{what} could not be written: the folder {path.parent} is gone")
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return RunError(f"{what} could not be written: {reason}; {unchanged}")
+
+
+def _beside(path: Path) -> Path:
+    """A temporary name. It holds the machine's: on a shared disk two machines may have equal process ids."""
+    return path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.tmp")
+
+
+def _remove(temporary: Path) -> None:
+    with contextlib.suppress(OSError):  # the folder may be gone, or have become read-only
+        temporary.unlink()

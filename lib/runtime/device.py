@@ -1,0 +1,92 @@
+"""The device and the precision that a process computes with."""
+
+from pathlib import Path
+from typing import Optional
+
+import torch
+
+from lib.compat import TORCH_RELEASE
+from lib.errors import UserError
+
+
+def choose_device(gpus: str, local_rank: int = 0, local_size: int = 1) -> torch.device:
+    """The device for `--gpus`: `auto`, `cpu`, or indices of GPUs within CUDA_VISIBLE_DEVICES.
+
+    Args:
+        gpus: the option.
+        local_rank, local_size: which of how many processes on this machine this is; each drives one device.
+
+    Raises:
+        UserError: there is no such device here, or not one for each process.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus == "cpu" or (gpus == "auto" and count == 0):
+        return torch.device("cpu")
+    wanted = list(range(min(local_size, count))) if gpus == "auto" else _gpu_indices(gpus)
+    missing = [index for index in wanted if index >= count]
+    if missing:
+        raise UserError(f"--gpus {gpus}: there is no such device; here there are: {', '.join(_present(count))}")
+    if len(wanted) != local_size:
+        raise UserError(
+            f"--gpus {gpus}: {local_size} process(es) on this machine need as many GPUs, one for each; "
+            f"here there are: {', '.join(_present(count))}"
+        )
+    return torch.device("cuda", wanted[local_rank])
+
+
+def _gpu_indices(gpus: str) -> list[int]:
+    """The GPUs that `--gpus` names; none for `auto` and `cpu`."""
+    return [] if gpus in ("auto", "cpu") else [int(part) for part in gpus.split(",")]
+
+
+def _present(count: int) -> list[str]:
+    return ["cpu"] + [f"{index} ({torch.cuda.get_device_name(index)})" for index in range(count)]
+
+
+def describe_device(device: torch.device) -> str:
+    """One line for the log: the device's name and, on a CPU, its threads."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)} ({device})"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} {'thread' if threads == 1 else 'threads'}"
+
+
+def choose_precision(precision: str, device: torch.device) -> Optional[torch.dtype]:
+    """The dtype of autocast for `--precision`, or None for plain float32.
+
+    `auto` takes bfloat16 where the hardware multiplies in it: CUDA from Ampere on, and CPUs with AVX512-BF16 or AMX.
+    """
+    if precision == "bf16" or (precision == "auto" and has_bf16(device)):
+        return torch.bfloat16
+    return None
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 is faster than float32 on this device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    if TORCH_RELEASE < (2, 0):  # before, few CPU kernels knew bfloat16
+        return False
+    return bool({"avx512_bf16", "amx_bf16"} & _cpu_flags())
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                return set(line.split(":")[1].split())
+    except OSError:
+        pass  # not Linux: nothing is known, so float32
+    return set()
+
+
+def describe_precision(dtype: Optional[torch.dtype]) -> str:
+    """For the log and starts.jsonl."""
+    return "float32" if dtype is None else "bfloat16 in the network, float32 elsewhere"
+
+
+def precision_note(precision: str, dtype: Optional[torch.dtype]) -> Optional[str]:
+    """What the log adds where `--precision auto` has chosen otherwise than the authors' code computed."""
+    if precision != "auto" or dtype is None:
+        return None
+    return "the paper's numbers were made in float32: --precision fp32 computes in it"

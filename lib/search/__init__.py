@@ -1,0 +1,1 @@
+"""Nearest neighbours by inner product: exact, approximate, and merged over processes."""
