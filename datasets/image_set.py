@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Optional, Union
+from typing import Optional, Union, overload
 
 import numpy as np
 from PIL import Image
@@ -19,7 +19,7 @@ _SAMPLED = 256  # files that `contents` opens
 _PIECE = 4096  # bytes that it reads of a file at its start, its middle and its end
 
 
-class Paths(Sequence):
+class Paths(Sequence[str]):
     """N paths as one block of bytes.
 
     A million separate strings take several times the memory, and every DataLoader worker ends up with its own copy:
@@ -34,6 +34,12 @@ class Paths(Sequence):
 
     def __len__(self) -> int:
         return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
 
     def __getitem__(self, index: Union[int, slice]) -> Union[str, tuple[str, ...]]:
         if isinstance(index, slice):
@@ -59,7 +65,7 @@ class ImageSet:
     source: Union[np.ndarray, Sequence[str]]
     labels: Optional[np.ndarray] = None
     classes: tuple[str, ...] = ()
-    files: Optional[Paths] = None
+    files: Optional[Sequence[str]] = None
     rows: Optional[np.ndarray] = None
 
     def __post_init__(self) -> None:
@@ -80,9 +86,9 @@ class ImageSet:
         return self.source if isinstance(self.source, np.ndarray) else None
 
     @property
-    def paths(self) -> Optional[Paths]:
+    def paths(self) -> Optional[Sequence[str]]:
         """The paths of the images' files, also when the pixels are in memory; None for images that never were files."""
-        return self.files if self.pixels is not None else self.source
+        return self.files if isinstance(self.source, np.ndarray) else self.source
 
     @property
     def numbers(self) -> np.ndarray:
@@ -120,21 +126,24 @@ class ImageSet:
     def replaced(self, before: Optional[Sequence[int]]) -> "Replaced":
         """The files whose checksums differ from `before`, earlier `contents`; none if those are not known."""
         paths = self.paths
-        rows = [] if paths is None or not before else _even_sample(len(self))
-        if len(rows) != len(before or ()):
+        if paths is None or not before:
+            return Replaced((), 0)
+        rows = _even_sample(len(self))
+        if len(rows) != len(before):
             return Replaced((), 0)
         now = [_content(paths[row]) for row in rows]
-        other = [row for row, one, two in zip(rows, before or (), now) if one and two and one != two]
+        other = [row for row, one, two in zip(rows, before, now) if one and two and one != two]
         return Replaced(tuple(paths[row] for row in other), len(rows))
 
-    def subset(self, indices: Sequence[int]) -> "ImageSet":
+    def subset(self, indices: Union[Sequence[int], np.ndarray]) -> "ImageSet":
         """The images of these indices, in their order; the classes stay."""
         rows = np.asarray(indices, dtype=np.int64)
-        paths = None if self.paths is None else Paths(self.paths[row] for row in rows)
         labels = None if self.labels is None else self.labels[rows]
-        if self.pixels is None:
+        if not isinstance(self.source, np.ndarray):
+            paths = Paths(self.source[row] for row in rows)
             return ImageSet(paths, labels, self.classes, rows=self.numbers[rows])
-        return ImageSet(self.pixels[rows], labels, self.classes, paths, self.numbers[rows])
+        files = None if self.files is None else Paths(self.files[row] for row in rows)
+        return ImageSet(self.source[rows], labels, self.classes, files, self.numbers[rows])
 
 
 @dataclass(frozen=True)
@@ -176,7 +185,7 @@ class Replaced:
 
     Attributes:
         paths: of those found.
-        compared: how many were looked at.
+        compared: how many were compared.
     """
 
     paths: tuple[str, ...]

@@ -37,10 +37,13 @@ def with_labels(split: Split, root: Path, labels: str) -> Split:
             name, or names with an empty label, have none.
 
     Raises:
-        UserError: there are fewer than two classes, or the table cannot be read, names what is no image of the data
-            set, or contradicts itself.
+        UserError: the images are not files, there are fewer than two classes, or the table cannot be read, names what
+            is no image of the data set, or contradicts itself.
     """
-    names = _from_folders(split.train, root) if labels == FOLDERS else _from_table(split.train, root, labels)
+    paths = split.train.paths
+    if paths is None:
+        raise UserError(f"--labels {labels}: the images of {split.name} are not files; leave it out")
+    names = _from_folders(paths, root) if labels == FOLDERS else _from_table(paths, root, labels)
     classes = tuple(sorted(set(filter(None, names))))
     if len(classes) < 2:
         found = f"only {classes[0]!r}" if classes else "none"
@@ -52,14 +55,14 @@ def with_labels(split: Split, root: Path, labels: str) -> Split:
     return replace(split, train=replace(split.train, labels=rows, classes=classes), notes=(*split.notes, note))
 
 
-def _from_folders(images: ImageSet, root: Path) -> list[str]:
-    below = (os.path.relpath(path, root).split(os.sep) for path in images.paths)
+def _from_folders(paths: Sequence[str], root: Path) -> list[str]:
+    below = (os.path.relpath(path, root).split(os.sep) for path in paths)
     return [canonical_name(parts[0]) if len(parts) > 1 else "" for parts in below]
 
 
-def _from_table(images: ImageSet, root: Path, table: str) -> list[str]:
-    pictures = _Pictures(images, root)
-    names = [""] * len(images)
+def _from_table(paths: Sequence[str], root: Path, table: str) -> list[str]:
+    pictures = _Pictures(paths, root)
+    names = [""] * len(paths)
     line_of: dict[int, int] = {}
     for line, path, label in _entries(table, pictures):
         where = f"--labels {table}, line {line}"
@@ -94,11 +97,11 @@ class _Pictures:
     the separators of Windows too.
     """
 
-    def __init__(self, images: ImageSet, root: Path):
+    def __init__(self, paths: Sequence[str], root: Path):
         self._root = root
         self._exact: dict[str, int] = {}
         self._alike: dict[str, list[int]] = {}
-        for row, path in enumerate(images.paths):
+        for row, path in enumerate(paths):
             whole = os.path.abspath(path)
             self._exact[whole] = row
             self._alike.setdefault(self._loose(whole), []).append(row)
@@ -161,7 +164,7 @@ def _names_separator(cells: list[str]) -> bool:
     return cells[0].strip().lower().startswith("sep=") and not any(map(str.strip, cells[1:]))
 
 
-_Dialect = tuple[str, bool]  # what separates cells; whether spaces before a quotation mark are passed over
+_Dialect = tuple[str, bool]  # what separates cells; whether spaces before a quotation mark are ignored
 
 
 def _dialect(text: str, pictures: _Pictures) -> _Dialect:
@@ -228,27 +231,34 @@ def _numbers(wanted: Sequence[str], classes: Sequence[str], data_set: str) -> tu
     All are names, or all are numbers: in folders called 1, 2 and 3 the words 0 1 2 are numbers.
     """
     row_of = {canonical_name(name): row for row, name in enumerate(classes)}
-    names = [row_of.get(canonical_name(word)) for word in wanted]
-    numbers = [int(word) if word.isdecimal() and int(word) < len(classes) else None for word in wanted]
-    if None not in names:
-        if None in numbers or numbers == names:
+    as_names = [row_of.get(canonical_name(word)) for word in wanted]
+    as_numbers = [int(word) if word.isdecimal() and int(word) < len(classes) else None for word in wanted]
+    names, numbers = _complete(as_names), _complete(as_numbers)
+    if names is not None:
+        if numbers is None or numbers == names:
             return names, []
         meant = ", ".join(classes[number] for number in numbers)
         return names, [f"--classes {' '.join(wanted)}: taken as names; as numbers, from 0, they would be {meant}"]
-    if None not in numbers:
-        both = [word for word, name in zip(wanted, names) if name is not None]
+    if numbers is not None:
+        both = [word for word, name in zip(wanted, as_names) if name is not None]
         if not both:
             return numbers, []
-        meant = f"taken as numbers, from 0, for no class is called {wanted[names.index(None)]}"
+        meant = f"taken as numbers, from 0, for no class is called {wanted[as_names.index(None)]}"
         return numbers, [f"--classes {' '.join(wanted)}: {meant}: {', '.join(classes[number] for number in numbers)}"]
-    neither = [word for word, name, number in zip(wanted, names, numbers) if name is None and number is None]
-    strange = neither[0] if neither else wanted[names.index(None)]
+    neither = [word for word, name, number in zip(wanted, as_names, as_numbers) if name is None and number is None]
+    strange = neither[0] if neither else wanted[as_names.index(None)]
     shown = ", ".join(classes[:_NAMED]) + (f" and {len(classes) - _NAMED} more" if len(classes) > _NAMED else "")
     mixed = " beside the other words" if strange.isdecimal() and int(strange) < len(classes) else ""
     raise UserError(
         f"--classes {strange}: {data_set} has no such class{mixed}; name all or number all from 0 to "
         f"{len(classes) - 1}: {shown}"
     )
+
+
+def _complete(rows: Sequence[Optional[int]]) -> Optional[list[int]]:
+    """The rows as a list if none is missing, else None."""
+    found = [row for row in rows if row is not None]
+    return found if len(found) == len(rows) else None
 
 
 def evaluable(train: ImageSet, test: Optional[ImageSet]) -> tuple[ImageSet, Optional[ImageSet], tuple[str, ...]]:
@@ -261,9 +271,12 @@ def evaluable(train: ImageSet, test: Optional[ImageSet]) -> tuple[ImageSet, Opti
     if train.labels is None:
         return train, test, ()
     learnt = np.bincount(train.labels[train.labels >= 0], minlength=len(train.classes))
-    if test is not None and test.labels is None:
+    if test is None:
+        judged = learnt
+    elif test.labels is None:
         return train, test, ()
-    judged = learnt if test is None else np.bincount(test.labels[test.labels >= 0], minlength=len(train.classes))
+    else:
+        judged = np.bincount(test.labels[test.labels >= 0], minlength=len(train.classes))
     classes = np.flatnonzero(learnt + judged)
     if len(classes) == 1:
         name = train.classes[classes[0]]

@@ -1,9 +1,11 @@
 """The images of a run and its batches, as the data options ask for them."""
 
-from collections.abc import Iterator, Sequence
-from typing import Optional, Union
+from collections.abc import Generator, Sequence
+from typing import Callable, Optional, Union
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from datasets.files.bad_images import Gather, without_bad_images
@@ -20,7 +22,7 @@ from lib.distributed.world import WHOLE, Share
 from lib.errors import UserError
 from lib.seeding import generator
 
-Batches = Iterator[tuple[Tensor, Tensor]]
+Batches = Generator[tuple[Tensor, Tensor], None, None]
 Loader = Union[DeviceLoader, WorkerLoader]
 
 EVAL_PIXELS = 512 * 32 * 32
@@ -34,7 +36,7 @@ def normalisation(options: Options, own: Optional[Statistics] = None) -> Statist
         own: None: those of the data set.
     """
     means, stds = NORMALISATIONS.get(options.normalise or "") or own or statistics_of(options.dataset)
-    return tuple(options.means or means), tuple(options.stds or stds)
+    return options.means or means, options.stds or stds
 
 
 class Pipeline:
@@ -82,7 +84,8 @@ class Pipeline:
         self.name, self.notes = split.name, split.notes
         self.means, self.stds = normalisation(options, statistics_of(split.name))
         self._options, self._device = options, device
-        train, test = self._limited(split.train, options.limit_train), self._limited(split.test, options.limit_test)
+        train = self._limited(split.train, options.limit_train)
+        test = None if split.test is None else self._limited(split.test, options.limit_test)
         if len(train) < 2:
             raise UserError(f"--dataset {split.name}: {len(train)} training image; at least 2 are needed")
         train, test, self.cautions = evaluable(train, test)
@@ -160,7 +163,9 @@ class Pipeline:
         return torch.cat(found)
 
     def test_batches(self) -> Batches:
-        """This process's share of the test images, in the order of their index."""
+        """This process's share of the test images, in the order of their index; there must be some."""
+        assert self._test_loader is not None
+        assert self.test is not None
         return self._test_loader.batches(self._plain_order(self.test), ())
 
     @property
@@ -189,15 +194,15 @@ class Pipeline:
         rows = self._share.part(torch.arange(len(images)))
         return rows.split(self._eval_batch) if len(rows) else ()
 
-    def _limited(self, images: Optional[ImageSet], count: Optional[int]) -> Optional[ImageSet]:
-        return images if images is None or count is None else limit(images, count, self._options.seed)
+    def _limited(self, images: ImageSet, count: Optional[int]) -> ImageSet:
+        return images if count is None else limit(images, count, self._options.seed)
 
     def _choose_augmentation(self, images: ImageSet) -> tuple[ImageSet, bool]:
         """The training images, in memory where that helps, and whether they are augmented on the device."""
         if self._options.augment_on == "workers":
             return images, False
         array = self._in_memory(images)
-        if array is not None and self._fits(array):
+        if array is not None and array.pixels is not None and self._fits(array.pixels):
             return array, True
         if self._options.augment_on == "device":
             raise UserError(
@@ -210,16 +215,16 @@ class Pipeline:
     def _in_memory(images: ImageSet) -> Optional[ImageSet]:
         return images if images.pixels is not None else decode_small(images)
 
-    def _fits(self, images: ImageSet) -> bool:
+    def _fits(self, pixels: np.ndarray) -> bool:
         """Whether the images fit into half of the GPU's memory; on a CPU they are in memory already."""
         if self._device.type != "cuda":
             return True
-        return images.pixels.nbytes <= torch.cuda.get_device_properties(self._device).total_memory // 2
+        return pixels.nbytes <= torch.cuda.get_device_properties(self._device).total_memory // 2
 
     def _train_loaders(self) -> tuple[Loader, Loader]:
         """The loaders of augmented and of plain training images; on the device they share one tensor."""
         options = self._options
-        if self.on_device:
+        if self.on_device and self.train.pixels is not None:
             flip = 0.5 if options.random_horizontal_flip else 0.0
             recipe = Recipe(options.scale, options.ratio, options.colorjitter, options.random_grayscale, flip)
             images = to_device(self.train.pixels, self._device)
@@ -248,7 +253,7 @@ class Pipeline:
         options = self._options
         resize = options.resize or options.size
         is_scaled = images.pixels is None or images.pixels.shape[1:3] != (options.size,) * 2 or resize != options.size
-        if self.on_device and not is_scaled:
+        if self.on_device and images.pixels is not None and not is_scaled:
             pixels = to_device(images.pixels, self._device) if on_device is None else on_device
             return self._device_loader(pixels, None)
         workers = 0 if self.on_device and images.pixels is not None else options.workers_num
@@ -258,7 +263,9 @@ class Pipeline:
         options = self._options
         return DeviceLoader(images, options.size, self.means, self.stds, recipe, options.seed)
 
-    def _worker_loader(self, images: ImageSet, transform, workers: int) -> WorkerLoader:
+    def _worker_loader(
+        self, images: ImageSet, transform: Callable[[Image.Image], Tensor], workers: int
+    ) -> WorkerLoader:
         options = self._options
         return WorkerLoader(
             images,

@@ -7,7 +7,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Sequence
-from typing import Callable, Optional
+from typing import Any, Callable, Optional, cast
 
 import torch
 from torch import distributed, nn
@@ -27,7 +27,7 @@ HAS_WEIGHTS_ONLY = TORCH_RELEASE >= (1, 13)
 """Whether torch.load reads data alone when asked to."""
 
 
-def compiled(network: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+def compiled(network: nn.Module) -> nn.Module:
     """The network's forward pass through torch.compile; its parameters and state dict stay those of the network.
 
     Raises:
@@ -38,17 +38,18 @@ def compiled(network: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
     if not any(map(shutil.which, compilers)):
         raise UserError("--compile needs a C++ compiler (g++ or clang++) on the PATH; install one or leave it out")
-    return torch.compile(network, dynamic=False)
+    return cast(nn.Module, torch.compile(network, dynamic=False))  # a module of a module
 
 
 def data_parallel(network: nn.Module) -> DistributedDataParallel:
     """The network with gradients averaged over all processes; its buffers stay each process's own."""
     known = inspect.signature(DistributedDataParallel).parameters
     own_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return DistributedDataParallel(network, gradient_as_bucket_view=True, **{own_buffers: False})
+    options: dict[str, Any] = {own_buffers: False}
+    return DistributedDataParallel(network, gradient_as_bucket_view=True, **options)
 
 
-def own_address(config: type) -> dict[str, str]:
+def own_address(config: type) -> dict[str, Any]:
     """What keeps PyTorch's launcher from looking up the name of this machine, where its LaunchConfig can be told."""
     known = inspect.signature(config).parameters
     return {"local_addr": "localhost"} if "local_addr" in known else {}
@@ -89,7 +90,7 @@ HAS_CAPTURE_BESIDE_THREADS = "capture_error_mode" in inspect.signature(torch.cud
 
 def capture(graph: "torch.cuda.CUDAGraph") -> torch.cuda.graph:
     """Within it this thread's work goes into the graph, whatever other threads do if `HAS_CAPTURE_BESIDE_THREADS`."""
-    options = {"capture_error_mode": "thread_local"} if HAS_CAPTURE_BESIDE_THREADS else {}
+    options: dict[str, Any] = {"capture_error_mode": "thread_local"} if HAS_CAPTURE_BESIDE_THREADS else {}
     return torch.cuda.graph(graph, **options)
 
 
@@ -131,12 +132,12 @@ def export_onnx(network: nn.Module, images: torch.Tensor, path: str, inputs: str
     Raises:
         RuntimeError: the exporter cannot write this network.
     """
-    names = {"input_names": [inputs], "output_names": [outputs]}
+    names: dict[str, Any] = {"input_names": [inputs], "output_names": [outputs]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice to developers
         if _ONNX_BY_TRACING_PYTHON:
             batch = torch.export.Dim("batch")
-            options = {"dynamic_shapes": ({0: batch},), "external_data": False, "verbose": False}
+            options: dict[str, Any] = {"dynamic_shapes": ({0: batch},), "external_data": False, "verbose": False}
             torch.onnx.export(network, (images,), path, dynamo=True, **names, **options)
         else:
             axes = {inputs: {0: "batch"}, outputs: {0: "batch"}}

@@ -89,8 +89,8 @@ def error_text(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in ("datasets", "models", "lib"):
-        package = (error.name or "").partition(".")[0]
+    package = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+    if package in ("datasets", "models", "lib"):
         module = sys.modules.get(package)
         ours = Path(__file__).resolve().parents[1] / package
         # a folder without __init__.py has no file, and a file that is no package has no path

@@ -53,7 +53,9 @@ class WhiteNet(nn.Module):
         variances, directions = torch.linalg.eigh(centred.t() @ centred / len(centred))
         floor = (_SHRINK * variances.mean()).clamp(min=1e-12)
         filters = (directions / (variances.clamp(min=0) + floor).sqrt()).t().reshape(-1, 3, _PATCH, _PATCH)
-        self.stem[0].weight.copy_(torch.cat([filters, -filters]))
+        whiten = self.stem[0]
+        assert isinstance(whiten, nn.Conv2d)
+        whiten.weight.copy_(torch.cat([filters, -filters]))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, D) float32, rows of unit length."""

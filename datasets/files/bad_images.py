@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO, Callable, Optional, Union
+from typing import BinaryIO, Callable, Optional, Union, overload
 
 import numpy as np
 import torch
@@ -67,7 +67,7 @@ def readable_images(
         UserError: no image is left.
         RunError: a worker died.
     """
-    if images.pixels is not None:
+    if isinstance(images.source, np.ndarray):
         return images, ()
     checked = CheckedFiles(images.source)
     own = share.span(len(images))
@@ -110,7 +110,7 @@ def _verdicts(paths: Sequence[str], rows: Sequence[int], workers_num: int) -> Ge
     return map_in_workers(_reason, _Chosen(paths, rows), workers_num, "--skip-bad-images")
 
 
-class _Chosen(Sequence):
+class _Chosen(Sequence[str]):
     """Some of many paths, taken out when they are asked for."""
 
     def __init__(self, paths: Sequence[str], rows: Sequence[int]):
@@ -118,6 +118,12 @@ class _Chosen(Sequence):
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
 
     def __getitem__(self, index: Union[int, slice]) -> Union[str, list[str]]:
         if isinstance(index, slice):

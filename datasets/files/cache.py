@@ -23,7 +23,7 @@ def common_folder(paths: Iterable[str]) -> Path:
     return Path(os.path.abspath(os.path.commonpath({os.path.dirname(path) for path in paths})))
 
 
-def write(file: Path, content: Callable[[BinaryIO], None]) -> bool:
+def write(file: Path, content: Callable[[BinaryIO], object]) -> bool:
     """Write a file in one piece, or not at all; its folder is made if need be.
 
     Args:

@@ -39,6 +39,8 @@ def decode_small(images: ImageSet) -> Optional[ImageSet]:
     Raises:
         UnreadableImage: a file cannot be read as an image.
     """
+    if isinstance(images.source, np.ndarray):
+        return None
     size = _small_size(images.source[0])
     if size is None or size[0] * size[1] * 3 * len(images) > LARGEST_ARRAY:
         return None
@@ -62,7 +64,7 @@ def _small_size(path: str) -> Optional[tuple[int, int]]:
         return None
 
 
-def _checksum(paths) -> str:
+def _checksum(paths: Sequence[str]) -> str:
     digest = hashlib.blake2b(cache.release().encode(), digest_size=16)
     for path in paths:
         try:
@@ -113,7 +115,7 @@ def shrink(images: ImageSet, side: int, workers_num: int, kind: str = "training"
         UserError: a file cannot be read as an image, or the array would take more than half of the memory.
         RunError: a worker died.
     """
-    if images.pixels is not None or len(images) == 0:
+    if isinstance(images.source, np.ndarray) or len(images) == 0:
         return images
     _check_memory(len(images), side)
     cached = _Cache(images.source, side)
@@ -147,7 +149,7 @@ def _square(side: int, path: str) -> np.ndarray:
 def middle_square(image: Image.Image, side: int) -> Image.Image:
     """The middle square of an image, scaled to side x side pixels; an image of that size stays as it is."""
     # bilinear, as the transforms of the images: PIL smooths before it reduces
-    return ImageOps.fit(image, (side, side), Image.BILINEAR)
+    return ImageOps.fit(image, (side, side), Image.BILINEAR)  # type: ignore[attr-defined]  # its types lack the name
 
 
 def _check_memory(count: int, side: int) -> None:
@@ -161,7 +163,7 @@ def _check_memory(count: int, side: int) -> None:
 
 
 class _Cache:
-    """Squares by the keys of their files. A damaged or foreign cache is passed over."""
+    """Squares by the keys of their files. A damaged or foreign cache is ignored."""
 
     def __init__(self, paths: Sequence[str], side: int):
         self._files = cache.cache_files(cache.common_folder(paths), f"shrunk-{side}", "npz")

@@ -4,10 +4,10 @@ import logging
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from typing import Callable, TypeVar, Union
+from typing import Any, Callable, TypeVar
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from datasets.loaders.worker_processes import affordable_workers, fork_context, ignore_signals
 from datasets.loaders.workers import load_batches
@@ -17,7 +17,8 @@ from lib.logger.progress import LINE_EVERY, duration
 
 log = logging.getLogger(LOGGER)
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _FEW = 64  # images that are not worth starting processes for
 _BLOCK = 16  # images handed to a process at a time
@@ -41,7 +42,7 @@ def map_in_workers(
     if workers == 0:
         yield from map(work, items)
         return
-    loader = DataLoader(
+    loader: DataLoader = DataLoader(
         _Done(work, items),
         batch_size=_BLOCK,
         num_workers=workers,
@@ -63,16 +64,16 @@ def map_in_workers(
                 yield result
 
 
-class _Done:
+class _Done(Dataset):
     """The results of the work by the rows of its items; a UserError as a value: torch would bury one that is raised."""
 
-    def __init__(self, work: Callable[[Item], Result], items: Sequence[Item]):
+    def __init__(self, work: Callable[[Any], Any], items: Sequence[Any]):
         self._work, self._items = work, items
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def __getitem__(self, row: int) -> Union[Result, UserError]:
+    def __getitem__(self, row: int) -> Any:
         try:
             return self._work(self._items[row])
         except UserError as error:

@@ -1,7 +1,7 @@
 """Batches from images held on the device as one uint8 tensor, prepared on a side stream on CUDA."""
 
-from collections.abc import Iterator, Sequence
-from typing import Callable, Optional
+from collections.abc import Generator, Sequence
+from typing import Callable, Optional, TypeVar
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ class DeviceLoader:
 
     def batches(
         self, order: Sequence[Tensor], context: tuple[int, ...], share: Share = WHOLE, start: int = 0
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Generator[tuple[Tensor, Tensor], None, None]:
         """Images (B, 3, S, S) float32, normalised, and row numbers (B,), for every batch of `order`.
 
         Args:
@@ -75,12 +75,12 @@ class DeviceLoader:
             return torch.empty(0, 3, self.size, self.size, device=self.device)
         images = self.images[indices].float().div_(255.0)
         if self.recipe is not None:
-            images = augment(images, self._draw(count, context).of(part).to(self.device), self.size)
+            images = augment(images, self._draw(self.recipe, count, context).of(part).to(self.device), self.size)
         return images.sub_(self._means).div_(self._stds)
 
-    def _draw(self, count: int, context: tuple[int, ...]) -> Parameters:
+    def _draw(self, recipe: Recipe, count: int, context: tuple[int, ...]) -> Parameters:
         height, width = self.images.shape[2:]
-        return draw(count, height, width, self.recipe, generator(self.seed, "augment", *context))
+        return draw(count, height, width, recipe, generator(self.seed, "augment", *context))
 
 
 def _in_blocks(part: slice, count: int) -> slice:
@@ -97,6 +97,9 @@ def _in_blocks(part: slice, count: int) -> slice:
     return slice(start, count if stop > last else stop)
 
 
+Made = TypeVar("Made", bound=tuple[Tensor, ...])
+
+
 class SideStream:
     """Runs work on a CUDA stream of its own, concurrently with the current stream; on a CPU it just runs it.
 
@@ -110,7 +113,7 @@ class SideStream:
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(device))  # which may still be writing the images
 
-    def run(self, make: Callable[..., tuple[Tensor, ...]], *arguments: object) -> tuple[Tensor, ...]:
+    def run(self, make: Callable[..., Made], *arguments: object) -> Made:
         """`make(*arguments)`. The current stream waits for the result; the host does not."""
         if self._stream is None:
             return make(*arguments)

@@ -2,7 +2,7 @@
 
 # Not `signal`, whose functions go through an enum that, before Python 3.11, leaves a cycle of an exception and the
 # frames of all callers: workers would stay until the garbage collector came.
-import _signal
+import _signal  # type: ignore[import-not-found]  # typeshed does not list this private module
 import contextlib
 import errno
 import itertools
@@ -109,7 +109,7 @@ def affordable_workers(wanted: int) -> int:
     return workers
 
 
-def start_workers(loader: DataLoader) -> Iterator:
+def start_workers(loader: DataLoader) -> Iterator[Any]:
     """`iter(loader)`. If its workers cannot start, this process loads the images, and a warning says why."""
     with _no_word_of_finalisers():  # torch's, of an iterator that was not made to its end
         try:
@@ -269,7 +269,9 @@ class SharedBatches:
         shape = (len(images), *images[0].shape)
         if math.prod(shape) > self._numbers or images[0].dtype != torch.float32:
             return None
-        slot = get_worker_info().id * self._slots + self._used % self._slots
+        worker = get_worker_info()
+        assert worker is not None
+        slot = worker.id * self._slots + self._used % self._slots
         self._used += 1
         torch.stack(tuple(images), out=self.at(slot, shape))
         return slot, shape
@@ -296,7 +298,7 @@ class WorkerBatch:
     def __init__(self, images: Sequence[Tensor], rows: Sequence[int], shared: Optional[SharedBatches]):
         self._rows = tuple(rows)
         self._left = None if shared is None else shared.put(images)
-        self._key = None if self._left is None else shared.key
+        self._key = None if shared is None else shared.key
         self._images = torch.stack(tuple(images)).numpy() if self._left is None else None
 
     def receive(self) -> tuple[Tensor, Tensor]:
@@ -308,4 +310,6 @@ class WorkerBatch:
         return self._there().pin_memory(), torch.tensor(self._rows, dtype=torch.int64).pin_memory()
 
     def _there(self) -> Tensor:
-        return torch.from_numpy(self._images) if self._left is None else _mappings[self._key].at(*self._left)
+        if self._left is None or self._key is None:
+            return torch.from_numpy(self._images)
+        return _mappings[self._key].at(*self._left)

@@ -4,12 +4,12 @@ import random
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable, Optional, Union, cast
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from datasets.image_set import ImageSet
 from datasets.loaders.worker_processes import (
@@ -65,7 +65,7 @@ class WorkerLoader:
         self._images = _TransformedImages(image_set, transform, seed, at_least)
         self._batch_size, self.workers_num, self._device = batch_size, workers_num, torch.device(device)
         self._size, self._prefetch = size, prefetch
-        self._idle: Optional[DataLoader] = None  # with its workers, if it has any
+        self._idle: Optional[_Loader] = None  # with its workers, if it has any
         self.waiting_since: Optional[float] = None  # by time.monotonic(), for the batch that was asked for
 
     def batches(
@@ -74,7 +74,7 @@ class WorkerLoader:
         context: SeedContext,
         share: Share = WHOLE,
         start: int = 0,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Generator[tuple[Tensor, Tensor], None, None]:
         """Images (B, 3, S, S) float32 and their row numbers (B,) int64, both on the device.
 
         Args:
@@ -121,16 +121,16 @@ class WorkerLoader:
         finally:
             self.waiting_since = None
 
-    def _new_loader(self, largest: int) -> DataLoader:
+    def _new_loader(self, largest: int) -> "_Loader":
         """A loader that starts its workers with the first batch; `largest`: images of the largest batch."""
         workers = affordable_workers(self.workers_num)
         # without workers torch refuses a prefetch factor
-        processes = {
+        processes: dict[str, Any] = {
             "prefetch_factor": self._prefetch,
             "persistent_workers": True,
             "multiprocessing_context": fork_context(),
         }
-        return DataLoader(
+        return _Loader(
             self._images,
             batch_sampler=_Plan(),
             num_workers=workers,
@@ -149,12 +149,13 @@ def load_batches(loader: DataLoader) -> Generator[Any, None, None]:
     """
     lost = watch_workers().pop_error()  # of persistent workers
     try:
-        batches = start_workers(loader) if lost is None else None
-        lost_workers = watch_workers()
-        while lost is None:
-            batch = next(batches)
-            yield batch.receive() if isinstance(batch, WorkerBatch) else batch
-            lost = lost_workers.pop_error()
+        if lost is None:
+            batches = start_workers(loader)
+            lost_workers = watch_workers()
+            while lost is None:
+                batch = next(batches)
+                yield batch.receive() if isinstance(batch, WorkerBatch) else batch
+                lost = lost_workers.pop_error()
     except StopIteration:
         return
     except RuntimeError as error:
@@ -182,7 +183,7 @@ class _Plan:
             yield [(row, self._context) for row in rows.tolist()]
 
 
-class _TransformedImages:
+class _TransformedImages(Dataset):
     """Transformed images by key; an image that cannot be read gives its UserError as a value.
 
     torch wraps an exception raised in a worker into a traceback of several lines."""
@@ -211,7 +212,7 @@ class _Collate:
     def __init__(self, shared: Optional[SharedBatches]):
         self.shared = shared
 
-    def __call__(self, samples: list) -> Union[tuple[Tensor, Tensor], WorkerBatch, UserError]:
+    def __call__(self, samples: list[Any]) -> Union[tuple[Tensor, Tensor], WorkerBatch, UserError]:
         for sample in samples:
             if isinstance(sample, UserError):
                 return sample
@@ -221,9 +222,16 @@ class _Collate:
         return WorkerBatch(images, rows, self.shared)
 
 
+class _Loader(DataLoader):
+    """A DataLoader whose batches are planned anew for each epoch."""
+
+    batch_sampler: _Plan
+    collate_fn: _Collate
+
+
 def _as_batches(order: Union[Sequence[int], Tensor, Sequence[Tensor]], batch_size: int) -> Sequence[Tensor]:
     if not isinstance(order, Tensor) and len(order) > 0 and isinstance(order[0], Tensor):
-        return order
+        return cast("Sequence[Tensor]", order)
     rows = torch.as_tensor(order, dtype=torch.int64)
     return rows.split(batch_size) if len(rows) else ()
 

@@ -1,4 +1,4 @@
-"""Fine-grained data sets whose archives list their images: Caltech-UCSD Birds-200-2011 (cub200), Stanford Dogs."""
+"""Fine-grained data sets with published lists of images: Caltech-UCSD Birds-200-2011 (cub200), Stanford Dogs (dogs)."""
 
 import os
 import re
@@ -18,12 +18,12 @@ _DOGS_LISTS = ("train_list.mat", "test_list.mat")
 
 @dataclass(frozen=True)
 class Listed:
-    """One image of a list.
+    """One image of a published list.
 
     Attributes:
-        path: below the folder of the images, CLASS/FILE.
+        path: CLASS/FILE, relative to the folder of the images.
         label: the number of its class in the lists.
-        where: the place in the lists, for messages, e.g. `images.txt, line 3`.
+        where: its file and line, for messages, e.g. `images.txt, line 3`.
     """
 
     path: str
@@ -32,10 +32,9 @@ class Listed:
 
 
 def cub200(root: Path, download: bool) -> Split:
-    """The birds in `root`, which is the folder CUB_200_2011 as published, or the one that holds it.
+    """Caltech-UCSD Birds-200-2011 in `root`, the published folder CUB_200_2011 or its parent; it cannot be downloaded.
 
-    Which images are for training is read from train_test_split.txt, the classes from image_class_labels.txt. There
-    is nothing to download.
+    train_test_split.txt says which images are for training, image_class_labels.txt gives the classes.
 
     Raises:
         UserError: a list or an image is missing, or the lists contradict themselves or each other.
@@ -44,7 +43,8 @@ def cub200(root: Path, download: bool) -> Split:
     images = _cub_table(folder / "images.txt")
     labels = _cub_column(folder / "image_class_labels.txt", images)
     uses = _cub_column(folder / "train_test_split.txt", images)
-    train, test = [], []
+    train: list[Listed] = []
+    test: list[Listed] = []
     for number, (path, line) in images.items():
         label, use = labels[number], uses[number]
         if use not in (0, 1):
@@ -67,7 +67,7 @@ def _cub_folder(root: Path) -> Path:
 
 
 def _cub_table(file: Path) -> dict[int, tuple[str, int]]:
-    """What stands behind each image's number in a list, and on which line."""
+    """Reads a list: for each image's number its value and its line."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -92,7 +92,7 @@ def _cub_table(file: Path) -> dict[int, tuple[str, int]]:
 
 
 def _cub_column(file: Path, images: dict[int, tuple[str, int]]) -> dict[int, int]:
-    """A number for each image of images.txt, from a list that has the same images."""
+    """Reads a list with a whole number for each image of images.txt."""
     numbers: dict[int, int] = {}
     for number, (value, line) in _cub_table(file).items():
         if number not in images:
@@ -114,9 +114,9 @@ def _cub_column(file: Path, images: dict[int, tuple[str, int]]) -> dict[int, int
 
 
 def dogs(root: Path, download: bool) -> Split:
-    """The dogs in `root`/Images, by the published lists train_list.mat and test_list.mat.
+    """Stanford Dogs in `root`: images in `root`/Images; train_list.mat and test_list.mat in `root`/lists or `root`.
 
-    The lists lie in `root`/lists or in `root`. There is nothing to download.
+    It cannot be downloaded.
 
     Raises:
         UserError: a list or an image is missing, or the lists contradict themselves or each other.
@@ -138,12 +138,12 @@ def _dogs_list(root: Path, name: str) -> Path:
 
 
 def _read_dogs_list(file: Path) -> list[Listed]:
-    """The images of one list, with the numbers of their classes as published, from 1."""
+    """Reads the images of one list, with the published numbers of their classes, from 1."""
     from scipy.io import loadmat  # imported here: only this data set is in MATLAB's format
 
     try:
         content = loadmat(str(file))
-    except Exception as error:  # scipy raises what its parser happens to stumble over
+    except Exception as error:  # scipy's parser raises many kinds for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"--dataset dogs: {file} cannot be read: {reason}; unpack lists.tar anew") from error
     for name in ("file_list", "labels"):
@@ -161,7 +161,7 @@ def _read_dogs_list(file: Path) -> list[Listed]:
 
 
 def _dogs_entry(path: object, label: object, where: str) -> Listed:
-    """One entry: an array of one text, as MATLAB's cells are read, and a number."""
+    """One entry of a list. scipy reads a cell of MATLAB's as an array with one text; the label is a number."""
     texts = np.asarray(path).ravel()
     if len(texts) != 1 or not isinstance(texts[0], str):
         raise UserError(f"--dataset dogs: {where}: the name of the file is not a text; unpack lists.tar anew")
@@ -173,15 +173,14 @@ def _dogs_entry(path: object, label: object, where: str) -> Listed:
 def image_sets(
     dataset: str, folder: Path, train: Sequence[Listed], test: Sequence[Listed]
 ) -> tuple[ImageSet, ImageSet]:
-    """Training and test images in the order of their lists; classes in the order of their numbers.
+    """The training and test images in the order of their lists, with classes in the order of their numbers.
 
     Args:
         dataset: named in messages.
         folder: of the images.
 
     Raises:
-        UserError: a list is empty, an image is listed twice or is not there, or the numbers of the classes do not go
-            with the folders.
+        UserError: a list is empty, an image is listed twice or missing, or classes and class folders do not match.
     """
     for name, images in (("training", train), ("test", test)):
         if not images:
@@ -200,7 +199,7 @@ def image_sets(
 
 
 def _folder_of_each_class(dataset: str, images: Sequence[Listed]) -> dict[int, str]:
-    """The name of its folder for each number of a class: there must be one folder a number, one number a folder."""
+    """Maps each class number to its folder. Raises a UserError unless it is one folder per number and vice versa."""
     folders: dict[int, str] = {}
     numbers: dict[str, int] = {}
     for image in images:
@@ -223,6 +222,7 @@ def _folder_of_each_class(dataset: str, images: Sequence[Listed]) -> dict[int, s
 
 
 def _check_files(dataset: str, folder: Path, images: Sequence[Listed]) -> None:
+    """Raises a UserError if an image is listed twice or its file is missing."""
     seen: dict[str, str] = {}
     for image in images:
         if image.path in seen:

@@ -1,8 +1,8 @@
-"""CIFAR-10, CIFAR-100, SVHN, MNIST and Fashion-MNIST, by way of torchvision.
+"""CIFAR-10, CIFAR-100, SVHN, MNIST and Fashion-MNIST, read or downloaded by torchvision.
 
-torchvision compares the checksum of every file of the first three with its own list before opening it: no pickle of
-unknown origin is loaded. The files of the MNIST sets are plain arrays, and packages compress them anew: their headers
-are checked.
+torchvision compares the checksum of every file of the first three with its own list before it opens the file, so no
+pickle of unknown origin is loaded. The files of the MNIST sets are plain arrays, which packages often compress again:
+their headers are checked in place of checksums.
 """
 
 import contextlib
@@ -12,9 +12,10 @@ import sys
 import tarfile
 import zlib
 from collections.abc import Callable
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import torchvision
@@ -30,7 +31,7 @@ CIFAR10_CLASSES = (
 _CIFAR100_COUNT = 100
 _IDX_FILES = tuple(f"{part}-{what}-ubyte" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1"))
 
-# what torchvision, and what it downloads and unpacks with, may raise
+# what torchvision may raise when it downloads, unpacks and reads
 _FAILURES = (RuntimeError, OSError, EOFError, HTTPException, tarfile.TarError)
 
 _Files = list[tuple[Path, str]]  # each with its md5
@@ -40,7 +41,7 @@ def cifar10(root: Path, download: bool) -> Split:
     """CIFAR-10 in `root`: torchvision's files, or folders train/<class> and test/<class> of images.
 
     Raises:
-        UserError: it is missing, damaged, or in folders that are not its ten classes.
+        UserError: the data set is missing or damaged, or its class folders are not the ten of CIFAR-10.
     """
     train, test, notes = _cifar(root, "cifar10", torchvision.datasets.CIFAR10, download)
     if train.classes != CIFAR10_CLASSES:
@@ -52,10 +53,10 @@ def cifar10(root: Path, download: bool) -> Split:
 
 
 def cifar100(root: Path, download: bool) -> Split:
-    """CIFAR-100 with its 100 fine classes, as `cifar10`.
+    """CIFAR-100 in `root` with its 100 fine classes; files or folders as for `cifar10`.
 
     Raises:
-        UserError: it is missing, damaged, or in folders that are not 100.
+        UserError: the data set is missing or damaged, or has not 100 class folders.
     """
     train, test, notes = _cifar(root, "cifar100", torchvision.datasets.CIFAR100, download)
     if len(train.classes) != _CIFAR100_COUNT:
@@ -67,16 +68,16 @@ def cifar100(root: Path, download: bool) -> Split:
 
 
 def svhn(root: Path, download: bool) -> Split:
-    """SVHN, cropped digits, without its extra images: 73,257 to train and 26,032 to test.
+    """SVHN (cropped digits) without its extra images: 73,257 training and 26,032 test images.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: the data set is missing or damaged.
     """
     kind = torchvision.datasets.SVHN
     files = [(root / kind.split_list[part][1], kind.split_list[part][2]) for part in ("train", "test")]
     _require("svhn", root, files, download, f"no file {files[0][0].name}")
     loaded = [
-        _open("svhn", root, files, download, lambda part=part: kind(str(root), split=part, download=download))
+        _open("svhn", root, files, download, partial(kind, str(root), split=part, download=download))
         for part in ("train", "test")
     ]
     train, test = (
@@ -87,28 +88,28 @@ def svhn(root: Path, download: bool) -> Split:
 
 
 def mnist(root: Path, download: bool) -> Split:
-    """MNIST, 60,000 grey images of handwritten digits to train and 10,000 to test, 28 x 28 pixels.
+    """MNIST: 60,000 training and 10,000 test images of handwritten digits, grey, 28 x 28 pixels.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: the data set is missing or damaged.
     """
     return Split("mnist", *_idx_sets(root, "mnist", torchvision.datasets.MNIST, tuple("0123456789"), download))
 
 
 def fashion_mnist(root: Path, download: bool) -> Split:
-    """Fashion-MNIST, grey images of clothes, as `mnist`.
+    """Fashion-MNIST: grey images of clothes, as many and as large as those of `mnist`.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: the data set is missing or damaged.
     """
     kind = torchvision.datasets.FashionMNIST
     return Split("fashion-mnist", *_idx_sets(root, "fashion-mnist", kind, tuple(kind.classes), download))
 
 
 def _idx_sets(root: Path, name: str, kind: Any, classes: tuple[str, ...], download: bool) -> tuple[ImageSet, ImageSet]:
-    """Training and test images of a set in MNIST's format; each file as it is, or compressed by gzip.
+    """Reads training and test images in MNIST's format from files that may be compressed by gzip.
 
-    They lie in `root` itself, or in raw/ of a folder named after torchvision's class, where it puts them.
+    The files lie in `root`, or in raw/ of a folder named after torchvision's class, where torchvision puts them.
     """
     raw = root / kind.__name__ / "raw"
 
@@ -116,7 +117,7 @@ def _idx_sets(root: Path, name: str, kind: Any, classes: tuple[str, ...], downlo
         places = [
             (file, folder / f"{file}{end}") for file in _IDX_FILES for folder in (raw, root) for end in (".gz", "")
         ]
-        return {file: path for file, path in places if path.is_file()}  # of several the last
+        return {file: path for file, path in places if path.is_file()}  # the last of several
 
     found = find()
     if len(found) < len(_IDX_FILES) and download:
@@ -137,10 +138,12 @@ def _idx_sets(root: Path, name: str, kind: Any, classes: tuple[str, ...], downlo
 
 
 def _read_idx(name: str, path: Path, dimensions: int) -> np.ndarray:
-    """The bytes of an idx file, in its shape: 0, 0, 8 (bytes), the number of dimensions, each as four bytes, values.
+    """Reads an idx file of uint8 values, an array of the shape in its header.
+
+    The header is 0, 0, 8 (for uint8), the number of dimensions, and four bytes for each dimension.
 
     Raises:
-        UserError: it cannot be read or is no such file.
+        UserError: the file cannot be read or is no idx file of this many dimensions.
     """
     try:
         content = path.read_bytes()
@@ -155,23 +158,23 @@ def _read_idx(name: str, path: Path, dimensions: int) -> np.ndarray:
     shape = tuple(np.frombuffer(content[4:head], ">u4").tolist()) if whole else ()
     if not whole or len(content) != head + math.prod(shape):
         raise UserError(
-            f"--dataset {name}: {path} is not an idx file of {dimensions} dimension(s), or was cut short; fetch it "
+            f"--dataset {name}: {path} is not an idx file of {dimensions} dimension(s), or is cut short; fetch it "
             "again, or link a good copy"
         )
     return np.frombuffer(content, np.uint8, offset=head).reshape(shape)
 
 
-def _cifar(root: Path, name: str, kind: Any, download: bool) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
+def _cifar(root: Path, name: str, kind: Any, download: bool) -> tuple[ImageSet, Optional[ImageSet], tuple[str, ...]]:
     if (root / "train").is_dir() and (root / "test").is_dir():
         return read_folders(root, name)
     folder = root / kind.base_folder
     listed = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
     files = [(folder / file, md5) for file, md5 in listed]
     _require(name, root, files, download, f"neither the files of {kind.base_folder} nor folders train/ and test/")
-    # each part looks at its own files only: computing the checksums of both twice would take half a second
+    # each half checks its own files only: the checksums of both, computed twice, would take half a second more
     halves = [type(kind.__name__, (kind,), {other: []}) for other in ("test_list", "train_list")]
     loaded = [
-        _open(name, root, files, download, lambda half=half, train=train: half(str(root), train, download=download))
+        _open(name, root, files, download, partial(half, str(root), train, download=download))
         for half, train in zip(halves, (True, False))
     ]
     train, test = (
@@ -182,7 +185,7 @@ def _cifar(root: Path, name: str, kind: Any, download: bool) -> tuple[ImageSet, 
 
 
 def _require(name: str, root: Path, files: _Files, download: bool, lacking: str) -> None:
-    """Raise a UserError if a file is missing and may not be downloaded."""
+    """Raises a UserError if a file is missing and --download is not given."""
     missing = [path for path, _ in files if not path.is_file()]
     if not missing or download:
         return
@@ -199,9 +202,9 @@ def _missing(name: str, lacking: str, root: Path) -> str:
 
 
 def _open(name: str, root: Path, files: _Files, download: bool, build: Callable[[], Any]) -> Any:
-    """What `build` makes of the files, with its complaints put in our words."""
+    """Calls `build`, which reads or downloads the files, and translates its errors to UserErrors."""
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # standard output is not for the news of a download
+        with contextlib.redirect_stdout(sys.stderr):  # torchvision prints the progress of downloads
             return build()
     except _FAILURES as error:
         reason = " ".join(str(error).split())

@@ -40,7 +40,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Optional
+from typing import Any, BinaryIO, NamedTuple, Optional, Union
 
 import torch
 
@@ -94,7 +94,7 @@ def write(state: dict[str, Any], path: Path) -> Path:
 
     def content(file: BinaryIO) -> None:
         with_checksum = _ChecksumWriter(file, FORMAT)
-        torch.save(state, with_checksum)
+        torch.save(state, with_checksum)  # type: ignore[arg-type]  # torch.save asks for write() and flush() alone
         with_checksum.finish()
 
     try:
@@ -187,8 +187,9 @@ def load_data_only(path: str, old_releases: bool = False) -> Any:
             reason = not_data(named[1]) if named else "torch.save did not write it"
             raise pickle.UnpicklingError(reason) from error
     restricted = types.ModuleType("restricted_pickle")
-    restricted.Unpickler = DataUnpickler
-    restricted.load = lambda file, **kwargs: DataUnpickler(file, **kwargs).load()
+    vars(restricted).update(
+        Unpickler=DataUnpickler, load=lambda file, **arguments: DataUnpickler(file, **arguments).load()
+    )
     return torch.load(path, map_location="cpu", pickle_module=restricted)
 
 
@@ -316,16 +317,16 @@ class _ChecksumWriter:
 
     def write(self, data: bytes) -> int:
         """As that of a file."""
-        data = memoryview(data).cast("B")
-        if len(data) >= _END_BYTES:
+        view = memoryview(data).cast("B")
+        if len(view) >= _END_BYTES:
             self._pass_on(self._tail)
-            self._pass_on(data[:-_END_BYTES])
-            self._tail = bytes(data[-_END_BYTES:])
+            self._pass_on(view[:-_END_BYTES])
+            self._tail = bytes(view[-_END_BYTES:])
         else:
-            joined = self._tail + bytes(data)
+            joined = self._tail + bytes(view)
             self._pass_on(joined[:-_END_BYTES])
             self._tail = joined[-_END_BYTES:]
-        return len(data)
+        return len(view)
 
     def flush(self) -> None:
         """torch calls it; there is nothing to do before the end."""
@@ -345,7 +346,7 @@ class _ChecksumWriter:
         if self._error is not None:
             raise self._error
 
-    def _pass_on(self, data: bytes) -> None:
+    def _pass_on(self, data: Union[bytes, memoryview]) -> None:
         if self._error is not None:
             return
         try:

@@ -3,7 +3,7 @@ of PyTorch before 1.6."""
 
 import pickle
 import tarfile
-from typing import Any, ClassVar
+from typing import Any, Callable, ClassVar
 
 import torch
 
@@ -48,6 +48,8 @@ class DataUnpickler(pickle._Unpickler):
     """
 
     dispatch: ClassVar[dict] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]  # this and the next are set by pickle._Unpickler.load
+    append: Callable[[Any], None]
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _CALLED and not (module == "torch" and name in _STORAGES):

@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from typing import Any, Union
+from typing import Any, Union, cast
 
 from lib.config.option import ANY_LENGTH, AUTO, BOOL, CHOICE, FLOAT, INT, PATH, TEXT, Option
 from lib.config.options import OPTIONS
@@ -37,7 +37,7 @@ def parse(argv: Sequence[str]) -> dict[str, Raw]:
     values: dict[str, Raw] = {}
     for option, words in _grouped(argv):
         if option.kind == PATH and option.length is not None:
-            values[option.name] = [*values.get(option.name, []), *words]
+            values[option.name] = [*cast("list[str]", values.get(option.name, [])), *words]
         else:
             values[option.name] = _raw(option, words)
     return values

@@ -44,7 +44,7 @@ def read(path: str) -> list[Entry]:
     if not isinstance(document, yaml.MappingNode):
         raise UserError(f"config file {path}: it must consist of `option: value` lines")
     entries: list[Entry] = []
-    lines = {}
+    lines: dict[str, int] = {}
     for key, value in document.value:
         line = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode):
@@ -85,8 +85,9 @@ def _raw(path: str, line: int, key: str, node: Any) -> Raw:
 
     if isinstance(node, yaml.SequenceNode):
         items = [_raw(path, line, key, item) for item in node.value if isinstance(item, yaml.ScalarNode)]
-        if len(items) == len(node.value) and None not in items:
-            return items
+        texts = [item for item in items if isinstance(item, str)]
+        if len(texts) == len(node.value):
+            return texts
     elif node.tag == _NULL:
         return None
     elif isinstance(node, yaml.ScalarNode) and node.tag in _TEXTS:

@@ -24,4 +24,5 @@ class ProcessInfo:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         if not all(environment.get(name, "").isdigit() for name in names):
             return cls()
-        return cls(*(int(environment[name]) for name in names), launched=True)
+        rank, size, local_rank, local_size = (int(environment[name]) for name in names)
+        return cls(rank, size, local_rank, local_size, launched=True)

@@ -18,7 +18,7 @@ import datasets
 import models
 from datasets.files.decode import Source, read_rgb
 from datasets.files.in_memory import OVERSIZE, middle_square
-from datasets.image_set import ImageSet, Paths
+from datasets.image_set import ImageSet
 from datasets.loaders.workers import WorkerLoader
 from datasets.pipeline import EVAL_PIXELS, Pipeline
 from datasets.sources.image_folder import find_images
@@ -254,7 +254,7 @@ def pictures_in(folder: Union[str, os.PathLike]) -> list[str]:
             raise UserError(f"{os.fspath(folder)}: it is a file; give a folder of pictures, such as the one it lies in")
         raise UserError(f"{os.fspath(folder)}: there is no such folder of pictures")
     found = find_images(os.fspath(folder), f"{os.fspath(folder)}: the folder")
-    for line in found.passed_over():
+    for line in found.skipped():
         log.warning("%s", line)
     return found.pictures
 
@@ -350,7 +350,7 @@ def _exported(description: Path) -> tuple[FeatureSpace, Known]:
 
 def training_paths(
     options: Options, fingerprint: Optional[str], contents: Optional[list[int]]
-) -> tuple[Optional[Paths], str]:
+) -> tuple[Optional[Sequence[str]], str]:
     """The paths of the training images in the order of the bank, or None; and a line for the log.
 
     The data set is looked for where the options say. It is taken only if it is the one of the checkpoint.

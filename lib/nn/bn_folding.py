@@ -1,6 +1,7 @@
 """Copies of a network for evaluation: of PyTorch's own layers, and with batch norm folded into convolutions."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -40,11 +41,12 @@ class FoldedNetwork:
         """Copy the present weights and statistics of the network that this was traced from."""
         with torch.inference_mode(False), torch.no_grad():
             for convolution, batch_norm in self._pairs:
-                layer, norm = network.get_submodule(convolution), network.get_submodule(batch_norm)
+                layer: Any = network.get_submodule(convolution)
+                norm: Any = network.get_submodule(batch_norm)
                 weight, bias = fuse_conv_bn_weights(
                     layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
                 )
-                own = self.module.get_submodule(convolution)
+                own: Any = self.module.get_submodule(convolution)
                 own.weight.copy_(weight)
                 own.bias.copy_(bias)
             present = _tensors(network)
@@ -85,5 +87,7 @@ def _tensors(network: nn.Module) -> dict[str, torch.Tensor]:
 
 def _is_of(node: object, kind: type, traced: fx.GraphModule) -> bool:
     return (
-        isinstance(node, fx.Node) and node.op == "call_module" and isinstance(traced.get_submodule(node.target), kind)
+        isinstance(node, fx.Node)
+        and node.op == "call_module"
+        and isinstance(traced.get_submodule(str(node.target)), kind)
     )

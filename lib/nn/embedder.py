@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +37,9 @@ class Embedder:
         # convolutions are faster channels last; state dicts are not affected
         usual = HAS_EMPTY_CHANNELS_LAST or not several
         self._format = torch.channels_last if usual else torch.contiguous_format
-        self.network = network.to(device=device, memory_format=self._format)
+        self.network = network.to(device).to(memory_format=self._format)
         self.device, self.dtype = device, dtype
-        self._forward = compiled(self.network) if compile else self.network
+        self._forward: nn.Module = compiled(self.network) if compile else self.network
         self._world = world
         self._folded: Optional[FoldedNetwork] = None
         self._eval_copy: Optional[Embedder] = None
@@ -84,7 +84,7 @@ class Embedder:
                 its output.
         """
         self.network.eval()
-        if self._folded is None:
+        if self._folded is None or self._eval_copy is None:
             with torch.inference_mode(False):  # tensors made in inference mode cannot be updated outside it
                 self._folded = FoldedNetwork(self.network)
                 self._eval_copy = Embedder(self._folded.module, self.device, self.dtype)
@@ -103,7 +103,7 @@ class Embedder:
 
         The network is left in evaluation mode.
         """
-        plain = plain_copy(self.network.eval())
+        plain: Any = plain_copy(self.network.eval())
 
         def outputs(images: Tensor) -> dict[str, Tensor]:
             with _autocast(self.device, self.dtype):

@@ -1,6 +1,6 @@
 """Batch norm over the images of all processes, for GPUs and CPUs."""
 
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ def synchronise(network: nn.Module, world: World) -> nn.Module:
 
     def synchronised(layer: nn.Module) -> nn.Module:
         theirs = world.device.type == "cuda" and HAS_SYNC_BATCH_NORM_OF_NOTHING
+        new: Union[_SyncBatchNorm, SynchronisedBatchNorm]
         new = _SyncBatchNorm(1) if theirs else SynchronisedBatchNorm(1, world)
         new.plain_kind = type(layer)
         return _with_state_of(layer, new)
@@ -38,6 +39,8 @@ def without_synchronisation(network: nn.Module) -> nn.Module:
 class _SyncBatchNorm(nn.SyncBatchNorm):
     """nn.SyncBatchNorm that sends float32 statistics from a process without images too, as the others do."""
 
+    plain_kind: type[nn.Module]
+
     def forward(self, rows: Tensor) -> Tensor:
         """(B, C, ...) -> (B, C, ...)."""
         if len(rows) == 0 and rows.dtype != torch.float32:
@@ -47,6 +50,8 @@ class _SyncBatchNorm(nn.SyncBatchNorm):
 
 class SynchronisedBatchNorm(_BatchNorm):
     """nn.BatchNorm1d or nn.BatchNorm2d over the rows of all processes, on any device; a process may have no rows."""
+
+    plain_kind: type[nn.Module]
 
     def __init__(self, num_features: int, world: World):
         super().__init__(num_features)
@@ -69,11 +74,15 @@ class SynchronisedBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _update_running_statistics(self, count: int, mean: Tensor, variance: Tensor) -> None:
-        self.num_batches_tracked.add_(1)
-        momentum = 1.0 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+        batches, running_mean, running_var = self.num_batches_tracked, self.running_mean, self.running_var
+        assert batches is not None  # PyTorch keeps all three or none
+        assert running_mean is not None
+        assert running_var is not None
+        batches.add_(1)
+        momentum = 1.0 / batches.item() if self.momentum is None else self.momentum
         unbiased = variance * (count / (count - 1))
-        self.running_mean.mul_(1 - momentum).add_(mean.to(self.running_mean.dtype), alpha=momentum)
-        self.running_var.mul_(1 - momentum).add_(unbiased.to(self.running_var.dtype), alpha=momentum)
+        running_mean.mul_(1 - momentum).add_(mean.to(running_mean.dtype), alpha=momentum)
+        running_var.mul_(1 - momentum).add_(unbiased.to(running_var.dtype), alpha=momentum)
 
 
 def _moments(rows: Tensor, world: World) -> tuple[int, Tensor, Tensor]:
@@ -170,7 +179,7 @@ def _with_state_of(layer: nn.Module, new: nn.Module) -> nn.Module:
     return new
 
 
-def _replaced(network: nn.Module, kinds: tuple, make: Callable[[nn.Module], nn.Module]) -> nn.Module:
+def _replaced(network: nn.Module, kinds: tuple, make: Callable[[Any], nn.Module]) -> nn.Module:
     if isinstance(network, kinds):
         return make(network)
     for name, child in network.named_children():

@@ -40,7 +40,8 @@ def fit_batch_norm(embedder: Embedder, images: Tensor) -> None:
     embedder(images.to(embedder.device))
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum
-        norm.num_batches_tracked.zero_()
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.zero_()
 
 
 def start_bank(
@@ -69,6 +70,7 @@ def start_bank(
     if file is not None:
         against = _reason_against(bank, file, embedder, pipeline)
         if against is None:
+            assert file.memory is not None  # else there is a reason against it
             bank.load_whole(F.normalize(file.memory.float(), dim=1))
             return f"memory bank taken from the file ({len(bank):,} rows)"
         whose, reason = "network's", f": {against}"
@@ -79,8 +81,8 @@ def start_bank(
         # batch norm over all processes adds up what each of them has; alone each needs all
         fit_batch_norm(embedder, sample[bank.shard.world.rows(len(sample))] if options.sync_bn else sample)
     rows = bank.shard.world.rows(len(bank))
-    batches = pipeline.train_batches_plain()
-    batches = batches if pixels is None else pixels.copied(batches)
+    plain = pipeline.train_batches_plain()
+    batches = plain if pixels is None else pixels.copied(plain)
     bank.memory.copy_(extract(embedder, batches, rows, bank.memory.shape[1]))
     return f"memory bank filled with the {whose} features of the training images{reason}"
 

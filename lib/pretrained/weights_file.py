@@ -1,7 +1,7 @@
 """Files of weights: a checkpoint of this project or of the authors' code, or a state dict. None can execute code."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -190,7 +190,7 @@ def _described_beside(path: Path) -> tuple[dict[str, Any], Optional[Statistics],
         return {}, None, None
     try:
         told = description_of(description)
-        statistics = (tuple(map(float, told["means"])), tuple(map(float, told["stds"])))
+        statistics = (_of_channels(told["means"]), _of_channels(told["stds"]))
         shrink = None if told["shrink"] is None else int(told["shrink"])
         return {name: told[name] for name in DESCRIPTION}, statistics, shrink
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -198,6 +198,12 @@ def _described_beside(path: Path) -> tuple[dict[str, Any], Optional[Statistics],
             f"--pretrained {path}: {description} beside it is not as --export writes it ({error}); mend it or move it "
             "away"
         ) from error
+
+
+def _of_channels(numbers: Iterable[Any]) -> tuple[float, float, float]:
+    """One number for each of the three channels; a ValueError for more or fewer."""
+    red, green, blue = map(float, numbers)
+    return red, green, blue
 
 
 def _state_dict(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:

@@ -12,7 +12,7 @@ from typing import BinaryIO, Callable
 from lib.errors import RunError
 
 
-def replace_file(path: Path, write: Callable[[BinaryIO], None], flush: bool = True) -> None:
+def replace_file(path: Path, write: Callable[[BinaryIO], object], flush: bool = True) -> None:
     """Write a file beside `path`, flush it to the disk, and rename it to `path`.
 
     Args:
@@ -30,7 +30,7 @@ def replace_file(path: Path, write: Callable[[BinaryIO], None], flush: bool = Tr
         raise
 
 
-def write_beside(path: Path, write: Callable[[BinaryIO], None], flush: bool = True) -> Path:
+def write_beside(path: Path, write: Callable[[BinaryIO], object], flush: bool = True) -> Path:
     """The first half of `replace_file`.
 
     Returns:

@@ -52,6 +52,9 @@ def without_adaptive_pooling(network: nn.Module, size: int) -> nn.Module:
 class _Pooling(nn.Module):
     """nn.AdaptiveAvgPool2d for inputs of one size: (B, C, H, W) -> (B, C, h, w)."""
 
+    rows: Tensor
+    columns: Tensor
+
     def __init__(self, source: tuple[int, int], target: object):
         super().__init__()
         height, width = target if isinstance(target, tuple) else (target, target)

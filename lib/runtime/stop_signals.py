@@ -93,6 +93,8 @@ class StopSignals:
 
     def _check_wait(self, number: int, frame: Optional[FrameType]) -> None:
         """Runs once a second after the first signal."""
+        assert self._batch_timeout is not None  # the timer starts when both are known
+        assert self.requested is not None
         since = self._waiting_since()
         if since is not None and time.monotonic() - max(since, self._received) >= BATCH_TIMEOUT:
             signal.setitimer(signal.ITIMER_REAL, 0)

@@ -4,7 +4,7 @@ The rows are divided into some 4 sqrt(N) lists around centres; a query searches 
 """
 
 import math
-from typing import Optional
+from typing import Any, Optional, cast
 
 import numpy as np
 import torch
@@ -41,7 +41,9 @@ class ApproximateSearch:
         self._exact = ExactSearch(database, "torch", Shard.whole(database))
         self._own_rows = len(database)
         lists = max(1, min(round(4 * math.sqrt(len(database))), len(database)))
-        self._index = faiss.index_factory(database.shape[1], f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
+        kind = f"IVF{lists},Flat"
+        # faiss declares it as Index, which lacks the attributes of an IndexIVFFlat
+        self._index = cast(Any, faiss.index_factory(database.shape[1], kind, faiss.METRIC_INNER_PRODUCT))
         self._index.cp.seed = seed
         self._index.cp.min_points_per_centroid = 1  # no warning for few rows
         self._index.nprobe = min(lists, max(FEWEST_LISTS, math.ceil(lists * SHARE_OF_LISTS)))

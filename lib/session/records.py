@@ -67,7 +67,8 @@ class Metrics:
         """
         if not self.path.exists():
             return
-        kept, superseded = [], []
+        kept: list[str] = []
+        superseded: list[str] = []
         for line in self._lines():
             position = _position(line)
             is_kept = position is not None and position <= (round_number, epoch)

@@ -163,8 +163,15 @@ class Trainer:
         sizes = tuple(len(batch) for batch in order)
         self.policy.saved_at(begun.step)
         self.recorder.epoch_started(state)
-        batches = self.pipeline.train_batches(order, *place, start=begun.step)
-        batches = with_same_masks(batches, network, self.world, sizes, begun.step, options.seed, *place)
+        batches = with_same_masks(
+            self.pipeline.train_batches(order, *place, start=begun.step),
+            network,
+            self.world,
+            sizes,
+            begun.step,
+            options.seed,
+            *place,
+        )
         state.embedder.train()
         try:
             return train_epoch(

@@ -155,7 +155,7 @@ def test_a_shrinking_network_is_described_and_used_as_it_was_trained(tmp_path, c
     call(capsys, *RUN, "--shrink", "24", "--data-root", tmp_path / "p", "--sess-dir", tmp_path / "s", "--no-report")
     resume = ["--resume", tmp_path / "s" / "x"]
     out = call(capsys, *resume, "--export", tmp_path / "e", *FEW)
-    assert "passed over: 1 .heic (not readable here; convert them to JPEG to use them)" in out
+    assert "skipped: 1 .heic (not readable here; convert them to JPEG to use them)" in out
     told = json.loads((tmp_path / "e" / "network.json").read_text())
     assert told["shrink"] == 24
     assert told["preprocessing"][1].startswith("cut the middle square and scale it to 24 x 24 pixels (PIL, bilinear")
@@ -180,7 +180,7 @@ def test_a_shrinking_network_is_described_and_used_as_it_was_trained(tmp_path, c
         assert (model.features([Image.open(path) for path in paths]) * exported).sum(dim=1).min() > 0.99999
     with caplog.at_level(logging.WARNING, "and"):
         model.folder(tmp_path / "p")
-    assert "passed over: 1 .heic" in caplog.text
+    assert "skipped: 1 .heic" in caplog.text
 
 
 @pytest.mark.parametrize("kept", [True, False])

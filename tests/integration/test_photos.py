@@ -67,8 +67,8 @@ def test_every_picture_at_any_depth_and_nothing_else(folder):
     assert split.test is None
     assert split.train.labels is None
     assert split.notes == (
-        "passed over: 1 .heic (not readable here; convert them to JPEG to use them)",
-        "passed over: 1 .mov, 1 .txt (no pictures by their names)",
+        "skipped: 1 .heic (not readable here; convert them to JPEG to use them)",
+        "skipped: 1 .mov, 1 .txt (no pictures by their names)",
     )
 
 
@@ -267,7 +267,7 @@ def test_a_run_without_labels_says_nothing_of_accuracy(many, tmp_path, capsys):
     for word in ("kNN", "top-1", "consistency", "%,"):
         assert word not in out.replace("% kept", "")
     assert "without labels: loss, entropy, neighbours, clusters; no accuracy" in out
-    assert "passed over: 1 .txt (no pictures by their names)" in out
+    assert "skipped: 1 .txt (no pictures by their names)" in out
     assert "round 1 done: 6 anchors, loss " in out
     lines = metrics(tmp_path / "s")
     assert all(line["knn_top1"] is None and line["knn_top5"] is None and line["consistency"] is None for line in lines)
@@ -371,7 +371,7 @@ def test_a_run_goes_on_where_its_session_lies_among_the_pictures(many, tmp_path,
     assert main.main(["--resume", str(many / "sessions" / "x"), "--max-round", "2"]) == 0
     out = capsys.readouterr().out
     assert "24 training" in out
-    assert "passed over: 1 session folder of runs" in out
+    assert "skipped: 1 session folder of runs" in out
 
 
 def test_a_picture_that_cannot_be_read_is_named_or_skipped(many, tmp_path, capsys):

@@ -57,7 +57,7 @@ def test_all_that_pillow_opens_is_a_picture_everywhere(classes, kind):
     assert all(split.train.read(row).size[0] > 0 for row in range(len(expected)))
 
 
-def test_what_is_passed_over_is_counted_and_named_in_every_kind_of_folder(classes):
+def test_what_is_skipped_is_counted_and_named_in_every_kind_of_folder(classes):
     for name in ("a/3.heic", "a/4.CR2", "b/notes.txt", "b/film.mpg", "b/Thumbs.db", "b/noname"):
         text(classes / "train" / name)
     for name in ("@eaDir", "$RECYCLE.BIN", "#recycle", ".thumbnails", "__MACOSX", "lost+found", ".Trash-1000"):
@@ -65,9 +65,9 @@ def test_what_is_passed_over_is_counted_and_named_in_every_kind_of_folder(classe
     split = load(classes)
     assert len(split.train) == 4
     assert split.notes == (
-        "passed over in train: 1 .heic, 1 .cr2 (not readable here; convert them to JPEG to use them)",
-        "passed over in train: 1 .mpg, 1 nameless, 1 .txt (no pictures by their names)",
-        "passed over in train: 1 #recycle, 1 $RECYCLE.BIN, 1 .Trash-1000, 1 .thumbnails, 1 @eaDir, 1 __MACOSX and 1 "
+        "skipped in train: 1 .heic, 1 .cr2 (not readable here; convert them to JPEG to use them)",
+        "skipped in train: 1 .mpg, 1 nameless, 1 .txt (no pictures by their names)",
+        "skipped in train: 1 #recycle, 1 $RECYCLE.BIN, 1 .Trash-1000, 1 .thumbnails, 1 @eaDir, 1 __MACOSX and 1 "
         "others (made by systems, not by people)",
     )
     photos = load(classes / "train", "photos")
@@ -103,7 +103,7 @@ def test_annotations_beside_images_are_no_class(tmp_path):
     assert len(split.test) == 3
     assert split.notes == (
         "no classes, for they hold no pictures: empty/, labels/ in train",
-        "passed over in train: 3 .txt (no pictures by their names)",
+        "skipped in train: 3 .txt (no pictures by their names)",
         "test images: those in valid/",
     )
     pipeline = Pipeline(split, Options(augment_on="workers", workers_num=0), torch.device("cpu"))
@@ -151,12 +151,12 @@ def forbidden(monkeypatch):
     monkeypatch.setattr(found_files.os, "scandir", scan)
 
 
-def test_a_folder_that_may_not_be_entered_is_passed_over_with_a_word(classes, forbidden):
+def test_a_folder_that_may_not_be_entered_is_skipped_with_a_word(classes, forbidden):
     picture(classes / "train" / "a" / "private" / "x.jpg")
     closed = classes / "train" / "a" / "private"
     line = f"{closed} (may not be entered: permission denied)"
-    assert load(classes).notes == (f"passed over in train: {line}",)
-    assert load(classes / "train", "photos").notes == (f"passed over: {line}",)
+    assert load(classes).notes == (f"skipped in train: {line}",)
+    assert load(classes / "train", "photos").notes == (f"skipped: {line}",)
     assert scan_folder(str(classes)).closed == [str(closed)]
 
 
