@@ -1,0 +1,254 @@
+"""SimCLR, BYOL, MoCo v2 and FastSiam from the parts of the `lightly` package, judged as AND is: kNN on all test images.
+
+    python3 -m benchmarks.rivals --scale cifar-small --data-root CIFAR --seconds 120 600
+    python3 -m benchmarks.rivals --scale digits --views 100 --methods simclr byol --seeds 3
+
+ResNet18 with the small stem (torchvision's; features: the 512 numbers before the heads), batches of 128, lightly's
+transforms for small images (no blur), SGD with momentum 0.9 and weight decay 5e-4, cosine over the budget, bfloat16
+where the hardware has it. The heads have the sizes of lightly's CIFAR-10 benchmark. Every budget is a run of its own at
+each of the rates, and the best is shown.
+"""
+
+import argparse
+import copy
+import math
+import time
+from typing import Any, Optional
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from benchmarks import runs
+from benchmarks.readout import CPU, Images
+from benchmarks.runs import Cell
+from lib.errors import UserError
+from lib.runtime.device import choose_precision
+
+METHODS = ("simclr", "byol", "moco", "fastsiam")
+RATES = (0.03, 0.06, 0.12)
+BATCH, WIDTH = 128, 512
+SMALL = {"gaussian_blur": 0.0}
+"""lightly's advice for images as small as CIFAR's."""
+
+
+def _lightly() -> Any:
+    """The parts of the package that are used.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import lightly.loss
+        import lightly.models.modules
+        import lightly.models.utils
+        import lightly.transforms
+        import lightly.transforms.byol_transform
+    except ModuleNotFoundError as error:
+        missing = (error.name or "lightly").partition(".")[0]
+        raise UserError(
+            f"the package {missing} is missing, which the rivals are made of: pip install -r requirements-rivals.txt"
+        ) from None
+    return lightly
+
+
+def backbone() -> nn.Module:
+    """torchvision's ResNet18 with a 3x3 stem of stride 1 and no max-pooling: (B, 3, S, S) -> (B, 512)."""
+    from torchvision.models import resnet18
+
+    network = resnet18()
+    network.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
+    network.maxpool, network.fc = nn.Identity(), nn.Identity()
+    return network
+
+
+class Rival(nn.Module):
+    """What the methods share: a backbone with heads, and the momentum copies that some have.
+
+    Args:
+        transform: a PIL image -> V views (3, S, S).
+        heads: applied one after the other behind the backbone.
+    """
+
+    def __init__(self, transform: Any, *heads: nn.Module):
+        super().__init__()
+        self.transform, self.backbone, self.heads = transform, backbone(), nn.ModuleList(heads)
+        self.dtype = choose_precision("auto", CPU)
+
+    def through(self, batch: Tensor, *parts: nn.Module) -> Tensor:
+        """Through networks one after the other, in bfloat16 where the hardware has it; the result is float32, and so is
+        the loss."""
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.dtype is not None):
+            for part in parts:
+                batch = part(batch)
+        return batch.float()
+
+    def features(self, batch: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, 512)."""
+        return self.through(batch.contiguous(memory_format=torch.channels_last), self.backbone)
+
+    def loss(self, views: list[Tensor]) -> Tensor:
+        """Of V batches (B, 3, S, S) of the same images."""
+        raise NotImplementedError
+
+    def before_step(self, progress: float) -> None:
+        """`progress`: share of the budget that is used up."""
+
+
+class SimCLR(Rival):
+    """Chen et al. 2020."""
+
+    def __init__(self, lightly: Any, **view: Any):
+        head = lightly.models.modules.SimCLRProjectionHead(WIDTH, WIDTH, 128)
+        super().__init__(lightly.transforms.SimCLRTransform(cj_strength=0.5, **SMALL, **view), head)
+        self._loss = lightly.loss.NTXentLoss()
+
+    def loss(self, views: list[Tensor]) -> Tensor:
+        return self._loss(*(self.through(view, self.backbone, *self.heads) for view in views))
+
+
+class _WithMomentum(Rival):
+    """A method whose targets come from averaged weights: momentum from 0.99 to 1 along half a cosine."""
+
+    def __init__(self, lightly: Any, transform: Any, *heads: nn.Module):
+        super().__init__(transform, *heads)
+        self._lightly = lightly
+        self.average = nn.ModuleList([copy.deepcopy(self.backbone), copy.deepcopy(self.heads[0])])
+        lightly.models.utils.deactivate_requires_grad(self.average)
+
+    def before_step(self, progress: float) -> None:
+        momentum = 1 - 0.01 * (math.cos(math.pi * progress) + 1) / 2
+        for own, average in zip((self.backbone, self.heads[0]), self.average):
+            self._lightly.models.utils.update_momentum(own, average, momentum)
+
+    @torch.no_grad()
+    def targets(self, view: Tensor) -> Tensor:
+        return self.through(view, *self.average)
+
+
+class BYOL(_WithMomentum):
+    """Grill et al. 2020."""
+
+    def __init__(self, lightly: Any, **view: Any):
+        modules, byol = lightly.models.modules, lightly.transforms.byol_transform
+        transform = byol.BYOLTransform(
+            byol.BYOLView1Transform(**SMALL, **view), byol.BYOLView2Transform(**SMALL, **view)
+        )
+        heads = modules.BYOLProjectionHead(WIDTH, 1024, 256), modules.BYOLPredictionHead(256, 1024, 256)
+        super().__init__(lightly, transform, *heads)
+        self._loss = lightly.loss.NegativeCosineSimilarity()
+
+    def loss(self, views: list[Tensor]) -> Tensor:
+        targets = [self.targets(view) for view in views]
+        predictions = [self.through(view, self.backbone, *self.heads) for view in views]
+        return (self._loss(predictions[0], targets[1]) + self._loss(predictions[1], targets[0])) / 2
+
+
+class MoCo(_WithMomentum):
+    """MoCo v2 (Chen et al. 2020) with a queue of 4,096 keys and a symmetric loss."""
+
+    def __init__(self, lightly: Any, **view: Any):
+        transform = lightly.transforms.MoCoV2Transform(**SMALL, **view)
+        super().__init__(lightly, transform, lightly.models.modules.MoCoProjectionHead(WIDTH, WIDTH, 128))
+        self._loss = lightly.loss.NTXentLoss(temperature=0.1, memory_bank_size=(4096, 128))
+
+    def loss(self, views: list[Tensor]) -> Tensor:
+        keys = [self.targets(view) for view in views]
+        queries = [self.through(view, self.backbone, self.heads[0]) for view in views]
+        return (self._loss(queries[0], keys[1]) + self._loss(queries[1], keys[0])) / 2
+
+
+class FastSiam(Rival):
+    """Pototzky et al. 2022: four views, each of which predicts the mean of the others."""
+
+    def __init__(self, lightly: Any, **view: Any):
+        modules = lightly.models.modules
+        heads = modules.SimSiamProjectionHead(WIDTH, WIDTH, 128), modules.SimSiamPredictionHead(128, 64, 128)
+        super().__init__(lightly.transforms.FastSiamTransform(**SMALL, **view), *heads)
+        self._loss = lightly.loss.NegativeCosineSimilarity()
+
+    def loss(self, views: list[Tensor]) -> Tensor:
+        projections = [self.through(view, self.backbone, self.heads[0]) for view in views]
+        predictions = [self.through(each, self.heads[1]) for each in projections]
+        fixed = torch.stack([each.detach() for each in projections])
+        total, others = fixed.sum(dim=0), len(views) - 1
+        return sum(self._loss(p, (total - z) / others) for p, z in zip(predictions, fixed)) / len(views)
+
+
+_CLASSES = dict(zip(METHODS, (SimCLR, BYOL, MoCo, FastSiam)))
+
+
+def train(
+    method: str, images: Images, seconds: Optional[float], views: Optional[float], rate: float, seed: int
+) -> dict[str, Any]:
+    """Train until the budget is used up and measure the backbone's features.
+
+    Args:
+        images: mirrored in half of the views if the options say so.
+        seconds: processor seconds of this process in training, transforms included; None: no limit.
+        views: augmented views of an image; None: no limit.
+        rate: learning rate at the start.
+
+    Raises:
+        UserError: lightly is missing, or there is no budget.
+    """
+    if seconds is None and views is None:
+        raise UserError("the rivals need --seconds or --views")
+    lightly, options, pipeline = _lightly(), images.options, images.pipeline
+    torch.manual_seed(seed)
+    normalise = {"mean": list(pipeline.means), "std": list(pipeline.stds)}
+    flip = 0.5 if options.random_horizontal_flip else 0.0
+    rival = _CLASSES[method](lightly, input_size=options.size, hf_prob=flip, normalize=normalise)
+    rival = rival.to(memory_format=torch.channels_last)
+    trained = [weight for weight in rival.parameters() if weight.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=rate, momentum=0.9, weight_decay=5e-4)
+    pictures = [Image.fromarray(np.asarray(pixels)) for pixels in pipeline.train.pixels]
+    batch, began, steps, seen, order = min(BATCH, len(pictures)), time.process_time(), 0, 0, []
+    while True:
+        spent = time.process_time() - began
+        progress = max(spent / (seconds or math.inf), seen / len(pictures) / (views or math.inf))
+        if progress >= 1:
+            break
+        if len(order) < batch:
+            order = torch.randperm(len(pictures)).tolist()
+        rows, order = order[:batch], order[batch:]
+        batches = [torch.stack(each) for each in zip(*(rival.transform(pictures[row]) for row in rows))]
+        optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * progress)) / 2
+        rival.before_step(progress)
+        loss = rival.loss([each.contiguous(memory_format=torch.channels_last) for each in batches])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        steps, seen = steps + 1, seen + batch * len(batches)
+    rival.eval()
+    accuracies = {"backbone": images.accuracies(rival.features)}
+    return {"accuracies": accuracies, "train_seconds": spent, "views_done": seen / len(pictures), "steps": steps}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python3 -m benchmarks.rivals", description=__doc__.splitlines()[0])
+    parser.add_argument("--scale", nargs="+", default=["cifar-small"], help="of benchmarks/images")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seconds", nargs="+", type=float, default=[], help="budgets: processor seconds of training")
+    parser.add_argument("--views", nargs="+", type=float, default=[], help="budgets: views of an image")
+    parser.add_argument("--rates", nargs="+", type=float, default=list(RATES))
+    runs.add_arguments(parser, "rivals")
+    given = parser.parse_args()
+    _lightly()
+    budgets = [(seconds, None) for seconds in given.seconds] + [(None, views) for views in given.views]
+    if not budgets:
+        parser.error("give a budget: --seconds or --views")
+    cells = [
+        Cell(data, method, seconds, views, seed, rate)
+        for seed in range(given.seeds)
+        for data in given.scale
+        for seconds, views in budgets
+        for method in given.methods
+        for rate in given.rates
+    ]
+    return runs.work(given, lambda store: cells, "SimCLR, BYOL, MoCo v2 and FastSiam by lightly")
+
+
+if __name__ == "__main__":
+    runs.exit_with(main)

@@ -1,0 +1,299 @@
+"""Runs at a budget, kept in one JSON file: what is there is not run again, and the table is written from it alone.
+
+The budget is processor seconds of the process in training: what else the machine does changes them little, and with one
+thread on a quiet machine they are the seconds of the clock.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, Optional
+
+ROOT = Path(__file__).resolve().parent.parent
+REPORTS = ROOT / "benchmarks" / "reports"
+BESIDE = 60
+"""Seconds that a run takes besides its budget, as --dry-run reckons."""
+KINDS = [
+    ("embedding", "plain"), ("embedding", "whitened"), ("backbone", "plain"), ("backbone", "whitened"),
+]  # fmt: skip
+NAMES = {
+    "quick": "AND, configs/quick.yaml",
+    "instance": "AND, configs/quick.yaml, round 0 alone",
+    "paper": "AND, configs/base.yaml (the paper's recipe) cut to the time",
+    "simclr": "SimCLR (lightly)",
+    "byol": "BYOL (lightly)",
+    "moco": "MoCo v2 (lightly)",
+    "fastsiam": "FastSiam (lightly)",
+    "untrained": "untrained network of configs/quick.yaml",
+    "pixels": "pixels",
+}
+"""Variants as the table calls them, in its order."""
+LEVELS = {"first layer": "the fixed first layer of configs/quick.yaml alone, means over 4 x 4 fields"}
+"""Further levels of `untrained`, each a row of its own."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Attributes:
+        data: a file in benchmarks/images, without its ending.
+        variant: of `NAMES`.
+        seconds: processor seconds of training; 0 where nothing is trained, None for no limit.
+        views: augmented views of an image; None for no limit.
+        rate: learning rate of a rival.
+    """
+
+    data: str
+    variant: str
+    seconds: Optional[float]
+    views: Optional[float]
+    seed: int
+    rate: Optional[float] = None
+
+    def __str__(self) -> str:
+        budget = f"{self.seconds:g} s" if self.views is None else f"{self.views:g} views an image"
+        rate = "" if self.rate is None else f", rate {self.rate:g}"
+        return f"{self.data}, {self.variant}, {budget}{rate}, seed {self.seed}"
+
+
+class Store:
+    """The results in a JSON file, by cell. The file is written whole after every run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.results: dict[Cell, dict[str, Any]] = {}
+        if path.is_file():
+            try:
+                for record in json.loads(path.read_text(encoding="utf-8"))["runs"]:
+                    self.results[_cell_of(record)] = record
+            except (ValueError, KeyError, TypeError) as error:
+                raise SystemExit(f"{path}: not what a benchmark keeps there ({error}); move it away") from None
+
+    def add(self, record: dict[str, Any]) -> None:
+        self.results[_cell_of(record)] = record
+        temporary = self.path.with_name(f"{self.path.name}.tmp")
+        # a line a run, so that two versions can be compared
+        lines = ",\n".join(json.dumps(each) for each in self.results.values())
+        temporary.write_text(f'{{"runs": [\n{lines}\n]}}\n', encoding="utf-8")
+        os.replace(temporary, self.path)
+
+
+def _cell_of(record: dict[str, Any]) -> Cell:
+    return Cell(**{field.name: record[field.name] for field in dataclasses.fields(Cell)})
+
+
+def machine() -> str:
+    """The processor and how many of its cores there are."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []  # not Linux
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def top1(record: dict[str, Any], level: str, kind: str, k: int) -> Optional[float]:
+    """kNN top-1 in %, if it was measured."""
+    return record["accuracies"].get(level, {}).get(kind, {}).get(str(k))
+
+
+def best(record: dict[str, Any]) -> float:
+    """The highest kNN top-1 in % of all kinds of features and both K."""
+    return max(value for level in record["accuracies"].values() for kind in level.values() for value in kind.values())
+
+
+def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    """Arguments that all such benchmarks have. `name` is that of the report."""
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N - 1 (default: 1)")
+    parser.add_argument("--data-root", help="CIFAR-10 as folders train/ and test/ with a folder a class")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each run (default: 1)")
+    parser.add_argument("--report", type=Path, default=REPORTS / f"{name}.json", help="results; the table beside it")
+    parser.add_argument("--dry-run", action="store_true", help="list what is missing and how long it takes")
+
+
+def work(given: argparse.Namespace, cells_of: Callable[[Store], Iterable[Cell]], title: str) -> int:
+    """Run the cells that are missing, one after the other, and write the table after each. Returns an exit status.
+
+    Args:
+        cells_of: what is wanted; asked again after every run, since results may decide what comes next.
+        title: of the table.
+    """
+    store, failed = Store(given.report), set()
+    table = given.report.with_suffix(".md")
+
+    def missing() -> list[Cell]:
+        return [cell for cell in cells_of(store) if cell not in store.results and cell not in failed]
+
+    if given.dry_run:
+        cells = missing()
+        for cell in cells:
+            print(cell)
+        hours = sum((cell.seconds or 0) + BESIDE for cell in cells) / 3600
+        unknown = " and those with a budget in views" if any(cell.views for cell in cells) else ""
+        print(f"{len(cells)} runs missing, about {hours:.1f} hours of processor time{unknown}")
+        return 0
+    while True:
+        cells = missing()
+        if not cells:
+            break
+        print(f"{datetime.datetime.now():%H:%M:%S} {cells[0]} ({len(cells)} to do)", flush=True)
+        record = _run(cells[0], given)
+        if record is None:
+            failed.add(cells[0])
+            print(f"failed: {cells[0]}; the others go on", file=sys.stderr, flush=True)
+            continue
+        store.add(record)
+        table.write_text(report(store, title), encoding="utf-8")
+        print(f"         best {best(record):.2f} %, {record['train_seconds']:.0f} s", flush=True)
+    if store.results:
+        table.write_text(report(store, title), encoding="utf-8")
+        print(f"{table}: {len(store.results)} runs")
+    return 1 if failed else 0
+
+
+def _run(cell: Cell, given: argparse.Namespace) -> Optional[dict[str, Any]]:
+    """The result of a process of its own, or None if that failed; it has said why."""
+    threads = str(given.threads)
+    command = [sys.executable, "-m", "benchmarks.contender", json.dumps(dataclasses.asdict(cell))]
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder, "result.json")
+        command += [str(result), "--threads", threads]
+        command += [] if given.data_root is None else ["--data-root", str(Path(given.data_root).resolve())]
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": ""}
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+        try:
+            status = process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+        if status or not result.is_file():
+            return None
+        today = datetime.date.today().isoformat()
+        return {**json.loads(result.read_text(encoding="utf-8")), "date": today, "machine": machine()}
+
+
+def exit_with(main: Callable[[], int]) -> None:
+    """Run a benchmark's main. Ctrl-C loses the run in progress alone."""
+    try:
+        status = main()
+    except KeyboardInterrupt:
+        print("stopped; finished runs are kept, and the same command does the others", file=sys.stderr)
+        status = 130
+    except Exception as error:
+        from lib.errors import UserError, one_line
+
+        if not isinstance(error, UserError):
+            raise
+        print(one_line(error), file=sys.stderr)
+        status = 2
+    raise SystemExit(status)
+
+
+def report(store: Store, title: str) -> str:
+    """The tables in Markdown, one for each data set and budget."""
+    results = list(store.results.values())
+    lines = [f"# {title}", "", *_about(results), ""]
+    for data in dict.fromkeys(each["data"] for each in results):
+        of_data = [each for each in results if each["data"] == data]
+        still = [each for each in of_data if each["seconds"] == 0]
+        lines += [f"## {data}", ""]
+        budgets = {(each["seconds"], each["views"]) for each in of_data if each["seconds"] != 0}
+        for seconds, views in sorted(budgets, key=lambda pair: (pair[1] is not None, pair[0] or pair[1])):
+            budget = f"{seconds / 60:g} minutes" if views is None else f"{views:g} views an image"
+            here = [each for each in of_data if (each["seconds"], each["views"]) == (seconds, views)]
+            lines += [f"### {budget}", "", *_table(here), ""]
+        if still:
+            lines += ["### without training", "", *_table(still), ""]
+    return "\n".join(lines)
+
+
+def _about(results: list[dict[str, Any]]) -> list[str]:
+    def each(name: str) -> str:
+        return ", ".join(sorted({str(result[name]) for result in results}))
+
+    loads = [load for result in results for load in result["load"]]
+    return [
+        "kNN top-1 in % on all test images, K = 20 / K = 200, sigma 0.1, training features recomputed; with several "
+        "seeds their mean, and ± the half width of the 95 % interval of the mean (Student's t). `embedding`: the "
+        "network's output; `backbone`: what its last layer takes, or for the rivals what their heads take; whitened as "
+        "by --whiten. A budget is processor seconds of training, with augmentation, discovery and checkpoints, without "
+        "the start and the last evaluation. Rivals: the best of the rates that were tried, by the best figure of the "
+        "first seed; a budget for which one rate stands took the best of the shortest one.",
+        "",
+        f"- machine: {each('machine')}; threads: {each('threads')}; load average {min(loads):.1f} to {max(loads):.1f}",
+        f"- dates: {each('date')}; commits: {each('commit')}; PyTorch {each('torch')}",
+    ]
+
+
+def _table(results: list[dict[str, Any]]) -> list[str]:
+    """Of one data set and budget."""
+    heads = ["what", "n", "seconds", "views", "embedding", "whitened", "backbone", "whitened"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for variant, name in NAMES.items():
+        runs = [each for each in results if each["variant"] == variant]
+        if not runs:
+            continue
+        chosen, note = _best_rate(runs)
+        if variant == "pixels":
+            cells = ["", "", _cell(chosen, "pixels", "plain"), _cell(chosen, "pixels", "whitened")]
+            lines.append(_row("pixels, centred; whitened", chosen, cells))
+            continue
+        lines.append(_row(name + note, chosen, [_cell(chosen, *kind) for kind in KINDS]))
+        for level, told in LEVELS.items():
+            if any(level in each["accuracies"] for each in chosen):
+                cells = ["", "", _cell(chosen, level, "plain"), _cell(chosen, level, "whitened")]
+                lines.append(_row(told, chosen, cells))
+    return lines
+
+
+def best_rate(results: Iterable[dict[str, Any]]) -> float:
+    """The rate of the run with the best figure among those of the first seed."""
+    results = list(results)
+    first = min(each["seed"] for each in results)
+    return max((each for each in results if each["seed"] == first), key=best)["rate"]
+
+
+def _best_rate(runs: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
+    """The runs at the best rate, and a note of all rates."""
+    rates = sorted({each["rate"] for each in runs if each["rate"] is not None})
+    if not rates:
+        return runs, ""
+    chosen = best_rate(runs)
+    note = f", rate {chosen:g}" + (f" of {', '.join(f'{rate:g}' for rate in rates)}" if len(rates) > 1 else "")
+    return [each for each in runs if each["rate"] == chosen], note
+
+
+def _row(name: str, runs: list[dict[str, Any]], cells: list[str]) -> str:
+    seconds, views = (mean(each[key] for each in runs) for key in ("train_seconds", "views_done"))
+    return "| " + " | ".join([name, str(len(runs)), f"{seconds:.0f}", f"{views:.1f}", *cells]) + " |"
+
+
+def _cell(runs: list[dict[str, Any]], level: str, kind: str) -> str:
+    parts = []
+    for k in (20, 200):
+        values = [value for value in (top1(each, level, kind, k) for each in runs) if value is not None]
+        if not values:
+            return ""
+        parts.append(f"{mean(values):.1f}{half_width(values)}")
+    return " / ".join(parts)
+
+
+def half_width(values: list[float]) -> str:
+    """` ± ` the half width of the 95 % interval of the mean; empty for one value."""
+    if len(values) < 2:
+        return ""
+    from scipy.stats import t
+
+    return f" ± {t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5:.1f}"
