@@ -52,7 +52,7 @@ class Recorder:
         options: the merged options.
         state: where the run stands.
         pipeline: the images.
-        protocols: that evaluate the network.
+        evaluator: of the network.
         world: the processes of the run.
     """
 
@@ -280,7 +280,8 @@ class SessionRecorder(Recorder):
             self._board.anchors(round_number, {grid.part: grid.picture for grid in grids})
 
     def diagnosed(self, state: TrainingState, found: Diagnostics) -> None:
-        survey = given(found.survey)
+        survey = found.survey
+        assert survey is not None  # the epoch was evaluated
         entropy, cosine = survey.entropy.cpu().numpy(), survey.cosine.cpu().numpy()
         self._board.bank_statistics(state.round, state.epoch, entropy, cosine)
         if state.epoch == self.options.max_epoch:
@@ -323,7 +324,7 @@ class SessionRecorder(Recorder):
     def save(self, state: TrainingState, top1: Optional[float], is_best: bool) -> None:
         self.flush()  # before there is a second copy of everything
         memory = state.bank.shard.gather_to_first(state.bank.memory)
-        assert memory is not None  # a session belongs to the first process
+        assert memory is not None  # this is the first process
         saved = state.checkpoint(memory, self._kept_options, self.session.name, top1)
         part = not_finite(saved)
         if part is not None:
@@ -367,7 +368,8 @@ class SessionRecorder(Recorder):
         """Write features at the end of a round for the projector."""
         if self._board.folder is None or self.options.tfb_projector == 0:
             return
-        survey = given(found.survey)
+        survey = found.survey
+        assert survey is not None  # the epoch was evaluated
         if self._shown is None:
             self._shown = sample_rows(len(survey.rows), self.options.tfb_projector)
             self._board.thumbnails(thumbnails(self.pipeline.train, survey.rows.cpu()[self._shown].tolist(), SIDE))

@@ -16,7 +16,7 @@ from lib.compat import HAS_CAPTURE_BESIDE_THREADS
 from lib.config import Options
 from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
-from lib.errors import Interrupted, UserError, given
+from lib.errors import Interrupted, UserError
 from lib.evaluation.evaluator import Evaluated, Evaluator, Protocol
 from lib.logger.console import LOGGER
 from lib.method.discovery import anchor_count, discover
@@ -42,7 +42,7 @@ class Trainer:
         options: the merged options.
         state: to train; its round and epoch say where the run is.
         pipeline: the images.
-        protocols: evaluate the network after epochs and at the end.
+        evaluator: of the network, after epochs and at the end.
         recorder: of what happens.
         labels: (N,) training labels, for the reported consistency only; or None.
         world: the processes of the run. All take the same steps.
@@ -211,7 +211,8 @@ class Trainer:
         state.clusters = found.clustering
         if is_last:
             state.nearest = {} if before is None else {state.round - 1: before}
-            state.nearest[state.round] = given(found.survey).nearest
+            assert found.survey is not None
+            state.nearest[state.round] = found.survey.nearest
         self.recorder.diagnosed(state, found)
         return found
 
