@@ -1,4 +1,4 @@
-"""The clusters of a round: one clustering, which the tables, TensorBoard, the report, --export and --embed all show."""
+"""The clusters of a round: one clustering for tables, TensorBoard, the report, --export and --embed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from lib.search.exact import LARGEST_SAMPLE, nearest, sample_rows
 
 AUTO = "auto"
 FEWEST = 20
-"""Images below which the number of clusters means nothing, so that a round counts none."""
+"""The fewest images of which a round finds clusters; with fewer their number is meaningless."""
 ROWS_PER_CLUSTER = 50
 """k-means runs on an even sample of `LARGEST_SAMPLE` images, or of so many for each cluster if that is more."""
 COUNTED = 2_000
-"""Images by which the number of clusters is found, an even sample: with 5,000 it takes 30 s on a busy core."""
+"""Size of the even sample on which the number of clusters is found: with 5,000 it takes 30 s on a busy core."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +27,8 @@ class Clusters:
 
     Attributes:
         centres: (K, D) float32, unit rows on the CPU, those of the largest cluster first.
-        asked: as --num-clusters: a number, or `auto`.
-        explanation: how K came about, in words.
+        asked: the value of --num-clusters: a number, or `auto`.
+        explanation: how K was chosen, in words.
     """
 
     centres: Tensor
@@ -46,17 +46,17 @@ class Clusters:
         return counts[counts > 0].tolist()
 
     def described(self, features: Tensor) -> str:
-        """How many, of what sizes, and how their number came about, for the log."""
+        """The number of clusters, their sizes and how the number was chosen, as text for the log."""
         sizes = self.sizes(features)
         return f"{len(self.centres)}, of {min(sizes)} to {max(sizes)} training images; {self.explanation}"
 
     def state(self) -> dict[str, Any]:
-        """As a checkpoint keeps them."""
+        """The clusters as plain data for a checkpoint."""
         return {"centres": self.centres, "asked": self.asked, "explanation": self.explanation}
 
 
 def check_number(number: str, images: int) -> None:
-    """Whether so many clusters can be found among `images` images.
+    """Check that so many clusters can be found among `images` images.
 
     Raises:
         UserError: there are more clusters than images.
@@ -72,7 +72,7 @@ def round_clusters(sample: Tensor, images: int, number: str, seed: int) -> Optio
         sample: (S, D) unit rows on the CPU, an even sample of the memory bank.
         images: N, the rows of the bank.
         number: as --num-clusters.
-        seed: of everything random in it.
+        seed: of all random draws.
     """
     needed = FEWEST if number == AUTO else min(images, ROWS_PER_CLUSTER * int(number))
     if len(sample) < needed or (number != AUTO and int(number) > len(sample)):
@@ -86,7 +86,7 @@ def find_clusters(features: Tensor, number: str, seed: int) -> Clusters:
     Args:
         features: (N, D) float32 unit rows on the CPU.
         number: how many, or `auto` to find out how many.
-        seed: of everything random in it.
+        seed: of all random draws.
 
     Raises:
         UserError: there are more clusters than images.
@@ -104,8 +104,8 @@ def find_clusters(features: Tensor, number: str, seed: int) -> Clusters:
 
 
 def clusters_of(kept: Optional[Mapping[str, Any]], features: Tensor, number: str, seed: int) -> Clusters:
-    """The clusters that a checkpoint keeps of the round it ends; where it keeps none, or --num-clusters asks for
-    another number, as `find_clusters`.
+    """The clusters that a checkpoint keeps of the round it ends; those of `find_clusters` where it keeps none, or
+    --num-clusters asks for another number.
 
     Args:
         kept: `clusters` of the checkpoint whose memory bank `features` is; None or empty if it keeps none.

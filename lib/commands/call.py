@@ -1,6 +1,6 @@
-"""What a command computes with: options, start, processes, device, precision, threads and images.
+"""The context of a command: options, start, processes, device, precision, threads and images.
 
-Every process of a run finds its own, and all must be the same.
+Every process sets up its own; `check_same_call` and `check_same_images` compare them.
 """
 
 import hashlib
@@ -54,8 +54,8 @@ class Call:
         process: this process.
         world: the processes of the run.
         dtype: of autocast, or None for float32.
-        threads: of PyTorch in this process.
-        other_programs: their processor time since the call began.
+        threads: the number of PyTorch's threads in this process.
+        other_programs: the processor time of other programs since the call began.
     """
 
     settings: Settings
@@ -74,13 +74,13 @@ class Call:
 
 @contextmanager
 def prepared(settings: Settings, start: Start, process: ProcessInfo, world: Optional[World]) -> Iterator[Call]:
-    """Within it a command computes: device, threads and precision are set, and all processes were asked for the same.
+    """Context manager that sets device, threads and precision, and checks that all ranks have the same options.
 
     Args:
         world: the processes of the run if they are joined already.
 
     Raises:
-        UserError, RunError: as the command; an unreadable image, out of memory and a lost process in the user's words.
+        UserError, RunError: as the command; exceptions about images, memory and peers are translated to them.
     """
     options, other_programs = settings.options, OtherPrograms()
     choose_algorithms(options.deterministic)
@@ -116,7 +116,7 @@ def check_same_call(
     dtype: Optional[torch.dtype],
     start: Start,
 ) -> None:
-    """Check that all ranks were asked for the same options, precision and weights. All must call it.
+    """Check that all ranks have the same options, precision and weights. All ranks must call it.
 
     Args:
         world: the processes.
@@ -184,10 +184,10 @@ def _add(digest: Any, tensors: Mapping[str, Any]) -> None:
 
 
 def load_network(network: nn.Module, options: Options, start: Start) -> WeightsFile:
-    """Load a network that is used as it is: exactly from a checkpoint, or from weights that may lack the last layer.
+    """Load a network that is not trained further. A checkpoint must match; other weights may lack the last layer.
 
     Returns:
-        what the file holds; without its memory bank where that cannot be of this network's features.
+        the file's content, without its memory bank if that cannot hold features of this network.
 
     Raises:
         UserError: it holds another network.
@@ -195,7 +195,7 @@ def load_network(network: nn.Module, options: Options, start: Start) -> WeightsF
     if isinstance(start, Resumed):
         load_exactly(network, start.checkpoint["net"], str(start.path))
         return of_checkpoint(start.checkpoint, start.path)
-    assert isinstance(start, FromWeights)  # what only evaluates or writes does not start fresh
+    assert isinstance(start, FromWeights)  # only training starts fresh
     weights = start.file
     fitted = fit(network, weights)
     complete(fitted, weights, options.network)
@@ -218,7 +218,7 @@ def open_images(options: Options, world: World, process: ProcessInfo) -> Pipelin
     """The images of a run, checked and ready to be loaded. All processes must call it.
 
     Raises:
-        UserError: as `datasets.load` and `Pipeline`; or the ranks have found different images.
+        UserError: as `datasets.load` and `Pipeline`; or the ranks have different images.
         RunError: a DataLoader worker died.
     """
     split = _load(options, world, process)
@@ -263,11 +263,11 @@ def check_same_images(world: World, train: ImageSet, fingerprint: str, test: Opt
 
     Args:
         train: the training images.
-        fingerprint: theirs, as `ImageSet.fingerprint`.
+        fingerprint: of the training images, see `ImageSet.fingerprint`.
         test: the test images, or None.
 
     Raises:
-        UserError: some have others; all processes raise it.
+        UserError: they differ; all ranks raise it.
     """
     tests = (0, 0) if test is None else (len(test), int_digest(test.fingerprint().encode()))
     images = world.all_gather_ints([len(train), int_digest(fingerprint.encode()), *tests])

@@ -83,7 +83,7 @@ def _known_features(call: Call, file: WeightsFile, embedder: Embedder) -> tuple[
     from the training images.
 
     Raises:
-        UserError: these are missing, or are not those that the network was trained on.
+        UserError: the training images are missing, or are not those of the network's run.
     """
     options, world, start = call.options, call.world, call.start
     space = FeatureSpace(options.features, options.whiten)
@@ -107,7 +107,7 @@ def _known_features(call: Call, file: WeightsFile, embedder: Embedder) -> tuple[
             )
         log.info("features   %s, computed from %s training images", space, f"{len(pipeline.train):,}")
         subject = Features(embedder, pipeline, world, space.dim(embedder.network, options.low_dim), space=space)
-        train = subject.all_train()  # which fits the whitening
+        train = subject.all_train()  # fits the whitening
         return subject.space, rounded(given(train))
     finally:
         pipeline.close()
@@ -135,7 +135,7 @@ def output_folder(options: Options, source: Path) -> Path:
 def write_embedding(options: Options, model: Model, file: WeightsFile, paths: Sequence[str], output: Path) -> None:
     """Write the features of pictures with their clusters and nearest training images.
 
-    The file's memory bank stands for the training images, which need not be there.
+    The training images are read only if neither the memory bank nor the session has their features.
 
     Args:
         model: the network of `file`.

@@ -1,4 +1,4 @@
-"""`--test-only`: a network evaluated on features of training and test images that are computed anew."""
+"""`--test-only`: evaluates a network on recomputed features of the training and test images."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def evaluate(call: Call) -> None:
 def print_results(call: Call, pipeline: Pipeline, evaluator: Evaluator, embedder: Embedder) -> None:
     """Compute the results and print them.
 
-    The run itself is not changed; files with more than fits a terminal go to its session.
+    The run is not changed. Results too long for a terminal are written to files of its session.
     """
     evaluator.check_all()
     source = resumed_path(call.start)

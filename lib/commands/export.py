@@ -50,7 +50,7 @@ def export(call: Call) -> None:
         UserError, RunError: as `check_export` and `write_export`.
     """
     options, world = call.options, call.world
-    check_free("--export", Path(given(options.export)), options.overwrite)  # before a large data set is looked through
+    check_free("--export", Path(given(options.export)), options.overwrite)  # before a large data set is read
     pipeline = open_images(options, world, call.process)
     embedder = build_embedder(options, world, call.dtype)
     open_log(None, options.brief, silent=not world.is_first)
@@ -91,7 +91,7 @@ def check_export(options: Options, pipeline: Pipeline, file: WeightsFile) -> Non
 
 
 def is_of(file: WeightsFile, pipeline: Pipeline, if_not_known: bool) -> bool:
-    """Whether a network was trained on these images; `if_not_known` where its file does not say."""
+    """Whether a network was trained on these images; returns `if_not_known` where its file does not say."""
     if file.fingerprint is None:
         return if_not_known
     return pipeline.are_those_of(file.fingerprint, file.contents)
@@ -109,7 +109,7 @@ def write_export(
 
     Raises:
         UserError: an image cannot be read.
-        RunError: the folder could not be written, or network.onnx is not what it should be.
+        RunError: the folder could not be written, or network.onnx does not compute what the network computes.
     """
     space = FeatureSpace(options.features, options.whiten)
     subject = Features(embedder, pipeline, world, space.dim(embedder.network, options.low_dim), space=space)
@@ -153,7 +153,7 @@ def write_export(
 def log_network(
     options: Options, file: WeightsFile, preprocessing: Preprocessing, dtype: Optional[torch.dtype]
 ) -> None:
-    """Log the network that computes features, and how it wants its images."""
+    """Log the network that computes the features, and the preprocessing of its images."""
     log.info("network    %s, %d features, from %s", options.network, options.low_dim, file.name)
     log.info(
         "images     %sscaled to %d, the middle %d pixels; means %s, stds %s; %s",
@@ -167,7 +167,7 @@ def log_network(
 
 
 def _neighbours(train: Tensor, test: Optional[Tensor], options: Options) -> tuple[Tensor, Tensor]:
-    """The nearest training images of every image, itself left out: similarities and rows, (N, K)."""
+    """The nearest training images of every image, excluding itself: similarities and rows, (N, K) each."""
     search = ExactSearch(train)
     similarities, rows = search(train, options.neighbours, torch.arange(len(train)))
     if test is None:

@@ -1,4 +1,4 @@
-"""`--report-only`: the report of a checkpoint's session, written again from its files."""
+"""`--report-only`: rewrites the report of a checkpoint's session from its files."""
 
 from lib.commands.call import Call, open_images
 from lib.commands.start import resumed_path

@@ -1,4 +1,4 @@
-"""Where a run starts: fresh, resumed from a checkpoint, or from a network's weights. No PyTorch before one is read."""
+"""Where a run starts: fresh, from a checkpoint, or from weights. PyTorch is imported only to read a file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -39,7 +39,7 @@ class FromWeights:
     """A network's weights (--pretrained, or --resume of a file that holds no run).
 
     Attributes:
-        file: the weights and what else is known of them.
+        file: the weights with their metadata.
         note: what the user is told about the file; empty for --pretrained.
     """
 
@@ -51,7 +51,7 @@ Start = Union[Fresh, Resumed, FromWeights]
 
 
 def resumed_path(start: Start) -> Optional[Path]:
-    """The checkpoint's file, None of a run that is not resumed."""
+    """The path of the checkpoint that is resumed; None if none is."""
     return start.path if isinstance(start, Resumed) else None
 
 
@@ -67,7 +67,7 @@ def find_start(
         is_joined: whether the processes of the run have their devices already.
 
     Raises:
-        UserError: the file is missing, cannot be read, or does not go with the options.
+        UserError: the file is missing, cannot be read, or contradicts the options.
     """
     options = settings.options
     if options.resume is not None:

@@ -60,7 +60,7 @@ def train(call: Call) -> None:
     plan = None
     if is_planned:
         pipeline.check_batches()
-        call = _with_timed_threads(call, state, pipeline)  # which the rate depends on
+        call = _with_timed_threads(call, state, pipeline)  # --minutes depends on them
         settings, plan = within_minutes(call.settings, state, pipeline, world)
         call = replace(call, settings=settings)
     evaluator = Evaluator(call.options, pipeline, world)
@@ -108,7 +108,7 @@ def _initialise(
     """Initialise a new run: log how the weights fit, fit whitenet's first filters, and start the memory bank.
 
     Args:
-        pixels: copied from the pass over the images that fills the bank, if there is one; None: not needed.
+        pixels: receives the pixels in the pass that fills the bank, if there is one; None: not needed.
     """
     options, start, network = call.options, call.start, state.embedder.network
     if isinstance(start, Resumed):
@@ -127,7 +127,7 @@ def _initialise(
 def _measure_baselines(
     call: Call, state: TrainingState, pipeline: Pipeline, evaluator: Evaluator, pixels: Optional[PixelRows]
 ) -> None:
-    """Measure the accuracies without learning if `pixels` are given, and log them or those of the checkpoint."""
+    """Measure the baselines if `pixels` are given, and log them or those of the checkpoint."""
     options = call.options
     if pixels is not None:
         name = UNTRAINED if isinstance(call.start, Fresh) else PRETRAINED
@@ -180,7 +180,7 @@ def _open_session(call: Call, at_end: ExitStack) -> Optional[SessionFolder]:
     A resumed session discards the epochs after the checkpoint: they move to superseded/.
 
     Raises:
-        UserError: the checkpoint is in no session, another process holds it, or another one has trained on.
+        UserError: the checkpoint is in no session, another process holds its lock, or another run has trained further.
     """
     options, start = call.options, call.start
     if options.debug:

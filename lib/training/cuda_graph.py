@@ -1,4 +1,4 @@
-"""Whole training steps as CUDA graphs: one launch in place of several hundred, for which a small batch would wait."""
+"""Training steps as CUDA graphs: one launch replaces several hundred, which would delay a small batch."""
 
 import logging
 from typing import Union

@@ -20,11 +20,11 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 class StepFunction(Protocol):
-    """`lib.training.step.Step`, or something that does the same faster."""
+    """The interface of `lib.training.step.Step` and of `lib.training.cuda_graph.CapturedStep`."""
 
     @property
     def watch(self) -> FiniteWatch:
-        """What has seen every batch."""
+        """The watch for non-finite losses and gradients."""
 
     def __call__(
         self, images: Tensor, members: Tensor, size: int, share: float = 1.0, first: bool = True, last: bool = True
@@ -33,7 +33,7 @@ class StepFunction(Protocol):
 
 
 class NotFiniteError(RunError):
-    """Loss or gradient of a batch is not finite; weights and bank are of no use from there on."""
+    """The loss or gradient of a batch is not finite; weights and bank are useless from there on."""
 
     def __init__(self, found: NotFinite):
         super().__init__(f"the {found.what} is not finite at step {found.step + 1}")
@@ -45,11 +45,11 @@ class EpochProgress:
     """Progress within an unfinished epoch.
 
     Attributes:
-        step: batches trained on.
-        images: in these.
-        batches: of the whole epoch.
-        loss_sum: over these images.
-        seconds: that they took, summed over all starts of the run.
+        step: number of batches trained on.
+        images: number of images in these batches.
+        batches: number of batches in the whole epoch.
+        loss_sum: sum of the loss over these images.
+        seconds: time that they took, summed over all starts of the run.
     """
 
     step: int = 0
@@ -59,7 +59,7 @@ class EpochProgress:
     seconds: float = 0.0
 
     def check_fits(self, batch_sizes: tuple[int, ...], iter_size: int) -> None:
-        """Whether an epoch of these batches can be resumed here.
+        """Check that an epoch of these batches can be resumed here.
 
         Raises:
             ValueError: it began with other batches, or the next one would not begin an optimiser step.
@@ -103,7 +103,7 @@ def train_epoch(
 
     Args:
         step: trains on one batch; the network is in training mode.
-        batches: those after `begun`, which is done.
+        batches: the batches of the epoch that follow `begun`.
         batch_sizes: images in each batch of the epoch, in all processes together.
         iter_size: batches of one optimiser step, whose gradient is the mean over their images; the last may have fewer.
         report_every: steps between calls of `report(images since the last call, loss of the batch)`, and one at
@@ -141,7 +141,7 @@ def train_epoch(
 
 
 def _optimiser_step(done: int, batch_sizes: tuple[int, ...], iter_size: int) -> tuple[int, bool, bool]:
-    """Of batch number `done`, counted from 1: the images of its optimiser step, and whether it begins and ends it."""
+    """The images of the optimiser step of batch `done`, counted from 1, and whether the batch begins and ends it."""
     start = (done - 1) // iter_size * iter_size
     batches = batch_sizes[start : start + iter_size]
     return sum(batches), done == start + 1, done == start + len(batches)
@@ -156,9 +156,9 @@ def _check(watch: FiniteWatch) -> None:
 def with_same_masks(
     batches: Batches, network: nn.Module, world: World, sizes: Sequence[int], start: int, seed: int, *place: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same batches; before each the default generators, from which dropout draws, are seeded by its place.
+    """Yields the batches, and before each seeds the default generators, from which dropout draws, by its position.
 
-    Dropout then depends on the place in the run alone, not on the number of processes or on where the run was resumed.
+    Dropout then depends on the position in the run alone, not on the number of processes or on a resume.
 
     Args:
         batches: this process's parts of an epoch's batches, from number `start` on.

@@ -53,7 +53,7 @@ def diagnose(
         rows: (S,) the sampled rows, as `sample_rows` gives them.
         temperature: tau.
         seed: of the clusters.
-        number: of the clusters, as --num-clusters; None: no clusters, since the round goes on.
+        number: --num-clusters; None: the round has not ended, and no clusters are computed.
     """
     found = bank_statistics(bank.memory, rows, temperature, bank.shard)
     anchors = neighbourhoods.position[found.rows] != ABSENT
@@ -78,7 +78,7 @@ def diagnose(
 
 @dataclass
 class RoundSummary:
-    """A round in the closing tables.
+    """The summary of a round for the closing tables.
 
     Accuracies are shares of 1, None where nothing was evaluated. Diagnostics are of the last epoch that was evaluated.
     """
@@ -159,7 +159,7 @@ class History:
 
         Args:
             baselines: top-1 without learning, by name; the first rows.
-            finished: name and top-1 of other features of the finished network than its output; the last row.
+            finished: name and top-1 of the finished network's features of --features and --whiten; the last row.
         """
         empty = dict.fromkeys(("anchors", "consistency", "kNN last", "kNN best", "seconds"), "")
         rows = [{"round": name, **empty, "kNN last": _percent(top1)} for name, top1 in baselines.items()]

@@ -54,7 +54,7 @@ def set_threads(settings: Settings, world: World, process: ProcessInfo) -> Threa
     Args:
         settings: --threads, with its source.
         world: the processes of the run. They share the cores of a machine evenly.
-        process: this one.
+        process: this process.
     """
     wanted, here = settings.options.threads, cores()
     share = max(1, here // process.local_size)
@@ -97,7 +97,7 @@ def time_threads(
 
     Args:
         first: from `set_threads`.
-        others: started with the process.
+        others: measures the processor time of other programs since the process started.
     """
     auto = options.threads == AUTO and requested_threads(process.launched) is None
     if not auto or first.threads == 1 or world.size > 1 or world.device.type != "cpu" or options.compile:
@@ -134,7 +134,7 @@ def numbers_to_try(most: int) -> list[int]:
 def step_seconds(
     step: Callable[[float], object], numbers: Sequence[int], clock: Callable[[], float] = time.perf_counter
 ) -> dict[int, float]:
-    """The fastest of some steps with each number of threads, in seconds; ends with the first that is aborted, inf.
+    """The time of the fastest step by number of threads, in seconds; ends at the first aborted number, as inf.
 
     Args:
         step: takes its limit in seconds, after which it may raise TooSlowError.
@@ -181,9 +181,9 @@ def time_limit(network: nn.Module) -> Iterator[Callable[[float], None]]:
 
 @contextmanager
 def unchanged(state: TrainingState, rows: Tensor) -> Iterator[None]:
-    """Within it steps train on the images of these rows (B,). Afterwards the state is restored, bit for bit.
+    """Context manager in which steps train on the images of these rows (B,); restores the state bit for bit.
 
-    That is network, bank, random states and optimiser, which begins without its moments.
+    The state is network, bank, random states and optimiser. Within it the optimiser starts without moments.
     """
     network = state.embedder.network
     weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -209,7 +209,7 @@ def epochs_within(seconds: float, image_seconds: float, train: int, test: int, r
 
     Args:
         seconds: for the whole run.
-        image_seconds: of a training image in a step, with all processes together.
+        image_seconds: time of a training image in a step of all processes together.
         train, test: numbers of images.
         rounds: of the run.
     """

@@ -45,14 +45,14 @@ log = logging.getLogger(LOGGER)
 class Recorder:
     """Shows progress and logs, and writes no files of a session.
 
-    Runs with --debug have it, and all processes but the first, whose log is silent. The processes of a run must make
+    Runs with --debug use it, and all ranks but the first, with a silent log. The processes of a run must make
     the same calls: some gather rows from all of them.
 
     Args:
         options: the merged options.
-        state: where the run stands.
+        state: the state of the run.
         pipeline: the images.
-        evaluator: of the network.
+        evaluator: evaluates the network.
         world: the processes of the run.
     """
 
@@ -77,7 +77,7 @@ class Recorder:
         return ""
 
     def discovered(self, round_number: int, found: Neighbourhoods, started: float) -> None:
-        """Log the anchors and neighbours of a round; `started`: when their search did, by time.perf_counter()."""
+        """Log the anchors and neighbours of a round; `started`: the start of their search, by time.perf_counter()."""
         # described first, which waits for the device
         log.info("round %d: %s, found in %.1f s", round_number, _describe(found), time.perf_counter() - started)
 
@@ -85,13 +85,13 @@ class Recorder:
         """Record the anchors and neighbours of a round."""
 
     def epoch_started(self, state: TrainingState) -> None:
-        """An epoch begins, or is resumed."""
+        """Show that an epoch begins or is resumed."""
         rounds, epochs = self.options.max_round - 1, self.options.max_epoch
         self._progress.label(f"round {state.round}/{rounds} epoch {state.epoch + 1}/{epochs}")
         self.resume_timing()
 
     def resume_timing(self) -> None:
-        """Training continues; the time since the last step does not count for its rate."""
+        """Exclude the time since the last step from the rate of training."""
         self._rate.resume()
 
     def steps_done(self, images: int, loss: float) -> None:
@@ -108,7 +108,7 @@ class Recorder:
             )
 
     def evaluating(self) -> None:
-        """The evaluation of an epoch begins."""
+        """Show that the evaluation of an epoch begins."""
         self._progress.note("evaluating")
 
     def diagnosed(self, state: TrainingState, found: Diagnostics) -> None:
@@ -191,7 +191,7 @@ class Recorder:
         """The error of a non-finite loss or gradient.
 
         Args:
-            found: the batch, and which of the two.
+            found: the batch, and whether its loss or its gradient.
             order: the rows of the images in each batch of the epoch.
         """
         # a gradient is that of all batches of its optimiser step
@@ -206,7 +206,7 @@ class Recorder:
         )
 
     def _bad_images(self, place: tuple[int, int, int], what: str, rows: Tensor) -> str:
-        """The images of the bad batch, in words."""
+        """Text that names the images of the bad batch."""
         return f"images {', '.join(map(str, rows[:5].tolist()))}, ..."
 
     def _last_good(self) -> str:
@@ -218,12 +218,12 @@ class Recorder:
 
 
 class SessionRecorder(Recorder):
-    """Writes the files of a session, too.
+    """A `Recorder` that also writes the files of a session.
 
     Args:
         session: where to write.
-        options, state, pipeline, protocols, world: as `Recorder`.
-        labels: (N,) training labels for the frames of pictures, or None.
+        options, state, pipeline, evaluator, world: as `Recorder`.
+        labels: (N,) training labels for the frames of the anchor grids, or None.
         report: written at the end of each round, or None.
         resumed_from: the session's checkpoint from which the state was restored, or None.
     """
@@ -247,7 +247,7 @@ class SessionRecorder(Recorder):
         self._board = TensorBoardWriter(folder, options.max_epoch, (state.round, state.epoch))
         self._kept_options = options.as_dict()
         self._board.start(self._kept_options, evaluator.has_knn)
-        self._shown: Optional[Tensor] = None  # places of the projector's images among the rows of the diagnostics
+        self._shown: Optional[Tensor] = None  # indices of the projector's images among the rows of the diagnostics
         # a process that is forked while a thread holds a lock could wait for it forever
         saver = CheckpointSaver if pipeline.starts_processes else AsyncCheckpointSaver
         self._checkpoints = saver(session, options.keep)
@@ -288,7 +288,7 @@ class SessionRecorder(Recorder):
             self._embed(state.round, found)
 
     def epoch_finished(self, state: TrainingState, record: dict[str, Any], is_best: bool) -> None:
-        """As `Recorder.epoch_finished`. The checkpoint is last: its epoch's metrics are on disk before it."""
+        """As `Recorder.epoch_finished`. The checkpoint is written last, after its epoch's metrics."""
         self._metrics.append(record)
         self._board.epoch(record, state.history.current.knn_best, state.history.best_top1)
         super().epoch_finished(state, record, is_best)

@@ -44,12 +44,12 @@ class TrainingState:
 
     Attributes:
         round, epoch: `epoch` epochs of round `round` are completed.
-        progress: within the next epoch.
+        progress: progress within the next epoch.
         history: a summary of each round.
         nearest: {round: (S,) nearest images of the sampled rows}, of this round and the one before.
         clusters: of the round that has just ended, as `Clusters.state` gives them; otherwise empty.
         baselines: accuracies without learning, see `lib.evaluation.baselines`.
-        dataset: what a checkpoint says of the training images.
+        dataset: the description of the training images in a checkpoint.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class TrainingState:
 
         Raises:
             UserError: it belongs to another network, feature length or optimiser, or to other images, or its parts
-                are not what they should be.
+                are invalid.
         """
         try:
             part = not_finite(saved)
@@ -158,10 +158,10 @@ class TrainingState:
             raise UserError(f"checkpoint {source} cannot be resumed: {reason}") from error
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Load the content of a checkpoint, the inverse of `checkpoint`; this process's rows of the bank.
+        """Load the content of a checkpoint, the inverse of `checkpoint`; of the bank this process's rows alone.
 
         Raises:
-            TypeError, ValueError, KeyError and others: a part is missing, or not what it should be.
+            TypeError, ValueError, KeyError and others: a part is missing or invalid.
         """
         shard, device = self.bank.shard, self.bank.memory.device
         self.embedder.network.load_state_dict(saved["net"])
@@ -182,10 +182,10 @@ class TrainingState:
         _set_random_state(saved.get("random", {}))
 
     def _check_bank(self, saved: dict[str, Any], source: str, options: Options, pipeline: Pipeline) -> None:
-        """Whether a checkpoint's bank belongs to the training images of this run.
+        """Check that a checkpoint's bank belongs to the training images of this run.
 
         Raises:
-            UserError: it does not, and what to do.
+            UserError: it does not; the message says what to do.
         """
         shape, expected = tuple(saved["npc"]["memory"].shape), (len(self.bank), self.bank.memory.shape[1])
         if shape != expected:
@@ -276,7 +276,7 @@ def _set_random_state(state: dict[str, Any]) -> None:
 
 
 def _epoch_progress(step: int, saved: dict[str, Any]) -> EpochProgress:
-    """From the entries `step` and `underway` of a checkpoint."""
+    """Read the epoch progress from the entries `step` and `underway` of a checkpoint."""
     if not step:
         return EpochProgress()
     images, batches = int(saved["images"]), int(saved["batches"])
@@ -284,10 +284,10 @@ def _epoch_progress(step: int, saved: dict[str, Any]) -> EpochProgress:
 
 
 def _check_neighbourhoods(found: Mapping[str, Any], images: int) -> None:
-    """Whether anchors and neighbours of a checkpoint can be those of so many images: an index out of range may crash.
+    """Check that the anchors and neighbours of a checkpoint suit so many images: a bad index may crash.
 
     Raises:
-        ValueError: they cannot; what is wrong with them.
+        ValueError: they do not; the message says why.
     """
     tensors = {}
     for name, dimensions in (("anchor_indexes", 1), ("instance_indexes", 1), ("position", 1), ("neighbours", 2)):

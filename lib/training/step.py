@@ -26,7 +26,7 @@ class NotFinite(NamedTuple):
 class FiniteWatch:
     """Counts the batches of an epoch and keeps the number of the first with a non-finite loss or gradient.
 
-    It stays on the device, in the same memory: a CUDA graph can capture it, and no step waits for the device.
+    The counts stay on the device, in the same memory: a CUDA graph can capture them, and no step waits.
     """
 
     def __init__(self, device: torch.device):
@@ -53,7 +53,7 @@ class FiniteWatch:
         self._count.add_(1)
 
     def found(self) -> Optional[NotFinite]:
-        """The first non-finite one, or None. Waits for the device."""
+        """The first batch with a non-finite number, or None. Waits for the device."""
         loss, gradient = self._first.tolist()
         found = [NotFinite(step, what) for step, what in ((loss, "loss"), (gradient, "gradient")) if step != _NONE]
         return min(found, default=None, key=lambda each: each.step)

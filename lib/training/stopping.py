@@ -60,7 +60,7 @@ class StopAndSavePolicy:
         self.saved_at(0)
 
     def saved_at(self, step: int) -> None:
-        """The run is on disk as it stands after `step` batches of an epoch."""
+        """Note that the run was saved after `step` batches of an epoch."""
         self._step, self._time = step, self._clock()
 
     def between_steps(self, step: int, progress: Callable[[], EpochProgress]) -> None:

@@ -40,10 +40,10 @@ class Trainer:
 
     Args:
         options: the merged options.
-        state: to train; its round and epoch say where the run is.
+        state: the state to train; its round and epoch are the position in the run.
         pipeline: the images.
-        evaluator: of the network, after epochs and at the end.
-        recorder: of what happens.
+        evaluator: evaluates the network after epochs and at the end.
+        recorder: shows and records progress and results.
         labels: (N,) training labels, for the reported consistency only; or None.
         world: the processes of the run. All take the same steps.
         is_resumed: whether the state was restored from a checkpoint of the same session.
@@ -235,7 +235,7 @@ class Trainer:
         }
 
     def _evaluate(self, protocols: Sequence[Protocol]) -> None:
-        """Evaluate by slower protocols after an epoch, which is on disk by then."""
+        """Evaluate by slower protocols after an epoch, once its checkpoint is saved."""
         if not protocols:
             return
         self.recorder.flush()
@@ -300,7 +300,7 @@ def _step_function(options: Options, state: TrainingState, pipeline: Pipeline, w
 
 
 def check_curriculum(options: Options, images: int) -> None:
-    """Whether every round has anchors and every anchor its neighbours.
+    """Check that every round has anchors and every anchor its neighbours.
 
     Raises:
         UserError: there are too few images for the options.
