@@ -1,4 +1,4 @@
-"""What needs no learning, beside the network: pixels, whitened pixels, and the network before the run."""
+"""kNN baselines that need no learning: pixels, whitened pixels, and the network before the run."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Optional, cast
@@ -20,23 +20,23 @@ from lib.search.exact import nearest
 SIDE = 16
 """Larger images are averaged down to so many pixels a side, which are 768 numbers."""
 LARGEST = {"cpu": 20_000, "cuda": 100_000}
-"""Training images up to which baselines are measured, by kind of device: of more, the first step waits for minutes."""
+"""The most training images of which baselines are measured, by kind of device: more would take minutes."""
 NEAR = 10
-"""Nearest images by pixels among which the nearest by features is looked for."""
+"""Number of nearest images by pixels among which the nearest by features counts as shared."""
 
 PIXELS, WHITENED, UNTRAINED, PRETRAINED = "pixels", "whitened pixels", "untrained network", "network at the start"
 
 
 class PixelRows:
-    """The pixels of some images, averaged down, copied from batches that pass by.
+    """Downsampled pixels of some images, copied from the batches of a pass over them.
 
     Args:
-        rows: which rows come, as for `lib.evaluation.features.extract`.
+        rows: the rows that the batches contain, as for `lib.evaluation.features.extract`.
         size: the side S of the images.
 
     Attributes:
         values: (n, 3 side^2) float32, with side = min(S, `SIDE`).
-        complete: whether all rows have come.
+        complete: whether all rows have been copied.
     """
 
     def __init__(self, rows: slice, size: int, device: torch.device):
@@ -61,7 +61,7 @@ class PixelRows:
             yield images, indices
 
     def read(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-        """`values`, from batches that nobody else wants."""
+        """Consume all batches; returns `values`."""
         for _ in self.copied(batches):
             pass
         return self.values
@@ -98,7 +98,7 @@ def baselines(
         embedder, size, dim: the network before the first step, the side of its images, and D.
         network: its name in the result.
         pixels, features: of this process's training images. Where the pixels are not complete, both are read here, in
-            one pass over the files, and `features` is not looked at.
+            one pass over the files, and `features` is ignored.
 
     Returns:
         by name, in the order of the table.
@@ -131,7 +131,7 @@ def _centred(rows: Tensor, whiten: Whitening) -> Tensor:
 
 
 class PixelNeighbours(Protocol):
-    """How far the nearest images by features are those by pixels: what can be told where no labels judge.
+    """Compares the nearest images by features with the nearest by pixels; needs no labels.
 
     Args:
         pipeline, world: the images, and the processes of the run. The first one searches, the others wait for it.
@@ -153,7 +153,7 @@ class PixelNeighbours(Protocol):
         return len(pipeline.train) <= LARGEST["cpu"]
 
     def evaluate(self, features: Features) -> Optional[Results]:
-        """None in all processes but the first."""
+        """The results on the first process; None on the others."""
         found = features.all_train()
         own = PixelRows.of_training(self.pipeline, self.world, self.size).read(self.pipeline.train_batches_plain())
         pixels = Shard(self.world, len(self.pipeline.train)).gather_to_first(own)
@@ -181,7 +181,7 @@ def shared_neighbours(features: Tensor, pixels: Tensor, k: int) -> tuple[float, 
 
 
 def shared_words(found: Mapping[str, float], images: int) -> str:
-    """What `PixelNeighbours` found among so many images, for a person, and what it means."""
+    """The results of `PixelNeighbours` on so many images in words, and their meaning."""
 
     def shares(name: str) -> str:
         return f"{100 * found[_key('of', name)]:.1f} % ({100 * found[_key('near', name)]:.1f} %)"
@@ -201,7 +201,7 @@ def _key(how: str, name: str) -> str:
 
 
 def shared_in(record: Mapping[str, float]) -> Optional[dict[str, float]]:
-    """What `PixelNeighbours` found, from a line of metrics.jsonl; None if it is not there."""
+    """The results of `PixelNeighbours` in a line of metrics.jsonl; None if it has none."""
     keys = [_key(how, name) for name in (PIXELS, WHITENED) for how in ("of", "near")]
     return {key: record[key] for key in keys} if all(record.get(key) is not None for key in keys) else None
 

@@ -38,7 +38,7 @@ class Agreement:
     """Clusters against classes: shares of 1, the adjusted Rand index from -0.5 to 1.
 
     Attributes:
-        accuracy: of the best one-to-one matching of clusters and classes; as all the others, of the labelled images.
+        accuracy: of the best one-to-one matching of clusters and classes. All values are over the labelled images.
         nmi, ari: normalised mutual information (arithmetic mean), adjusted Rand index.
         table: (K, C) how many images of each class are in each cluster.
         class_of: the class that a cluster is matched with; clusters beyond the number of classes have none.
@@ -59,7 +59,7 @@ class Cluster(Protocol):
         world: the processes of the run. The first one clusters the features of all, the others wait for it.
         every: epochs between evaluations.
         clusters: K as text, or `auto`.
-        seed: of everything random in it.
+        seed: of all random draws.
     """
 
     name = "cluster"
@@ -79,7 +79,7 @@ class Cluster(Protocol):
         return None
 
     def evaluate(self, features: Features) -> Optional[Results]:
-        """None in all processes but the first."""
+        """The results on the first process; None on the others."""
         rows = features.all_train()
         if rows is None:
             return None

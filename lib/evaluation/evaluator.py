@@ -42,7 +42,7 @@ class Results:
 
 
 class Protocol(ABC):
-    """An evaluation protocol. Another one is a subclass in a file of its own and a line in `lib.config.registry`.
+    """An evaluation protocol. To add one, write a subclass in a file of its own and a line in `lib.config.registry`.
 
     Attributes:
         name: as `--protocol` names it.
@@ -66,7 +66,7 @@ class Protocol(ABC):
         """
 
     def obstacle(self) -> Optional[str]:
-        """Why this data set cannot be evaluated so, in words that go on `--protocol NAME: `; None if it can."""
+        """Why this data set cannot be evaluated by it, to follow `--protocol NAME: ` in a message; None if it can."""
         return None
 
     @abstractmethod
@@ -181,17 +181,17 @@ class Evaluator:
         return scalars
 
     def due(self, round_number: int, epoch: int) -> list[Protocol]:
-        """Of the other protocols those due after an epoch; none after the run's last, see `evaluate_finished`."""
+        """The other protocols that are due after an epoch; none after the run's last, see `evaluate_finished`."""
         if (round_number + 1, epoch) == (self._rounds, self._epochs):
             return []
         return [protocol for protocol in self.others if protocol.due(epoch, self._epochs)]
 
     def evaluate(self, protocols: Sequence[Protocol], embedder: Embedder) -> Evaluated:
-        """The results of some of the other protocols. Every feature is computed anew, once for all of them."""
+        """The results of some of the other protocols. Every feature is recomputed, once for all of them."""
         return _evaluate(protocols, self._features(embedder, self.space))
 
     def evaluate_finished(self, embedder: Embedder) -> tuple[Evaluated, Features]:
-        """All results for a finished network, and its features of `space`. Every feature is computed anew."""
+        """All results for a finished network, and its features of `space`. Every feature is recomputed."""
         features = self._features(embedder, PLAIN)
         results = _evaluate(self.knn, features)
         if not self.space.is_plain:

@@ -1,4 +1,4 @@
-"""Features of the images of a data set: what a feature is, whitening, and their computation."""
+"""Features of the images of a data set: their definition, whitening and computation."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -39,7 +39,7 @@ class Whitening:
 
     @classmethod
     def fit(cls, rows: Tensor, world: World) -> "Whitening":
-        """From the training rows of all processes.
+        """Fit to the training rows of all processes.
 
         Where there are fewer rows than dimensions, or all rows are equal, the shrinking keeps W finite.
 
@@ -60,7 +60,7 @@ class Whitening:
         return cls(mean.float(), matrix.float())
 
     def to(self, device: torch.device) -> "Whitening":
-        """The same on another device."""
+        """A copy on another device."""
         return Whitening(self.mean.to(device), self.matrix.to(device))
 
     def __call__(self, rows: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class Whitening:
 
 @dataclass(frozen=True, eq=False)
 class FeatureSpace:
-    """What a feature is: of which level of the network, and whitened or not.
+    """The definition of a feature: the level of the network that it comes from, and whether it is whitened.
 
     Attributes:
         level: `embedding`, the network's output of D numbers; or `backbone`, the activations h that the last layer
@@ -92,7 +92,7 @@ class FeatureSpace:
         return f"{self.level}, whitened" if self.whitened else self.level
 
     def is_like(self, other: "FeatureSpace") -> bool:
-        """Whether both are of one level and whitened or not alike, fitted or not."""
+        """Whether both have the same level and the same `whitened`, fitted or not."""
         return (self.level, self.whitened) == (other.level, other.whitened)
 
     def dim(self, network: nn.Module, low_dim: int) -> int:
@@ -145,9 +145,9 @@ def extract(
 
     Args:
         batches: pairs of images (B, 3, S, S) and row numbers (B,), each row once.
-        rows: which rows come, from its start up to its stop: all of a set, or one process's share of it.
+        rows: the rows that `batches` contain: all of a set, or one process's share of it.
         dim: D, numbers of a feature.
-        space: of whose level they are; they are not whitened here.
+        space: the features are of its level; they are not whitened here.
 
     Returns:
         (stop - start, D) float32 on the network's device. The network is left in evaluation mode.

@@ -110,7 +110,7 @@ def weighted_knn(
         sigma: temperature of the vote.
         backend: of the search.
         shard: which rows `database` is; None: all of them.
-        own: (Q,) int64, the row of the database that a query is and that has no vote on it; or None.
+        own: (Q,) int64, each query's own row in the database, which has no vote on it; or None.
     """
     k = min(k, len(database_labels) - (own is not None))
     search, ranks = ExactSearch(database, backend, shard), []
@@ -124,7 +124,7 @@ def weighted_knn(
 
 
 def one_class(pipeline: Pipeline) -> Optional[str]:
-    """Why one class is nothing to evaluate by; None if there are more."""
+    """Why a data set of one class cannot be evaluated; None if there are more."""
     train = pipeline.train
     if train.labels is not None or len(train.classes) != 1:
         return None
@@ -136,12 +136,12 @@ class KNN(Protocol):
 
     Args:
         pipeline: the data set with its labels.
-        world: the processes of the run, each of which brings the features of its share of the images.
+        world: the processes of the run, each of which has the features of its share of the images.
         name: `knn` (weighted vote of `k`) or `nn` (the single nearest decides).
         every: epochs between evaluations.
         k, sigma: of the weighted vote.
         backend: of the search.
-        key: what its numbers are called in metrics.jsonl, before `_top1` and `_top5`.
+        key: the prefix of its results in metrics.jsonl, before `_top1` and `_top5`.
     """
 
     on_bank = True
@@ -168,13 +168,13 @@ class KNN(Protocol):
 
     @classmethod
     def create(cls, name: str, options: Options, pipeline: Pipeline, world: World) -> "KNN":
-        """Leave-one-out where there are no test images."""
+        """Create the classifier, leave-one-out where there are no test images."""
         kind = LeaveOneOutKNN if pipeline.test is None else cls
         search = "auto" if options.knn_backend == "ivf" else options.knn_backend  # accuracies are exact in any case
         return kind(pipeline, world, name, options.eval_freq, options.knn_k, options.sigma, search)
 
     def with_key(self, key: str) -> "KNN":
-        """The same whose numbers have another name in metrics.jsonl."""
+        """A copy whose results have another prefix in metrics.jsonl."""
         other = copy.copy(self)
         other.key = key
         return other
@@ -185,7 +185,7 @@ class KNN(Protocol):
         return one_class(self.pipeline) or f"{self.pipeline.name} has no labelled test images to judge by"
 
     def evaluate(self, features: Features) -> Optional[Results]:
-        """None if the data set has no labels to evaluate by."""
+        """The accuracies; None if the data set has no labels."""
         if self.obstacle() is not None:
             return None
         accuracy = self.accuracy(features)
@@ -193,7 +193,7 @@ class KNN(Protocol):
         return Results(scalars, f"{accuracy}{self.note}")
 
     def accuracy(self, features: Features) -> Accuracy:
-        """The vote on every test image against its label."""
+        """The accuracy on the test images."""
         train, test = self.pipeline.train, given(self.pipeline.test)
         queries = features.all_test
         device = queries.device
@@ -213,8 +213,8 @@ class KNN(Protocol):
 class LeaveOneOutKNN(KNN):
     """As `KNN`, for training images of which some or all have labels and that have no test images beside them.
 
-    Labels play no part in the training, so the images were not learnt with the answer; but they were learnt from, and
-    another picture of the same moment may be among the others. Images without a label are neither queries nor vote.
+    Training uses no labels, so the network has not learnt the answers. It has learnt from these images, however, and
+    a picture of the same moment may be among the neighbours. Images without a label are neither queries nor neighbours.
     """
 
     title, note = "leave-one-out kNN", " (leave-one-out)"
@@ -227,7 +227,7 @@ class LeaveOneOutKNN(KNN):
         return one_class(self.pipeline) or nothing
 
     def accuracy(self, features: Features) -> Accuracy:
-        """The vote of all other labelled training images on each sampled one."""
+        """The accuracy on sampled training images, each classified by all other labelled ones."""
         rows, train = features.train, self.pipeline.train  # (n, D), of this process
         everything, labelled = Shard(self.world, len(train)), self._labelled()
         shard = Shard.part_of(everything, labelled)

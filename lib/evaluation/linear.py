@@ -29,7 +29,7 @@ MOST_VALUES = 10_000
 HELD_OUT = 0.1
 """Share of the training images that the penalty is chosen on."""
 PENALTIES = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
-"""Tried from the strongest on; each starts from the classifier of the one before."""
+"""L2 penalties, tried from the strongest on; each fit starts from the classifier of the one before."""
 PATIENCE = 2
 """Penalties in a row without a better accuracy after which weaker ones are not tried."""
 STEPS = 100
@@ -38,18 +38,18 @@ TOGETHER = 2 * 2**30
 """Bytes of features up to which several stages are computed in one pass; above, each pass is for one stage."""
 
 BLOCK_ELEMENTS = 2**24
-"""Numbers in a block of rows, or in its scores, that are looked at together."""
+"""Numbers in a block of rows, or in its scores, that are processed together."""
 
 Stages = Callable[[Tensor], dict[str, Tensor]]
 
-_SLICE = 4096  # rows that are looked at together where there is no need for all
+_SLICE = 4096  # rows that are processed together where not all are needed
 
 log = logging.getLogger(LOGGER)
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """The classifier of one stage: how many values it sees, what was chosen, and how well it does."""
+    """The result of one stage: values of an image, the chosen penalty, accuracies, and the seconds it took."""
 
     stage: str
     values: int
@@ -79,7 +79,7 @@ def pooled(maps: Tensor, most: int) -> Tensor:
 
 @torch.no_grad()
 def pooled_widths(outputs: Stages, images: Tensor, most: int) -> dict[str, int]:
-    """d of every stage, in the order of the network, by a look at some images (B, 3, S, S)."""
+    """d of every stage, in the order of the network, found with some images (B, 3, S, S)."""
     return {stage: pooled(maps, most).shape[1] for stage, maps in outputs(images).items()}
 
 
@@ -98,7 +98,7 @@ def stage_rows(
     Args:
         outputs: images (B, 3, S, S) to the activations of every stage.
         batches: pairs of images and row numbers (B,), each row of `rows` once.
-        rows: which rows come.
+        rows: the rows that `batches` contain.
         widths: d of every stage.
         most: values of an image and stage.
         device: where the rows are kept.
@@ -151,7 +151,7 @@ def fit(
     """Minimises the mean cross-entropy + penalty / 2 ||weights||^2; the bias is free.
 
     scikit-learn's LogisticRegression(C = 1 / (n penalty)) minimises the same. A function of its arguments: nothing is
-    random in it. With several processes each brings its rows, and all take the same steps.
+    random in it. With several processes each has its rows, and all take the same steps.
 
     Args:
         rows: (n, d) float32, on `world.device` or on the CPU, from where it goes there in blocks.
@@ -253,7 +253,7 @@ class Linear(Protocol):
         return None
 
     def evaluate(self, features: Features) -> Results:
-        """Every process gets the results."""
+        """The results, on every process."""
         results = self.results(features)
         scalars: dict[str, Optional[float]] = {}
         for result in results:
@@ -328,7 +328,7 @@ class Linear(Protocol):
 
 
 def _place(size: int, device: torch.device) -> torch.device:
-    """Where so many bytes are kept: on a GPU that has twice as many free, else in main memory."""
+    """The device that keeps so many bytes: a GPU that has twice as many free, else the CPU."""
     if device.type == "cuda" and 2 * size > torch.cuda.mem_get_info(device)[0]:
         return torch.device("cpu")
     return device
@@ -346,7 +346,7 @@ def _check_memory(size: int, stages: list[str], images: str) -> None:
 def _moments(rows: Tensor, world: World) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (d,) of each value over the rows of all processes; 1 where nothing varies.
 
-    Twice over the rows, a slice at a time: a float64 copy of them all would not fit.
+    Two passes over the rows, a slice at a time: a float64 copy of all rows would not fit.
     """
     count = sum(world.counts(len(rows)))
 

@@ -1,4 +1,4 @@
-"""A finished network with what it takes to use it: preprocessing, and the features of the training images."""
+"""A finished network for inference, with its preprocessing and the features of its training images."""
 
 import io
 import logging
@@ -49,7 +49,7 @@ _SHRINKING = (
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From a picture to what the network sees: no randomness.
+    """The deterministic transform of a picture into the network's input.
 
     Attributes:
         size: side of the square, in pixels.
@@ -69,7 +69,7 @@ class Preprocessing:
     def of(
         cls, size: int, resize: Optional[int], statistics: Statistics, shrink: Optional[int] = None
     ) -> "Preprocessing":
-        """With the options' `resize`, which may be None for `size`."""
+        """Create it from the options' `resize`, where None means `size`."""
         return cls(size, resize or size, *statistics, shrink)
 
     def __call__(self, picture: Source) -> Tensor:
@@ -82,17 +82,17 @@ class Preprocessing:
 
     @property
     def at_least(self) -> Optional[int]:
-        """Pixels of each side that are enough of a large file; None: all."""
+        """Smallest side, in pixels, to which a large file may be decoded; None: its full size."""
         return None if self.shrink is None else OVERSIZE * self.shrink
 
     def transform(self, image: Image.Image) -> Tensor:
-        """The same for what `read_rgb` gives."""
+        """Transform a decoded image, as `read_rgb` returns it."""
         if self.shrink is not None:
             image = middle_square(image, self.shrink)
         return transforms.test_transform(self.size, self.resize, self.means, self.stds)(image)
 
     def steps(self) -> list[str]:
-        """The same in words."""
+        """The steps in words."""
         return [
             "read as RGB, 8 bits a channel, upright (EXIF orientation applied), transparent parts on white",
             *self._shrinking(),
@@ -242,9 +242,9 @@ def _holds_several(images: object) -> bool:
 
 
 def pictures_in(folder: Union[str, os.PathLike]) -> list[str]:
-    """The paths of all image files in a folder, at any depth, sorted; hidden ones are passed over.
+    """The paths of all image files in a folder, at any depth, sorted; hidden ones are skipped.
 
-    What else is passed over is counted in warnings of the logger `and`.
+    Warnings of the logger `and` count other skipped files.
 
     Raises:
         UserError: there is no such folder, it cannot be read, or holds no picture.
@@ -276,7 +276,7 @@ def open_model(
         whiten: as --whiten, likewise.
 
     Raises:
-        UserError: there is no such thing, it is damaged, or there is no such device; or the whitening that is wanted is
+        UserError: the path or the device does not exist, the file is damaged, or the whitening that is asked for is
             not kept with it.
     """
     path = Path(path).expanduser()
@@ -329,8 +329,8 @@ def _model(
 
 
 def _exported(description: Path) -> tuple[FeatureSpace, Known]:
-    """What the features of an export are; and, fitted, with those of the training images, which come first in
-    features.npy and may not have been passed on."""
+    """The feature space of an export; and the fitted space with the features of the training images, the first rows of
+    features.npy, if the folder has that file."""
     features, whitening = description.with_name(FEATURES), description.with_name(WHITENING)
     try:
         told = weights_file.description_of(description)
@@ -353,13 +353,13 @@ def training_paths(
 ) -> tuple[Optional[Sequence[str]], str]:
     """The paths of the training images in the order of the bank, or None; and a line for the log.
 
-    The data set is looked for where the options say. It is taken only if it is the one of the checkpoint.
+    The options say where the data set is. It is used only if it is the one of the checkpoint.
     """
     if fingerprint is None:
         return None, "named by their rows: the file does not say which images they are"
     try:
         split = datasets.load(options.dataset, options.data_root, False)
-        # names are all that is wanted: nothing is decoded, no batch will be asked for
+        # only names are needed: nothing is decoded and no batch is loaded
         pipeline = Pipeline(split, replace(options, augment_on="workers", shrink=None), torch.device("cpu"))
     except UserError as error:
         return None, f"named by their rows, since the data set is not at hand ({error})"

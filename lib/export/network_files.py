@@ -1,4 +1,4 @@
-"""The network as files for others: weights, how to feed them, and ONNX."""
+"""Exports the network as files: weights, their description, and ONNX."""
 
 import copy
 import importlib.util
@@ -23,7 +23,7 @@ from lib.session import provenance
 
 FORMAT = 1
 INPUT, OUTPUT = "images", "features"
-"""Names of what the file takes, (B, 3, S, S) float32, and gives, (B, D) float32."""
+"""Names of the ONNX file's input, (B, 3, S, S) float32, and of its output, (B, D) float32."""
 
 TOLERANCE = 1e-4
 """Largest difference between a feature by onnxruntime and by PyTorch; both compute in float32."""
@@ -48,8 +48,8 @@ def write_network(
     Args:
         network: whose weights are written.
         options: those that describe it.
-        preprocessing: what its images go through.
-        about: where it comes from, plain data.
+        preprocessing: of its images.
+        about: its provenance, plain data.
         space: what a feature is, fitted.
 
     Returns:
@@ -114,7 +114,7 @@ def _description(
 
 
 def write_onnx(network: nn.Module, size: int, path: Path) -> str:
-    """Write the network, if the packages for it are installed, and try it if onnxruntime is.
+    """Write the network as ONNX if the packages for it are installed, and check the file if onnxruntime is.
 
     Args:
         network: on the CPU, with plain batch norms, in evaluation mode.

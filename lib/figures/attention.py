@@ -19,7 +19,7 @@ with importing_matplotlib():
     import matplotlib
 
 SMALLEST_MAP = 4
-"""Rows that the maps of the stage must have; later stages of small images say where only roughly."""
+"""The fewest rows of the maps of a stage that is used; smaller maps show positions only roughly."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Attention:
 
     Attributes:
         stage: whose activations were weighted.
-        maps: (B, h, w) float32, at least 0, the largest of each image 1 (or all 0 where nothing speaks for the
-            similarity).
+        maps: (B, h, w) float32, at least 0, the largest of each image 1 (or all 0 where nothing contributes to
+            the similarity).
     """
 
     stage: str

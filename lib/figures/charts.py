@@ -47,7 +47,7 @@ CSS_NAMES = {
     BAD: "var(--bad)",
     **{stand_in: f"var(--series-{number})" for number, stand_in in enumerate(SERIES)},
 }
-"""What stands in the page for each."""
+"""The page's colour for each stand-in."""
 
 # text stays text, and the same figure gives the same ids
 _SETTINGS: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "and"}
@@ -81,7 +81,7 @@ class Curve:
 
     @property
     def points(self) -> list[tuple[float, float]]:
-        """Where there is something."""
+        """The points that have a value."""
         return [(x, y) for x, y in zip(self.x, self.y) if y is not None]
 
 

@@ -1,4 +1,4 @@
-"""Thumbnails of training images, and anchors beside their neighbours as one picture."""
+"""Thumbnails of training images, and grids of anchors with their neighbours."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -38,7 +38,7 @@ _STARTS = {
     "test_images": "test images",
     "skipped_images": "images left out",
 }
-"""What starts.jsonl says that may differ, beside the options."""
+"""Entries of starts.jsonl that are compared, beside the options."""
 
 
 class Contrast:
@@ -65,7 +65,7 @@ class Contrast:
 
     @property
     def notes(self) -> list[str]:
-        """What must be known to read the figures."""
+        """Notes that a reader of the figures needs."""
         notes = []
         for figures, options in (("accuracies", _MEASURE), ("losses", _LOSS)):
             differing = [name for name in options if len({_shown(record, name) for record in self.records}) > 1]
@@ -96,7 +96,7 @@ class Contrast:
         }
 
     def differences(self) -> Table:
-        """A row for each option or circumstance in which not all agree."""
+        """A row for each option or entry of starts.jsonl that differs."""
         body = []
         names = [option.name for option in OPTIONS if option.kept]
         names += sorted({name for record in self.records for name in record.options} - set(names))
@@ -113,7 +113,7 @@ class Contrast:
         return ["", *self.letters], body
 
     def results(self) -> Table:
-        """The figures that each has come to, a row for each figure."""
+        """The results of each session, a row for each figure."""
         body = [
             ["epochs completed", *(f"{len(record.epochs):,}" for record in self.records)],
             ["top-1, last", *(_percent(record.latest("knn_top1")) for record in self.records)],
@@ -142,7 +142,7 @@ class Contrast:
         ]
 
     def by_round(self) -> dict[str, Table]:
-        """A table for each figure that a round comes to."""
+        """A table for each result of a round."""
         figures = {
             "top-1 at the end of each round": lambda entry: _percent(entry.knn_last),
             "consistent pairs in each round": lambda entry: _percent(entry.consistency),
@@ -179,7 +179,7 @@ def _shown(record: SessionRecord, name: str) -> str:
 
 
 def _started(record: SessionRecord, key: str) -> Any:
-    """What the last start said; None for a session of an older version."""
+    """The value in the last line of starts.jsonl; None for a session of an older version."""
     return record.starts[-1].get(key) if record.starts else None
 
 
@@ -219,7 +219,7 @@ def _number(value: Any) -> str:
 
 
 def text_plot(curves: Sequence[Sequence[tuple[float, float]]], percent: bool) -> str:
-    """A plot of characters: the first curve in `A`, the next in `B`; `*` where several meet. Empty without points.
+    """A plot of characters: the first curve in `A`, the next in `B`; `*` where several overlap. Empty without points.
 
     Args:
         curves: their (x, y).
@@ -260,7 +260,7 @@ def compare(sessions: Sequence[str], page: Optional[str], folder: str) -> None:
         folder: the folder of sessions.
 
     Raises:
-        UserError: one of them is no session, or the page's place is taken or cannot be written.
+        UserError: one of them is no session, or the page's path is taken or cannot be written.
     """
     contrast = Contrast([SessionRecord.read(Path(session), "--compare") for session in sessions])
     path, instead = _place(contrast, page, folder)
@@ -268,7 +268,7 @@ def compare(sessions: Sequence[str], page: Optional[str], folder: str) -> None:
         raise UserError("--compare-html: a page needs the package jinja2; pip install jinja2")
     try:
         print(in_words(contrast))
-    finally:  # also where nobody reads the words
+    finally:  # also if standard output is closed
         if has("jinja2"):
             _write(contrast, path)
     if has("jinja2"):
@@ -312,7 +312,7 @@ def _place(contrast: Contrast, page: Optional[str], folder: str) -> tuple[Path, 
 
 
 def in_words(contrast: Contrast) -> str:
-    """For the terminal."""
+    """The comparison as text for the terminal."""
     from prettytable import PrettyTable
 
     parts = [f"{letter}  {label}: {record.progress}" for letter, label, record in contrast.rows()]
@@ -336,7 +336,7 @@ def in_words(contrast: Contrast) -> str:
 
 
 def as_page(contrast: Contrast) -> str:
-    """The text of the page."""
+    """The comparison as HTML."""
     from lib.figures.charts import CSS_NAMES, dash, series
     from lib.report.template import render
 

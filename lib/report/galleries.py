@@ -47,7 +47,7 @@ class Certainty:
 
     @classmethod
     def measured(cls, found: Neighbourhoods, features: Tensor, temperature: float, seed: int) -> "Certainty":
-        """Those of the round; or, in a round without, those of a sample of the features."""
+        """The entropies of the round; in a round without any, those of a sample of the features."""
         if len(found.anchor_indexes) > 0:
             return cls(torch.arange(len(found.entropy)), found.entropy, True, True)
         count = max(256, LOGITS // len(features))
@@ -119,7 +119,7 @@ def _anchor(row: int, entropy: float, others: Sequence[int], pictures: Pictures)
 
 
 def _thirds(count: int) -> list[tuple[str, slice]]:
-    """Where the lowest, middle and highest of `count` ordered ones stand; none stands in two groups."""
+    """The slices of the lowest, middle and highest of `count` ordered items, without overlap."""
     size = min(GROUP, count // 3)
     if size == 0:
         return [("All", slice(0, count))]
@@ -178,7 +178,7 @@ class ContactSheets:
     Attributes:
         shown: the largest ones.
         count: how many there are.
-        why: how the number came about, in words.
+        why: how the number was chosen, in words.
         images: how many were clustered.
         assignments: (images,) int64, the cluster of each, from 0.
     """

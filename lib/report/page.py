@@ -31,7 +31,7 @@ from lib.session.records import SessionRecord, result_text, result_words
 WATCHED = 6
 """Images whose attention is followed over the rounds."""
 ROUNDS_WATCHED = 5
-"""Rounds in which it is: the first, the last, and some between them."""
+"""Rounds in which the attention is shown: the first, the last, and some between them."""
 ON_THE_MAP = 600
 """Images that the map shows, a random sample fixed by the seed."""
 EPOCH_ROWS = 1000
@@ -39,7 +39,7 @@ EPOCH_ROWS = 1000
 
 
 def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept: dict[Any, RoundView]) -> str:
-    """The page.
+    """The HTML of the page.
 
     Args:
         pictures: of the training images of the session.
@@ -120,7 +120,7 @@ def _kept_features(record: SessionRecord, file: Path, saved: dict[str, Any]) -> 
 
 
 def _other_counts(record: SessionRecord, count: int) -> list[tuple[str, int]]:
-    """What else counted the clusters and came to another number: in words, and the number."""
+    """Other counts of the clusters that differ from `count`: their source in words, and the number."""
     sizes = record.latest("clusters")
     counts = [
         ("the memory bank after the last finished round", len(sizes) if isinstance(sizes, list) else None),
@@ -137,7 +137,7 @@ def _views(
     watched: Sequence[int],
     kept: dict[Any, RoundView],
 ) -> list[RoundView]:
-    """Of every round that left a checkpoint, in order."""
+    """The view of every round that has a checkpoint, in order."""
     views = []
     for number, path in files.items():
         status = path.stat()
@@ -150,7 +150,7 @@ def _views(
 
 
 def _spread(count: int, wanted: int) -> list[int]:
-    """The first, the last and some between of `count` places."""
+    """The first, the last and some between of `count` indices."""
     return sorted(set(np.linspace(0, count - 1, min(count, wanted)).round().astype(int).tolist()))
 
 

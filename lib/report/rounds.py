@@ -48,7 +48,7 @@ class RoundView:
 
 
 def view(saved: dict[str, Any], images: ImageSet, watched: Sequence[int]) -> RoundView:
-    """From a checkpoint.
+    """The view of the round of a checkpoint.
 
     Args:
         images: the training images.
@@ -107,7 +107,7 @@ def _looks(
     """The stage, and a picture for each watched image: what makes it similar to its nearest other row of the bank."""
     options, data = saved["options"], saved["dataset"]
     size = options["size"]
-    with torch.random.fork_rng(devices=[]):  # a network is born random; the run must not notice
+    with torch.random.fork_rng(devices=[]):  # building a network draws random numbers, which must not change the run
         network = models.build(options["network"], options["low_dim"], options["stem"], size)
     network.load_state_dict(saved["net"])
     steps = test_transform(size, options["resize"] or size, data["means"], data["stds"]).transforms
@@ -165,7 +165,7 @@ class Quality:
 
 
 def quality(record: SessionRecord, views: Sequence[RoundView], pictures: Pictures) -> Quality:
-    """From metrics.jsonl, and from what the checkpoints of the rounds hold beside."""
+    """Compute it from metrics.jsonl and the checkpoints of the rounds."""
     of_all = any(entry.latest("neighbour_cosine") is not None for entry in record.rounds)
     by_number = {each.number: each for each in views}
     rounds = []
@@ -225,7 +225,7 @@ def _bars(counted: Sequence[tuple[RoundQuality, int, int]]) -> Optional[Markup]:
 
 
 def _charts(rounds: Sequence[RoundQuality]) -> list[tuple[str, Markup]]:
-    """Charts with at least two points; a single one stands in the table."""
+    """The charts that have at least two points; the table shows a single one."""
     charts = []
     for key, caption, up in (
         ("kept", "Neighbours kept from the round before", "share kept"),
