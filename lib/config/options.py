@@ -245,9 +245,9 @@ class Options:
     # evaluation
     protocol: tuple[str, ...] = _evaluation(
         ("knn",),
-        "how features are evaluated. knn: the nearest training images vote on the class of a test image; nn: the nearest "
-        "one decides; linear: a linear classifier on the frozen activations of each stage; cluster: k-means on the "
-        "training images, without labels or against them",
+        "how features are evaluated. knn: the nearest training images vote on the class of a test image; nn: the "
+        "nearest one decides; linear: a linear classifier on the frozen activations of each stage; cluster: k-means on "
+        "the training images, without labels or against them",
         choices=tuple(PROTOCOLS),
     )
     knn_k: int = _evaluation(200, "knn: nearest training images that vote (K)", "images", bounds=_at_least(1))
@@ -275,8 +275,8 @@ class Options:
     features: str = _evaluation(
         "embedding",
         "what the finished network's features are in clusters, --export, --embed and the report. embedding: its "
-        "output; backbone: what its last layer takes (512 numbers of a resnet18). kNN evaluates the output in any case, "
-        "and other features beside it",
+        "output; backbone: what its last layer takes (512 numbers of a resnet18). kNN evaluates the output in any "
+        "case, and other features beside it",
         choices=("embedding", "backbone"),
     )
     whiten: bool = _evaluation(
