@@ -161,7 +161,7 @@ def check_together(options: Options) -> None:
     _check_use(options)
     if options.session is not None and options.resume is not None and not options.restart:
         raise UserError(
-            "--session names a new session and --resume goes on in an old one; add --restart to take the state along"
+            "--session names a new session and --resume continues an old one; add --restart to take the state along"
         )
 
 

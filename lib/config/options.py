@@ -245,9 +245,9 @@ class Options:
     # evaluation
     protocol: tuple[str, ...] = _evaluation(
         ("knn",),
-        "how features are judged. knn: the nearest training images vote on the class of a test image; nn: the nearest "
-        "one decides; linear: a linear classifier on the frozen activations of each stage; cluster: k-means on the "
-        "training images, without labels or against them",
+        "how features are evaluated. knn: the nearest training images vote on the class of a test image; nn: the "
+        "nearest one decides; linear: a linear classifier on the frozen activations of each stage; cluster: k-means on "
+        "the training images, without labels or against them",
         choices=tuple(PROTOCOLS),
     )
     knn_k: int = _evaluation(200, "knn: nearest training images that vote (K)", "images", bounds=_at_least(1))
@@ -275,8 +275,8 @@ class Options:
     features: str = _evaluation(
         "embedding",
         "what the finished network's features are in clusters, --export, --embed and the report. embedding: its "
-        "output; backbone: what its last layer takes (512 numbers of a resnet18). kNN judges the output in any case, "
-        "and other features beside it",
+        "output; backbone: what its last layer takes (512 numbers of a resnet18). kNN evaluates the output in any "
+        "case, and other features beside it",
         choices=("embedding", "backbone"),
     )
     whiten: bool = _evaluation(
@@ -323,9 +323,11 @@ class Options:
     )
     seed: int = _session(0, "seed of everything random", bounds=Bounds(low=0, high=2**32, high_open=True))
     resume: Optional[str] = _session(
-        None, "go on from a checkpoint file, from a session folder, or from the `last` session", kept=False, path=True
+        None, "resume a checkpoint file, a session folder, or the `last` session", kept=False, path=True
     )
-    restart: bool = _session(False, "with --resume: go on in a new session and leave the old one as it is", kept=False)
+    restart: bool = _session(
+        False, "with --resume: continue in a new session and leave the old one as it is", kept=False
+    )
     save_every: Optional[str] = _session(
         "30min",
         "how often to save within an epoch too: after so many steps, or after a time; null: after epochs only",

@@ -13,7 +13,7 @@ Anchor neighbourhood discovery: learn image features without labels.
 
 usage:
   python3 main.py --cfgs configs/base.yaml configs/cifar10.yaml   train
-  python3 main.py --resume sessions/NAME [--test-only]            go on; test
+  python3 main.py --resume sessions/NAME [--test-only]            resume; test
 
 Options can stand in a config file too, as batch_size: 128. The command line
 wins over config files, later files over earlier ones, all over a checkpoint.

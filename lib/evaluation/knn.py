@@ -182,7 +182,7 @@ class KNN(Protocol):
     def obstacle(self) -> Optional[str]:
         if self.pipeline.labelled_test:
             return None
-        return one_class(self.pipeline) or f"{self.pipeline.name} has no labelled test images to judge by"
+        return one_class(self.pipeline) or f"{self.pipeline.name} has no labelled test images to evaluate on"
 
     def evaluate(self, features: Features) -> Optional[Results]:
         """The accuracies; None if the data set has no labels."""

@@ -247,9 +247,9 @@ class Linear(Protocol):
             nothing = f"the training images of {self.pipeline.name} have no labels to learn from"
             return one_class(self.pipeline) or nothing
         if self.pipeline.test is None:
-            return f"{self.pipeline.name} has no test images to judge by"
+            return f"{self.pipeline.name} has no test images to evaluate on"
         if self.pipeline.test.labels is None:
-            return f"the test images of {self.pipeline.name} have no labels to judge by"
+            return f"the test images of {self.pipeline.name} have no labels to evaluate on"
         return None
 
     def evaluate(self, features: Features) -> Results:

@@ -200,7 +200,7 @@ def test_a_run_that_is_stopped_has_a_report_of_its_rounds(tmp_path, monkeypatch,
     monkeypatch.setattr(Trainer, "_start_round", stop_at_1)
     assert main.main([*SMALL, "--sess-dir", str(tmp_path), "--session", "s"]) == 130
     page = check_rules((tmp_path / "s" / "report.html").read_text(encoding="utf-8"))
-    assert "round 0 of 0 to 2, 2 of its 2 epochs completed. The run was going on, or was stopped" in page.text
+    assert "round 0 of 0 to 2, 2 of its 2 epochs completed. The run was unfinished when" in page.text
     assert "Round 0 has no anchors" in page.text
     assert len(page.tables["rounds"]) == 2
     assert sorted(path.name for path in (tmp_path / "s").glob("report*")) == ["report.html"]
@@ -219,7 +219,7 @@ def test_a_run_that_is_stopped_in_its_first_round_has_a_report(tmp_path, monkeyp
     monkeypatch.setattr(Trainer, "_train_epoch", stop_in_the_second)
     assert main.main([*SMALL, "--sess-dir", str(tmp_path), "--session", "s"]) == 130
     page = check_rules((tmp_path / "s" / "report.html").read_text(encoding="utf-8"))
-    assert "round 0 of 0 to 2, 1 of its 2 epochs completed. The run was going on, or was stopped" in page.text
+    assert "round 0 of 0 to 2, 1 of its 2 epochs completed. The run was unfinished when" in page.text
 
 
 def test_a_resumed_run_has_the_report_of_one_that_was_not_stopped(session, text, tmp_path, capsys):
