@@ -52,7 +52,7 @@ class Paths(Sequence[str]):
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """N images.
+    """N images, in memory or as files, with their labels if there are any.
 
     Attributes:
         source: the pixels, (N, H, W, 3) uint8, or the paths of N files, which are kept as `Paths`.
@@ -154,7 +154,7 @@ class Split:
         name: as `--dataset` names it.
         train: the training images.
         test: the test images; None for a folder without any.
-        notes: findings for the log, a line each.
+        notes: lines for the log.
     """
 
     name: str
@@ -181,7 +181,7 @@ def limit(image_set: ImageSet, count: int, seed: int) -> ImageSet:
 
 @dataclass(frozen=True)
 class Replaced:
-    """Files of the same names as before that hold something else.
+    """Files whose names are unchanged and whose contents differ from before.
 
     Attributes:
         paths: of those found.
@@ -193,7 +193,7 @@ class Replaced:
 
     @property
     def are_others(self) -> bool:
-        """Whether these are other pictures, not the same ones of which some were edited."""
+        """Whether the files hold other pictures, not the same ones of which some were edited."""
         return 2 * len(self.paths) > self.compared
 
     def __str__(self) -> str:

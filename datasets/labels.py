@@ -127,7 +127,7 @@ class _Pictures:
 
 
 def _entries(table: str, pictures: _Pictures) -> Iterator[tuple[int, str, str]]:
-    """(line, path, label) of each line that says something."""
+    """Yields (line, path, label) of each line that has an entry."""
     try:
         # utf-8-sig: spreadsheets write a byte-order mark in front
         # surrogateescape: names of files may hold bytes that are no UTF-8, and --export writes them so
@@ -155,12 +155,12 @@ def _entries(table: str, pictures: _Pictures) -> Iterator[tuple[int, str, str]]:
 
 
 def _may_be_pipe(path: str) -> bool:
-    """Whether its text may have been there once: a session remembers the name that a shell gave to <(...)."""
+    """Whether a path may be that of a pipe that is gone: a session keeps the name that a shell gave to <(...)."""
     return path.startswith(("/dev/", "/proc/"))
 
 
 def _names_separator(cells: list[str]) -> bool:
-    """Whether this is Excel's line about a table, such as `sep=;`."""
+    """Whether these cells are Excel's line that names the separator, such as `sep=;`."""
     return cells[0].strip().lower().startswith("sep=") and not any(map(str.strip, cells[1:]))
 
 
@@ -168,9 +168,9 @@ _Dialect = tuple[str, bool]  # what separates cells; whether spaces before a quo
 
 
 def _dialect(text: str, pictures: _Pictures) -> _Dialect:
-    """How the cells of a table are written: so that the first of most lines is a picture.
+    """The dialect of a table: the one in which the first cell names a picture in the most lines.
 
-    A name may hold a comma and a label a semicolon, so that the first line alone does not tell.
+    A name may hold a comma and a label a semicolon, so the first line alone does not determine it.
     """
     first = text.partition("\n")[0]
     marks = sorted(",;\t", key=lambda mark: mark not in first)
@@ -179,7 +179,7 @@ def _dialect(text: str, pictures: _Pictures) -> _Dialect:
 
 
 def _fitting(text: str, dialect: _Dialect, pictures: _Pictures) -> tuple[int, int]:
-    """Of the first lines how many name a picture and a label, and how many have two cells."""
+    """How many of the first lines name a picture and a label, and how many have two cells."""
     try:
         cells = [cells for cells in islice(_reader(text, dialect), _LOOKED_AT) if len(cells) == 2]
     except csv.Error:

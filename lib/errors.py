@@ -1,4 +1,4 @@
-"""The ways a run ends early, each of which reaches the user as one line on standard error; and names in such lines."""
+"""The errors that end a run, each printed as one line on standard error; and the formatting of names in such lines."""
 
 import difflib
 import sys
@@ -8,7 +8,7 @@ from typing import Optional, TypeVar
 
 
 def one_line(text: object) -> str:
-    """A text without line breaks and other things a terminal would act upon: names of files may hold anything."""
+    """A text without line breaks and control characters: names of files may hold any."""
     return "".join(part if part.isprintable() else repr(part)[1:-1] for part in str(text))
 
 
@@ -26,7 +26,7 @@ def given(value: Optional[T]) -> T:
 
 
 class UserError(Exception):
-    """Something the user can mend: an option, a path, a data set. Exit status 2.
+    """An error that the user can correct: an option, a path, a data set. Exit status 2.
 
     The message says what is wrong, where it was found, and what to do, in one line.
     """
@@ -45,7 +45,7 @@ class Interrupted(Exception):
 
     Args:
         number: of the signal.
-        message: where the run stopped and how to go on, in one line.
+        message: where the run stopped and how to resume it, in one line.
         by_all: whether all processes of the run have agreed on it, and each raises it.
     """
 
@@ -60,7 +60,7 @@ class PeerFailure(RunError):
 
 
 def hint(name: str, known: Iterable[str]) -> str:
-    """How an error about an unknown name goes on: the nearest known name, or where all of them are listed."""
+    """The end of a message about an unknown name: the nearest known name, or where all of them are listed."""
     # batch-size, BatchSize and --batchsize differ from batch_size in nothing that counts
     plain = {_plain(candidate): candidate for candidate in known}
     near = difflib.get_close_matches(_plain(name), plain, n=1)
@@ -84,7 +84,7 @@ def exit_status(error: Exception) -> int:
 
 
 def error_text(error: Exception) -> str:
-    """What the user reads of an error. An unforeseen one says so."""
+    """The text of an error for the user; that of an unforeseen one says that it is unforeseen."""
     if isinstance(error, (UserError, RunError)):
         return str(error)
     if isinstance(error, OSError) and error.strerror:

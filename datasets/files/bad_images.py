@@ -61,7 +61,7 @@ def readable_images(
     share: Share = WHOLE,
     gather: Optional[Gather] = None,
 ) -> tuple[ImageSet, tuple[str, ...]]:
-    """The same for one set of images; `kind` names them in messages.
+    """`without_bad_images` for one set of images; `kind` names them in messages.
 
     Raises:
         UserError: no image is left.
@@ -84,7 +84,7 @@ def readable_images(
                     reasons[row] = reason
                 if progress is not None:
                     progress.advance()
-    finally:  # a check that was stopped resumes there
+    finally:  # the next run resumes a check that was stopped
         checked.remember(good)
     if gather is not None:
         reasons = _of_all(reasons, gather)
@@ -106,12 +106,12 @@ def _of_all(reasons: dict[int, str], gather: Gather) -> dict[int, str]:
 
 
 def _verdicts(paths: Sequence[str], rows: Sequence[int], workers_num: int) -> Generator[Optional[str], None, None]:
-    """For each row why its file is bad, or None; in the order of `rows`."""
+    """Yields the reason why a file is bad, or None, for each row in the order of `rows`."""
     return map_in_workers(_reason, _Chosen(paths, rows), workers_num, "--skip-bad-images")
 
 
 class _Chosen(Sequence[str]):
-    """Some of many paths, taken out when they are asked for."""
+    """Some of many paths, selected on access."""
 
     def __init__(self, paths: Sequence[str], rows: Sequence[int]):
         self._paths, self._rows = paths, rows
@@ -132,7 +132,7 @@ class _Chosen(Sequence[str]):
 
 
 def _reason(path: str) -> Optional[str]:
-    """Why a file is no image that can be decoded to its end, or None."""
+    """The reason why a file cannot be decoded to its end as an image, or None."""
     try:
         read_rgb(path)
     except UserError as error:

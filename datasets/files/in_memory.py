@@ -60,7 +60,7 @@ def _small_size(path: str) -> Optional[tuple[int, int]]:
     try:
         with Image.open(path) as file:
             return file.size if max(file.size) <= LARGEST_SIDE else None
-    except Exception:  # reading it in earnest will name what is wrong
+    except Exception:  # decoding the whole file later reports what is wrong
         return None
 
 
@@ -163,7 +163,7 @@ def _check_memory(count: int, side: int) -> None:
 
 
 class _Cache:
-    """Squares by the keys of their files. A damaged or foreign cache is ignored."""
+    """A cache on disk of squares by the keys of their files. A damaged or foreign file is ignored."""
 
     def __init__(self, paths: Sequence[str], side: int):
         self._files = cache.cache_files(cache.common_folder(paths), f"shrunk-{side}", "npz")
@@ -185,7 +185,7 @@ class _Cache:
         return pixels, done
 
     def write(self, pixels: np.ndarray, done: np.ndarray) -> None:
-        """Keep what is there. Where nothing can be written it will be read again next time."""
+        """Store the squares that are done. Where nothing can be written, the next run reads the files again."""
 
         def content(file: BinaryIO) -> None:
             np.savez(file, keys=self._keys[done], pixels=pixels if done.all() else pixels[done])

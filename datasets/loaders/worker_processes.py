@@ -34,7 +34,7 @@ _TORCH_SAYS = "DataLoader worker"  # how its messages about dead workers begin, 
 ON_LINUX = sys.platform.startswith("linux")
 
 _FILES_OF_A_WORKER = 4
-"""Open files that a worker takes in its parent: both ends of the pipe of its keys, and two that tell of its end."""
+"""Open files that a worker takes in its parent: both ends of the pipe of its keys, and two that report its exit."""
 
 _FILES_OF_A_RUN = 24
 """Open files that are left for all else: checkpoints, logs, fonts of the report, another loader's result pipe."""
@@ -94,7 +94,7 @@ def affordable_workers(wanted: int) -> int:
         return wanted
     try:
         others = len(os.listdir("/dev/fd")) + _FILES_OF_A_RUN
-    except OSError:  # nothing tells how many are open
+    except OSError:  # the number of open files is unknown
         return wanted
     needed = others + wanted * _FILES_OF_A_WORKER
     if soft < needed:
@@ -117,7 +117,7 @@ def start_workers(loader: DataLoader) -> Iterator[Any]:
         except OSError as error:
             reason = _reason(error)
         except RuntimeError as error:
-            if "start new thread" not in str(error):  # Python's words
+            if "start new thread" not in str(error):  # Python's message
                 raise
             reason = _reason(OSError(errno.EAGAIN, "a thread cannot be started"))
         kill_workers(loader)  # those that did start

@@ -12,7 +12,7 @@ _TEST_COUNT = 360  # a fifth of 1,797
 def digits(root: Path, download: bool) -> Split:
     """1,437 training and 360 test images, each class in the same share; always the same division.
 
-    The images come with scikit-learn, so `root` and `download` play no part.
+    The images come with scikit-learn, so `root` and `download` are ignored.
     """
     # imported here: the other data sets need no scikit-learn
     from sklearn.datasets import load_digits

@@ -82,7 +82,7 @@ def read_folders(root: Path, dataset: str) -> tuple[ImageSet, Optional[ImageSet]
 def _folders_in(root: Path) -> list[str]:
     try:
         return [os.path.basename(path) for path in entries(str(root), Found())[1]]
-    except OSError:  # a folder that cannot be listed may be entered all the same
+    except OSError:  # files in a folder that cannot be listed may be readable
         return []
 
 

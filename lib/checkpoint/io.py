@@ -11,7 +11,7 @@ npc                {"memory": (N, D) bank}
 ANs_discovery      anchors and neighbours, see `Neighbourhoods.state_dict`
 acc                top-1 of this epoch's evaluation as a share of 1, or None
 epoch              epochs completed in the round
-step               batches learnt from in the epoch after these; 0 where a checkpoint is written after an epoch
+step               batches trained on in the next epoch; 0 where a checkpoint is written after an epoch
 underway           sums over these batches, see `EpochProgress.state`
 round              number of the round, from 0
 session            name of the session
@@ -73,7 +73,7 @@ def save(state: dict[str, Any], path: Path) -> None:
     """Write a checkpoint, whole or not at all.
 
     Raises:
-        RunError: the disk refused; what was at `path` before is untouched.
+        RunError: writing fails; what was at `path` before is untouched.
     """
     temporary = write(state, path)
     try:
@@ -89,7 +89,7 @@ def write(state: dict[str, Any], path: Path) -> Path:
         the file written; nothing else has changed.
 
     Raises:
-        RunError: the disk refused.
+        RunError: writing fails.
     """
 
     def content(file: BinaryIO) -> None:
@@ -180,7 +180,7 @@ def load_data_only(path: str, old_releases: bool = False) -> Any:
     if compat.HAS_WEIGHTS_ONLY:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about oddities of files that it then refuses
+                warnings.simplefilter("ignore")  # about files that it then refuses
                 return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:  # its advice is to load the file unsafely
             named = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -194,14 +194,14 @@ def load_data_only(path: str, old_releases: bool = False) -> Any:
 
 
 def check_archive(path: str) -> None:
-    """Whether a file is an archive of torch.save's, and nothing else.
+    """Check that a file is an archive that torch.save wrote, and nothing else.
 
     torch.load also takes TorchScript archives, which contain code; tar files and bare pickles of old releases; and
     compressed archives, which may unpack to any size.
 
     Raises:
-        pickle.UnpicklingError: it is something else, or has something else in it.
-        zipfile.BadZipFile, OSError: it is damaged or cannot be read.
+        pickle.UnpicklingError: the file is no such archive, or contains other entries.
+        zipfile.BadZipFile, OSError: the file is damaged or cannot be read.
     """
     with open(path, "rb") as file:
         if file.read(4) != b"PK\x03\x04":
@@ -226,14 +226,14 @@ def _is_storage(part: str) -> bool:
 
 
 class _Checksum(NamedTuple):
-    """What the comment says: the version of the layout, and whether the content is as it was written."""
+    """The content of the comment: the version of the layout, and whether the checksum matches."""
 
     format: int
     matches: bool
 
 
 def _checked_checksum(path: Path) -> Optional[_Checksum]:
-    """The checksum of a file, which matches; None for a zip archive without one.
+    """The verified checksum of a file; None for a zip archive without one.
 
     Raises:
         UserError: the file is no archive, is damaged, or is of a newer layout.
@@ -316,7 +316,7 @@ class _ChecksumWriter:
         self._error: Optional[OSError] = None
 
     def write(self, data: bytes) -> int:
-        """As that of a file."""
+        """Write bytes, as a file does."""
         view = memoryview(data).cast("B")
         if len(view) >= _END_BYTES:
             self._pass_on(self._tail)
@@ -329,7 +329,7 @@ class _ChecksumWriter:
         return len(view)
 
     def flush(self) -> None:
-        """torch calls it; there is nothing to do before the end."""
+        """Does nothing; torch calls it."""
 
     def finish(self) -> None:
         """Write the comment.
@@ -361,7 +361,7 @@ def check_layout(state: Any) -> None:
     """Validate the keys and types of a checkpoint. Its sizes depend on the run and are checked there.
 
     Raises:
-        ValueError: what is wrong, as a sentence that begins with `checkpoint FILE`.
+        ValueError: a key or type is wrong; the message is a sentence that begins with `checkpoint FILE`.
     """
     if not isinstance(state, dict):
         raise ValueError(f"holds a {type(state).__name__}, not a run")

@@ -32,15 +32,15 @@ class Position(NamedTuple):
 
     @classmethod
     def of(cls, saved: dict[str, Any]) -> "Position":
-        """That of a checkpoint's content."""
+        """The position that a checkpoint's content has."""
         return cls(saved["round"], saved["epoch"], saved.get("step", 0))
 
 
 class CheckpointSaver:
     """Writes the checkpoints of a session; a kill at any moment leaves a last one that is whole.
 
-    A new checkpoint takes the place of the last of its round, which keeps a name of its own until `keep` - 1 newer ones
-    have come. The best of a round is another name of the same file, or a copy where the file system has no links.
+    A new checkpoint replaces the last of its round, which keeps a name of its own until `keep` - 1 newer ones
+    are written. The best of a round is another name of the same file, or a copy where the file system has no links.
 
     Args:
         session: where to write.
@@ -60,7 +60,7 @@ class CheckpointSaver:
         """Make `source`, which an earlier process wrote, the newest checkpoint.
 
         Args:
-            is_best: whether it is that of its round's best epoch. The process may have been killed before it gave the
+            is_best: whether it belongs to its round's best epoch. The process may have been killed before it gave the
                 file that name.
         """
         self._last = (source, position)
@@ -72,7 +72,7 @@ class CheckpointSaver:
         """Write the newest checkpoint.
 
         Raises:
-            RunError: it cannot be written; those before it are as they were.
+            RunError: it cannot be written; earlier checkpoints are unchanged.
         """
         path = checkpoint_file(self._folder, position.round, anchors)
         temporary = checkpoint.write(state, path)
@@ -98,7 +98,7 @@ class CheckpointSaver:
         """End the run."""
 
     def _remove_oldest(self) -> None:
-        """Remove the oldest of those that were the last before."""
+        """Remove the oldest checkpoint among those that were once the last."""
         earlier = []
         for path in self._folder.glob("*.ckpt"):
             match = CHECKPOINT_NAME.fullmatch(path.name)
@@ -111,7 +111,7 @@ class CheckpointSaver:
 class AsyncCheckpointSaver(CheckpointSaver):
     """A `CheckpointSaver` whose `save` returns before the file is written. A thread writes one at a time.
 
-    Where an epoch takes seconds, waiting for the disk would show. What is saved must not be changed afterwards. Not for
+    It saves time where an epoch takes seconds. The caller must not change what it saves afterwards. Not for
     a run that forks processes: a child would inherit locks that the thread holds.
     """
 
@@ -143,7 +143,7 @@ class AsyncCheckpointSaver(CheckpointSaver):
         """Wait until all that was saved is on disk.
 
         Raises:
-            RunError: it could not be written; the checkpoints before are as they were.
+            RunError: it could not be written; earlier checkpoints are unchanged.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -276,7 +276,7 @@ def statistics(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def _time_of_change(file: Path) -> int:
-    """In nanoseconds; 0 for a file that has been deleted in the meantime, and for a dead link."""
+    """Modification time in nanoseconds; 0 for a file that has been deleted in the meantime, and for a dead link."""
     try:
         return file.stat().st_mtime_ns
     except OSError:

@@ -32,7 +32,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
 
     Raises:
         RunError: a process failed or was killed; the others are terminated.
-        Interrupted: a signal asked the run to stop, and all processes did.
+        Interrupted: a signal asked the run to stop, and all processes stopped.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # failures are reported below
     config = LaunchConfig(
@@ -66,7 +66,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
 
 
 def _cause(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
-    """Rank and failure of the process that failed of its own: not of a peer failure, not terminated afterwards."""
+    """Rank and failure of the process that caused the failure, not by a peer failure or the launcher's SIGTERM."""
     first = min(failure.timestamp for failure in failures.values())
 
     def order(entry: tuple[int, ProcessFailure]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Joining and leaving the process group of a run, and telling peer failures from own ones."""
+"""Joins and leaves the process group of a run, and distinguishes peer failures from a process's own errors."""
 
 import datetime
 import os
@@ -95,7 +95,7 @@ def join(gpus: str, process: ProcessInfo) -> World:
 
 
 def _check_variables(process: ProcessInfo, environment: Mapping[str, str]) -> None:
-    """Raises UserError where the launcher's variables are inconsistent, as leftovers of another program are."""
+    """Raises UserError if the launcher's variables are inconsistent, for example left over from another program."""
     if not process.launched:
         return
     wrong = []

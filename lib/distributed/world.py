@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 LONG_TIMEOUT = datetime.timedelta(days=1)
-"""How long processes wait for one that downloads files or finds clusters."""
+"""How long processes wait for another one that downloads files or clusters features."""
 
 _SMALL = 2**14
 """Elements up to which processes all-gather tensors and reduce them locally."""

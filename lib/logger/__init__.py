@@ -1,1 +1,1 @@
-"""What a run shows while it trains: terminal and log file, progress bar, TensorBoard."""
+"""Logging of a run: terminal and log file, progress bar, TensorBoard."""

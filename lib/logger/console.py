@@ -126,7 +126,7 @@ class _TerminalHandler(logging.Handler):
 
 
 class _FileHandler(logging.FileHandler):
-    """Stops writing, with a warning on standard error, when the disk is full; the run goes on."""
+    """Stops writing, with a warning on standard error, when the disk is full; the run continues."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if self.stream is not None:

@@ -1,4 +1,4 @@
-"""The progress of a run: a bar on a terminal, elsewhere a log line every minute; and a watch on its rate."""
+"""The progress of a run: a bar on a terminal, elsewhere a log line every minute; and a warning if it slows down."""
 
 import logging
 import shutil
@@ -115,14 +115,14 @@ class RateWatch:
         self._images, self._seconds, self._fastest, self._answered = 0, 0.0, 0.0, False
 
     def resume(self) -> None:
-        """Training continues after something else, whose time does not count."""
+        """Exclude the time since the last step, in which the run did not train."""
         self._since = self._clock()
 
     def see(self, images: int) -> Optional[tuple[float, float]]:
         """Count images that were trained on.
 
         Returns:
-            the rate of this window and the fastest one, the first time that it falls below a third of it; else None.
+            the rate of this window and the fastest rate, when first it is below a third of the fastest; else None.
         """
         now = self._clock()
         self._images += images

@@ -1,4 +1,4 @@
-"""Files for TensorBoard's embedding projector: features, what is known of each image, and thumbnails."""
+"""Files for TensorBoard's embedding projector: features, metadata of each image, and thumbnails."""
 
 import math
 from collections.abc import Mapping, Sequence

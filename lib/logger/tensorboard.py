@@ -50,7 +50,7 @@ class TensorBoardWriter:
     Args:
         folder: where the event files go, or None to write nothing.
         max_epoch: epochs in a round, for the steps of the whole run.
-        after: (round, epoch) that was completed before; what older files say of later steps is dropped from view.
+        after: (round, epoch) that was completed before; TensorBoard hides later steps in older files.
     """
 
     def __init__(self, folder: Optional[Path], max_epoch: int, after: tuple[int, int] = (0, 0)):
@@ -61,9 +61,9 @@ class TensorBoardWriter:
         self.projector: Optional[Projector] = None
 
     def start(self, options: Mapping[str, Any], labelled: bool) -> None:
-        """Write how the charts are laid out, and the options of the run beside the metrics of its HParams page.
+        """Write the layout of the charts, and the options and metrics of the run for the HParams page.
 
-        A resumed session keeps those that it began with: TensorBoard reads the first ones.
+        A resumed session keeps its first options: TensorBoard reads only those.
         """
         if self.folder is None:
             return
@@ -99,7 +99,7 @@ class TensorBoardWriter:
     def discovery(
         self, round_number: int, anchors: int, consistency: Optional[float], entropy: Optional[np.ndarray]
     ) -> None:
-        """Write what a round starts from: number of anchors, consistency, and the histogram of entropies (N,)."""
+        """Write the discovery of a round: number of anchors, consistency, and the histogram of entropies (N,)."""
         found = {"ANs/Number": anchors, "ANs/Consistency": consistency}
         for name, file, step in self._files_of(round_number, 0):
             file.add_scalars(found, step)
@@ -136,7 +136,7 @@ class TensorBoardWriter:
                 self.projector.add(name, features, about)
 
     def finish(self) -> None:
-        """Write that the run came to its end."""
+        """Write that the run is complete."""
         if self.folder is not None:
             self._file("run").add_summary(_end_of_hyperparameters())
 
@@ -169,7 +169,7 @@ class TensorBoardWriter:
 
     @contextmanager
     def _or_without_projector(self) -> Iterator[None]:
-        """If the disk refuses within it, a warning says so, and the projector is dropped."""
+        """If writing fails within it, logs a warning and drops the projector."""
         try:
             yield
         except OSError as error:
@@ -178,14 +178,14 @@ class TensorBoardWriter:
 
 
 class EventFile:
-    """One of TensorBoard's event files. If the disk refuses, it warns once and writes no more.
+    """One of TensorBoard's event files. If writing fails, it warns once and writes no more.
 
     tensorboardX's SummaryWriter writes from a thread, which ends with a traceback when the disk is full, and the run
     then waits for it forever. This one writes at once, in the calling thread.
 
     Args:
         folder: where the file goes, or None to write nothing.
-        purge_step: what older files in the folder say of this step and later ones is dropped from view.
+        purge_step: TensorBoard hides this step and later ones in older files of the folder.
     """
 
     def __init__(self, folder: Optional[Path], purge_step: Optional[int] = None):
@@ -230,7 +230,7 @@ class EventFile:
             self.add_summary(summary.image(tag, picture, dataformats="HWC"), step)
 
     def add_summary(self, summary: Any, step: Optional[int] = None) -> None:
-        """Write what tensorboardX.summary made."""
+        """Write a summary made by tensorboardX.summary."""
         if self._writer is not None:
             from tensorboardX.proto.event_pb2 import Event
 

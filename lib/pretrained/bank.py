@@ -70,7 +70,7 @@ def start_bank(
     if file is not None:
         against = _reason_against(bank, file, embedder, pipeline)
         if against is None:
-            assert file.memory is not None  # else there is a reason against it
+            assert file.memory is not None  # otherwise `_reason_against` names a reason
             bank.load_whole(F.normalize(file.memory.float(), dim=1))
             return f"memory bank taken from the file ({len(bank):,} rows)"
         whose, reason = "network's", f": {against}"
@@ -78,7 +78,7 @@ def start_bank(
         return None
     else:
         sample = pipeline.sample(STATISTICS)
-        # batch norm over all processes adds up what each of them has; alone each needs all
+        # synchronised batch norm adds up the processes' parts; without it each process needs all images
         fit_batch_norm(embedder, sample[bank.shard.world.rows(len(sample))] if options.sync_bn else sample)
     rows = bank.shard.world.rows(len(bank))
     plain = pipeline.train_batches_plain()

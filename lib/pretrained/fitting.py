@@ -24,7 +24,7 @@ class Fit:
         taken: the number of tensors that were loaded.
         misfits: a line for each tensor that does not fit.
         left: names of the network's tensors that were not loaded.
-        foreign: names in the file that begin as a stage of the network, which has no such tensor.
+        foreign: names in the file that begin like a stage of the network but are no tensors of it.
     """
 
     taken: int
@@ -47,14 +47,14 @@ def load_exactly(network: nn.Module, weights: Mapping[str, Tensor], source: str)
     """Load all the weights of a checkpoint.
 
     Raises:
-        UserError: they are those of another network.
+        UserError: the weights are of another network.
     """
     check_network(network, weights, source)
     network.load_state_dict(weights)
 
 
 def check_network(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Whether the weights of a checkpoint are all those of a network, and no others.
+    """Check that the weights of a checkpoint are exactly those of a network.
 
     Raises:
         UserError: they are not.
@@ -97,13 +97,13 @@ def fit(network: nn.Module, file: WeightsFile) -> Fit:
 
 
 def complete(found: Fit, file: WeightsFile, network: str) -> None:
-    """Refuse a network of which more than the last layer is random, where it is not trained any further.
+    """Refuse a network of which more than the last layer is random, if it is not trained further.
 
     Args:
         network: its name.
 
     Raises:
-        UserError: it is one, or another network.
+        UserError: more than the last layer is random, or the weights are of another network.
     """
     if found.whole:
         return

@@ -28,7 +28,7 @@ _UNUSED = ("optimizer", "ANs_discovery")  # of a run that is not resumed
 
 @dataclass(frozen=True, eq=False)
 class WeightsFile:
-    """A network's weights and what else their file says.
+    """A network's weights and the metadata of their file.
 
     Attributes:
         name: of the file, for messages.
@@ -73,8 +73,8 @@ class WeightsFile:
 def read(path: Path) -> WeightsFile:
     """Read a checkpoint of this project, one of the authors' released code, or a plain state dict.
 
-    The authors' has the network under `net` and the bank as `memory` under `npc`, or as `npc.memory`. A state dict may
-    also be under `state_dict` or `model`. With a network.pt that --export wrote, network.json is read too.
+    The authors' checkpoint has the network under `net` and the bank as `memory` under `npc`, or as `npc.memory`. A
+    state dict may also be under `state_dict` or `model`. With a network.pt that --export wrote, network.json is read too.
 
     Raises:
         UserError: there is no such file, it cannot be read as data alone, or it holds no weights.
@@ -116,7 +116,7 @@ def _is_ours(content: Mapping[str, Any]) -> bool:
 
 
 def _of_others(content: Mapping[str, Any], path: Path, option: str) -> WeightsFile:
-    """From a checkpoint of the authors' code, or a state dict. `option` named the file."""
+    """The weights of a checkpoint of the authors' code, or of a state dict. `option` named the file."""
     net, place = _state_dict(content)
     if not net:
         keys = ", ".join(map(str, list(content)[:5])) or "nothing"
@@ -151,7 +151,7 @@ def _checked(file: WeightsFile, option: str) -> WeightsFile:
 
 
 def of_checkpoint(saved: Mapping[str, Any], path: Path) -> WeightsFile:
-    """From a checkpoint of this project that `lib.checkpoint.io` has read."""
+    """The weights of a checkpoint of this project that `lib.checkpoint.io` has read."""
     options, data = saved["options"], saved.get("dataset", {})
     described = {name: options[name] for name in DESCRIPTION if name in options}
     statistics = (tuple(data["means"]), tuple(data["stds"])) if "means" in data else None

@@ -20,7 +20,7 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object], flush: bool = 
         flush: False for a file that may be lost in a power cut, such as a cache; it saves the wait for the disk.
 
     Raises:
-        OSError: the disk refused; what was at `path` is as it was.
+        OSError: writing fails; what was at `path` is unchanged.
     """
     temporary = write_beside(path, write, flush)
     try:
@@ -37,7 +37,7 @@ def write_beside(path: Path, write: Callable[[BinaryIO], object], flush: bool = 
         the file written; nothing else has changed.
 
     Raises:
-        OSError: the disk refused, and no file is left.
+        OSError: writing fails, and no file is left.
     """
     temporary = _beside(path)
     try:
@@ -56,7 +56,7 @@ def put_in_place(temporary: Path, path: Path, flush: bool = True) -> None:
     """The second half of `replace_file`: rename the file, and flush the name.
 
     Raises:
-        OSError: the disk refused.
+        OSError: writing fails.
     """
     os.replace(temporary, path)
     if flush:
@@ -72,7 +72,7 @@ def link(path: Path, other: Path) -> None:
     """Make `other` a second name of a file, or a copy of it where the file system has no links.
 
     Raises:
-        OSError: the disk refused; what was at `other` is as it was.
+        OSError: writing fails; what was at `other` is unchanged.
     """
     temporary = _beside(other)
     try:
@@ -89,7 +89,7 @@ def replace_text(path: Path, text: str) -> None:
     """`replace_file` with a text, in UTF-8. Bytes of file names that are no UTF-8 are written as they are.
 
     Raises:
-        RunError: the disk refused; what was at `path` is as it was.
+        RunError: writing fails; what was at `path` is unchanged.
     """
     with writing(path):
         replace_file(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
@@ -99,7 +99,7 @@ def append_line(path: Path, line: str) -> None:
     """Add a line and flush it to the disk.
 
     Raises:
-        RunError: the disk refused.
+        RunError: writing fails.
     """
     with writing(path), open(path, "a", encoding="utf-8") as file:
         file.write(line + "\n")
@@ -109,10 +109,10 @@ def append_line(path: Path, line: str) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Within it, where `path` is written, an error of the disk becomes one for the user, which names the file.
+    """Context manager around the writing of `path` that converts an OSError into a RunError that names the file.
 
     Raises:
-        RunError: the disk refused.
+        RunError: writing fails.
     """
     try:
         yield
@@ -134,7 +134,7 @@ def not_written(what: str, path: Path, error: Exception, unchanged: str) -> RunE
 
 
 def free_name(path: Path) -> Path:
-    """The path, or with a number where that is taken."""
+    """The path, with a number if it is taken."""
     number, free = 1, path
     while free.exists():
         number += 1
@@ -143,7 +143,7 @@ def free_name(path: Path) -> Path:
 
 
 def _beside(path: Path) -> Path:
-    """A temporary name. It holds the machine's: on a shared disk two machines may have equal process ids."""
+    """A temporary name, with the host's name in it: on a shared disk two machines may have equal process ids."""
     return path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.tmp")
 
 

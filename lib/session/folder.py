@@ -92,7 +92,7 @@ def _without_comments(text: str) -> list[str]:
 
 
 def check_own_files(session: SessionFolder) -> None:
-    """Whether the folder of an earlier run, which may come from somebody else, can be written to.
+    """Check that the folder of an earlier run, which may come from somebody else, is safe to write into.
 
     Through a link a run would write somewhere else, and a pipe would block it.
 

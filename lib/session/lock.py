@@ -21,8 +21,8 @@ ENDED = "ended"
 class SessionLock:
     """session.lock: process id, host and start of the run that writes in the folder.
 
-    The lock of a process of this host that has ended is taken over; the time at which it started tells that process
-    from a later one of the same id. A process of another host cannot be asked: its lock stands until somebody deletes
+    A run takes over the lock of a process of this host that has ended; its start time distinguishes that process
+    from a later one of the same id. A process of another host cannot be checked: its lock stays until somebody deletes
     the file.
 
     Args:
@@ -56,7 +56,7 @@ class SessionLock:
 
     @contextmanager
     def _opened(self) -> Iterator[IO[bytes]]:
-        """The file, made if need be, and closed to others that look at it here until the block ends."""
+        """The file, created if missing, and locked against other processes of this host until the block ends."""
         while True:
             with open(self._path, "a+b") as file:
                 with contextlib.suppress(OSError):  # a file system without locks: two may start in the same millisecond
@@ -113,9 +113,9 @@ def _alive(pid: int, process: Any) -> bool:
 
 
 def _identity(pid: int) -> Optional[str]:
-    """What tells a process from others with the same id, on Linux: when the machine started, and when the process did.
+    """Distinguishes processes with the same id, on Linux, by the start times of the machine and of the process.
 
-    `ENDED` for one that has ended and whose parent has not asked for its status, a zombie; None where nothing can be
+    `ENDED` for one that has ended and whose parent has not read its status, a zombie; None where nothing can be
     found out.
     """
     try:

@@ -63,7 +63,7 @@ class Metrics:
         """Discard the lines after (round, epoch), and lines that are no records of epochs.
 
         Raises:
-            RunError: the disk refused.
+            RunError: writing fails.
         """
         if not self.path.exists():
             return
@@ -111,7 +111,7 @@ def write_final(
     recomputed.
 
     Args:
-        round_number, epoch: when it was finished.
+        round_number, epoch: the position at which it was finished.
         baselines: top-1 without learning, by name.
         features: `level`, `whitened`, `top1` and `top5` by the features of --features and --whiten, where these are not
             the network's plain output.
@@ -277,14 +277,14 @@ class SessionRecord:
         ]
 
     def value(self, name: str) -> Any:
-        """The value of an option. One that config.yaml lacks has that of the version which wrote it, else the default;
-        None for a name that is no option."""
+        """The value of an option. One that config.yaml lacks has the value in effect in the version that
+        wrote it, else the default; None for a name that is no option."""
         older = of_older_version(self.options)
         return self.options.get(name, older.get(name, getattr(_DEFAULTS, name, None)))
 
     @property
     def evaluated_by(self) -> str:
-        """The classifier whose accuracy the epochs have: `kNN`, or `1-NN`."""
+        """The classifier that evaluated the epochs: `kNN` or `1-NN`."""
         protocol = self.value("protocol")
         names = (protocol,) if isinstance(protocol, str) else tuple(protocol)
         return "1-NN" if "nn" in names and "knn" not in names else "kNN"
