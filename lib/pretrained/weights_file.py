@@ -74,7 +74,7 @@ def read(path: Path) -> WeightsFile:
     """Read a checkpoint of this project, one of the authors' released code, or a plain state dict.
 
     The authors' checkpoint has the network under `net` and the bank as `memory` under `npc`, or as `npc.memory`. A
-    state dict may also be under `state_dict` or `model`. With a network.pt that --export wrote, network.json is read too.
+    state dict may also be under `state_dict` or `model`. For the network.pt of an export, network.json is read too.
 
     Raises:
         UserError: there is no such file, it cannot be read as data alone, or it holds no weights.

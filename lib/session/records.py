@@ -277,8 +277,8 @@ class SessionRecord:
         ]
 
     def value(self, name: str) -> Any:
-        """The value of an option. One that config.yaml lacks has the value in effect in the version that
-        wrote it, else the default; None for a name that is no option."""
+        """The value of an option. One that config.yaml lacks has the value in effect in the version that wrote
+        it, else the default; None for a name that is no option."""
         older = of_older_version(self.options)
         return self.options.get(name, older.get(name, getattr(_DEFAULTS, name, None)))
 
