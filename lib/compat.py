@@ -1,4 +1,4 @@
-"""What differs between the PyTorch releases this project runs on, 1.10 to today's. Nothing else belongs here."""
+"""The differences between the PyTorch releases that this project supports, from 1.10 on. Nothing else belongs here."""
 
 import ctypes
 import importlib.util
@@ -50,7 +50,7 @@ def data_parallel(network: nn.Module) -> DistributedDataParallel:
 
 
 def own_address(config: type) -> dict[str, Any]:
-    """What keeps PyTorch's launcher from looking up the name of this machine, where its LaunchConfig can be told."""
+    """Arguments of LaunchConfig that keep the launcher from resolving this machine's name; none in older releases."""
     known = inspect.signature(config).parameters
     return {"local_addr": "localhost"} if "local_addr" in known else {}
 
@@ -59,14 +59,14 @@ def spare_process_group() -> None:
     """Keeps torch.distributed's default group from ever being destructed, where that can hang.
 
     Before PyTorch 2 (seen in 1.10) the destructor of Gloo's group waits for its threads while it holds the interpreter
-    lock, and such a thread may be waiting for that lock to let go of a tensor. The end of the process ends the threads.
+    lock, and such a thread may be waiting for that lock to release a tensor. The end of the process ends the threads.
     """
     if TORCH_RELEASE < (2, 0):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(distributed.distributed_c10d._get_default_group()))
 
 
 def fast_optimizer_arguments(kind: type, device: torch.device) -> dict[str, bool]:
-    """What makes an optimiser of this kind one kernel, and fit to be captured, where PyTorch has it for CUDA.
+    """Arguments that make an optimiser on CUDA one kernel and safe to capture, where PyTorch has them.
 
     On a CPU the fused form was no faster than the default when measured, so there is none.
     """
@@ -89,7 +89,7 @@ HAS_CAPTURE_BESIDE_THREADS = "capture_error_mode" in inspect.signature(torch.cud
 
 
 def capture(graph: "torch.cuda.CUDAGraph") -> torch.cuda.graph:
-    """Within it this thread's work goes into the graph, whatever other threads do if `HAS_CAPTURE_BESIDE_THREADS`."""
+    """Captures this thread's work into the graph; other threads may allocate if `HAS_CAPTURE_BESIDE_THREADS`."""
     options: dict[str, Any] = {"capture_error_mode": "thread_local"} if HAS_CAPTURE_BESIDE_THREADS else {}
     return torch.cuda.graph(graph, **options)
 

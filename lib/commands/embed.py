@@ -135,7 +135,7 @@ def output_folder(options: Options, source: Path) -> Path:
 def write_embedding(options: Options, model: Model, file: WeightsFile, paths: Sequence[str], output: Path) -> None:
     """Write the features of pictures with their clusters and nearest training images.
 
-    The training images are read only if neither the memory bank nor the session has their features.
+    The training images need not be there: `model` has their features.
 
     Args:
         model: the network of `file`.

@@ -46,7 +46,7 @@ class PixelRows:
 
     @classmethod
     def of_training(cls, pipeline: Pipeline, world: World, size: int) -> "PixelRows":
-        """For this process's share of the training images."""
+        """The rows of this process's share of the training images, still to be copied."""
         return cls(world.rows(len(pipeline.train)), size, world.device)
 
     @property

@@ -30,7 +30,7 @@ INK = "#010203"
 FAINT = "#020304"
 """Grid lines."""
 BORDER = "#060708"
-"""Ends of rounds, which must be seen."""
+"""Ends of rounds, in a visible colour."""
 GOOD, BAD = "#030405", "#040506"
 """Pairs with equal labels, and with different ones."""
 SERIES = tuple(f"#0a0b{number:02x}" for number in range(10))
@@ -73,7 +73,7 @@ class Curve:
     x: Sequence[float]
     y: Sequence[Optional[float]]
     number: int = 0
-    """Decides colour and dashes."""
+    """The line's number, which determines colour and dashes."""
     dashes: str = field(init=False)
 
     def __post_init__(self) -> None:

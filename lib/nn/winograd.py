@@ -66,9 +66,9 @@ class WinogradConvolution(nn.Conv2d):
 
 
 def use_winograd(network: nn.Module, device: torch.device, dtype: Optional[torch.dtype]) -> None:
-    """Let the convolutions that it suits go through `lib.nn.winograd`, in float32 on a CPU; in place.
+    """Replace suitable 3x3 convolutions by `WinogradConvolution`, in float32 on a CPU; in place.
 
-    Elsewhere products cost less beside the transforms, and in bfloat16 what is rounded would be multiplied.
+    On other devices products cost less beside the transforms; in bfloat16 the transforms would amplify the rounding.
 
     Args:
         dtype: of autocast, or None for float32.
@@ -158,7 +158,7 @@ class _Convolution(torch.autograd.Function):
 
 
 def _both(matrix: tuple, like: Tensor) -> Tensor:
-    """What applies `matrix` to the rows and the columns of tiles that are laid out as columns: a Kronecker product."""
+    """The Kronecker product that applies `matrix` to rows and columns of tiles that are laid out as columns."""
     one = torch.tensor(matrix, dtype=like.dtype, device=like.device)
     return torch.kron(one, one)
 
@@ -209,6 +209,6 @@ def _joined(tiles: Tensor, height: int, width: int) -> Tensor:
 
 
 def _empty(batch: int, channels: int, height: int, width: int, like: Tensor) -> Tensor:
-    """Channels last and no view: what comes next may change it in place, and reads it without a copy."""
+    """An uninitialised tensor, channels last and no view: a layer may change it in place and need not copy it."""
     shape = (batch, channels, height, width)
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)

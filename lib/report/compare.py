@@ -108,7 +108,7 @@ class Contrast:
         versions = [_started(record, "versions") or {} for record in self.records]
         known.update({name: [own.get(name) for own in versions] for name in sorted(set().union(*versions))})
         for words, values in known.items():
-            if len(set(values) - {None}) > 1:  # a session of an older version says nothing and contradicts nobody
+            if len(set(values) - {None}) > 1:  # a session of an older version lacks the entry
                 body.append([words, *map(_text, values)])
         return ["", *self.letters], body
 
@@ -160,7 +160,7 @@ class Contrast:
         return tables
 
     def curve(self, place: int, key: str) -> list[tuple[int, float]]:
-        """(epochs completed since the run began, figure) of one session, where there is one."""
+        """The points (epochs completed since the run began, figure) of one session."""
         record = self.records[place]
         return [(record.run_epoch(epoch), epoch[key]) for epoch in record.epochs if epoch.get(key) is not None]
 

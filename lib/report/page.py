@@ -35,7 +35,7 @@ ROUNDS_WATCHED = 5
 ON_THE_MAP = 600
 """Images that the map shows, a random sample fixed by the seed."""
 EPOCH_ROWS = 1000
-"""Lines of the table of epochs; of a longer run every second one is shown, or every third ..."""
+"""The most lines of the table of epochs; a longer run shows every second epoch, or every third ..."""
 
 
 def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept: dict[Any, RoundView]) -> str:
