@@ -9,16 +9,15 @@ from torch.nn import functional as F
 
 import and_discovery
 import datasets
+import models
 from datasets.pipeline import Pipeline
-from lib import precision
 from lib.config import Options, collect
 from lib.distributed.world import World
-from lib.embedder import Embedder
-from lib.evaluation.feature_space import BACKBONE, EMBEDDING, FeatureSpace
+from lib.evaluation.features import BACKBONE, EMBEDDING, Whitening
 from lib.evaluation.knn import weighted_knn
-from lib.evaluation.whitening import Whitening
-from lib.first_network import first_network
+from lib.nn.embedder import Embedder
 from lib.pretrained.bank import STATISTICS, fit_batch_norm
+from lib.runtime.device import choose_precision
 
 KS = (20, 200)
 SIGMA = 0.1
@@ -94,12 +93,14 @@ def of_untrained(images: Images) -> dict[str, dict[str, dict[str, float]]]:
     """The same of the network that a run of these options starts with, and, where that layer whitens patches, of its
     first layer as means over 4 x 4 fields (`first layer`)."""
     options, pipeline = images.options, images.pipeline
-    network = first_network(options)
+    network = models.build(options.network, options.low_dim, options.stem, options.size, options.init, options.seed)
     if hasattr(network, "fit_stem"):
         network.fit_stem(pipeline.sample(STATISTICS))
-    embedder = Embedder(network, CPU, precision.choose(options.precision, CPU))
+    embedder = Embedder(network, CPU, choose_precision(options.precision, CPU))
     fit_batch_norm(embedder, pipeline.sample(STATISTICS))
-    found = {level: images.accuracies(FeatureSpace(level).frozen(embedder)) for level in (EMBEDDING, BACKBONE)}
+    found = {
+        level: images.accuracies(embedder.eval_copy(backbone=level == BACKBONE)) for level in (EMBEDDING, BACKBONE)
+    }
     if hasattr(network, "fit_stem"):
         found["first layer"] = images.accuracies(lambda batch: F.adaptive_avg_pool2d(network.stem(batch), 4).flatten(1))
     return found

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from benchmarks import runs
 from benchmarks.readout import CPU, Images
 from benchmarks.runs import Cell
-from lib import precision
 from lib.errors import UserError
+from lib.runtime.device import choose_precision
 
 METHODS = ("simclr", "byol", "moco", "fastsiam")
 RATES = (0.03, 0.06, 0.12)
@@ -45,7 +45,6 @@ def _lightly() -> Any:
         import lightly.models.utils
         import lightly.transforms
         import lightly.transforms.byol_transform
-        import lightly.utils.scheduler
     except ModuleNotFoundError as error:
         missing = (error.name or "lightly").partition(".")[0]
         raise UserError(
@@ -75,12 +74,12 @@ class Rival(nn.Module):
     def __init__(self, transform: Any, *heads: nn.Module):
         super().__init__()
         self.transform, self.backbone, self.heads = transform, backbone(), nn.ModuleList(heads)
-        self.dtype = precision.choose("auto", CPU)
+        self.dtype = choose_precision("auto", CPU)
 
     def through(self, batch: Tensor, *parts: nn.Module) -> Tensor:
         """Through networks one after the other, in bfloat16 where the hardware has it; the result is float32, and so is
         the loss."""
-        with precision.autocast(CPU, self.dtype):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.dtype is not None):
             for part in parts:
                 batch = part(batch)
         return batch.float()
