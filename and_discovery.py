@@ -33,9 +33,9 @@ class _Finder:
     @staticmethod
     def find_spec(name: str, path: Any = None, target: Any = None) -> Optional[ModuleSpec]:
         if name == _APART:
-            spec = ModuleSpec(name, None, is_package=True)
-            spec.submodule_search_locations = [_HERE]
-            return spec
+            package = ModuleSpec(name, None, is_package=True)
+            package.submodule_search_locations = [_HERE]
+            return package
         if not name.startswith(f"{_APART}."):
             return None
         spec = PathFinder.find_spec(name, path)

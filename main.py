@@ -2,7 +2,7 @@
 
     python3 main.py --cfgs configs/base.yaml configs/digits.yaml        # a minute on a CPU, no download
     python3 main.py --cfgs configs/base.yaml configs/cifar10.yaml       # the paper's CIFAR-10 recipe
-    python3 main.py --resume sessions/NAME                              # go on where it stopped
+    python3 main.py --resume sessions/NAME                              # resume a run
     python3 main.py --resume sessions/NAME --test-only                  # evaluate
     python3 main.py --compare sessions/A sessions/B                     # side by side, without PyTorch
     python3 main.py --resume sessions/NAME --export FOLDER              # features, clusters, network as plain files
@@ -13,7 +13,7 @@
     torchrun --nproc_per_node 4 main.py ...                             # the same by hand, and on several machines
 
 Exit status: 0 done, 1 the run failed, 2 a mistake in the call, 130 stopped by Ctrl-C and 143 by SIGTERM (saved, and
-ready to go on); under torchrun also 75, another process of the run ended.
+ready to resume); under torchrun also 75, another process of the run ended.
 """
 
 import os
@@ -27,7 +27,7 @@ if __name__ == "__main__":  # Python leaves the script's folder out under PYTHON
 from lib.commands import run
 from lib.config import collect
 from lib.distributed.process_info import ProcessInfo
-from lib.errors import Interrupted, UserError, exit_status, message, one_line
+from lib.errors import Interrupted, UserError, error_text, exit_status, one_line
 from lib.logger.console import prepare_streams, print_error, print_traceback
 
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit status. Errors are one line on standard error, or a traceback if asked for.
 
     Raises:
-        BrokenPipeError: whoever reads the output has seen enough.
+        BrokenPipeError: the reader of a pipe has left.
     """
     process = ProcessInfo.here()
     prepare_streams()
@@ -44,8 +44,8 @@ def main(arguments: Sequence[str]) -> int:
         settings = collect(arguments)
         debug = settings.options.debug_errors
     except UserError as error:
-        if debug or process.local_rank == 0:  # one of each machine says it
-            _say(error, process, debug)
+        if debug or process.local_rank == 0:  # once on each machine
+            _print(error, process, debug)
         return exit_status(error)
     try:
         return run(settings, arguments, process)
@@ -56,19 +56,19 @@ def main(arguments: Sequence[str]) -> int:
             print_error(one_line(stop))
         return stop.status
     except Exception as error:
-        _say(error, process, debug)
+        _print(error, process, debug)
         return exit_status(error)
     except KeyboardInterrupt:
         _print_error("stopped by the keyboard", process)
         return 130
 
 
-def _say(error: Exception, process: ProcessInfo, debug: bool) -> None:
-    """On standard error: one line, or where the error that is being handled happened."""
+def _print(error: Exception, process: ProcessInfo, debug: bool) -> None:
+    """Print an error on standard error: one line, or its traceback."""
     if debug:
         print_traceback()
     else:
-        _print_error(message(error), process)
+        _print_error(error_text(error), process)
 
 
 def _print_error(reason: str, process: ProcessInfo) -> None:
@@ -77,16 +77,16 @@ def _print_error(reason: str, process: ProcessInfo) -> None:
 
 
 if __name__ == "__main__":
-    if any(action == "error" for action, *_ in warnings.filters):  # PYTHONWARNINGS: a library's advice is no error here
+    if any(action == "error" for action, *_ in warnings.filters):  # PYTHONWARNINGS=error is not for libraries
         warnings.simplefilter("default")
     status = 1
     try:
         status = main(sys.argv[1:])
         sys.stdout.flush()
-    except OSError:  # whoever read the output has seen enough, as in `main.py --help | head`; or its disk is full
+    except OSError:  # the reader of a pipe has left, as in `main.py --help | head`; or the disk is full
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = status or 1
-    if status and ProcessInfo.here().size > 1:  # a GPU may wait for a process that is gone, and exit() for that GPU
+    if status and ProcessInfo.here().size > 1:  # exit() could wait for a GPU that waits for another process
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)

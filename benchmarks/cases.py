@@ -160,7 +160,7 @@ def evaluation(setting: Setting) -> list[Row]:
     database, labels = setting.unit_rows(setting.images), torch.randint(10, (setting.images,), device=setting.device)
     queries, truth = setting.unit_rows(setting.test_images, 1), torch.zeros_like(labels[: setting.test_images])
     embedder, _ = _network(setting, choose_precision("auto", setting.device))
-    loader = DeviceLoader(to_device(setting.pixels(part), setting.device), 32, 32, MEANS, STDS, None, 0)
+    loader = DeviceLoader(to_device(setting.pixels(part), setting.device), 32, MEANS, STDS, None, 0)
     batches = torch.arange(part).split(512)
     folded, features = embedder.eval_copy(), torch.empty(part, setting.dim, device=setting.device)
     ready = [images for images, _ in loader.batches(batches, ())]
@@ -202,7 +202,7 @@ def _loader(setting: Setting, images: int) -> DeviceLoader:
     """Training images as a run serves them."""
     options = Options()
     recipe = Recipe(options.scale, options.ratio, options.colorjitter, options.random_grayscale, 0.0)
-    return DeviceLoader(to_device(setting.pixels(images), setting.device), 32, 32, MEANS, STDS, recipe, 0)
+    return DeviceLoader(to_device(setting.pixels(images), setting.device), 32, MEANS, STDS, recipe, 0)
 
 
 def _network(

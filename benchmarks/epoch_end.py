@@ -2,22 +2,21 @@
 
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 import models
 from benchmarks.setting import Setting
-from benchmarks.textbook import MEANS, STDS
 from benchmarks.timing import Row
 from lib.checkpoint import io as checkpoint
 from lib.config import Options
-from lib.evaluation.bank_statistics import sample_rows, survey
+from lib.evaluation.bank_statistics import bank_statistics
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.nn.embedder import Embedder
 from lib.runtime.device import choose_precision
+from lib.search.exact import sample_rows
 from lib.training.optim import build_optimizer
 from lib.training.state import TrainingState, not_finite
 
@@ -32,13 +31,12 @@ def epoch_end(setting: Setting) -> list[Row]:
     """
     options = Options()
     state = _state(setting, options)
-    # what a checkpoint asks a pipeline for
-    images = SimpleNamespace(train=range(setting.images), name="random", fingerprint="", contents=None,
-                             means=MEANS, stds=STDS)  # fmt: skip
+    kept = options.as_dict()
     rows = sample_rows(setting.images)
 
     def copied() -> dict[str, Any]:
-        return state.checkpoint(state.bank.gather_to_first(), options, images, "benchmark", None)
+        memory = state.bank.shard.gather_to_first(state.bank.memory)
+        return state.checkpoint(memory, kept, "benchmark", None)
 
     saved = copied()
     with tempfile.TemporaryDirectory() as folder:
@@ -48,7 +46,9 @@ def epoch_end(setting: Setting) -> list[Row]:
                 "state copied": copied,
                 "check that the state is finite": lambda: not_finite(saved),
                 "network folded": state.embedder.eval_copy,
-                "a sample of the bank looked at": lambda: survey(state.bank.memory, rows, options.npc_temperature),
+                "a sample of the bank looked at": lambda: bank_statistics(
+                    state.bank.memory, rows, options.npc_temperature
+                ),
                 WRITTEN: lambda: checkpoint.save(saved, path),
             }
         )

@@ -60,7 +60,7 @@ def heading(title: str, command: str, device: torch.device, note: str = "") -> l
         f"# {title}, {datetime.date.today().isoformat()}",
         "",
         f"- command: `{' '.join([command, *sys.argv[1:]])}`",
-        f"- device: {describe_device(device)}; processor: {_processor()}",
+        f"- device: {describe_device(device)}; processor: {processor()}",
         f"- versions: {versions}",
         f"- commit: {provenance.git_revision()}",
     ]
@@ -82,7 +82,7 @@ def write(rows: list[Row], device: torch.device, repeats: int) -> Path:
     return path
 
 
-def _processor() -> str:
+def processor() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lib.checkpoint import io as checkpoint
-from lib.session.folder import CHECKPOINT_NAME
+from lib.checkpoint.manager import CHECKPOINT_NAME
 
 _TIMES = ("seconds", "images_per_second")
 _NOT_COMPARED = ("session", "options")  # a name, and what was asked for in one call

@@ -4,19 +4,15 @@ import ctypes
 import importlib.util
 import inspect
 import os
-import pickle
-import re
 import shutil
-import types
 import warnings
 from collections.abc import Sequence
-from typing import Any, Callable
+from typing import Any, Callable, Optional, cast
 
 import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lib.checkpoint.safe_load import DataUnpickler, check_archive, is_of_old_release, not_data
 from lib.errors import UserError
 
 
@@ -28,9 +24,10 @@ TORCH_RELEASE = _release(torch.__version__)
 """(major, minor) of the PyTorch that is running."""
 
 HAS_WEIGHTS_ONLY = TORCH_RELEASE >= (1, 13)
+"""Whether torch.load reads data alone when asked to."""
 
 
-def compiled(network: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+def compiled(network: nn.Module) -> nn.Module:
     """The network's forward pass through torch.compile; its parameters and state dict stay those of the network.
 
     Raises:
@@ -41,17 +38,18 @@ def compiled(network: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
     if not any(map(shutil.which, compilers)):
         raise UserError("--compile needs a C++ compiler (g++ or clang++) on the PATH; install one or leave it out")
-    return torch.compile(network, dynamic=False)
+    return cast(nn.Module, torch.compile(network, dynamic=False))  # a module of a module
 
 
 def data_parallel(network: nn.Module) -> DistributedDataParallel:
     """The network with gradients averaged over all processes; its buffers stay each process's own."""
     known = inspect.signature(DistributedDataParallel).parameters
     own_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return DistributedDataParallel(network, gradient_as_bucket_view=True, **{own_buffers: False})
+    options: dict[str, Any] = {own_buffers: False}
+    return DistributedDataParallel(network, gradient_as_bucket_view=True, **options)
 
 
-def own_address(config: type) -> dict[str, str]:
+def own_address(config: type) -> dict[str, Any]:
     """What keeps PyTorch's launcher from looking up the name of this machine, where its LaunchConfig can be told."""
     known = inspect.signature(config).parameters
     return {"local_addr": "localhost"} if "local_addr" in known else {}
@@ -78,11 +76,8 @@ def fast_optimizer_arguments(kind: type, device: torch.device) -> dict[str, bool
     return {name: True for name in ("fused", "capturable") if name in known}
 
 
-def sums_or_norms(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """A scalar of each, whichever is faster: on CUDA norms, a few kernels for all tensors where PyTorch has them."""
-    if tensors and tensors[0].is_cuda and hasattr(torch, "_foreach_norm"):
-        return list(torch._foreach_norm(tensors))
-    return [tensor.sum() for tensor in tensors]
+norms: Optional[Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]] = getattr(torch, "_foreach_norm", None)
+"""The norms of many tensors in a few CUDA kernels; None where PyTorch has no such function."""
 
 
 HAS_SEEDS_IN_GRAPHS = TORCH_RELEASE >= (2, 0)
@@ -95,7 +90,7 @@ HAS_CAPTURE_BESIDE_THREADS = "capture_error_mode" in inspect.signature(torch.cud
 
 def capture(graph: "torch.cuda.CUDAGraph") -> torch.cuda.graph:
     """Within it this thread's work goes into the graph, whatever other threads do if `HAS_CAPTURE_BESIDE_THREADS`."""
-    options = {"capture_error_mode": "thread_local"} if HAS_CAPTURE_BESIDE_THREADS else {}
+    options: dict[str, Any] = {"capture_error_mode": "thread_local"} if HAS_CAPTURE_BESIDE_THREADS else {}
     return torch.cuda.graph(graph, **options)
 
 
@@ -137,42 +132,13 @@ def export_onnx(network: nn.Module, images: torch.Tensor, path: str, inputs: str
     Raises:
         RuntimeError: the exporter cannot write this network.
     """
-    names = {"input_names": [inputs], "output_names": [outputs]}
+    names: dict[str, Any] = {"input_names": [inputs], "output_names": [outputs]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice to developers
         if _ONNX_BY_TRACING_PYTHON:
             batch = torch.export.Dim("batch")
-            options = {"dynamic_shapes": ({0: batch},), "external_data": False, "verbose": False}
+            options: dict[str, Any] = {"dynamic_shapes": ({0: batch},), "external_data": False, "verbose": False}
             torch.onnx.export(network, (images,), path, dynamo=True, **names, **options)
         else:
             axes = {inputs: {0: "batch"}, outputs: {0: "batch"}}
             torch.onnx.export(network, (images,), path, opset_version=13, dynamic_axes=axes, **names)
-
-
-def load_data_only(path: str, old_releases: bool = False) -> Any:
-    """Load a file written by `torch.save`, on the CPU, without executing anything it contains.
-
-    Tensors, numbers, strings and the usual containers are read; any other object is refused.
-
-    Args:
-        old_releases: whether a file written before PyTorch 1.6 may be read too, such as the authors' checkpoints.
-
-    Raises:
-        pickle.UnpicklingError: the file asks for something other than data.
-        Exception: whatever torch raises for a file that is damaged or is no checkpoint.
-    """
-    if not (old_releases and is_of_old_release(path)):
-        check_archive(path)
-    if HAS_WEIGHTS_ONLY:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about oddities of files that it then refuses
-                return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:  # its advice is to load the file unsafely
-            named = re.search(r"GLOBAL ([\w.]+)", str(error))
-            reason = not_data(named[1]) if named else "torch.save did not write it"
-            raise pickle.UnpicklingError(reason) from error
-    restricted = types.ModuleType("restricted_pickle")
-    restricted.Unpickler = DataUnpickler
-    restricted.load = lambda file, **kwargs: DataUnpickler(file, **kwargs).load()
-    return torch.load(path, map_location="cpu", pickle_module=restricted)

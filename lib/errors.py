@@ -1,11 +1,14 @@
-"""The ways a run ends early. Each reaches the user as one line on standard error."""
+"""The errors that end a run, each printed as one line on standard error; and the formatting of names in such lines."""
 
+import difflib
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Optional, TypeVar
 
 
 def one_line(text: object) -> str:
-    """A text without line breaks and other things a terminal would act upon: names of files may hold anything."""
+    """A text without line breaks and control characters: names of files may hold any."""
     return "".join(part if part.isprintable() else repr(part)[1:-1] for part in str(text))
 
 
@@ -13,8 +16,17 @@ PEER_FAILURE = 75
 """Exit status of a process that stopped because another one did: EX_TEMPFAIL of sysexits.h."""
 
 
+T = TypeVar("T")
+
+
+def given(value: Optional[T]) -> T:
+    """A value that cannot be None here, since the options or an earlier check say so."""
+    assert value is not None
+    return value
+
+
 class UserError(Exception):
-    """Something the user can mend: an option, a path, a data set. Exit status 2.
+    """An error that the user can correct: an option, a path, a data set. Exit status 2.
 
     The message says what is wrong, where it was found, and what to do, in one line.
     """
@@ -33,7 +45,7 @@ class Interrupted(Exception):
 
     Args:
         number: of the signal.
-        message: where the run stopped and how to go on, in one line.
+        message: where the run stopped and how to resume it, in one line.
         by_all: whether all processes of the run have agreed on it, and each raises it.
     """
 
@@ -47,6 +59,23 @@ class PeerFailure(RunError):
     """Another process of the run has ended or cannot be reached. Exit status `PEER_FAILURE`."""
 
 
+def hint(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known name, or where all of them are listed."""
+    # batch-size, BatchSize and --batchsize differ from batch_size in nothing that counts
+    plain = {_plain(candidate): candidate for candidate in known}
+    near = difflib.get_close_matches(_plain(name), plain, n=1)
+    return f"did you mean {plain[near[0]]}?" if near else "--help lists the options"
+
+
+def shown(name: str) -> str:
+    """A name as an error repeats it: quoted if it is empty or would break the line."""
+    return name if name.isprintable() and name else repr(name)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
+
+
 def exit_status(error: Exception) -> int:
     """The exit status of a call that an error ends."""
     if isinstance(error, PeerFailure):
@@ -54,14 +83,14 @@ def exit_status(error: Exception) -> int:
     return 2 if isinstance(error, UserError) else 1
 
 
-def message(error: Exception) -> str:
-    """An error as the user reads it, in words that name what is wrong. An unforeseen one says so."""
+def error_text(error: Exception) -> str:
+    """The text of an error for the user; that of an unforeseen one says that it is unforeseen."""
     if isinstance(error, (UserError, RunError)):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in ("datasets", "models", "lib"):
-        package = error.name.partition(".")[0]
+    package = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+    if package in ("datasets", "models", "lib"):
         module = sys.modules.get(package)
         ours = Path(__file__).resolve().parents[1] / package
         # a folder without __init__.py has no file, and a file that is no package has no path

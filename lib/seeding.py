@@ -1,6 +1,6 @@
-"""Random numbers as a function of the seed and of where in the run they are drawn.
+"""Random numbers as a function of the seed and a seed context, the position in the run at which they are drawn.
 
-Nothing depends on how many numbers were drawn before: a resumed run needs only to know where it is.
+Nothing depends on how many numbers were drawn before: a resumed run needs only its position.
 """
 
 import hashlib
@@ -10,11 +10,11 @@ import torch
 
 
 def derive(seed: int, *place: Union[int, str]) -> int:
-    """A 63-bit seed for one place of a run, e.g. derive(seed, "order", round, epoch)."""
+    """A 63-bit seed for a seed context `place`, e.g. derive(seed, "order", round, epoch)."""
     text = "/".join(map(str, (seed, *place)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def generator(seed: int, *place: Union[int, str]) -> torch.Generator:
-    """A CPU generator for one place of a run."""
+    """A CPU generator for a seed context."""
     return torch.Generator().manual_seed(derive(seed, *place))

@@ -1,4 +1,4 @@
-"""The networks: an image in, a feature of unit length out."""
+"""The networks: from an image to a feature of unit length."""
 
 from typing import Optional
 
@@ -16,7 +16,7 @@ _LARGE_FROM = 64  # pixels; below this the stride of a large stem leaves too lit
 
 
 def stem_for(stem: str, size: int) -> str:
-    """What `auto` means for images of `size` pixels; `small` and `large` as they are."""
+    """The stem for images of `size` pixels: `auto` becomes `small` or `large`, which are returned unchanged."""
     if stem != "auto":
         return stem
     return "small" if size < _LARGE_FROM else "large"

@@ -24,7 +24,7 @@ class AlexNet(nn.Module):
     """
 
     SMALLEST_LARGE = 63
-    """Side of the smallest image, in pixels, that the large stem leaves anything of."""
+    """Side of the smallest image, in pixels, of which the large stem's output is not empty."""
 
     stages: tuple[str, ...] = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc")
 

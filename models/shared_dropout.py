@@ -1,4 +1,4 @@
-"""Dropout that is the same however a batch is dealt out to processes."""
+"""Dropout whose masks do not depend on how a batch is split among processes."""
 
 from typing import Optional
 
@@ -17,7 +17,7 @@ class SharedDropout(nn.Dropout):
     _total: Optional[int] = None
 
     def take(self, start: int, total: int) -> None:
-        """The rows that come next are those from `start` on of a batch of `total`."""
+        """Declare that the next rows are those from `start` on of a batch of `total`."""
         self._start, self._total = start, total
 
     def forward(self, rows: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ class WhiteNet(nn.Module):
     The 54 filters of the stem are the eigenvectors of the training images' patches, scaled to unit variance, and their
     negatives; ReLU and 2x2 means follow. They are fitted to the images before the first step (`fit_stem`) and never
     trained (the idea: Coates, Ng and Lee 2011; Jordan 2024, airbench). All else starts from PyTorch's defaults. `fc`
-    takes the maps as 2x2 means, which keep some of where things are.
+    takes the maps as 2x2 means, which keep coarse positions.
 
     Args:
         low_dim: length D of the feature.
@@ -42,7 +42,7 @@ class WhiteNet(nn.Module):
 
     @torch.no_grad()
     def fit_stem(self, images: Tensor) -> None:
-        """Make the first filters those of these images' patches.
+        """Fit the first filters to these images' patches.
 
         Args:
             images: (n, 3, S, S) float32, some training images as the network sees test images.
@@ -53,7 +53,9 @@ class WhiteNet(nn.Module):
         variances, directions = torch.linalg.eigh(centred.t() @ centred / len(centred))
         floor = (_SHRINK * variances.mean()).clamp(min=1e-12)
         filters = (directions / (variances.clamp(min=0) + floor).sqrt()).t().reshape(-1, 3, _PATCH, _PATCH)
-        self.stem[0].weight.copy_(torch.cat([filters, -filters]))
+        whiten = self.stem[0]
+        assert isinstance(whiten, nn.Conv2d)
+        whiten.weight.copy_(torch.cat([filters, -filters]))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, D) float32, rows of unit length."""

@@ -14,11 +14,12 @@ from torch.nn import functional as F
 import datasets
 from datasets.pipeline import Pipeline
 from lib.checkpoint import io as checkpoint
+from lib.checkpoint.manager import newest_checkpoint
 from lib.config import Options
 from lib.distributed.world import World
 from lib.evaluation.features import extract
-from lib.session.folder import newest_checkpoint
-from lib.training.state import TrainingState
+from lib.pretrained.fitting import load_exactly
+from lib.training.state import build_embedder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -125,10 +126,10 @@ def _learnt(sessions: Path, name: str, options: list[str]) -> tuple[Tensor, Pipe
     run = Options(**values)
     world = World.alone()
     pipeline = Pipeline(datasets.load(run.dataset, run.data_root, False), run, world.device)
-    state = TrainingState.fresh(run, pipeline, world, None)
-    state.restore_network(saved, name)
+    embedder = build_embedder(run, world, None)
+    load_exactly(embedder.network, saved["net"], name)
     rows = slice(0, len(pipeline.train))
-    return extract(state.embedder, pipeline.train_batches_plain(), rows, run.low_dim), pipeline
+    return extract(embedder, pipeline.train_batches_plain(), rows, run.low_dim), pipeline
 
 
 def _pixels(pipeline: Pipeline) -> Tensor:

@@ -1,21 +1,21 @@
-"""`--skip-bad-images`: every file is decoded once, before anything else, and those that cannot be are left out."""
+"""`--skip-bad-images`: decode every file once before the run, and leave out those that cannot be decoded."""
 
 import json
 import logging
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import Callable, Optional, Union
+from pathlib import Path
+from typing import BinaryIO, Callable, Optional, Union, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.files.checked_files import CheckedFiles
+from datasets.files import cache
 from datasets.files.decode import read_rgb
-from datasets.files.parallel import ReadingProgress, in_processes
-from datasets.image_set import ImageSet
-from datasets.split import Split
+from datasets.files.parallel import ReadingProgress, map_in_workers
+from datasets.image_set import ImageSet, Split
 from lib.distributed.world import WHOLE, Share
 from lib.errors import UserError, one_line
 from lib.logger.console import LOGGER
@@ -23,7 +23,7 @@ from lib.logger.console import LOGGER
 log = logging.getLogger(LOGGER)
 
 Gather = Callable[[Tensor], Tensor]
-"""Bytes (R,) uint8 of this process, R perhaps 0, to those of all processes, in the order of their ranks."""
+"""All-gathers bytes: (R,) uint8 of this process, where R may be 0, to those of all processes, by rank."""
 
 _LISTED = 10  # bad images that the log names
 
@@ -33,27 +33,27 @@ def without_bad_images(
 ) -> tuple[Split, tuple[str, ...]]:
     """The data set without the files that cannot be read as images, and the paths of those.
 
-    Which files are good is remembered (`CheckedFiles`), so that only new and changed ones are opened another time,
-    and the bad ones. Images in memory have no files and all stay.
+    `CheckedFiles` remembers the good files, so that the next run opens only new, changed and bad ones. Images in memory
+    all stay.
 
     Args:
-        workers_num: processes that check; with 0 it is done in this one.
-        report: whether to log what was left out, and how far the check is.
-        share, gather: where several processes have the same images, which part this one checks, and how it hears of
-            the others' bad ones. All leave out the same, though each opens the files of its own machine alone.
+        workers_num: DataLoader workers that check; with 0 this process does.
+        report: whether to log the files left out and the progress.
+        share, gather: where several processes have the same images, the part that this one checks, and the exchange of
+            bad images between them. All leave out the same images; each opens files of its own machine only.
 
     Raises:
         UserError: no training image, or no test image, is left.
-        RunError: a process that checks images died.
+        RunError: a worker died.
     """
-    train, bad = readable(split.train, "training", workers_num, report, share, gather)
+    train, bad = readable_images(split.train, "training", workers_num, report, share, gather)
     if split.test is None:
         return replace(split, train=train), bad
-    test, bad_test = readable(split.test, "test", workers_num, report, share, gather)
+    test, bad_test = readable_images(split.test, "test", workers_num, report, share, gather)
     return replace(split, train=train, test=test), bad + bad_test
 
 
-def readable(
+def readable_images(
     images: ImageSet,
     kind: str,
     workers_num: int,
@@ -61,13 +61,13 @@ def readable(
     share: Share = WHOLE,
     gather: Optional[Gather] = None,
 ) -> tuple[ImageSet, tuple[str, ...]]:
-    """The same for one set of images; `kind` names them in messages.
+    """`without_bad_images` for one set of images; `kind` names them in messages.
 
     Raises:
         UserError: no image is left.
-        RunError: a process that checks images died.
+        RunError: a worker died.
     """
-    if images.pixels is not None:
+    if isinstance(images.source, np.ndarray):
         return images, ()
     checked = CheckedFiles(images.source)
     own = share.span(len(images))
@@ -84,7 +84,7 @@ def readable(
                     reasons[row] = reason
                 if progress is not None:
                     progress.advance()
-    finally:  # a check that was stopped goes on where it was
+    finally:  # the next run resumes a check that was stopped
         checked.remember(good)
     if gather is not None:
         reasons = _of_all(reasons, gather)
@@ -106,18 +106,24 @@ def _of_all(reasons: dict[int, str], gather: Gather) -> dict[int, str]:
 
 
 def _verdicts(paths: Sequence[str], rows: Sequence[int], workers_num: int) -> Generator[Optional[str], None, None]:
-    """For each row why its file is bad, or None; in the order of `rows`."""
-    return in_processes(_reason, _Chosen(paths, rows), workers_num, "--skip-bad-images")
+    """Yields the reason why a file is bad, or None, for each row in the order of `rows`."""
+    return map_in_workers(_reason, _Chosen(paths, rows), workers_num, "--skip-bad-images")
 
 
-class _Chosen(Sequence):
-    """Some of many paths, taken out when they are asked for."""
+class _Chosen(Sequence[str]):
+    """Some of many paths, selected on access."""
 
     def __init__(self, paths: Sequence[str], rows: Sequence[int]):
         self._paths, self._rows = paths, rows
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
 
     def __getitem__(self, index: Union[int, slice]) -> Union[str, list[str]]:
         if isinstance(index, slice):
@@ -126,7 +132,7 @@ class _Chosen(Sequence):
 
 
 def _reason(path: str) -> Optional[str]:
-    """Why a file is no image that can be decoded to its end, or None."""
+    """The reason why a file cannot be decoded to its end as an image, or None."""
     try:
         read_rgb(path)
     except UserError as error:
@@ -145,3 +151,57 @@ def _list(reasons: Sequence[str], images: int, kind: str) -> None:
         log.warning("    %s", one_line(reason))
     if len(reasons) > _LISTED:
         log.warning("    and %s more", f"{len(reasons) - _LISTED:,}")
+
+
+class CheckedFiles:
+    """A record on disk of the image files that could be decoded, by their keys (`cache.file_keys`).
+
+    Bad files are not recorded: they are few, and a file without read permission becomes good without a new key.
+
+    The record is an array of keys in the cache beside the folder of the images, or, where nothing can be written there,
+    in and-discovery in the user's cache folder ($XDG_CACHE_HOME, or ~/.cache). A damaged record is ignored.
+
+    Args:
+        paths: of the files; at least one.
+    """
+
+    def __init__(self, paths: Sequence[str]):
+        folder = cache.common_folder(paths)
+        self._files = cache.cache_files(folder, "checked", "npy")
+        self._keys = cache.file_keys(paths)
+        self._known = np.unique(np.concatenate([_read_keys(file) for file in self._files]))
+
+    def unknown(self) -> list[int]:
+        """The rows of the files that are not known to be good."""
+        return np.flatnonzero(~np.isin(self._keys, self._known) | (self._keys == cache.NOT_THERE)).tolist()
+
+    def remember(self, rows: Sequence[int]) -> None:
+        """Record the files of these rows as good, beside those that other processes recorded in the meantime.
+
+        Where nothing can be written, they are unknown again in the next run.
+        """
+        if not rows:
+            return
+        known = np.union1d(self._known, self._keys[list(rows)])
+        any(_add(file, known) for file in self._files)  # the first that can be written
+
+
+def _add(file: Path, known: np.ndarray) -> bool:
+    """Add keys to those in a file. Returns whether it could be written."""
+    with cache.one_at_a_time(file):
+        every = np.union1d(known, _read_keys(file))
+
+        def content(opened: BinaryIO) -> None:
+            np.save(opened, every, allow_pickle=False)
+
+        return cache.write(file, content)
+
+
+def _read_keys(file: Path) -> np.ndarray:
+    """The keys in a file, none if it is not there or not ours."""
+    try:
+        keys = np.load(file, allow_pickle=False)
+    except Exception:  # numpy and zipfile have many exceptions for bytes they cannot take
+        keys = None
+    usable = isinstance(keys, np.ndarray) and keys.dtype == np.uint64 and keys.ndim == 1
+    return keys if usable else np.zeros(0, dtype=np.uint64)

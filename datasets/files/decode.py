@@ -1,4 +1,4 @@
-"""Which files are pictures, and reading one as a viewer shows it: the same for files and for opened images."""
+"""Recognises image files by their names, and decodes a file or an opened image to RGB as a viewer shows it."""
 
 import importlib
 import io
@@ -15,12 +15,12 @@ from lib.errors import UnreadableImage, UserError, one_line
 
 Source = Union[str, os.PathLike, Image.Image]
 
-_VERSION = 2  # of how files are decoded: a cache of other pixels is not taken
+_VERSION = 2  # of the decoding; caches that another version wrote are not used
 _PLUGINS = ("pillow_heif", "pillow_avif", "pillow_jxl")
-"""Packages that teach Pillow more formats: pillow-heif, pillow-avif-plugin, pillow-jxl-plugin."""
+"""Packages that add formats to Pillow: pillow-heif, pillow-avif-plugin, pillow-jxl-plugin."""
 
 _NOT_DECODED = frozenset(["BUFR", "GRIB", "HDF5", "MPEG", "WMF", "EPS", "PDF", "PALM"])
-"""Formats with a suffix in Pillow that it recognises or writes only, or for which it starts another program."""
+"""Formats that Pillow knows by suffix and only recognises or writes, or for which it starts another program."""
 
 _UNREADABLE = frozenset((
     ".heic", ".heif", ".hif", ".avif", ".jxl", ".jxr", ".wdp", ".hdp", ".jp2", ".j2k", ".webp", ".bpg", ".flif",
@@ -29,7 +29,7 @@ _UNREADABLE = frozenset((
     ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f",
 ))  # fmt: skip
 _UNUSED_ALPHA = frozenset(["BMP", "DIB", "TGA", "ICO", "CUR", "DDS"])
-"""Formats whose fourth byte is often left at 0 in pictures without transparency; viewers then pass over it."""
+"""Formats whose alpha byte is often 0 in images without transparency; viewers then ignore it."""
 
 _WHITE = (255, 255, 255, 255)
 _SUB_BYTE = {"L;2": 85, "L;4": 17}  # PNG: a grey of 2 or 4 bits to one of 8
@@ -40,7 +40,7 @@ _WHITE_IS_ZERO, _BITS_PER_SAMPLE = 262, 258  # TIFF's tags
 
 @cache
 def suffixes() -> frozenset[str]:
-    """The endings of files, in lower case, that Pillow and the plugins installed for it can decode here."""
+    """The file suffixes, in lower case, that Pillow and its installed plugins decode."""
     _load_plugins()
     Image.init()
     decoded = {*Image.OPEN, "MPO"} - _NOT_DECODED  # MPO is opened as JPEG
@@ -50,17 +50,17 @@ def suffixes() -> frozenset[str]:
 
 
 def is_image(path: str) -> bool:
-    """Whether a file's name says that it is a picture that can be read."""
+    """Whether a file has the suffix of an image that can be decoded here."""
     return _suffix(path) in suffixes()
 
 
 def is_unreadable_image(path: str) -> bool:
-    """Whether a file's name says that it is a picture that nothing installed here can read."""
+    """Whether a file has the suffix of an image that nothing installed here decodes."""
     return _suffix(path) in _UNREADABLE and not is_image(path)
 
 
 def decoder() -> str:
-    """What decodes here besides Pillow: the version of this file, and plugins with theirs."""
+    """The versions of this file's decoding and of Pillow's installed plugins, for the keys of caches."""
     return "/".join([str(_VERSION), *_load_plugins()])
 
 
@@ -70,7 +70,7 @@ def _suffix(path: str) -> str:
 
 @cache
 def _load_plugins() -> tuple[str, ...]:
-    """Load those that are installed; their names and versions."""
+    """Loads the installed plugins. Returns their names and versions."""
     loaded = []
     for name in _PLUGINS:
         try:
@@ -84,50 +84,45 @@ def _load_plugins() -> tuple[str, ...]:
 
 
 def read_rgb(source: Source, at_least: Optional[int] = None) -> Image.Image:
-    """The picture in a file, or that a caller has opened or made, upright, in mode RGB.
+    """Decodes an image file, or an image that the caller has opened or made, to mode RGB.
 
-    Orientation in EXIF is applied. What is transparent shows white; an alpha channel of zeros alone is passed over in
-    formats where it often has no meaning (BMP, TGA, ICO, DDS). Integer greys of more than 8 bits count as 16 bits, 0
-    to 65,535, or as the bits that a TIFF file states, and are scaled. Of an animation the first frame is taken, of an
-    opened one the frame it stands at. The suffix plays no part. Texts and colour profiles play no part either,
-    however long.
+    EXIF orientation is applied. Transparent pixels become white; an alpha channel of zeros alone is ignored in formats
+    where it often has no meaning (BMP, TGA, ICO, DDS). Integer greys of more than 8 bits are scaled from 16 bits, 0 to
+    65,535, or from the number of bits that a TIFF file states. An animation gives its first frame, an opened one its
+    current frame. The suffix, texts of any length and colour profiles are ignored.
 
-    Memory is bounded by Pillow's limit of 179 million pixels, which is looked at before anything is decoded.
+    Memory is bounded by Pillow's limit of 179 million pixels, which is checked before anything is decoded.
 
     Args:
-        source: the path of a file, or an image, which stays as it is.
-        at_least: pixels of each side that will do: a JPEG file that is much larger is decoded at a half, a quarter or
-            an eighth of its size, which is several times faster. None: the whole image.
+        source: the path of a file, or an image, which is not changed.
+        at_least: smallest side needed, in pixels: a much larger JPEG file is decoded at a half, a quarter or an eighth
+            of its size, which is several times faster. None: the whole image.
 
     Raises:
-        UnreadableImage: the file cannot be read or is too large, or its numbers have no agreed meaning as colours.
+        UnreadableImage: the file cannot be read, is too large, or has pixel values without an agreed range.
     """
-    is_image_object = isinstance(source, Image.Image)
-    name = one_line((getattr(source, "filename", "") or "the image given") if is_image_object else os.fspath(source))
+    path = None if isinstance(source, Image.Image) else os.fspath(source)
+    name = one_line((getattr(source, "filename", "") or "the image given") if path is None else path)
     _load_plugins()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of oddities that do not keep the image from being read
-            file = _file_not_decoded_yet(source) if is_image_object else os.fspath(source)
-            if file is None:
-                source.load()
-                return _as_rgb(source, "", name)
-            try:
+            warnings.simplefilter("ignore")  # about oddities that do not prevent decoding
+            if not isinstance(source, Image.Image):
+                return _decoded(os.fspath(source), at_least, name)
+            file = _file_not_decoded_yet(source)
+            if file is not None:
                 return _decoded(file, at_least, name)
-            except ValueError:
-                shorter = _without_long_texts(file)
-                if shorter is None:
-                    raise
-                return _decoded(shorter, at_least, name)
+            source.load()
+            return _as_rgb(source, "", name)
     except UserError:
         raise
-    except Exception as error:  # each of Pillow's decoders has its own exceptions for bytes it cannot take
-        reason = one_line(_reason(None if is_image_object else os.fspath(source), error))
+    except Exception as error:  # each of Pillow's decoders raises exceptions of its own for damaged bytes
+        reason = one_line(_reason(path, error))
         raise UnreadableImage(f"{name}: not readable as an image: {reason}; mend or remove it") from error
 
 
 def _reason(path: Optional[str], error: Exception) -> str:
-    if isinstance(error, Image.DecompressionBombError):
+    if isinstance(error, Image.DecompressionBombError) and Image.MAX_IMAGE_PIXELS is not None:
         return f"it has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, which may be meant to use up the memory"
     if isinstance(error, UnidentifiedImageError):
         return "its format is not known" if path is None or os.path.getsize(path) else "the file is empty"
@@ -137,9 +132,9 @@ def _reason(path: Optional[str], error: Exception) -> str:
 
 
 def _file_not_decoded_yet(image: Image.Image) -> Optional[BinaryIO]:
-    """The bytes of the file that an image was opened from, if nothing has been read of its pixels so far.
+    """The bytes of the file that an image was opened from, if its pixels are not decoded yet; otherwise None.
 
-    Decoded anew they give what the file gives: Pillow forgets how many bits a pixel had once it has decoded it.
+    They are decoded as a file is: once Pillow has decoded a pixel, its original number of bits is lost.
     """
     file = getattr(image, "fp", None)
     if not getattr(image, "tile", None) or file is None or file.closed or image.tell() != 0:
@@ -152,6 +147,17 @@ def _file_not_decoded_yet(image: Image.Image) -> Optional[BinaryIO]:
 
 
 def _decoded(source: Union[str, BinaryIO], at_least: Optional[int], name: str) -> Image.Image:
+    """Decodes a file or its bytes. A PNG file that Pillow refuses for its long texts is decoded without them."""
+    try:
+        return _decoded_once(source, at_least, name)
+    except ValueError:
+        shorter = _without_long_texts(source)
+        if shorter is None:
+            raise
+        return _decoded_once(shorter, at_least, name)
+
+
+def _decoded_once(source: Union[str, BinaryIO], at_least: Optional[int], name: str) -> Image.Image:
     with Image.open(source) as file:
         raw_mode = _raw_mode(file)
         if at_least is not None:
@@ -161,16 +167,17 @@ def _decoded(source: Union[str, BinaryIO], at_least: Optional[int], name: str) -
 
 
 def _raw_mode(file: Image.Image) -> str:
-    """How the file holds a pixel, in Pillow's words; empty if that is not known."""
-    arguments = file.tile[0][3] if getattr(file, "tile", None) else ""
+    """Pillow's name of the file's pixel format; empty if it is not known."""
+    tiles = getattr(file, "tile", None)
+    arguments = tiles[0][3] if tiles else ""
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return first if isinstance(first, str) else ""
 
 
 def _without_long_texts(file: Union[str, BinaryIO]) -> Optional[BinaryIO]:
-    """A PNG file without texts and colour profiles that are compressed or long, which Pillow refuses; None for others.
+    """A PNG file without its compressed or long texts and colour profiles, which Pillow may refuse.
 
-    Texts that may state the orientation (XMP is seldom compressed) stay.
+    Short uncompressed texts stay, since they may hold the orientation (XMP). None for other formats.
     """
     if isinstance(file, str):
         with open(file, "rb") as opened:
@@ -194,12 +201,12 @@ def _without_long_texts(file: Union[str, BinaryIO]) -> Optional[BinaryIO]:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # a damaged EXIF block tells nothing; the pixels are fine
+    except Exception:  # a damaged EXIF block is ignored; the pixels are fine
         return image.copy()
 
 
 def _as_rgb(file: Image.Image, raw_mode: str, name: str) -> Image.Image:
-    """Args: file: decoded. raw_mode: as `_raw_mode` found it before that."""
+    """Converts a decoded image to upright RGB; `raw_mode` is the result of `_raw_mode` before the decoding."""
     image = _upright(file)
     if image.mode == "F":
         raise UnreadableImage(
@@ -216,20 +223,20 @@ def _as_rgb(file: Image.Image, raw_mode: str, name: str) -> Image.Image:
         elif isinstance(transparent, tuple) and (raw_mode.startswith("RGB;16") or max(transparent) > 255):
             image.info["transparency"] = tuple(value >> 8 for value in transparent)
         image = image.convert("RGBA")
-        if file.format in _UNUSED_ALPHA and image.getextrema()[3][1] == 0:
+        if file.format in _UNUSED_ALPHA and image.getchannel("A").getextrema()[1] == 0:
             return image.convert("RGB")
         image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image)
     return image.convert("RGB")
 
 
 def _eight_bits(image: Image.Image, file: Image.Image) -> Image.Image:
-    """Greys of many bits, L, or LA where one of them stands for what is transparent. `file` may have TIFF's tags."""
+    """Scales greys of many bits to mode L, or LA if one grey means transparent. `file` may hold TIFF's tags."""
     tags = getattr(file, "tag_v2", {})
     bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
     largest = 2 ** min(bits, 16) - 1
     stored = np.asarray(image).astype(np.float64)
     values = stored.clip(0, largest)
-    if image.mode.startswith("I;16") and tags.get(_WHITE_IS_ZERO) == 0:  # for fewer bits Pillow turns them round
+    if image.mode.startswith("I;16") and tags.get(_WHITE_IS_ZERO) == 0:  # for fewer bits Pillow inverts them
         values = largest - values
     grey = Image.fromarray(np.rint(values * (255 / largest)).astype(np.uint8))
     transparent = image.info.get("transparency")

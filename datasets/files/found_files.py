@@ -1,20 +1,19 @@
-"""What lies below a folder of pictures: the pictures, and what is passed over, counted by its kind."""
+"""Finds the pictures below a folder, and counts by kind what is skipped."""
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Optional
 
 from datasets.files.decode import is_image, is_unreadable_image
 from lib.errors import one_line
-from lib.session.folder import SessionFolder
 
 ENDINGS = "files ending in .jpg, .png, .webp, .tif and the like: all that Pillow can decode here"
-"""Which files are pictures, for messages."""
+"""The suffixes of pictures, for messages."""
 
-_NAMED = 6  # endings of other files, and folders, that a note names
+_NAMED = 6  # suffixes and folders that a note names
 
 _SYSTEM_FOLDERS = frozenset((
     "@eadir", "@tmp", "@recycle", "@recently-snapshot", "@sharebin", "@sharesnap", "@syno", "#recycle", "#snapshot",
@@ -23,22 +22,22 @@ _SYSTEM_FOLDERS = frozenset((
     ".trash", ".trashes", ".recycle", ".recycle.bin", ".spotlight-v100", ".fseventsd", ".documentrevisions-v100",
     ".temporaryitems", ".appledouble", ".picasaoriginals", ".snapshot", ".snapshots", ".zfs", ".ipynb_checkpoints",
 ))  # fmt: skip
-"""Folders of thumbnails, deleted files and earlier versions that systems and storage devices make, in lower case."""
+"""Folders of thumbnails, deleted files and snapshots that operating systems and NAS devices make, in lower case."""
 
 _SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "picasa.ini", "zbthumbnail.info"))
 
 
 @dataclass
 class Found:
-    """The files below one folder or several, as paths.
+    """The files below one or several folders, as paths.
 
     Attributes:
-        pictures: by their names, sorted.
-        others: files that are no pictures by their names, or such as cannot be read here.
-        sessions: session folders of runs: a run draws pictures into its own, and must find the same images when it
-            is resumed.
-        system: folders that systems make.
-        closed: folders that may not be entered.
+        pictures: files with the suffix of a picture that can be read here, sorted.
+        others: all other files, unreadable pictures included.
+        sessions: session folders of runs. They are skipped: a run writes pictures into its own, and must find the same
+            images when it is resumed.
+        system: folders that operating systems make.
+        closed: folders without permission to enter.
     """
 
     pictures: list[str] = field(default_factory=list)
@@ -48,12 +47,12 @@ class Found:
     closed: list[str] = field(default_factory=list)
 
     def add(self, other: "Found") -> None:
-        """Take over what was found elsewhere."""
+        """Adds what was found in another folder."""
         for name in ("pictures", "others", "sessions", "system", "closed"):
             getattr(self, name).extend(getattr(other, name))
 
-    def passed_over(self, where: str = "") -> list[str]:
-        """What is not used, a line for each kind of reason; `where` goes behind the first words, as ` in train`."""
+    def skipped(self, where: str = "") -> list[str]:
+        """Lines about what is skipped, one for each reason; `where` follows the first word, e.g. ` in train`."""
         unreadable = Counter(_ending(path) for path in self.others if is_unreadable_image(path))
         rest = Counter(_ending(path) for path in self.others if not is_unreadable_image(path))
         lines = []
@@ -71,23 +70,26 @@ class Found:
             shown = ", ".join(map(one_line, self.closed[:_NAMED]))
             more = f" and {len(self.closed) - _NAMED:,} more" if len(self.closed) > _NAMED else ""
             lines.append(f"{shown}{more} (may not be entered: permission denied)")
-        return [f"passed over{where}: {line}" for line in lines]
+        return [f"skipped{where}: {line}" for line in lines]
 
     def holdings(self) -> str:
-        """What there is in place of pictures, to go behind a message; empty if there is nothing."""
+        """The end of a message that names what a folder holds in place of pictures; empty if it holds nothing."""
         parts = [counted(Counter(map(_ending, self.others)))] if self.others else []
         parts += [f"{len(paths):,} {name}" for name, paths in (("session folders", self.sessions),) if paths]
         parts += [f"{one_line(path)}, which may not be entered" for path in self.closed[:_NAMED]]
         return f"; what it holds: {', '.join(parts)}" if parts else ""
 
 
-def look_through(folder: str, above: Sequence[str] = ()) -> Found:
-    """All files below a folder, at any depth. A folder that links lead to again, `above` included, is read once.
+def scan_folder(folder: str, above: Sequence[str] = ()) -> Found:
+    """Finds all files below a folder, at any depth.
 
-    Names that begin with a dot are passed over, and links are followed.
+    Names that begin with a dot are skipped. Links are followed, but no folder is read twice.
+
+    Args:
+        above: folders that are not read again when a link leads to them.
 
     Raises:
-        OSError: the folder itself cannot be read; below it, a disk refuses.
+        OSError: the folder cannot be read, or reading below it fails for another reason than a missing permission.
     """
     seen = {os.path.realpath(path) for path in above}
     found = Found()
@@ -105,7 +107,7 @@ def look_through(folder: str, above: Sequence[str] = ()) -> Found:
                 raise
             found.closed.append(here)
             continue
-        if SessionFolder(Path(here)).is_one:
+        if _is_session(here):
             found.sessions.append(here)
             continue
         sort_files(files, found)
@@ -116,20 +118,20 @@ def look_through(folder: str, above: Sequence[str] = ()) -> Found:
 
 
 def sort_files(files: Iterable[str], found: Found) -> None:
-    """Add each file to the pictures or to the others."""
+    """Adds each file to the pictures or to the others."""
     for path in files:
         (found.pictures if is_image(path) else found.others).append(path)
 
 
 def entries(folder: str, found: Found) -> tuple[list[str], list[str]]:
-    """The sorted paths of the files and of the folders in a folder, without hidden ones.
+    """The sorted paths of the files and of the folders directly in a folder, without hidden ones.
 
-    Folders that systems make are added to `found`.
+    Folders that operating systems make are added to `found`.
 
     Raises:
-        PermissionError: the folder may not be read, or what is in it may not be reached.
+        PermissionError: there is no permission to list the folder or to enter it.
     """
-    if not os.access(folder, os.X_OK):  # its names may be readable all the same
+    if not os.access(folder, os.X_OK):  # it may be listed all the same
         raise PermissionError(13, "Permission denied", folder)
     with os.scandir(folder) as scan:
         every = sorted(scan, key=lambda entry: entry.path)
@@ -149,16 +151,29 @@ def entries(folder: str, found: Found) -> tuple[list[str], list[str]]:
     return files, folders
 
 
+def _is_session(folder: str) -> bool:
+    """Whether a run made this folder, which has the layout of `lib.session.folder.SessionFolder`."""
+    return os.path.isfile(os.path.join(folder, "config.yaml")) and os.path.isdir(os.path.join(folder, "checkpoint"))
+
+
 def _is_folder(entry: os.DirEntry) -> bool:
     # a link to itself makes entry.is_dir() raise; os.path.isdir answers no
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
 def _is_pipe_or_device(entry: os.DirEntry) -> bool:
-    """Reading these would never end. A link that leads nowhere is taken for a file, which an error will name."""
+    """Whether reading this would never end. A dangling link counts as a file; reading it raises an error."""
     if not entry.is_symlink():
         return not entry.is_file()
     return os.path.exists(entry.path) and not os.path.isfile(entry.path)
+
+
+def canonical_name(name: str) -> str:
+    """One spelling (Unicode's NFC) of names that look alike: é is one letter or e and an accent (NFD).
+
+    Bytes that are not UTF-8 are kept.
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def counted(names: Counter) -> str:
@@ -174,7 +189,7 @@ def _ending(path: str) -> str:
 
 
 def unlike_text(paths: Iterable[str]) -> Optional[str]:
-    """The first file that may have been meant as a picture: one that is no text, table or annotation by its name."""
+    """The first file that may be meant as a picture: its suffix is not that of a text, table or annotation."""
     return next((path for path in paths if _ending(path) not in _TEXTS), None)
 
 

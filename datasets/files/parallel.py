@@ -1,61 +1,61 @@
-"""Reading many image files once, before a run: in several processes, with a word now and then on how far it is."""
+"""Reading many image files once, before a run: by DataLoader workers, with a progress line now and then."""
 
 import logging
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from typing import Callable, TypeVar, Union
+from typing import Any, Callable, TypeVar
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from datasets.loaders.worker_processes import affordable, context, ignore_signals_to_all
-from datasets.loaders.workers import loaded
+from datasets.loaders.worker_processes import affordable_workers, fork_context, ignore_signals
+from datasets.loaders.workers import load_batches
 from lib.errors import RunError, UserError
 from lib.logger.console import LOGGER
 from lib.logger.progress import LINE_EVERY, duration
 
 log = logging.getLogger(LOGGER)
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _FEW = 64  # images that are not worth starting processes for
 _BLOCK = 16  # images handed to a process at a time
 
 
-def in_processes(
+def map_in_workers(
     work: Callable[[Item], Result], items: Sequence[Item], workers_num: int, option: str
 ) -> Generator[Result, None, None]:
     """`work` of each item, in their order.
 
     Args:
-        work: a function that other processes can be told to call.
-        workers_num: how many processes; with 0, where there is little to do, or none can be started, it is done in this
-            one.
-        option: what asked for it, for the message.
+        work: a function that can be pickled.
+        workers_num: DataLoader workers; with 0, for few items, or where none can start, this process does the work.
+        option: the option that asked for the work, for the message.
 
     Raises:
-        RunError: a process died.
+        RunError: a worker died.
         Exception: what `work` raises.
     """
-    workers = affordable(workers_num) if len(items) > _FEW else 0
+    workers = affordable_workers(workers_num) if len(items) > _FEW else 0
     if workers == 0:
         yield from map(work, items)
         return
-    loader = DataLoader(
+    loader: DataLoader = DataLoader(
         _Done(work, items),
         batch_size=_BLOCK,
         num_workers=workers,
-        multiprocessing_context=context(),
+        multiprocessing_context=fork_context(),
         collate_fn=list,
-        worker_init_fn=ignore_signals_to_all,
+        worker_init_fn=ignore_signals,
         generator=torch.Generator(),  # without one it would draw from the default generator
     )
-    with closing(loaded(loader)) as blocks:  # the processes go at once, not when a traceback does
+    with closing(load_batches(loader)) as blocks:  # the workers end now, not when a traceback is freed
         for block in blocks:
             if isinstance(block, RunError):
                 raise RunError(
-                    f"{option}: a process that reads images was killed. If memory ran out, lower --workers-num; "
+                    f"{option}: a DataLoader worker died. If memory ran out, lower --workers-num; "
                     "what was done is remembered"
                 )
             for result in block:
@@ -64,16 +64,16 @@ def in_processes(
                 yield result
 
 
-class _Done:
+class _Done(Dataset):
     """The results of the work by the rows of its items; a UserError as a value: torch would bury one that is raised."""
 
-    def __init__(self, work: Callable[[Item], Result], items: Sequence[Item]):
+    def __init__(self, work: Callable[[Any], Any], items: Sequence[Any]):
         self._work, self._items = work, items
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def __getitem__(self, row: int) -> Union[Result, UserError]:
+    def __getitem__(self, row: int) -> Any:
         try:
             return self._work(self._items[row])
         except UserError as error:
@@ -81,7 +81,7 @@ class _Done:
 
 
 class ReadingProgress:
-    """A line now and then. As warnings: the log of the run is opened later, and until then no others are seen.
+    """Logs a progress line now and then, as warnings: the log of the run, which shows more, is opened later.
 
     Args:
         images: how many there are to read.

@@ -1,13 +1,13 @@
-"""Batches from images that live on the device as one uint8 tensor."""
+"""Batches from images held on the device as one uint8 tensor, prepared on a side stream on CUDA."""
 
-from collections.abc import Iterator, Sequence
-from typing import Callable, Optional
+from collections.abc import Generator, Sequence
+from typing import Callable, Optional, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.transforms.batch import Parameters, Recipe, augment, draw, resize_matrix
+from datasets.transforms.batch import Parameters, Recipe, augment, draw
 from lib.distributed.world import WHOLE, Share
 from lib.seeding import generator
 
@@ -23,9 +23,8 @@ class DeviceLoader:
     """Serves images of one size, augmented (with a recipe) or as they are (without).
 
     Args:
-        images: (N, 3, H, W) uint8 on the device, from `to_device`.
+        images: (N, 3, H, W) uint8 on the device, from `to_device`; without a recipe H = W = S.
         size: side of the images served, in pixels.
-        resize: without a recipe, the shorter side is scaled to this before the centre crop of `size`.
         means, stds: of the channels, for images in [0, 1].
         recipe: the random augmentation, or None for test images.
         seed: of the augmentation.
@@ -35,71 +34,53 @@ class DeviceLoader:
         self,
         images: Tensor,
         size: int,
-        resize: int,
         means: tuple[float, ...],
         stds: tuple[float, ...],
         recipe: Optional[Recipe],
         seed: int,
     ):
         self.images, device = images, images.device
-        self.size, self.resize, self.recipe, self.seed, self.device = size, resize, recipe, seed, device
+        self.size, self.recipe, self.seed, self.device = size, recipe, seed, device
         self._means = torch.tensor(means, device=device)[None, :, None, None]
         self._stds = torch.tensor(stds, device=device)[None, :, None, None]
 
     def batches(
-        self, order: Sequence[Tensor], salt: tuple[int, ...], share: Share = WHOLE, start: int = 0
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+        self, order: Sequence[Tensor], context: tuple[int, ...], share: Share = WHOLE, start: int = 0
+    ) -> Generator[tuple[Tensor, Tensor], None, None]:
         """Images (B, 3, S, S) float32, normalised, and row numbers (B,), for every batch of `order`.
 
         Args:
             order: the row numbers of each batch, (B,) int64.
-            salt: where in the run this is, e.g. (round, epoch); with the seed it decides the augmentation.
+            context: seed context, e.g. (round, epoch); with the seed it determines the augmentation.
             share: the part of each batch to serve; B is then the size of the part, which may be 0. An image is
                 augmented as it is where the whole batch is served.
-            start: the first batch to serve, counted from 0; those before it are passed over.
+            start: the first batch to serve, counted from 0; earlier ones are skipped.
         """
         beside = SideStream(self.device)
         for step, rows in enumerate(order[start:], start=start):
-            yield beside.run(self._serve, rows, share.span(len(rows)), (*salt, step))
+            yield beside.run(self._serve, rows, share.span(len(rows)), (*context, step))
 
     def close(self) -> None:
-        """Nothing is held open here."""
+        """Does nothing: there are no workers."""
 
-    def _serve(self, rows: Tensor, part: slice, place: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    def _serve(self, rows: Tensor, part: slice, context: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         made = _in_blocks(part, len(rows))
         indices = rows[made].to(self.device, non_blocking=True)
         served = slice(part.start - made.start, part.stop - made.start)
-        return self._make(indices, made, len(rows), place)[served], indices[served]
+        return self._make(indices, made, len(rows), context)[served], indices[served]
 
-    def _make(self, indices: Tensor, part: slice, count: int, place: tuple[int, ...]) -> Tensor:
+    def _make(self, indices: Tensor, part: slice, count: int, context: tuple[int, ...]) -> Tensor:
         """The images of these indices, which are one part of a batch of `count`."""
         if not len(indices):
             return torch.empty(0, 3, self.size, self.size, device=self.device)
         images = self.images[indices].float().div_(255.0)
-        if self.recipe is None:
-            images = self._centre(images)
-        else:
-            images = augment(images, self._draw(count, place).of(part).to(self.device), self.size)
+        if self.recipe is not None:
+            images = augment(images, self._draw(self.recipe, count, context).of(part).to(self.device), self.size)
         return images.sub_(self._means).div_(self._stds)
 
-    def _draw(self, count: int, place: tuple[int, ...]) -> Parameters:
+    def _draw(self, recipe: Recipe, count: int, context: tuple[int, ...]) -> Parameters:
         height, width = self.images.shape[2:]
-        return draw(count, height, width, self.recipe, generator(self.seed, "augment", *place))
-
-    def _centre(self, images: Tensor) -> Tensor:
-        """Scale the shorter side to `resize`, then cut the central square of `size`, as the test transform does."""
-        height, width = images.shape[2:]
-        if (height, width, self.resize) == (self.size, self.size, self.size):
-            return images
-        rows = self._central_rows(height, self.resize * height // min(height, width))
-        columns = self._central_rows(width, self.resize * width // min(height, width))
-        return torch.matmul(rows, torch.matmul(images, columns.t()))
-
-    def _central_rows(self, source: int, target: int) -> Tensor:
-        """(size, source) weights of the central rows of an image scaled from `source` to `target` rows."""
-        start, length = torch.tensor([0], device=self.device), torch.tensor([source], device=self.device)
-        top = round((target - self.size) / 2.0)  # as torchvision's CenterCrop rounds
-        return resize_matrix(start, length, source, target)[0, top : top + self.size]
+        return draw(count, height, width, recipe, generator(self.seed, "augment", *context))
 
 
 def _in_blocks(part: slice, count: int) -> slice:
@@ -116,8 +97,11 @@ def _in_blocks(part: slice, count: int) -> slice:
     return slice(start, count if stop > last else stop)
 
 
+Made = TypeVar("Made", bound=tuple[Tensor, ...])
+
+
 class SideStream:
-    """Runs work on a CUDA device beside what the current stream is busy with; on a CPU it just runs it.
+    """Runs work on a CUDA stream of its own, concurrently with the current stream; on a CPU it just runs it.
 
     Args:
         device: where the work is done.
@@ -127,10 +111,10 @@ class SideStream:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         if self._stream is not None:
-            self._stream.wait_stream(torch.cuda.current_stream(device))  # which may still be making what is read
+            self._stream.wait_stream(torch.cuda.current_stream(device))  # which may still be writing the images
 
-    def run(self, make: Callable[..., tuple[Tensor, ...]], *arguments: object) -> tuple[Tensor, ...]:
-        """`make(*arguments)`, for use on the current stream, which waits for it; this process does not."""
+    def run(self, make: Callable[..., Made], *arguments: object) -> Made:
+        """`make(*arguments)`. The current stream waits for the result; the host does not."""
         if self._stream is None:
             return make(*arguments)
         with torch.cuda.stream(self._stream):
@@ -138,5 +122,5 @@ class SideStream:
         current = torch.cuda.current_stream(self._device)
         current.wait_stream(self._stream)
         for tensor in made:
-            tensor.record_stream(current)  # or its memory would be given to the next batch too early
+            tensor.record_stream(current)  # otherwise the allocator could reuse its memory for the next batch
         return made

@@ -1,8 +1,8 @@
-"""DataLoader workers: how they start where a machine is short of something, hand over their batches, and die."""
+"""DataLoader workers: their start within the limits of the machine, the transfer of their batches, their deaths."""
 
 # Not `signal`, whose functions go through an enum that, before Python 3.11, leaves a cycle of an exception and the
 # frames of all callers: workers would stay until the garbage collector came.
-import _signal
+import _signal  # type: ignore[import-not-found]  # typeshed does not list this private module
 import contextlib
 import errno
 import itertools
@@ -34,23 +34,23 @@ _TORCH_SAYS = "DataLoader worker"  # how its messages about dead workers begin, 
 ON_LINUX = sys.platform.startswith("linux")
 
 _FILES_OF_A_WORKER = 4
-"""Open files that a worker takes in its parent: both ends of the pipe of its keys, and two that tell of its end."""
+"""Open files that a worker takes in its parent: both ends of the pipe of its keys, and two that report its exit."""
 
 _FILES_OF_A_RUN = 24
 """Open files that are left for all else: checkpoints, logs, fonts of the report, another loader's result pipe."""
 
 
-def ignore_signals_to_all(worker: int) -> None:
+def ignore_signals(worker: int) -> None:
     """For `worker_init_fn` of a DataLoader.
 
-    Ctrl-C reaches all processes of a terminal, and a cluster's SIGTERM all of a job. The parent stops at its next
-    step, for which it may still want images. Where `context` gives nothing, SIGTERM keeps its effect.
+    Ctrl-C reaches all processes of a terminal, and a cluster's SIGTERM all processes of a job. The parent stops at its
+    next step, for which it may still need images. Without `fork_context` (not on Linux) SIGTERM keeps its effect.
     """
     for number in (signal.SIGINT, signal.SIGHUP, *([signal.SIGTERM] if ON_LINUX else [])):
         signal.signal(number, signal.SIG_IGN)
 
 
-def context() -> Optional[Any]:
+def fork_context() -> Optional[Any]:
     """The `multiprocessing_context` of a DataLoader whose processes ignore SIGTERM; None: Python's default.
 
     Python ends its child processes by SIGTERM when it exits, and then waits for them; so does torch with those that
@@ -65,19 +65,19 @@ def context() -> Optional[Any]:
         def terminate(self) -> None:
             self.kill()
 
-    class LoaderProcess(ForkProcess):
+    class WorkerProcess(ForkProcess):
         @staticmethod
         def _Popen(process_obj: Any) -> Popen:  # multiprocessing asks this for what starts the process
             return KillingPopen(process_obj)
 
-    class LoaderContext(ForkContext):
-        Process = LoaderProcess
+    class WorkerContext(ForkContext):
+        Process = WorkerProcess
 
-    return LoaderContext()
+    return WorkerContext()
 
 
-def end_at_once(loader: DataLoader) -> None:
-    """Kill the workers of a loader: torch would wait 5 seconds for each of those that do not hear it."""
+def kill_workers(loader: DataLoader) -> None:
+    """Kill the workers of a loader: torch would wait 5 seconds for each worker that ignores SIGTERM."""
     mine = getattr(loader.multiprocessing_context, "Process", None)
     for process in multiprocessing.active_children():
         if mine is not None and type(process) is mine:
@@ -85,8 +85,8 @@ def end_at_once(loader: DataLoader) -> None:
             process.join()
 
 
-def affordable(wanted: int) -> int:
-    """How many of the wanted workers the limit of open files admits; the soft limit is raised first, if it may be."""
+def affordable_workers(wanted: int) -> int:
+    """How many of the wanted workers the limit of open files allows, after the soft limit is raised where it can be."""
     if wanted == 0:
         return 0
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -94,7 +94,7 @@ def affordable(wanted: int) -> int:
         return wanted
     try:
         others = len(os.listdir("/dev/fd")) + _FILES_OF_A_RUN
-    except OSError:  # nothing tells how many are open
+    except OSError:  # the number of open files is unknown
         return wanted
     needed = others + wanted * _FILES_OF_A_WORKER
     if soft < needed:
@@ -109,18 +109,18 @@ def affordable(wanted: int) -> int:
     return workers
 
 
-def start_workers(loader: DataLoader) -> Iterator:
-    """`iter(loader)`. Where its workers cannot be started, this process loads instead, and a warning says why."""
+def start_workers(loader: DataLoader) -> Iterator[Any]:
+    """`iter(loader)`. If its workers cannot start, this process loads the images, and a warning says why."""
     with _no_word_of_finalisers():  # torch's, of an iterator that was not made to its end
         try:
             return iter(loader)
         except OSError as error:
             reason = _reason(error)
         except RuntimeError as error:
-            if "start new thread" not in str(error):  # Python's words
+            if "start new thread" not in str(error):  # Python's message
                 raise
             reason = _reason(OSError(errno.EAGAIN, "a thread cannot be started"))
-        end_at_once(loader)  # those that did start
+        kill_workers(loader)  # those that did start
     _say_once(f"workers   none: this process loads the images, which is slower, since {reason}")
     return iter(
         DataLoader(
@@ -134,7 +134,7 @@ def start_workers(loader: DataLoader) -> Iterator:
 
 
 def _reason(error: OSError) -> str:
-    """What is short, and how to get more."""
+    """Which resource is short, and how to get more of it."""
     said = error.strerror or str(error)
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return f"too few files may be open ({said}); raise the limit (ulimit -n)"
@@ -152,7 +152,7 @@ _said: set[str] = set()
 
 
 def _say_once(line: str) -> None:
-    """Every epoch starts loaders of its own."""
+    """Log a warning once: every epoch starts loaders of its own."""
     if line not in _said:
         _said.add(line)
         log.warning("%s", line)
@@ -167,50 +167,50 @@ def _no_word_of_finalisers() -> Iterator[None]:
         sys.unraisablehook = hook
 
 
-class LostWorkers:
-    """Hears of loader processes that have died, in place of torch, and keeps it until somebody asks.
+class DeadWorkers:
+    """A SIGCHLD handler that holds back torch's error about a dead worker until the next batch is asked for.
 
-    torch learns of a death by the signal that a child has ended, and raises its RuntimeError from there, in whatever
-    code is running at that moment: in the middle of writing a checkpoint, say. Here it waits for the next batch.
+    torch's own handler raises its RuntimeError in whatever code runs at that moment, such as the writing of a
+    checkpoint.
     """
 
     def __init__(self, torchs_handler: Callable[[int, Any], Any]):
         self._handler = torchs_handler
-        self._heard: Optional[str] = None
+        self._message: Optional[str] = None
 
     def __call__(self, number: int, frame: Any) -> None:
-        """The handler of the signal."""
+        """Handles the signal."""
         try:
             self._handler(number, frame)
         except RuntimeError as error:
             if not _is_about_workers(error):
                 raise
-            self._heard = str(error)
+            self._message = str(error)
 
-    def take(self) -> Optional[RunError]:
-        """What has been heard since this was asked last."""
-        heard, self._heard = self._heard, None
-        return None if heard is None else _run_error(heard)
+    def pop_error(self) -> Optional[RunError]:
+        """The error of a worker that has died since the last call; None if none has."""
+        message, self._message = self._message, None
+        return None if message is None else _run_error(message)
 
     def explain(self, error: RuntimeError) -> Optional[RunError]:
-        """What an error says about a dead worker; None for any other error.
+        """The RunError for torch's error about a dead worker; None for any other error.
 
-        torch raises it also when it has waited long enough for a batch. What the signal said tells more.
+        torch raises such an error also when a batch does not come in time; the signal's message says more.
         """
-        return (self.take() or _run_error(str(error))) if _is_about_workers(error) else None
+        return (self.pop_error() or _run_error(str(error))) if _is_about_workers(error) else None
 
 
-def watch() -> LostWorkers:
-    """Who hears of dead loader processes from now on.
+def watch_workers() -> DeadWorkers:
+    """Installs the handler of SIGCHLD that records dead workers, and returns it.
 
-    To be called after a loader has started its processes, which is when torch begins to listen.
+    To be called after a loader has started its workers, which is when torch installs its own handler.
     """
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
-        return LostWorkers(lambda number, frame: None)  # torch does not listen either
+        return DeadWorkers(lambda number, frame: None)  # torch installs no handler either
     handler = _signal.getsignal(signal.SIGCHLD)
-    if isinstance(handler, LostWorkers):
+    if isinstance(handler, DeadWorkers):
         return handler
-    watching = LostWorkers(handler if callable(handler) else lambda number, frame: None)
+    watching = DeadWorkers(handler if callable(handler) else lambda number, frame: None)
     if callable(handler):
         _signal.signal(signal.SIGCHLD, watching)
     return watching
@@ -223,35 +223,35 @@ def _is_about_workers(error: RuntimeError) -> bool:
 def _run_error(message: str) -> RunError:
     reason = " ".join(message.split()).rstrip(".")
     return RunError(
-        f"a process that loads images is gone: {reason}. If memory ran out, lower --workers-num, --prefetch or "
-        "--batch-size; go on from the last checkpoint with --resume"
+        f"a DataLoader worker died: {reason}. If memory ran out, lower --workers-num, --prefetch or "
+        "--batch-size; resume from the last checkpoint with --resume"
     )
 
 
 class SharedBatches:
-    """Memory in which workers leave the images of their batches for their parent.
+    """Shared memory in which workers leave the images of their batches for the parent process.
 
     torch passes each batch in a file of /dev/shm, which holds 64 MiB in a Docker container, and through a socket in
-    TMPDIR; where one of them fails, it fails in a thread of the worker, and the parent waits for ever. This is one
-    anonymous mapping, made before the workers are forked, and needs neither. Each worker has `prefetch` + 1 places,
-    which it uses in turn: so many batches can be finished or under way, and one be copied by the parent.
+    TMPDIR. If either fails, it fails in a thread of the worker, and the parent waits for ever. This class needs
+    neither: it is one anonymous mapping, made before the workers are forked. Each worker has `prefetch` + 1 slots and
+    uses them in turn: `prefetch` batches can be loading or ready while the parent copies another.
 
     Args:
         workers, prefetch: as the DataLoader's, at least 1.
-        numbers: float32 values of the images of a batch, at most; larger batches go through a pipe.
+        numbers: most float32 values of a batch; larger batches go through a pipe.
     """
 
     def __init__(self, workers: int, prefetch: int, numbers: int):
-        self._places, self._numbers = prefetch + 1, numbers
-        self._mapping = mmap.mmap(-1, workers * self._places * numbers * 4)
+        self._slots, self._numbers = prefetch + 1, numbers
+        self._mapping = mmap.mmap(-1, workers * self._slots * numbers * 4)
         self._memory = np.frombuffer(self._mapping, np.float32)
-        self._used = 0  # places, by this worker
+        self._used = 0  # slots, by this worker
         self.key = next(_keys)
         _mappings[self.key] = self
 
     @classmethod
     def of(cls, workers: int, prefetch: int, numbers: int) -> Optional["SharedBatches"]:
-        """None where workers do not inherit memory, there is not so much, or nothing to share."""
+        """Shared memory, or None where workers do not inherit it, memory is short, or there is nothing to share."""
         if not ON_LINUX or workers * numbers == 0:
             return None
         try:
@@ -260,23 +260,25 @@ class SharedBatches:
             return None
 
     def clear(self) -> None:
-        """Give the memory back until the next batch; all that was left here has been taken."""
+        """Return the memory to the system until the next batch; the parent must have received all batches."""
         with contextlib.suppress(OSError):  # a kernel without it keeps the memory
             self._mapping.madvise(mmap.MADV_REMOVE)
 
     def put(self, images: Sequence[Tensor]) -> Optional[tuple[int, tuple[int, ...]]]:
-        """Leave images of one shape here, in a worker. Returns where and their shape, or None if they do not fit."""
+        """Called in a worker: store images of one shape. Returns the slot and the shape, or None if they do not fit."""
         shape = (len(images), *images[0].shape)
         if math.prod(shape) > self._numbers or images[0].dtype != torch.float32:
             return None
-        place = get_worker_info().id * self._places + self._used % self._places
+        worker = get_worker_info()
+        assert worker is not None
+        slot = worker.id * self._slots + self._used % self._slots
         self._used += 1
-        torch.stack(tuple(images), out=self.at(place, shape))
-        return place, shape
+        torch.stack(tuple(images), out=self.at(slot, shape))
+        return slot, shape
 
-    def at(self, place: int, shape: tuple[int, ...]) -> Tensor:
-        """The images that lie there."""
-        start = place * self._numbers
+    def at(self, slot: int, shape: tuple[int, ...]) -> Tensor:
+        """The images in a slot."""
+        start = slot * self._numbers
         return torch.from_numpy(self._memory[start : start + math.prod(shape)].reshape(shape))
 
 
@@ -284,22 +286,22 @@ _keys = itertools.count()
 _mappings: "weakref.WeakValueDictionary[int, SharedBatches]" = weakref.WeakValueDictionary()
 
 
-class HandedOver:
-    """A batch on its way from a worker to its parent, without torch's shared memory.
+class WorkerBatch:
+    """A batch that a worker sends to the parent process, without torch's own shared memory.
 
     Args:
         images: (C, H, W) each, of one shape.
         rows: their row numbers.
-        shared: where the images are left; None: they are pickled.
+        shared: the memory that carries the images; None: they are pickled.
     """
 
     def __init__(self, images: Sequence[Tensor], rows: Sequence[int], shared: Optional[SharedBatches]):
         self._rows = tuple(rows)
         self._left = None if shared is None else shared.put(images)
-        self._key = None if self._left is None else shared.key
+        self._key = None if shared is None else shared.key
         self._images = torch.stack(tuple(images)).numpy() if self._left is None else None
 
-    def taken(self) -> tuple[Tensor, Tensor]:
+    def receive(self) -> tuple[Tensor, Tensor]:
         """In the parent: images (B, C, H, W) of its own, and row numbers (B,) int64."""
         return self._there().clone(), torch.tensor(self._rows, dtype=torch.int64)
 
@@ -308,4 +310,6 @@ class HandedOver:
         return self._there().pin_memory(), torch.tensor(self._rows, dtype=torch.int64).pin_memory()
 
     def _there(self) -> Tensor:
-        return torch.from_numpy(self._images) if self._left is None else _mappings[self._key].at(*self._left)
+        if self._left is None or self._key is None:
+            return torch.from_numpy(self._images)
+        return _mappings[self._key].at(*self._left)

@@ -4,9 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.image_set import ImageSet
-from datasets.split import Split
-from datasets.transforms.normalisation import DIGITS
+from datasets.image_set import ImageSet, Split
 
 _TEST_COUNT = 360  # a fifth of 1,797
 
@@ -14,7 +12,7 @@ _TEST_COUNT = 360  # a fifth of 1,797
 def digits(root: Path, download: bool) -> Split:
     """1,437 training and 360 test images, each class in the same share; always the same division.
 
-    The images come with scikit-learn, so `root` and `download` play no part.
+    The images come with scikit-learn, so `root` and `download` are ignored.
     """
     # imported here: the other data sets need no scikit-learn
     from sklearn.datasets import load_digits
@@ -30,4 +28,4 @@ def digits(root: Path, download: bool) -> Split:
     train, test = train_test_split(
         np.arange(len(images)), test_size=_TEST_COUNT, stratify=images.labels, random_state=0
     )
-    return Split("digits", images.subset(np.sort(train)), images.subset(np.sort(test)), *DIGITS)
+    return Split("digits", images.subset(np.sort(train)), images.subset(np.sort(test)))

@@ -1,4 +1,4 @@
-"""Images in folders: DIR/train and DIR/test, with a folder for each class or with none."""
+"""Data sets of image files: imagefolder (train/ and test/, a folder for each class) and photos (any folder)."""
 
 import os
 from pathlib import Path
@@ -6,43 +6,57 @@ from typing import Optional
 
 import numpy as np
 
-from datasets.files.found_files import ENDINGS, Found, entries, look_through, sort_files, unlike_text
-from datasets.files.paths import same_name
-from datasets.image_set import ImageSet
-from datasets.split import Split
-from datasets.transforms.normalisation import IMAGENET
+from datasets.files.found_files import ENDINGS, Found, canonical_name, entries, scan_folder, sort_files, unlike_text
+from datasets.image_set import ImageSet, Split
 from lib.errors import UserError, one_line
 
 _HELD_OUT = ("test", "val", "valid", "validation")
-"""Names of the folder of test images; the first that is there is used."""
+"""Names of the folder of test images; the first that exists is used."""
 
 _NAMED = 6  # folders that a message names
 
 
 def imagefolder(root: Path, download: bool) -> Split:
-    """The images below `root`, as `read_folders` finds them; there is nothing to download.
+    """The data set imagefolder: the images below `root`, as `read_folders` finds them; nothing can be downloaded.
 
     Raises:
         UserError: as `read_folders`.
     """
     train, test, notes = read_folders(root, "imagefolder")
-    return Split("imagefolder", train, test, *IMAGENET, notes)
+    return Split("imagefolder", train, test, notes)
+
+
+def photos(root: Path, download: bool) -> Split:
+    """The data set photos: every picture below `root`, at any depth, sorted by path. All are training images.
+
+    Names that begin with a dot, session folders, folders that operating systems make, and files without the suffix of a
+    picture are skipped; the notes count all but the first. Links are followed.
+
+    Raises:
+        UserError: the folder does not exist, cannot be read, or holds no picture.
+    """
+    if not root.is_dir():
+        raise UserError(f"--dataset photos: there is no folder {root}; point --data-root at your pictures")
+    found = find_images(str(root), f"--dataset photos: {root}")
+    return Split("photos", ImageSet(found.pictures), None, tuple(found.skipped()))
 
 
 def read_folders(root: Path, dataset: str) -> tuple[ImageSet, Optional[ImageSet], tuple[str, ...]]:
-    """The images in `root`/train, and in `root`/test, or else val, valid or validation, if there is one; and notes.
+    """Reads training images from `root`/train and test images from `root`/test, val, valid or validation.
 
-    Each folder in train that holds images, at any depth, is a class; classes and images are in order of their
-    paths. Without such folders the images are those directly in train, and have no labels. Names that begin with
-    a dot are passed over, and so are folders that systems make, and files that are no pictures; the notes count them.
-    Links are followed. Names of classes are compared by what they say, not by their bytes (`same_name`).
+    Each folder directly in train that holds images, at any depth, is a class; classes and images are sorted by path.
+    Without class folders the images directly in train are read, without labels. The same files are skipped as in
+    `photos`. Links are followed. Names of classes are compared by `canonical_name`, not by their bytes.
 
     Args:
         dataset: named in messages.
 
+    Returns:
+        training images, test images (None without such a folder), and notes for the log.
+
     Raises:
-        UserError: there is no train folder or no image in it or in test, images lie both beside class folders
-            and in them, a class of the test images is not one of train, or a class folder holds files and no image.
+        UserError: there is no train folder, no image in it or in the test folder, images lie both in class folders and
+            beside them, a test class is not a training class, or a class folder holds unreadable images alone.
     """
     folder = root / "train"
     beside = _folders_in(root)
@@ -68,7 +82,7 @@ def read_folders(root: Path, dataset: str) -> tuple[ImageSet, Optional[ImageSet]
 def _folders_in(root: Path) -> list[str]:
     try:
         return [os.path.basename(path) for path in entries(str(root), Found())[1]]
-    except OSError:  # what cannot be listed may be entered all the same
+    except OSError:  # files in a folder that cannot be listed may be readable
         return []
 
 
@@ -80,15 +94,15 @@ def _listed(names: list[str]) -> str:
 def read_folder(
     folder: Path, dataset: str, known: Optional[tuple[str, ...]], notes: Optional[list[str]] = None
 ) -> ImageSet:
-    """The images of one folder, as `read_folders` finds them.
+    """Reads the images of one folder, as `read_folders` does.
 
     Args:
-        known: the classes allowed, if that is settled.
-        notes: a list to which lines about what was passed over are added.
+        known: the classes of the training images; None: those found here.
+        notes: a list to which lines about skipped files are added.
 
     Raises:
-        UserError: it holds no images, or some both beside class folders and in them, or a class that is not known, or
-            a class folder without an image.
+        UserError: the folder cannot be read, holds no image, holds images both in class folders and beside them, holds
+            a class that is not in `known`, or a class folder holds unreadable images alone.
     """
     try:
         loose, classes, found, lines = _scan(folder, dataset)
@@ -105,20 +119,20 @@ def read_folder(
             f"beside them ({os.path.basename(loose[0])}, ...); move those images into a class folder or away"
         )
     if notes is not None:
-        notes.extend([*lines, *found.passed_over(f" in {folder.name}")])
+        notes.extend([*lines, *found.skipped(f" in {folder.name}")])
     if not classes:
         return ImageSet(tuple(loose), None, known or ())
     if known == ():  # training images without labels: class folders among the test images mean nothing
         return ImageSet(tuple(path for name in sorted(classes) for path in classes[name]))
     names = tuple(sorted(classes)) if known is None else known
-    called = {same_name(name): name for name in names}
-    strange = sorted(name for name in classes if same_name(name) not in called)
+    called = {canonical_name(name): name for name in names}
+    strange = sorted(name for name in classes if canonical_name(name) not in called)
     if strange:
         raise UserError(
             f"--dataset {dataset}: {folder / strange[0]} is a class that the training images do not have; "
             "remove it or add it to train"
         )
-    return _labelled({called[same_name(name)]: paths for name, paths in classes.items()}, names)
+    return _labelled({called[canonical_name(name)]: paths for name, paths in classes.items()}, names)
 
 
 def _labelled(classes: dict[str, list[str]], names: tuple[str, ...]) -> ImageSet:
@@ -128,8 +142,9 @@ def _labelled(classes: dict[str, list[str]], names: tuple[str, ...]) -> ImageSet
 
 
 def _scan(folder: Path, dataset: str) -> tuple[list[str], dict[str, list[str]], Found, list[str]]:
-    """The images directly in a folder, those below each of its folders that has any, all that was found, and notes."""
-    total, lines = Found(), []
+    """The images directly in a folder, those of each class folder by its name, all files found, and notes."""
+    total = Found()
+    lines: list[str] = []
     files, folders = entries(str(folder), total)
     sort_files(files, total)
     loose = list(total.pictures)
@@ -137,10 +152,10 @@ def _scan(folder: Path, dataset: str) -> tuple[list[str], dict[str, list[str]], 
     empty: list[str] = []
     folder_of: dict[str, str] = {}
     for path in folders:
-        found = look_through(path, above=(str(folder),))
+        found = scan_folder(path, above=(str(folder),))
         name = os.path.basename(path)
         if found.pictures:
-            first = folder_of.setdefault(same_name(name), name)
+            first = folder_of.setdefault(canonical_name(name), name)
             if first != name:
                 lines.append(f"two folders in {folder.name} are called {one_line(name)}, in other bytes: one class")
             classes.setdefault(first, []).extend(found.pictures)
@@ -155,10 +170,28 @@ def _scan(folder: Path, dataset: str) -> tuple[list[str], dict[str, list[str]], 
 
 
 def _check_lost(folder: str, dataset: str, found: Found) -> None:
-    """Raise a UserError if a class folder has lost all its files: accuracies would be of the other classes."""
+    """Raises a UserError if no file of a class folder can be read: accuracies would be of the other classes alone."""
     if unlike_text(found.others) is not None or found.closed:
         raise UserError(
             f"--dataset {dataset}: {one_line(folder)} is a class folder without a picture that can be read here"
             f"{found.holdings()}; convert its files to JPEG (for HEIC, pip install pillow-heif will do), or move the "
             "folder away"
         )
+
+
+def find_images(folder: str, asked: str) -> Found:
+    """The result of `scan_folder`, with at least one picture.
+
+    Args:
+        asked: the start of an error message.
+
+    Raises:
+        UserError: the folder cannot be read or holds no picture.
+    """
+    try:
+        found = scan_folder(folder)
+    except OSError as error:
+        raise UserError(f"{asked}: {error.filename} cannot be read: {error.strerror}") from error
+    if not found.pictures:
+        raise UserError(f"{asked} holds no pictures ({ENDINGS}){found.holdings()}")
+    return found

@@ -4,10 +4,8 @@ import re
 from pathlib import Path
 from typing import Optional
 
-from datasets.image_set import ImageSet
+from datasets.image_set import ImageSet, Split
 from datasets.sources.image_folder import read_folder
-from datasets.split import Split
-from datasets.transforms.normalisation import IMAGENET
 from lib.errors import UserError
 
 _CLASSES = 1000
@@ -36,7 +34,7 @@ def imagenet12(root: Path, download: bool) -> Split:
             f"{_CLASSES}; unpack what is missing, or use --dataset imagefolder for a part of ImageNet"
         )
     val = _sorted_into_classes(root / "val", train.classes, notes)
-    return Split("imagenet12", train, val, *IMAGENET, tuple(notes))
+    return Split("imagenet12", train, val, tuple(notes))
 
 
 def _sorted_into_classes(folder: Path, known: Optional[tuple[str, ...]], notes: list[str]) -> ImageSet:

@@ -20,7 +20,7 @@ GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL converts RGB to L
 
 @dataclass(frozen=True)
 class Recipe:
-    """What may be drawn: the options of those names, and `flip`, the probability of mirroring."""
+    """The ranges of the random draws: the options of these names, and `flip`, the probability of mirroring."""
 
     scale: tuple[float, float]
     ratio: tuple[float, float]
@@ -31,7 +31,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Parameters:
-    """One draw for B images.
+    """The random parameters of B images.
 
     Attributes:
         boxes: (B, 4) int64, top, left, height, width of the crop, in pixels of the source.
@@ -221,7 +221,7 @@ def colour_steps(images: Tensor, order: Tensor, factors: Tensor) -> Tensor:
 
 
 def _turn_hue_of_those_due(images: Tensor, due: Tensor, shift: Tensor) -> Tensor:
-    """Saves three quarters of the work. Asking which they are would make a GPU wait."""
+    """Turn the hue of the images that are due, a quarter of the work. It would make a GPU wait."""
     rows = torch.nonzero(due).flatten()
     if len(rows):
         images[rows] = shift_hue(images[rows], shift[rows])
@@ -229,7 +229,7 @@ def _turn_hue_of_those_due(images: Tensor, due: Tensor, shift: Tensor) -> Tensor
 
 
 def _turn_hue_of_all(images: Tensor, due: Tensor, shift: Tensor) -> Tensor:
-    """The same, with the work done for every image and kept for those due."""
+    """Turn the hue of every image and keep the result for those that are due: no GPU waits."""
     return torch.where(due[:, None, None, None], shift_hue(images, shift), images)
 
 

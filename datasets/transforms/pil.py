@@ -1,7 +1,7 @@
-"""From a PIL image to the float32 tensor (3, S, S) that the network sees.
+"""Transforms a PIL image into the float32 tensor (3, S, S) that the network takes.
 
-Resizing is done by PIL, bilinear, which always smooths before it reduces. torchvision's `antialias` is about
-tensors only, so every release of it gives the same pixels here.
+PIL resizes, bilinear, and always smooths before it reduces. torchvision's `antialias` concerns tensors alone, so every
+release of torchvision gives the same pixels.
 """
 
 from typing import Optional
@@ -11,7 +11,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 _BILINEAR = InterpolationMode.BILINEAR
-_LONG = 20  # times as long as wide
+_LONG = 20  # longer side over shorter side
 
 
 def train_transform(
@@ -26,8 +26,8 @@ def train_transform(
 ) -> transforms.Compose:
     """The random augmentation of training images, in the order of the authors' code.
 
-    The crop comes first, so that the colour steps, each of which rounds to 256 levels, have fewer pixels to do.
-    The grey step comes after the colour steps: a grey image must not be coloured again.
+    The crop comes first, so that the colour steps, each of which rounds to 256 levels, process fewer pixels.
+    The grey step comes after the colour steps, which would colour a grey image again.
 
     Args:
         size: side of the result, in pixels.
@@ -54,10 +54,10 @@ def train_transform(
 def test_transform(
     size: int, resize: Optional[int], means: tuple[float, ...], stds: tuple[float, ...]
 ) -> transforms.Compose:
-    """Test images: the shorter side scaled to `resize`, or to `size` if that is None, and the central square.
+    """The transform of test images: scales the shorter side to `resize`, or to `size` if None, and crops the centre.
 
-    Of an image that is very long the middle is taken before it is scaled: scaling all of 20,000 x 1 pixels to a height
-    of 256 would take 4 GB.
+    A very long image is cropped to its middle before it is scaled: 20,000 x 1 pixels scaled to a height of 256 would
+    take 4 GB.
     """
     return transforms.Compose(
         [

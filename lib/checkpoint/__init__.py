@@ -1,1 +1,1 @@
-"""Checkpoints: their schema, their files, which of them a session keeps, and resuming from one."""
+"""Checkpoints: the file, which files a session keeps, and which one is resumed."""

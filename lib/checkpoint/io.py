@@ -11,8 +11,8 @@ npc                {"memory": (N, D) bank}
 ANs_discovery      anchors and neighbours, see `Neighbourhoods.state_dict`
 acc                top-1 of this epoch's evaluation as a share of 1, or None
 epoch              epochs completed in the round
-step               batches learnt from in the epoch after these; 0 where a checkpoint is written after an epoch
-underway           sums over these batches, see `Underway.state`
+step               batches trained on in the next epoch; 0 where a checkpoint is written after an epoch
+underway           sums over these batches, see `EpochProgress.state`
 round              number of the round, from 0
 session            name of the session
 format             version of this layout
@@ -21,6 +21,7 @@ precision          fp32 or bf16: what the network computed in
 random             states of PyTorch's generators, and the seed
 history            one summary for every round so far
 nearest            {round: (S,) nearest images of a sample, see `lib.evaluation.bank_statistics`}
+clusters           of the round that this checkpoint ends, see `Clusters.state`; otherwise empty
 baselines          {name: top-1} of what needs no learning, see `lib.evaluation.baselines`
 dataset            name, size and fingerprint of the training images, contents of some, channel means and stds
 =================  ==========================================================================
@@ -31,20 +32,31 @@ the file before H. A comment is part of the zip format, so torch.load and unzip 
 
 import hashlib
 import os
+import pickle
 import re
 import stat
+import types
+import warnings
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Optional
+from typing import Any, BinaryIO, NamedTuple, Optional, Union
 
 import torch
 
-from lib.checkpoint.schema import check_layout
-from lib.compat import load_data_only
+from lib import compat
+from lib.checkpoint.unpickler import DataUnpickler, is_of_old_release, not_data
 from lib.errors import RunError, UserError
 from lib.runtime.atomic import not_written, put_in_place, write_beside
 
 FORMAT = 2
 """Version of the layout."""
+
+REQUIRED = ("net", "optimizer", "npc", "ANs_discovery", "epoch", "round", "options")
+_MAPPINGS = ("net", "optimizer", "npc", "ANs_discovery", "options", "underway", "dataset", "clusters")
+_COUNTS = ("epoch", "round", "step", "format")
+_MOST = 10**9  # of rounds, epochs and steps: they become part of file names
+
 
 _START = b"PK\x03\x04"  # how a zip archive with something in it begins
 _END = b"PK\x05\x06"  # how its last record begins, 22 bytes without a comment
@@ -54,13 +66,14 @@ _NAME = b"AND checkpoint, format "
 _DIGITS = 64
 _LONGEST_COMMENT = 120
 _BLOCK = 2**20
+_PARTS = ("data.pkl", "version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id")
 
 
 def save(state: dict[str, Any], path: Path) -> None:
     """Write a checkpoint, whole or not at all.
 
     Raises:
-        RunError: the disk refused; what was at `path` before is untouched.
+        RunError: writing fails; what was at `path` before is untouched.
     """
     temporary = write(state, path)
     try:
@@ -76,12 +89,12 @@ def write(state: dict[str, Any], path: Path) -> Path:
         the file written; nothing else has changed.
 
     Raises:
-        RunError: the disk refused.
+        RunError: writing fails.
     """
 
     def content(file: BinaryIO) -> None:
         with_checksum = _ChecksumWriter(file, FORMAT)
-        torch.save(state, with_checksum)
+        torch.save(state, with_checksum)  # type: ignore[arg-type]  # torch.save asks for write() and flush() alone
         with_checksum.finish()
 
     try:
@@ -150,15 +163,77 @@ def read_data(path: Path, old_releases: bool = False) -> Any:
         raise UserError(f"checkpoint {path} cannot be read ({reason}); it is damaged or no checkpoint") from error
 
 
+def load_data_only(path: str, old_releases: bool = False) -> Any:
+    """Load a file written by `torch.save`, on the CPU, without executing anything it contains.
+
+    Tensors, numbers, strings and the usual containers are read; any other object is refused.
+
+    Args:
+        old_releases: whether a file written before PyTorch 1.6 may be read too, such as the authors' checkpoints.
+
+    Raises:
+        pickle.UnpicklingError: the file asks for something other than data.
+        Exception: whatever torch raises for a file that is damaged or is no checkpoint.
+    """
+    if not (old_releases and is_of_old_release(path)):
+        check_archive(path)
+    if compat.HAS_WEIGHTS_ONLY:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about files that it then refuses
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:  # its advice is to load the file unsafely
+            named = re.search(r"GLOBAL ([\w.]+)", str(error))
+            reason = not_data(named[1]) if named else "torch.save did not write it"
+            raise pickle.UnpicklingError(reason) from error
+    restricted = types.ModuleType("restricted_pickle")
+    vars(restricted).update(
+        Unpickler=DataUnpickler, load=lambda file, **arguments: DataUnpickler(file, **arguments).load()
+    )
+    return torch.load(path, map_location="cpu", pickle_module=restricted)
+
+
+def check_archive(path: str) -> None:
+    """Check that a file is an archive that torch.save wrote, and nothing else.
+
+    torch.load also takes TorchScript archives, which contain code; tar files and bare pickles of old releases; and
+    compressed archives, which may unpack to any size.
+
+    Raises:
+        pickle.UnpicklingError: the file is no such archive, or contains other entries.
+        zipfile.BadZipFile, OSError: the file is damaged or cannot be read.
+    """
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            raise pickle.UnpicklingError("the file is no zip archive, which torch.save writes")
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    names = [entry.filename for entry in entries]
+    folder = names[0].partition("/")[0] + "/" if names else ""
+    if f"{folder}data.pkl" not in names or len(set(names)) < len(names):
+        raise pickle.UnpicklingError("the archive is not one of torch.save's")
+    for entry in entries:
+        part = entry.filename[len(folder) :]
+        if not entry.filename.startswith(folder) or not (part in _PARTS or _is_storage(part)):
+            raise pickle.UnpicklingError(f"the archive contains {entry.filename!r}, which is not plain data")
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+            raise pickle.UnpicklingError(f"the archive's {entry.filename!r} is compressed, which torch.save never does")
+
+
+def _is_storage(part: str) -> bool:
+    folder, _, number = part.partition("/")
+    return folder == "data" and number.isdecimal()
+
+
 class _Checksum(NamedTuple):
-    """What the comment says: the version of the layout, and whether the content is as it was written."""
+    """The content of the comment: the version of the layout, and whether the checksum matches."""
 
     format: int
     matches: bool
 
 
 def _checked_checksum(path: Path) -> Optional[_Checksum]:
-    """The checksum of a file, which matches; None for a zip archive without one.
+    """The verified checksum of a file; None for a zip archive without one.
 
     Raises:
         UserError: the file is no archive, is damaged, or is of a newer layout.
@@ -241,20 +316,20 @@ class _ChecksumWriter:
         self._error: Optional[OSError] = None
 
     def write(self, data: bytes) -> int:
-        """As that of a file."""
-        data = memoryview(data).cast("B")
-        if len(data) >= _END_BYTES:
+        """Write bytes, as a file does."""
+        view = memoryview(data).cast("B")
+        if len(view) >= _END_BYTES:
             self._pass_on(self._tail)
-            self._pass_on(data[:-_END_BYTES])
-            self._tail = bytes(data[-_END_BYTES:])
+            self._pass_on(view[:-_END_BYTES])
+            self._tail = bytes(view[-_END_BYTES:])
         else:
-            joined = self._tail + bytes(data)
+            joined = self._tail + bytes(view)
             self._pass_on(joined[:-_END_BYTES])
             self._tail = joined[-_END_BYTES:]
-        return len(data)
+        return len(view)
 
     def flush(self) -> None:
-        """torch calls it; there is nothing to do before the end."""
+        """Does nothing; torch calls it."""
 
     def finish(self) -> None:
         """Write the comment.
@@ -271,7 +346,7 @@ class _ChecksumWriter:
         if self._error is not None:
             raise self._error
 
-    def _pass_on(self, data: bytes) -> None:
+    def _pass_on(self, data: Union[bytes, memoryview]) -> None:
         if self._error is not None:
             return
         try:
@@ -280,3 +355,57 @@ class _ChecksumWriter:
             self._error = error
         else:
             self._digest.update(data)
+
+
+def check_layout(state: Any) -> None:
+    """Validate the keys and types of a checkpoint. Its sizes depend on the run and are checked there.
+
+    Raises:
+        ValueError: a key or type is wrong; the message is a sentence that begins with `checkpoint FILE`.
+    """
+    if not isinstance(state, dict):
+        raise ValueError(f"holds a {type(state).__name__}, not a run")
+    missing = [key for key in REQUIRED if key not in state]
+    if missing:
+        raise ValueError(f"is not one of this project: it has no {', '.join(missing)}")
+    for name in _COUNTS:
+        value = state.get(name, 0)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _MOST:
+            raise ValueError(f"is not one of this project: its {name} is no count")
+    for name in _MAPPINGS:
+        if not isinstance(state.get(name, {}), Mapping):
+            raise ValueError(f"is not one of this project: its {name} is no mapping")
+    contents = state.get("dataset", {}).get("contents", [])
+    if not isinstance(contents, list) or not all(type(each) is int for each in contents):
+        raise ValueError("is not one of this project: its contents are no whole numbers")
+    memory = state["npc"].get("memory")
+    if not isinstance(memory, torch.Tensor) or memory.dim() != 2 or memory.dtype != torch.float32:
+        raise ValueError("is not one of this project: its npc has no memory of N x D numbers")
+    if state.get("clusters") and not _are_clusters(state["clusters"], memory.shape[1]):
+        raise ValueError("is not one of this project: its clusters have no centres of as many numbers as the memory")
+    history = state.get("history", [])
+    if not isinstance(history, list) or not all(_is_summary(entry) for entry in history):
+        raise ValueError("is not one of this project: its history does not consist of numbers")
+    if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state["net"].items()):
+        raise ValueError("is not one of this project: its net does not consist of tensors")
+
+
+def _are_clusters(value: Mapping[str, Any], dim: int) -> bool:
+    """Whether they can be a `Clusters.state`: K x D finite centres, and two texts."""
+    centres, texts = value.get("centres"), (value.get("asked"), value.get("explanation"))
+    if not all(isinstance(text, str) for text in texts) or not isinstance(centres, torch.Tensor):
+        return False
+    shape_fits = centres.dim() == 2 and centres.shape[0] > 0 and centres.shape[1] == dim
+    return shape_fits and centres.dtype == torch.float32 and bool(torch.isfinite(centres).all())
+
+
+def _is_summary(entry: Any) -> bool:
+    """Whether it can be a `RoundSummary`."""
+    return isinstance(entry, Mapping) and all(_is_figure(name, value) for name, value in entry.items())
+
+
+def _is_figure(name: Any, value: Any) -> bool:
+    """A number or None; whole ones for `clusters`, which is a list of sizes."""
+    if name == "clusters":
+        return value is None or (isinstance(value, list) and all(type(size) is int for size in value))
+    return isinstance(name, str) and (value is None or isinstance(value, (int, float)))

@@ -61,7 +61,7 @@ def spherical_kmeans(
 
 
 def assigned(features: Tensor, centres: Tensor) -> Clustering:
-    """The rows put to their nearest centres, and the clusters numbered by size.
+    """Assign each row to its nearest centre and number the clusters by size.
 
     Args:
         features: (N, D) float32 unit rows.
@@ -95,7 +95,8 @@ def _run(rows: np.ndarray, clusters: int, seed: int, iterations: int) -> tuple[f
         spherical=True,
         seed=seed,
         min_points_per_centroid=1,
-        max_points_per_centroid=len(rows),  # faiss would look at a sample only
+        max_points_per_centroid=len(rows),  # by default faiss uses only a sample
     )
     run.train(rows, init_centroids=np.ascontiguousarray(first, dtype=np.float32))
+    assert run.obj is not None  # train sets it
     return float(run.obj[-1]), np.array(run.centroids, dtype=np.float32)

@@ -25,13 +25,13 @@ GROUP = 5
 """Mean rows in one of the groups that the merging starts from, by k-means; more where they would be too many."""
 MOST_GROUPS = 1000
 GROUPS_IN_CLUSTER = 5
-"""The most clusters looked for are so many times fewer than the groups: of single groups nothing can be said."""
+"""The largest K considered is the number of groups divided by this: single groups tell nothing."""
 THRESHOLD = 0.05
-"""Of the linkage. With 0.045 to 0.055 all networks of the benchmark's digits were within one of the truth."""
+"""Threshold of the linkage. With 0.045 to 0.055 all networks of the benchmark's digits were within one of the truth."""
 CLEARLY = 2.0
-"""So many times the threshold, the linkage says that K is too large; what comes after is not looked at."""
+"""A linkage above so many times the threshold means that K is too large; larger K are ignored."""
 SPAN = 1.5
-"""The confidence looks at thresholds from `THRESHOLD` / SPAN to `THRESHOLD` * SPAN."""
+"""The confidence covers thresholds from `THRESHOLD` / SPAN to `THRESHOLD` * SPAN."""
 RUNS = 5
 SAMPLE = 10_000
 """Rows of one run, drawn anew for each where there are more. A class needs some dozens among them to be seen."""
@@ -39,15 +39,15 @@ SAMPLE = 10_000
 
 @dataclass(frozen=True)
 class NumberOfClusters:
-    """The number found and what speaks for it.
+    """The number of clusters and the evidence for it.
 
     Attributes:
         clusters: the number found.
-        candidates: every K that was looked at, from 2 on; empty for less than two rows.
+        candidates: every K considered, from 2 on; empty for less than two rows.
         criterion: its value for each of them; the largest K with a value below `threshold` is the
             number, 1 if none; K after a value of twice the threshold do not count.
         criterion_name: what it is, for the axis of a plot.
-        threshold: what the criterion is held against.
+        threshold: the value that the criterion is compared with.
         confidence: the share of the checks that give the same number, 0 to 1; a check is one run with one threshold.
         explanation: the confidence in words.
     """
@@ -98,7 +98,7 @@ def choose_number(features: Tensor, seed: int = 0, runs: int = RUNS) -> NumberOf
 
 
 def _linkages(features: Tensor, seed: int, run: int) -> np.ndarray:
-    """What `merge_linkages` says of a sample of the rows."""
+    """The result of `merge_linkages` for a sample of the rows."""
     if len(features) > SAMPLE:
         order = torch.randperm(len(features), generator=generator(seed, "number of clusters", run))
         features = features[order[:SAMPLE].to(features.device)]
@@ -140,7 +140,7 @@ def neighbour_graph(features: Tensor, neighbours: int) -> scipy.sparse.csr_matri
 
 
 def merge_linkages(graph: scipy.sparse.csr_matrix, groups: np.ndarray) -> np.ndarray:
-    """Merge the two groups of the highest linkage, again and again, and say how high it was.
+    """Repeatedly merge the two groups of the highest linkage; returns these linkages.
 
     The linkage of groups A and B is w_AB w' / (w_A w_B), where w_AB is the weight of the edges from A to B, w_A that of
     all edges at the rows of A, and w' the mean of w_A over the K groups: for groups of equal size the share of A's
@@ -183,6 +183,7 @@ def plot_number(number: NumberOfClusters, path: Path) -> Path:
     with as_shipped():
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: it would ask for a screen
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
 
         figure = Figure(figsize=(8, 4.5), dpi=120)
         FigureCanvasAgg(figure)
@@ -193,7 +194,7 @@ def plot_number(number: NumberOfClusters, path: Path) -> Path:
         axes.set_xlabel("number of clusters K")
         axes.set_ylabel(number.criterion_name)
         axes.set_title(f"{number.clusters} clusters, confidence {number.confidence:.2f}", loc="left")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         figure.tight_layout()
         figure.savefig(path)

@@ -1,4 +1,4 @@
-"""What one call of main.py does: one module a command. `run` chooses the command that the options name."""
+"""The commands of main.py, one module each; `run` chooses the one that the options name."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ def run(settings: Settings, arguments: Sequence[str], process: ProcessInfo) -> i
     Args:
         settings: the options of the command line and the config files.
         arguments: the command line, without the program's name.
-        process: this process among those of the run.
+        process: rank and world size of this process.
 
     Returns:
         the exit status.
@@ -40,14 +40,14 @@ def run(settings: Settings, arguments: Sequence[str], process: ProcessInfo) -> i
     check_packages()
     if process.size == 1:
         return _run(settings, arguments, process, None)
-    from lib.distributed.process_group import together
+    from lib.distributed.process_group import joined
 
-    with together(settings.options.gpus, process) as world:
+    with joined(settings.options.gpus, process) as world:
         return _run(settings, arguments, process, world)
 
 
 def _run(settings: Settings, arguments: Sequence[str], process: ProcessInfo, world: Optional["World"]) -> int:
-    """`run`, but for --compare. `world`: the processes of the run if there are several, which are joined by now."""
+    """Run any command but --compare. `world`: the processes of the run if they are joined already."""
     settings, start = find_start(settings, arguments, process, is_joined=world is not None)
     if settings.options.print_args:
         if process.rank == 0:
@@ -66,7 +66,7 @@ def _run(settings: Settings, arguments: Sequence[str], process: ProcessInfo, wor
 
 
 def _command(options: Options) -> Callable[["Call"], None]:
-    """The command that the options name. Each module is imported only where it is needed: some take a second."""
+    """The command that the options name. Only its module is imported: some imports take a second."""
     if options.embed is not None:
         from lib.commands.embed import embed as command
     elif options.report_only:

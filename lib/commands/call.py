@@ -1,6 +1,6 @@
-"""What a command computes with: options, start, processes, device, precision, threads and images.
+"""The context of a command: options, start, processes, device, precision, threads and images.
 
-Every process of a run finds its own, and all must be the same.
+Every process sets up its own; `check_same_call` and `check_same_images` compare them.
 """
 
 import hashlib
@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 import datasets
 from datasets.files.bad_images import Gather
-from datasets.image_set import ImageSet
+from datasets.image_set import ImageSet, Split
 from datasets.pipeline import Pipeline
-from datasets.split import Split
 from lib.commands.start import FromWeights, Resumed, Start
 from lib.config import OPTIONS, Options, Settings
 from lib.distributed.process_group import is_peer_failure, join
@@ -32,17 +31,17 @@ from lib.runtime.determinism import choose_algorithms
 from lib.runtime.device import choose_precision
 from lib.runtime.memory import is_out_of_memory, keep_freed_memory
 from lib.runtime.threads import OtherPrograms
-from lib.training.planning import Choice, set_threads
+from lib.training.planning import ThreadChoice, set_threads
 
 log = logging.getLogger(LOGGER)
 
 _OF_A_MACHINE = frozenset(
     ["cfgs", "data_root", "sess_dir", "gpus", "threads", "workers_num", "prefetch", "download", "brief", "debug_errors"]
 )
-"""Options that may differ from machine to machine."""
+"""Options that may differ between machines."""
 
 _FILES = frozenset(["labels", "resume", "pretrained", "export", "embed", "output"])
-"""Options that all or none must be given; where the files lie may differ."""
+"""Options that all ranks must have or lack; their paths may differ."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +54,8 @@ class Call:
         process: this process.
         world: the processes of the run.
         dtype: of autocast, or None for float32.
-        threads: of PyTorch in this process.
-        other_programs: their processor time since the call began.
+        threads: the number of PyTorch's threads in this process.
+        other_programs: the processor time of other programs since the call began.
     """
 
     settings: Settings
@@ -64,7 +63,7 @@ class Call:
     process: ProcessInfo
     world: World
     dtype: Optional[torch.dtype]
-    threads: Choice
+    threads: ThreadChoice
     other_programs: OtherPrograms
 
     @property
@@ -75,13 +74,13 @@ class Call:
 
 @contextmanager
 def prepared(settings: Settings, start: Start, process: ProcessInfo, world: Optional[World]) -> Iterator[Call]:
-    """Within it a command computes: device, threads and precision are set, and all processes were asked for the same.
+    """Context manager that sets device, threads and precision, and checks that all ranks have the same options.
 
     Args:
         world: the processes of the run if they are joined already.
 
     Raises:
-        UserError, RunError: as the command; an unreadable image, out of memory and a lost process in the user's words.
+        UserError, RunError: as the command; exceptions about images, memory and peers are translated to them.
     """
     options, other_programs = settings.options, OtherPrograms()
     choose_algorithms(options.deterministic)
@@ -103,8 +102,8 @@ def prepared(settings: Settings, start: Start, process: ProcessInfo, world: Opti
             reason = (str(error).strip().splitlines() or ["nothing more is known"])[0]
             raise RunError(
                 f"out of memory on {world.device} ({reason}); lower --batch-size, "
-                "--discovery-memory, --size or --low-dim, or add --augment-on workers or --no-winograd; what was saved "
-                "goes on with --resume"
+                "--discovery-memory, --size or --low-dim, or add --augment-on workers or --no-winograd; --resume "
+                "continues from what was saved"
             ) from error
         if world.size == 1 or isinstance(error, MemoryError) or not is_peer_failure(error):
             raise
@@ -117,16 +116,16 @@ def check_same_call(
     dtype: Optional[torch.dtype],
     start: Start,
 ) -> None:
-    """Whether options, precision and weights are the same in all processes. All must call it.
+    """Check that all ranks have the same options, precision and weights. All ranks must call it.
 
     Args:
         world: the processes.
-        options: merged, of this one.
-        dtype: of autocast, or None: what --precision has come to here.
-        start: with what this one has read for --resume or --pretrained.
+        options: merged, of this rank.
+        dtype: of autocast, or None: what --precision gives here.
+        start: what this rank has read for --resume or --pretrained.
 
     Raises:
-        UserError: some have others; all processes raise it.
+        UserError: they differ; all ranks raise it.
     """
     if world.size == 1:
         return
@@ -153,7 +152,7 @@ def check_same_call(
 
 
 def _asked(options: Options) -> dict[str, Any]:
-    """What must be the same, by the flags of the options."""
+    """The values that must be the same on all ranks, by the flags of the options."""
     asked = {}
     for option in OPTIONS:
         if option.name not in _OF_A_MACHINE:
@@ -163,7 +162,7 @@ def _asked(options: Options) -> dict[str, Any]:
 
 
 def _read(start: Start) -> bytes:
-    """A digest of the weights and the bank that a run starts from, and of where in the run they are."""
+    """A digest of the weights and the bank that a run starts from, and of their position in the run."""
     digest = hashlib.blake2b()
     if isinstance(start, Resumed):
         saved = start.checkpoint
@@ -180,15 +179,15 @@ def _add(digest: Any, tensors: Mapping[str, Any]) -> None:
     for name, tensor in tensors.items():
         digest.update(name.encode())
         if isinstance(tensor, Tensor):
-            known = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # which NumPy does not know
+            known = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # NumPy has no bfloat16
             digest.update(known.detach().cpu().contiguous().numpy().reshape(-1).view(np.uint8))
 
 
 def load_network(network: nn.Module, options: Options, start: Start) -> WeightsFile:
-    """Load a network that is used as it is: exactly from a checkpoint, or from weights that may lack the last layer.
+    """Load a network that is not trained further. A checkpoint must match; other weights may lack the last layer.
 
     Returns:
-        what the file holds; without its memory bank where that cannot be of this network's features.
+        the file's content, without its memory bank if that cannot hold features of this network.
 
     Raises:
         UserError: it holds another network.
@@ -196,11 +195,12 @@ def load_network(network: nn.Module, options: Options, start: Start) -> WeightsF
     if isinstance(start, Resumed):
         load_exactly(network, start.checkpoint["net"], str(start.path))
         return of_checkpoint(start.checkpoint, start.path)
+    assert isinstance(start, FromWeights)  # only training starts fresh
     weights = start.file
     fitted = fit(network, weights)
     complete(fitted, weights, options.network)
     for line in report(fitted, weights, options.network):
-        # as warnings where something is not as one would think; --test-only shows no others
+        # --test-only shows warnings alone
         log.log(logging.WARNING if fitted.misfits else logging.INFO, "weights    %s", line)
     reason = None
     if fitted.last_is_random:
@@ -214,27 +214,29 @@ def load_network(network: nn.Module, options: Options, start: Start) -> WeightsF
     return replace(weights, memory=None)
 
 
-def open_images(options: Options, world: World, place: ProcessInfo) -> Pipeline:
-    """Look the data set through and make it ready to be served. All processes must call it.
+def open_images(options: Options, world: World, process: ProcessInfo) -> Pipeline:
+    """The images of a run, checked and ready to be loaded. All processes must call it.
 
     Raises:
-        UserError: as `datasets.load` and `Pipeline`; or the processes have not found the same images.
-        RunError: a process that reads images died.
+        UserError: as `datasets.load` and `Pipeline`; or the ranks have different images.
+        RunError: a DataLoader worker died.
     """
-    split = _load(options, world, place)
+    split = _load(options, world, process)
     if world.size == 1:
         return Pipeline(split, options, world.device)
     gather = None
     if options.skip_bad_images:
-        check_same(world, split.train, split.train.fingerprint(), split.test)  # what is told goes by their rows
+        check_same_images(
+            world, split.train, split.train.fingerprint(), split.test
+        )  # unreadable images are exchanged by row
         gather = _patient_gather(world)
     pipeline = Pipeline(split, options, world.device, world.rank, world.size, gather)
-    check_same(world, pipeline.train, f"{pipeline.fingerprint} {pipeline.contents}", pipeline.test)
+    check_same_images(world, pipeline.train, f"{pipeline.fingerprint} {pipeline.contents}", pipeline.test)
     return pipeline
 
 
 def _patient_gather(world: World) -> Gather:
-    """`World.gather_rows` of the CPU's tensors, for processes that are done hours apart."""
+    """`World.gather_rows` of CPU tensors, for processes that finish hours apart."""
 
     def gather(rows: Tensor) -> Tensor:
         world.long_barrier()
@@ -243,15 +245,12 @@ def _patient_gather(world: World) -> Gather:
     return gather
 
 
-def _load(options: Options, world: World, place: ProcessInfo) -> Split:
-    """The data set; what is missing is fetched by the first process of each machine, while the others wait.
-
-    With --download on one machine alone those of the others wait as well.
-    """
+def _load(options: Options, world: World, process: ProcessInfo) -> Split:
+    """The data set; with --download the first process of each machine downloads it while all others wait."""
     name, root, labels = options.dataset, options.data_root, options.labels
     if world.size == 1 or not any(wanted for [wanted] in world.all_gather_ints([int(options.download)])):
         return datasets.load(name, root, options.download, labels)
-    if place.local_rank > 0:
+    if process.local_rank > 0:
         world.long_barrier()
         return datasets.load(name, root, False, labels)
     split = datasets.load(name, root, options.download, labels)
@@ -259,16 +258,16 @@ def _load(options: Options, world: World, place: ProcessInfo) -> Split:
     return split
 
 
-def check_same(world: World, train: ImageSet, fingerprint: str, test: Optional[ImageSet]) -> None:
-    """Whether all processes have the same images and labels. They would wait for one another in vain if they had not.
+def check_same_images(world: World, train: ImageSet, fingerprint: str, test: Optional[ImageSet]) -> None:
+    """Check that all ranks have the same images and labels. Otherwise they would take different numbers of steps.
 
     Args:
         train: the training images.
-        fingerprint: theirs, as `ImageSet.fingerprint`.
+        fingerprint: of the training images, see `ImageSet.fingerprint`.
         test: the test images, or None.
 
     Raises:
-        UserError: some have others; all processes raise it.
+        UserError: they differ; all ranks raise it.
     """
     tests = (0, 0) if test is None else (len(test), int_digest(test.fingerprint().encode()))
     images = world.all_gather_ints([len(train), int_digest(fingerprint.encode()), *tests])
@@ -290,7 +289,7 @@ def check_same(world: World, train: ImageSet, fingerprint: str, test: Optional[I
 
 
 def _labels(*sets: Optional[ImageSet]) -> bytes:
-    """A digest of labels and names of classes."""
+    """A digest of labels and class names."""
     digest = hashlib.blake2b()
     for each in sets:
         if each is not None:

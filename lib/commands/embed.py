@@ -14,17 +14,16 @@ from torch import Tensor
 
 import datasets
 import models
-from datasets.files.bad_images import readable
+from datasets.files.bad_images import readable_images
 from datasets.image_set import ImageSet
-from datasets.pipeline import Pipeline
-from datasets.transforms import normalisation
-from lib.clustering.clusters import check_number, find_clusters
+from datasets.pipeline import Pipeline, normalisation
+from lib.clustering.clusters import check_number, clusters_of
 from lib.commands.call import Call, load_network
 from lib.commands.export import is_of, log_network
 from lib.commands.start import Resumed, resumed_path
 from lib.config import Options
-from lib.errors import UserError
-from lib.evaluation.features import FeatureSpace, Subject
+from lib.errors import UserError, given
+from lib.evaluation.features import Features, FeatureSpace
 from lib.export.kept_features import KeptFeatures, rounded
 from lib.export.model import Model, Preprocessing, pictures_in, training_paths
 from lib.export.result_folder import (
@@ -45,7 +44,7 @@ from lib.session.folder import SessionFolder, check_own_files
 
 log = logging.getLogger(LOGGER)
 
-_FEW = 64  # pictures that are not worth starting loader processes for
+_FEW = 64  # pictures that are not worth starting DataLoader workers for
 
 
 def embed(call: Call) -> None:
@@ -60,13 +59,14 @@ def embed(call: Call) -> None:
         raise UserError("--embed runs in one process; start it without torchrun and with one device in --gpus")
     open_log(None, options.brief)
     try:
-        output = output_folder(options, resumed_path(start) or Path(options.pretrained))
-        paths = pictures_in(options.embed)
+        output = output_folder(options, resumed_path(start) or Path(given(options.pretrained)))
+        paths = pictures_in(given(options.embed))
         network = models.build(options.network, options.low_dim, options.stem, options.size, options.init, options.seed)
         file = load_network(network, options, start)
-        statistics = normalisation.chosen(options, file.statistics)
-        # a checkpoint's options are those of the run; of a file of weights it is taken where nothing else is asked for
-        shrink = options.shrink if isinstance(start, Resumed) else options.shrink or file.shrink
+        statistics = normalisation(options, file.statistics)
+        shrink = options.shrink or file.shrink
+        if isinstance(start, Resumed) and options.shrink == start.checkpoint["options"].get("shrink"):
+            shrink = file.shrink  # which the run applied
         preprocessing = Preprocessing.of(options.size, options.resize, statistics, shrink)
         log_network(options, file, preprocessing, call.dtype)
         space, memory = _known_features(call, file, Embedder(network, world.device, call.dtype))
@@ -77,13 +77,13 @@ def embed(call: Call) -> None:
 
 
 def _known_features(call: Call, file: WeightsFile, embedder: Embedder) -> tuple[FeatureSpace, Optional[Tensor]]:
-    """What a feature is, and those of the training images (N, d) on the CPU.
+    """The feature space, and the features of the training images (N, d) on the CPU.
 
-    The network's output is known by the memory bank, other features by what the session keeps of them. Where it keeps
-    none, they are computed from the training images.
+    The memory bank holds the network's output, and the session may keep other features. Otherwise they are computed
+    from the training images.
 
     Raises:
-        UserError: these are not at hand, or are others than those that the network was trained on.
+        UserError: the training images are missing, or are not those of the network's run.
     """
     options, world, start = call.options, call.world, call.start
     space = FeatureSpace(options.features, options.whiten)
@@ -106,26 +106,26 @@ def _known_features(call: Call, file: WeightsFile, embedder: Embedder) -> tuple[
                 "--dataset, --data-root, --limit-train and --seed it was made with"
             )
         log.info("features   %s, computed from %s training images", space, f"{len(pipeline.train):,}")
-        subject = Subject(embedder, pipeline, world, space.dim(embedder.network, options.low_dim), space=space)
-        train = subject.all_train()  # which fits the whitening
-        return subject.space, rounded(train)
+        subject = Features(embedder, pipeline, world, space.dim(embedder.network, options.low_dim), space=space)
+        train = subject.all_train()  # fits the whitening
+        return subject.space, rounded(given(train))
     finally:
         pipeline.close()
 
 
 def output_folder(options: Options, source: Path) -> Path:
-    """Where the result goes: `--output`, or else embedded/NAME in the session of the checkpoint.
+    """The folder of the result: `--output`, or embedded/NAME in the session of the checkpoint.
 
     Args:
         source: the file of the network.
 
     Raises:
-        UserError: that place is not free, or there are links in the session, which may lead anywhere.
+        UserError: the folder exists, or the session has symbolic links, which may lead anywhere.
     """
     if options.output is not None:
         output = Path(options.output)
     else:
-        output = default_output(source, options.embed)
+        output = default_output(source, given(options.embed))
         if Path(os.path.abspath(source)).parent.name == "checkpoint":
             check_own_files(SessionFolder(output.parent.parent))
     check_free("--output", output, options.overwrite)
@@ -135,7 +135,7 @@ def output_folder(options: Options, source: Path) -> Path:
 def write_embedding(options: Options, model: Model, file: WeightsFile, paths: Sequence[str], output: Path) -> None:
     """Write the features of pictures with their clusters and nearest training images.
 
-    The training images are known by the rows of the file's memory bank, so that they need not be at hand.
+    The training images are read only if neither the memory bank nor the session has their features.
 
     Args:
         model: the network of `file`.
@@ -151,22 +151,26 @@ def write_embedding(options: Options, model: Model, file: WeightsFile, paths: Se
         _check_sizes(options, len(model.memory))
     pictures = ImageSet(paths)
     if options.skip_bad_images:
-        pictures, _ = readable(pictures, "new", options.workers_num, report=True)
+        pictures, _ = readable_images(pictures, "new", options.workers_num, report=True)
     log.info("pictures   %s in %s", f"{len(pictures):,}", options.embed)
-    features = _features(model, pictures.paths, options)
-    columns: dict[str, Sequence[Any]] = {"row": range(len(features)), "path": pictures.paths}
+    paths = given(pictures.paths)
+    features = _features(model, paths, options)
+    columns: dict[str, Sequence[Any]] = {"row": range(len(features)), "path": paths}
     similarities = rows = None
     if model.memory is None:
         log.warning("%s holds no memory bank of this network: no clusters and no nearest training images", file.name)
     else:
-        columns["cluster"] = find_clusters(model.memory, options.num_clusters, options.seed).of(features).tolist()
+        kept = file.clusters if model.space.is_plain else None
+        clusters = clusters_of(kept, model.memory, options.num_clusters, options.seed)
+        log.info("clusters   %s", clusters.described(model.memory))
+        columns["cluster"] = clusters.assign(features).tolist()
         similarities, rows = model.nearest(features, options.neighbours)
         names, note = training_paths(options, file.fingerprint, file.contents)
         log.info("nearest    %d of %s training images, %s", options.neighbours, f"{len(model.memory):,}", note)
         columns.update(_nearest_columns(similarities, rows, names))
     with result_folder("--output", output, options.overwrite) as folder:
         np.save(folder / FEATURES, features.numpy())
-        if rows is not None:
+        if similarities is not None and rows is not None:
             np.save(folder / NEIGHBOURS, rows.numpy())
             np.save(folder / DISTANCES, cosine_distances(similarities).numpy())
         write_table(folder / IMAGES, columns)

@@ -1,4 +1,4 @@
-"""`--test-only`: a network evaluated on features of training and test images that are computed anew."""
+"""`--test-only`: evaluates a network on recomputed features of the training and test images."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from datasets.pipeline import Pipeline
 from lib.commands.call import Call, load_network, open_images
 from lib.commands.start import Resumed, resumed_path
 from lib.errors import one_line
-from lib.evaluation.evaluator import Judged, Protocols
+from lib.evaluation.evaluator import Evaluated, Evaluator
 from lib.nn.embedder import Embedder
 from lib.session.folder import SessionFolder, check_own_files
 from lib.training.state import build_embedder
@@ -20,17 +20,17 @@ def evaluate(call: Call) -> None:
     """
     pipeline = open_images(call.options, call.world, call.process)
     embedder = build_embedder(call.options, call.world, call.dtype)
-    protocols = Protocols(call.options, pipeline, call.world)
+    evaluator = Evaluator(call.options, pipeline, call.world)
     load_network(embedder.network, call.options, call.start)
-    print_results(call, pipeline, protocols, embedder)
+    print_results(call, pipeline, evaluator, embedder)
 
 
-def print_results(call: Call, pipeline: Pipeline, protocols: Protocols, embedder: Embedder) -> None:
+def print_results(call: Call, pipeline: Pipeline, evaluator: Evaluator, embedder: Embedder) -> None:
     """Compute the results and print them.
 
-    The run itself is not changed; files with more than fits a terminal go to its session.
+    The run is not changed. Results too long for a terminal are written to files of its session.
     """
-    protocols.check_all()
+    evaluator.check_all()
     source = resumed_path(call.start)
     session = None if source is None or call.options.debug else SessionFolder.of_checkpoint(source)
     saved = call.start.checkpoint if isinstance(call.start, Resumed) else {}
@@ -44,21 +44,21 @@ def print_results(call: Call, pipeline: Pipeline, protocols: Protocols, embedder
         )
     if session is not None:
         check_own_files(session)
-    judged, _ = protocols.finished(embedder)
+    evaluated, _ = evaluator.evaluate_finished(embedder)
     if not call.world.is_first:
         return
-    written = [] if session is None else write_files(judged, session.path)
+    written = [] if session is None else write_files(evaluated, session.path)
     for line in (*pipeline.notes, *pipeline.cautions):
         print(f"{pipeline.name}: {one_line(line)}")
     name = f"{source}: round {saved['round']}, epoch {saved['epoch']}" if saved else call.options.pretrained
-    for protocol, findings in judged:
-        print(f"{name}: {protocol.name} {findings.summary} (training features recomputed)")
-        if findings.table:
-            print(findings.table)
+    for protocol, results in evaluated:
+        print(f"{name}: {protocol.name} {results.summary} (training features recomputed)")
+        if results.table:
+            print(results.table)
     for path in written:
         print(f"written: {path}")
 
 
-def write_files(judged: Judged, folder: Path) -> list[Path]:
+def write_files(evaluated: Evaluated, folder: Path) -> list[Path]:
     """Write the files of all results into a folder; returns their paths."""
-    return [path for _, findings in judged for path in findings.write(folder)]
+    return [path for _, results in evaluated for path in results.write(folder)]

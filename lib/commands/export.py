@@ -1,4 +1,4 @@
-"""`--export`: a network and what it makes of its data set, as files that need nothing of this project."""
+"""`--export`: features, clusters and neighbours of a data set, and the network, as plain files."""
 
 import logging
 import os
@@ -12,12 +12,13 @@ from torch import Tensor
 
 from datasets.image_set import UNLABELLED, ImageSet
 from datasets.pipeline import Pipeline
-from lib.clustering.clusters import check_number, find_clusters
+from lib.clustering.clusters import check_number, clusters_of
 from lib.commands.call import Call, load_network, open_images
 from lib.config import Options
 from lib.distributed.world import World
-from lib.errors import UserError
-from lib.evaluation.features import FeatureSpace, Subject
+from lib.errors import UserError, given
+from lib.evaluation.baselines import PixelNeighbours
+from lib.evaluation.features import Features, FeatureSpace
 from lib.export.kept_features import rounded
 from lib.export.model import Preprocessing
 from lib.export.network_files import write_network
@@ -49,7 +50,7 @@ def export(call: Call) -> None:
         UserError, RunError: as `check_export` and `write_export`.
     """
     options, world = call.options, call.world
-    check_free("--export", Path(options.export), options.overwrite)  # before a large data set is looked through
+    check_free("--export", Path(given(options.export)), options.overwrite)  # before a large data set is read
     pipeline = open_images(options, world, call.process)
     embedder = build_embedder(options, world, call.dtype)
     open_log(None, options.brief, silent=not world.is_first)
@@ -69,7 +70,7 @@ def export(call: Call) -> None:
 
 
 def check_export(options: Options, pipeline: Pipeline, file: WeightsFile) -> None:
-    """What can be known before anything is computed.
+    """Check the options against checkpoint and images before anything is computed.
 
     Raises:
         UserError: the checkpoint of --resume belongs to other images, or there are fewer
@@ -90,7 +91,7 @@ def check_export(options: Options, pipeline: Pipeline, file: WeightsFile) -> Non
 
 
 def is_of(file: WeightsFile, pipeline: Pipeline, if_not_known: bool) -> bool:
-    """Whether a network was trained on these images."""
+    """Whether a network was trained on these images; returns `if_not_known` where its file does not say."""
     if file.fingerprint is None:
         return if_not_known
     return pipeline.are_those_of(file.fingerprint, file.contents)
@@ -108,36 +109,43 @@ def write_export(
 
     Raises:
         UserError: an image cannot be read.
-        RunError: the folder could not be written, or network.onnx is not what it should be.
+        RunError: the folder could not be written, or network.onnx does not compute what the network computes.
     """
     space = FeatureSpace(options.features, options.whiten)
-    subject = Subject(embedder, pipeline, world, space.dim(embedder.network, options.low_dim), space=space)
+    subject = Features(embedder, pipeline, world, space.dim(embedder.network, options.low_dim), space=space)
     train = subject.all_train()
     test = None if pipeline.test is None else subject.all_test.cpu()
-    if not world.is_first:
+    compared = None
+    if PixelNeighbours.measurable(pipeline):
+        compared = PixelNeighbours(pipeline, world, options.size).evaluate(subject)
+    if train is None:
         return
     space = subject.space
-    sets = [("train", pipeline.train)] + ([] if test is None else [("test", pipeline.test)])
+    sets = [("train", pipeline.train)] + ([] if pipeline.test is None else [("test", pipeline.test)])
     log.info("features   %s, of %s", space, ", ".join(f"{len(images):,} {split} images" for split, images in sets))
     similarities, rows = _neighbours(train, test, options)
     features = train if test is None else torch.cat([train, test])
-    clustered = train if space.is_plain else rounded(train)
+    kept, clustered = None, train if space.is_plain else rounded(train)
     if space.is_plain and file.memory is not None and is_of(file, pipeline, if_not_known=False):
-        clustered = file.memory
-    clusters = find_clusters(clustered, options.num_clusters, options.seed)
+        kept, clustered = file.clusters, file.memory
+    clusters = clusters_of(kept, clustered, options.num_clusters, options.seed)
+    log.info("clusters   %s", clusters.described(clustered))
     about = {
         "file": file.name,
         **file.about,
         "rows": {split: len(images) for split, images in sets},
         "features_computed_in": describe_precision(embedder.dtype),
+        **({} if compared is None else compared.scalars),
     }
-    with result_folder("--export", Path(options.export), options.overwrite) as folder:
+    with result_folder("--export", Path(given(options.export)), options.overwrite) as folder:
         np.save(folder / FEATURES, features.numpy())
         np.save(folder / NEIGHBOURS, rows.numpy())
         np.save(folder / DISTANCES, cosine_distances(similarities).numpy())
         np.save(folder / CENTRES, clusters.centres.numpy())
-        write_table(folder / IMAGES, _columns(sets, clusters.of(features)))
+        write_table(folder / IMAGES, _columns(sets, clusters.assign(features)))
         note = write_network(folder, embedder.network, options, preprocessing, about, space)
+    if compared is not None:
+        log.info("neighbours %s", compared.summary, extra=RESULT)
     log.info("network    %s", note, extra=RESULT)
     log.info("written to %s: %s", options.export, ", ".join(sorted(os.listdir(options.export))), extra=RESULT)
 
@@ -145,7 +153,7 @@ def write_export(
 def log_network(
     options: Options, file: WeightsFile, preprocessing: Preprocessing, dtype: Optional[torch.dtype]
 ) -> None:
-    """Log the network that computes features, and how it wants its images."""
+    """Log the network that computes the features, and the preprocessing of its images."""
     log.info("network    %s, %d features, from %s", options.network, options.low_dim, file.name)
     log.info(
         "images     %sscaled to %d, the middle %d pixels; means %s, stds %s; %s",
@@ -159,7 +167,7 @@ def log_network(
 
 
 def _neighbours(train: Tensor, test: Optional[Tensor], options: Options) -> tuple[Tensor, Tensor]:
-    """The nearest training images of every image, itself left out: similarities and rows, (N, K)."""
+    """The nearest training images of every image, excluding itself: similarities and rows, (N, K) each."""
     search = ExactSearch(train)
     similarities, rows = search(train, options.neighbours, torch.arange(len(train)))
     if test is None:

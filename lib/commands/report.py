@@ -1,8 +1,8 @@
-"""`--report-only`: the report of a checkpoint's session, written again from its files."""
+"""`--report-only`: rewrites the report of a checkpoint's session from its files."""
 
 from lib.commands.call import Call, open_images
 from lib.commands.start import resumed_path
-from lib.errors import UserError
+from lib.errors import UserError, given
 from lib.report import Report
 from lib.session.folder import SessionFolder, check_own_files
 
@@ -16,7 +16,7 @@ def report(call: Call) -> None:
     pipeline = open_images(call.options, call.world, call.process)
     if not call.world.is_first:
         return
-    path = resumed_path(call.start)
+    path = given(resumed_path(call.start))
     session = SessionFolder.of_checkpoint(path)
     if session is None:
         raise UserError(f"--report-only: {path} is not in a session's checkpoint folder, so there is no session")

@@ -1,4 +1,4 @@
-"""Where a run starts: fresh, resumed from a checkpoint, or from a network's weights. No PyTorch before one is read."""
+"""Where a run starts: fresh, from a checkpoint, or from weights. PyTorch is imported only to read a file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 
 from lib.config import Settings, collect, of_older_version
 from lib.distributed.process_info import ProcessInfo
-from lib.errors import UserError, one_line
+from lib.errors import UserError, given, one_line
 from lib.logger.console import print_error
 
 if TYPE_CHECKING:
     from lib.pretrained.weights_file import WeightsFile
 
-_ONE_OF_THEM = "--pretrained starts a new run and --resume goes on with one; give one of them"
+_ONE_OF_THEM = "--pretrained starts a new run and --resume continues one; give one of them"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class FromWeights:
     """A network's weights (--pretrained, or --resume of a file that holds no run).
 
     Attributes:
-        file: the weights and what else is known of them.
+        file: the weights with their metadata.
         note: what the user is told about the file; empty for --pretrained.
     """
 
@@ -51,7 +51,7 @@ Start = Union[Fresh, Resumed, FromWeights]
 
 
 def resumed_path(start: Start) -> Optional[Path]:
-    """The checkpoint's file, None of a run that is not resumed."""
+    """The path of the checkpoint that is resumed; None if none is."""
     return start.path if isinstance(start, Resumed) else None
 
 
@@ -67,7 +67,7 @@ def find_start(
         is_joined: whether the processes of the run have their devices already.
 
     Raises:
-        UserError: the file is missing, cannot be read, or does not go with the options.
+        UserError: the file is missing, cannot be read, or contradicts the options.
     """
     options = settings.options
     if options.resume is not None:
@@ -84,14 +84,14 @@ def _from_resume(
     settings: Settings, arguments: Sequence[str], process: ProcessInfo, is_joined: bool
 ) -> tuple[Settings, Start]:
     """The run that --resume names, or the weights of a file of another origin."""
-    from lib.checkpoint.resume import open_checkpoint
+    from lib.checkpoint.manager import open_checkpoint
     from lib.pretrained import weights_file
 
-    options = settings.options
+    options, resume = settings.options, given(settings.options.resume)
     try:
-        saved, path, passed_over = open_checkpoint(options.resume, options.sess_dir)
+        saved, path, passed_over = open_checkpoint(resume, options.sess_dir)
     except UserError as refusal:
-        weights = weights_file.instead_of_checkpoint(Path(options.resume), refusal)
+        weights = weights_file.instead_of_checkpoint(Path(resume), refusal)
         note = f"{weights.name}: {weights.kind}; its network is used as with --pretrained"
         return _with_weights_of(weights, settings, arguments), FromWeights(weights, note)
     for line in passed_over if process.rank == 0 else ():
@@ -105,7 +105,7 @@ def _with_options_of(saved: dict[str, Any], settings: Settings, arguments: Seque
     Raises:
         UserError: --pretrained is given as well.
     """
-    from lib.checkpoint.resume import statistics
+    from lib.checkpoint.manager import statistics
 
     # GPU indices belong to a machine; joined processes have their devices already
     keeps_cpu = not is_joined and saved["options"].get("gpus") == "cpu"

@@ -4,11 +4,10 @@ Defaults, the options kept in a checkpoint, YAML files and the command line are 
 ones over earlier ones. Nothing here imports PyTorch, so `--help` and mistakes answer at once.
 """
 
-from lib.config.catalogue import OPTIONS
 from lib.config.merge import collect
 from lib.config.option import Option
+from lib.config.options import OPTIONS, Options, Settings, in_effect, of_older_version
 from lib.config.render import markdown, table, value_text
-from lib.config.settings import Options, Settings, in_effect, of_older_version
 from lib.config.yaml_file import to_yaml
 
 __all__ = [

@@ -1,10 +1,10 @@
-"""`python3 -m lib.config` writes the options table into README.md."""
+"""`python3 -m lib.config` writes the options table into docs/options.md."""
 
 from pathlib import Path
 
 from lib.config.render import markdown
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+OPTIONS_PAGE = Path(__file__).resolve().parents[2] / "docs" / "options.md"
 START, END = "<!-- options: written by `python3 -m lib.config`, checked by the tests -->", "<!-- end of options -->"
 
 
@@ -16,4 +16,4 @@ def with_options(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(with_options(README.read_text(encoding="utf-8")), encoding="utf-8")
+    OPTIONS_PAGE.write_text(with_options(OPTIONS_PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,12 +1,13 @@
-"""What is known about one option, before it has a value."""
+"""What is known about one option, before it has a value; and how a field of `Options` declares it."""
 
-from dataclasses import dataclass
-from typing import Any, Optional
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Optional, Union, get_args, get_origin
 
 BOOL, INT, FLOAT, CHOICE, TEXT, PATH = "bool", "int", "float", "choice", "text", "path"
 
 AUTO = "auto"
-"""What may be written for a number that then follows from other options, if `Option.auto`; see `in_effect`."""
+"""The value of a number that follows from other options, where `Option.auto` allows it; see `in_effect`."""
+Auto = Literal["auto"]
 
 ANY_LENGTH = 0
 """`Option.length` of a list that may hold any number of values."""
@@ -46,7 +47,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Option:
-    """One option, as YAML files, the command line, `--help` and the README know it."""
+    """One option, as YAML files, the command line, `--help` and docs/options.md know it."""
 
     name: str
     """As in YAML files and as an attribute, e.g. batch_size."""
@@ -98,3 +99,44 @@ class Option:
             words = _ONE[self.kind] if self.length is None else f"{self.length or ''} {_MANY[self.kind]}".strip()
             words += f", {self.limits}" if self.limits else ""
         return f"{words}, or null" if self.nullable else words
+
+
+def option(
+    default: Any,
+    help: str,
+    unit: str = "",
+    *,
+    group: str,
+    choices: tuple[str, ...] = (),
+    bounds: Optional[Bounds] = None,
+    form: Optional[Form] = None,
+    path: bool = False,
+    kept: bool = True,
+) -> Any:
+    """A field of `Options`. Its name, and its kind but for paths and choices, follow from the annotation."""
+    kind = PATH if path else CHOICE if choices else ""
+    about = Option("", kind, default, help, unit, group, choices, bounds, form=form, kept=kept)
+    return field(default=default, metadata={"option": about})
+
+
+def completed(name: str, annotation: Any, about: Option) -> Option:
+    """The option of a field: what `option` was told, completed by the field's name and annotation."""
+    members = get_args(annotation) if get_origin(annotation) is Union else (annotation,)
+    kinds = [member for member in members if member not in (type(None), Auto)]
+    assert len(kinds) == 1, f"{name}: an option has one type, besides None and Auto"
+    length = None
+    if get_origin(kinds[0]) is tuple:
+        elements = get_args(kinds[0])
+        length = ANY_LENGTH if elements[-1] is Ellipsis else len(elements)
+        kinds = [elements[0]]
+    return replace(
+        about,
+        name=name,
+        kind=about.kind or _KINDS[kinds[0]],
+        nullable=type(None) in members,
+        auto=Auto in members,
+        length=length,
+    )
+
+
+_KINDS = {bool: BOOL, int: INT, float: FLOAT, str: TEXT}

@@ -1,20 +1,19 @@
-"""The option table for people: `--help`, `--print-args` and the README."""
+"""The option table for people: `--help`, `--print-args` and docs/options.md."""
 
 import shutil
 import textwrap
 from itertools import groupby
 from typing import Any
 
-from lib.config.catalogue import OPTIONS
 from lib.config.option import ANY_LENGTH, BOOL, CHOICE, FLOAT, INT, PATH, Option
-from lib.config.settings import Options, Settings
+from lib.config.options import OPTIONS, Options, Settings
 
 _HEAD = """\
 Anchor neighbourhood discovery: learn image features without labels.
 
 usage:
   python3 main.py --cfgs configs/base.yaml configs/cifar10.yaml   train
-  python3 main.py --resume sessions/NAME [--test-only]            go on; test
+  python3 main.py --resume sessions/NAME [--test-only]            resume; test
 
 Options can stand in a config file too, as batch_size: 128. The command line
 wins over config files, later files over earlier ones, all over a checkpoint.
@@ -53,7 +52,7 @@ def table(settings: Settings) -> str:
 
 
 def markdown() -> str:
-    """The options as Markdown, one table a group, for the README."""
+    """The options as Markdown, one table a group, for docs/options.md."""
     parts = []
     for group, options in groupby(OPTIONS, key=lambda option: option.group):
         rows = [f"**{group}**", "", "| option | default | unit | what it does |", "|---|---|---|---|"]

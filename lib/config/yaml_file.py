@@ -5,12 +5,10 @@ PyYAML is loaded only where a file is read or written, since `--help` needs none
 
 from typing import Any, NamedTuple
 
-from lib.config.catalogue import OPTIONS
-from lib.config.names import shown
 from lib.config.option import PATH, TEXT, Option
-from lib.config.settings import Settings
-from lib.config.values import Raw
-from lib.errors import UserError
+from lib.config.options import OPTIONS, Settings
+from lib.config.parsing import Raw
+from lib.errors import UserError, shown
 
 _TAG = "tag:yaml.org,2002:"
 _NULL = _TAG + "null"
@@ -46,7 +44,7 @@ def read(path: str) -> list[Entry]:
     if not isinstance(document, yaml.MappingNode):
         raise UserError(f"config file {path}: it must consist of `option: value` lines")
     entries: list[Entry] = []
-    lines = {}
+    lines: dict[str, int] = {}
     for key, value in document.value:
         line = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode):
@@ -87,8 +85,9 @@ def _raw(path: str, line: int, key: str, node: Any) -> Raw:
 
     if isinstance(node, yaml.SequenceNode):
         items = [_raw(path, line, key, item) for item in node.value if isinstance(item, yaml.ScalarNode)]
-        if len(items) == len(node.value) and None not in items:
-            return items
+        texts = [item for item in items if isinstance(item, str)]
+        if len(texts) == len(node.value):
+            return texts
     elif node.tag == _NULL:
         return None
     elif isinstance(node, yaml.ScalarNode) and node.tag in _TEXTS:

@@ -1,1 +1,1 @@
-"""One run on several processes: who they are, which rows each holds, and what they exchange."""
+"""A run on several processes: launch, process group, collectives, sharded rows."""

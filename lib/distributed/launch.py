@@ -1,4 +1,4 @@
-"""Several processes on this machine from one command, for `--gpus 0,1`: what torchrun does, through its own API."""
+"""Starts several processes on this machine for `--gpus 0,1`, through torchrun's API."""
 
 import logging
 import signal
@@ -18,23 +18,23 @@ from lib.errors import PEER_FAILURE, Interrupted, RunError
 _STOPPED = [128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)]  # see `Interrupted`
 
 _TOGETHER = 2
-"""Seconds between failures that were noticed together. PyTorch's launcher looks once a second; then it sends SIGTERM to
-those that are left, and SIGKILL 30 s later."""
+"""Seconds within which failures count as simultaneous. PyTorch's launcher polls once a second; after a failure it sends
+SIGTERM to the remaining processes, and SIGKILL 30 s later."""
 
 MAIN = Path(__file__).resolve().parents[2] / "main.py"
 
 
 def launch(processes: int, arguments: Sequence[str]) -> int:
-    """Run `main.py` with these arguments in so many processes and wait for them.
+    """Run `main.py` with these arguments in `processes` processes and wait for them.
 
     Returns:
-        the exit status: 0, or 2 after a mistake in the call, which a process has already named.
+        the exit status: 0, or 2 after a mistake in the call, which a process has reported.
 
     Raises:
-        RunError: a process failed or was killed; the others have been ended.
-        Interrupted: a signal asked the run to stop, and all processes did.
+        RunError: a process failed or was killed; the others are terminated.
+        Interrupted: a signal asked the run to stop, and all processes stopped.
     """
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we say what happened, in one line
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # failures are reported below
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -49,7 +49,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     try:
         elastic_launch(config, sys.executable)(str(MAIN), *arguments)
     except SignalException as stop:
-        # it was passed on to the processes, the first of which has said what was saved
+        # the launcher forwarded it; rank 0 has reported what was saved
         raise Interrupted(stop.sigval, f"{stop.sigval.name}: all {processes} processes have ended") from None
     except ChildFailedError as error:
         rank, failure = _cause(error.failures)
@@ -66,7 +66,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
 
 
 def _cause(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
-    """The process that failed by itself, rather than by losing contact with it or by being ended after it."""
+    """Rank and failure of the process that caused the failure, not by a peer failure or the launcher's SIGTERM."""
     first = min(failure.timestamp for failure in failures.values())
 
     def order(entry: tuple[int, ProcessFailure]) -> tuple[int, int]:

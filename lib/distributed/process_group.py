@@ -1,4 +1,4 @@
-"""Joining the other processes of a run, and leaving them."""
+"""Joins and leaves the process group of a run, and distinguishes peer failures from a process's own errors."""
 
 import datetime
 import os
@@ -18,14 +18,14 @@ from lib.errors import Interrupted, PeerFailure, UserError
 from lib.runtime.device import choose_device
 from lib.runtime.threads import cores
 
-MEETING = datetime.timedelta(minutes=3)
-"""How long a process waits for the others to start: they do at the same time, and load no more than PyTorch first."""
+START_TIMEOUT = datetime.timedelta(minutes=3)
+"""How long a process waits for the others to start. All start at the same time and import PyTorch first."""
 
-PATIENCE = datetime.timedelta(minutes=10)
-"""How long a process waits for the others before it gives them up; one that has ended is noticed at once."""
+TIMEOUT = datetime.timedelta(minutes=10)
+"""How long a collective waits for the other processes; one that ends is noticed at once."""
 
 _KINDS = ("DistBackendError", "DistNetworkError", "DistStoreError")
-"""Classes of errors of torch.distributed, by their names: PyTorch 1.10 raises a bare RuntimeError instead."""
+"""Error classes of torch.distributed, by name: PyTorch 1.10 raises a bare RuntimeError instead."""
 
 _WORDS = (
     "connection closed by peer",
@@ -40,7 +40,7 @@ _WORDS = (
     "nccl",
     "tcpstore",
 )
-"""What communication that failed says: Gloo, NCCL and the store where processes meet."""
+"""Parts of the messages with which Gloo, NCCL and the rendezvous store report failed communication."""
 
 _MISTAKES = (
     "op.preamble",
@@ -50,60 +50,60 @@ _MISTAKES = (
     "invalidargument",
     "unhandled cuda error",
 )
-"""What a call says that did not fit those of the other processes, or that failed on this process's own device."""
+"""Parts of messages about a mismatched collective or about a failure of this process's own device."""
 
 
-def join(gpus: str, place: ProcessInfo) -> World:
-    """Meet the other processes, if there are any. This process computes on `world.device` from now on.
+def join(gpus: str, process: ProcessInfo) -> World:
+    """Join the process group, if there are several processes, and choose this process's device.
 
     NCCL connects GPUs, Gloo connects CPUs. The processes of a machine share its cores evenly.
 
     Args:
         gpus: the option.
-        place: of this process.
+        process: this process.
 
     Raises:
-        UserError: there is no device for this process, or one of another kind than for the others; or the variables of
-            a launcher are set, and not as a launcher sets them.
-        PeerFailure: the others cannot be reached.
+        UserError: there is no device for this process, or the processes would use devices of different kinds; or the
+            variables of a launcher are inconsistent.
+        PeerFailure: the other processes cannot be reached.
     """
-    _check_variables(place, os.environ)
-    device = choose_device(gpus, place.local_rank, place.local_size)
+    _check_variables(process, os.environ)
+    device = choose_device(gpus, process.local_rank, process.local_size)
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # so that nothing opens a context on another
-    if place.size == 1:
+        torch.cuda.set_device(device)  # otherwise contexts open on the first GPU too
+    if process.size == 1:
         return World.alone(device)
-    # torchrun leaves each a single one; searches and clusters are the CPU's work on GPUs, too
-    torch.set_num_threads(max(1, cores() // place.local_size))
+    # torchrun sets one thread; with GPUs, too, searching and clustering run on the CPU
+    torch.set_num_threads(max(1, cores() // process.local_size))
     if not distributed.is_available():
         raise UserError("this PyTorch was built without torch.distributed; run one process")
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
         distributed.init_process_group(
-            backend, store=_meet(place, device), rank=place.rank, world_size=place.size, timeout=PATIENCE
+            backend, store=_rendezvous(process, device), rank=process.rank, world_size=process.size, timeout=TIMEOUT
         )
         spare_process_group()
         if backend != "gloo":
-            distributed.new_group(timeout=PATIENCE, backend="gloo")  # the first to connect CPUs; others are patient
+            distributed.new_group(timeout=TIMEOUT, backend="gloo")  # connects the CPUs with this timeout
         return World.joined(device)
     except (RuntimeError, ValueError) as error:
         raise PeerFailure(
-            f"the {place.size} processes of the run do not find each other ({_first_line(error)}); if none of them "
+            f"the {process.size} processes of the run do not find each other ({_first_line(error)}); if none of them "
             "says why, see that what torchrun was told is right on each machine, and name the network between them in "
             "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
         ) from None
 
 
-def _check_variables(place: ProcessInfo, environment: Mapping[str, str]) -> None:
-    """Whether they are as torchrun sets them: a shell may hold what another program has left."""
-    if not place.launched:
+def _check_variables(process: ProcessInfo, environment: Mapping[str, str]) -> None:
+    """Raises UserError if the launcher's variables are inconsistent, for example left over from another program."""
+    if not process.launched:
         return
     wrong = []
-    if not (place.rank < place.size and place.local_rank < place.local_size <= place.size):
+    if not (process.rank < process.size and process.local_rank < process.local_size <= process.size):
         wrong = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"]
-    elif place.size > 1 and not environment.get("MASTER_ADDR"):
+    elif process.size > 1 and not environment.get("MASTER_ADDR"):
         wrong = ["MASTER_ADDR"]
-    elif place.size > 1 and not environment.get("MASTER_PORT", "").isdecimal():
+    elif process.size > 1 and not environment.get("MASTER_PORT", "").isdecimal():
         wrong = ["MASTER_PORT"]
     if wrong:
         shown = ", ".join(f"{name}={environment.get(name, '')}" for name in wrong)
@@ -113,18 +113,18 @@ def _check_variables(place: ProcessInfo, environment: Mapping[str, str]) -> None
         )
 
 
-def _meet(place: ProcessInfo, device: torch.device) -> Any:
-    """The store where torchrun has the processes meet, once all of them are there.
+def _rendezvous(process: ProcessInfo, device: torch.device) -> Any:
+    """The rendezvous store of torchrun, once all processes have joined it.
 
     Raises:
-        UserError: they would compute on devices of different kinds; all raise it.
+        UserError: the processes would use devices of different kinds; all raise it.
     """
-    from torch.distributed.rendezvous import rendezvous  # not every PyTorch has it
+    from torch.distributed.rendezvous import rendezvous  # PyTorch built without torch.distributed lacks it
 
-    store, _, _ = next(rendezvous("env://", timeout=MEETING))
-    store.set(f"here: {place.rank}", device.type)
-    names = [f"here: {rank}" for rank in range(place.size)]
-    store.wait(names, MEETING)
+    store, _, _ = next(rendezvous("env://", timeout=START_TIMEOUT))
+    store.set(f"device: {process.rank}", device.type)
+    names = [f"device: {rank}" for rank in range(process.size)]
+    store.wait(names, START_TIMEOUT)
     kinds = [store.get(name).decode() for name in names]
     others = [rank for rank, kind in enumerate(kinds) if kind != kinds[0]]
     if others:
@@ -140,55 +140,54 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def together(gpus: str, place: ProcessInfo) -> Iterator[World]:
-    """Within it the processes are joined; see `join`.
+def joined(gpus: str, process: ProcessInfo) -> Iterator[World]:
+    """Joins the process group (see `join`) and leaves it at the end.
 
-    It is entered before any of them reads a file: one that fails from then on closes its connections, by which the
-    others notice at once, on other machines too.
+    Enter it before reading any file: a process that fails inside closes its connections, so that the others notice at
+    once, on other machines too.
     """
-    world = join(gpus, place)
+    world = join(gpus, process)
     try:
         yield world
     except BaseException as error:
-        if world.size > 1:  # taking leave could wait for a process that is gone
+        if world.size > 1:  # destroying the group could wait for a process that is gone
             if isinstance(error, Interrupted) and error.by_all:
-                _stop_together(world)
-            _rest()
+                _stop_with_all(world)
+            _let_gloo_finish()
         raise
     leave()
 
 
-def _stop_together(world: World) -> None:
-    """Wait until all have put down what they had to: a launcher ends the others with SIGTERM once one has left.
+def _stop_with_all(world: World) -> None:
+    """Wait until all processes have saved: the launcher sends SIGTERM to the others once one has exited.
 
-    From then on signals count no more: there is nothing left but to say where the run stopped.
+    From then on signals are ignored: only the final message is left to print.
     """
-    with suppress(RuntimeError):  # a process that failed instead has said why
+    with suppress(RuntimeError):  # a process that failed instead has reported why
         world.long_barrier()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 
 def leave() -> None:
-    """Part from the others, if there are any."""
+    """Destroy the process group, if there is one."""
     if distributed.is_available() and distributed.is_initialized():
-        _rest()
+        _let_gloo_finish()
         distributed.destroy_process_group()
 
 
-def _rest() -> None:
-    """A thread of Gloo's lets go of the tensors of the last exchange once it has the interpreter lock.
+def _let_gloo_finish() -> None:
+    """Sleep so that Gloo's thread gets the interpreter lock and releases the tensors of the last collective.
 
-    If the interpreter has ended by then, that takes the process down (SIGABRT). Sleeping leaves it the lock;
-    microseconds would do.
+    If the interpreter has exited by then, the process aborts (SIGABRT). Microseconds would be enough.
     """
     time.sleep(0.5)
 
 
 def is_peer_failure(error: RuntimeError) -> bool:
-    """Whether an error says that another process has ended or cannot be reached.
+    """Whether an error reports that another process has ended or cannot be reached.
 
-    Any other error is one of this process, whatever happened to the others.
+    Any other error is this process's own, whatever happened to the others.
     """
     words = str(error).lower()
     if any(part in words for part in _MISTAKES):

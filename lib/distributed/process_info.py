@@ -1,4 +1,4 @@
-"""Which process of a run this is, as torchrun tells it. Known before PyTorch is loaded."""
+"""Rank and world size as torchrun sets them, known before PyTorch is imported."""
 
 import os
 from collections.abc import Mapping
@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ProcessInfo:
-    """One of `size` processes, and one of `local_size` on this machine."""
+    """Process `rank` of `size`, and `local_rank` of the `local_size` on this machine.
+
+    `launched` tells whether a launcher such as torchrun started it.
+    """
 
     rank: int = 0
     size: int = 1
@@ -17,8 +20,9 @@ class ProcessInfo:
 
     @classmethod
     def here(cls, environment: Mapping[str, str] = os.environ) -> "ProcessInfo":
-        """From the variables that torchrun sets; alone without them."""
+        """Reads the variables that torchrun sets; without them the process is the only one."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         if not all(environment.get(name, "").isdigit() for name in names):
             return cls()
-        return cls(*(int(environment[name]) for name in names), launched=True)
+        rank, size, local_rank, local_size = (int(environment[name]) for name in names)
+        return cls(rank, size, local_rank, local_size, launched=True)

@@ -1,4 +1,4 @@
-"""Rows 0 to N - 1 of one large matrix, a contiguous part of them in each process."""
+"""Rows of one large matrix, a contiguous part of them in each process."""
 
 import itertools
 from typing import Optional
@@ -9,13 +9,13 @@ from torch import Tensor
 from lib.distributed.world import World
 
 BLOCK_ROWS = 2**16
-"""Rows that pass through every process at a time, where all N must: 32 MiB at D = 128."""
+"""Rows of a block, where all N rows pass through every process: 32 MiB at D = 128."""
 
 
 class Shard:
-    """Which of N rows this process holds: rows `start` to `stop`, the last not included; perhaps none.
+    """The part of N rows that this process holds: `start` to `stop`, exclusive; it may be empty.
 
-    Functions of the method take the rows of this process, (stop - start, D), and a `Shard` that says which they are.
+    Functions of the method take this process's rows (stop - start, D) and the `Shard` that numbers them.
 
     Args:
         world: the processes.
@@ -29,10 +29,10 @@ class Shard:
 
     @classmethod
     def part_of(cls, other: "Shard", rows: Tensor) -> "Shard":
-        """Some rows of another matrix, in their order, each where it is there.
+        """A shard of selected rows of another matrix; each row stays in the process that holds it there.
 
         Args:
-            rows: (N,) int64, ascending: their numbers in the other one.
+            rows: (N,) int64, ascending: their row numbers in the other matrix.
         """
         bounds = torch.searchsorted(rows, torch.tensor(other._bounds)).tolist()
         part = cls(other.world, len(rows))
@@ -42,22 +42,22 @@ class Shard:
 
     @property
     def counts(self) -> list[int]:
-        """How many rows each process has."""
+        """The number of rows of each process."""
         return [stop - start for start, stop in zip(self._bounds, self._bounds[1:])]
 
     @classmethod
     def whole(cls, rows: Tensor) -> "Shard":
-        """All rows are here: one process."""
+        """The shard of one process, which holds all rows."""
         return cls(World.alone(rows.device), len(rows))
 
     def outside(self, indices: Tensor) -> Tensor:
-        """Whether each row number is none of this process's, as a bool tensor of the shape of `indices`."""
+        """A bool tensor like `indices`: whether another process holds the row, or none does."""
         return (indices < self.start) | (indices >= self.stop)
 
     def fetch(self, own_rows: Tensor, start: int, stop: int) -> Tensor:
-        """Rows `start` to `stop` of the whole matrix, on every process; all must ask for the same ones.
+        """Rows `start` to `stop` of the whole matrix on every process. All must ask for the same rows.
 
-        Each owner sends its part to all. With one process it is a view, nothing is copied.
+        Each owner broadcasts its part. With one process the result is a view.
 
         Args:
             own_rows: (stop - start, ...), the rows of this process.
@@ -78,10 +78,10 @@ class Shard:
         return fetched
 
     def gather_to_first(self, own_rows: Tensor) -> Optional[Tensor]:
-        """A copy of all rows (N, ...) on the CPU of the first process, block by block; None on the others.
+        """A copy of all rows (N, ...) in main memory of the first process; None on the others. All must call it.
 
         Args:
-            own_rows: (stop - start, ...), the rows of this process. All processes must call it.
+            own_rows: (stop - start, ...), the rows of this process.
         """
         if self.world.size == 1:
             return own_rows.to("cpu", copy=True)

@@ -1,6 +1,6 @@
-"""The processes of a run and what they say to one another.
+"""The processes of a run and their collectives.
 
-A run of one process is the same code: every exchange is then the identity and no process group is needed.
+With one process every collective is the identity, and no process group is needed.
 """
 
 import datetime
@@ -13,16 +13,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-LONG_PATIENCE = datetime.timedelta(days=1)
-"""How long processes wait for one that may have files to fetch or clusters to find."""
+LONG_TIMEOUT = datetime.timedelta(days=1)
+"""How long processes wait for another one that downloads files or clusters features."""
 
 _SMALL = 2**14
-"""Numbers that a process may receive in place of their sum."""
+"""Elements up to which processes all-gather tensors and reduce them locally."""
 
 
 def int_digest(data: bytes) -> int:
-    """A number that tells data apart, to be said through `World.all_gather_ints`."""
-    return int.from_bytes(hashlib.blake2b(data, digest_size=7).digest(), "big")  # fits int64
+    """A hash of data that fits int64, to compare processes by `World.all_gather_ints`."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=7).digest(), "big")
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ WHOLE = Share()
 
 
 class World:
-    """P processes, this one of which has number `rank`.
+    """P processes, of which this one has rank `rank`.
 
-    Every method that exchanges something must be called by all processes, in the same order. Tensors live on
+    All processes must call every collective, in the same order. Tensors live on
     `device`, which the backend of the process group can reach: a GPU for NCCL, the CPU for Gloo.
 
     Attributes:
         cpu_group: a Gloo process group for everything outside the computation; None for one process. Its timeout is
-            `LONG_PATIENCE`, and a process that ends is noticed at once.
+            `LONG_TIMEOUT`, and a process that ends is noticed at once.
     """
 
     def __init__(self, rank: int, size: int, device: torch.device, cpu_group: Optional[Any] = None):
@@ -75,20 +75,20 @@ class World:
     @classmethod
     def joined(cls, device: torch.device) -> "World":
         """The processes of torch.distributed's default group, which must be initialised. All must call it."""
-        cpu_group = dist.new_group(timeout=LONG_PATIENCE, backend="gloo")
+        cpu_group = dist.new_group(timeout=LONG_TIMEOUT, backend="gloo")
         return cls(dist.get_rank(), dist.get_world_size(), device, cpu_group)
 
     def __deepcopy__(self, memo: dict) -> "World":
-        """A copy of a network is of the same processes."""
+        """Copies of a network share the world: a process group cannot be copied."""
         return self
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that writes files and speaks."""
+        """Whether this process has rank 0, which writes files and logs."""
         return self.rank == 0
 
     def shares(self, count: int) -> list[int]:
-        """How many of `count` rows each process has."""
+        """How many of `count` rows each process takes."""
         spans = [Share(rank, self.size).span(count) for rank in range(self.size)]
         return [span.stop - span.start for span in spans]
 
@@ -97,33 +97,33 @@ class World:
         return Share(self.rank, self.size).span(count)
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        """The sum over processes, in place; the same bits everywhere. Returns `tensor`, which must be contiguous."""
+        """Sum over the processes, in place, the same bits on all. Returns `tensor`, which must be contiguous."""
         if self._is_small(tensor):
-            return tensor.copy_(self._of_all(tensor).sum(dim=0))
+            return tensor.copy_(self._all_gather(tensor).sum(dim=0))
         if self.size > 1:
             dist.all_reduce(tensor, dist.ReduceOp.SUM)
         return tensor
 
     def all_reduce_max(self, tensor: Tensor) -> Tensor:
-        """The largest over processes of each element, in place. Returns `tensor`, which must be contiguous."""
+        """Elementwise maximum over the processes, in place. Returns `tensor`, which must be contiguous."""
         if self._is_small(tensor):
-            return tensor.copy_(self._of_all(tensor).amax(dim=0))
+            return tensor.copy_(self._all_gather(tensor).amax(dim=0))
         if self.size > 1:
             dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor
 
     def _is_small(self, tensor: Tensor) -> bool:
-        """Whether each process had better get it from each: a reduction of Gloo's takes two rounds, twice the time."""
+        """Whether to all-gather and reduce locally: Gloo's all-reduce takes two rounds, twice the time."""
         return self.size > 1 and tensor.device.type == "cpu" and 0 < self.size * tensor.numel() <= _SMALL
 
-    def _of_all(self, tensor: Tensor) -> Tensor:
-        """(P, ...) the tensors of all processes, of the same shape."""
+    def _all_gather(self, tensor: Tensor) -> Tensor:
+        """The tensors of all processes, which have one shape, as (P, ...)."""
         gathered = tensor.new_empty(self.size, *tensor.shape)
         dist.all_gather(list(gathered.unbind()), tensor)
         return gathered
 
     def counts(self, rows: int) -> list[int]:
-        """How many rows each process has. Waits for the device."""
+        """The number of rows of each process. Synchronises with the device."""
         if self.size == 1:
             return [rows]
         found = torch.zeros(self.size, dtype=torch.int64, device=self.device)
@@ -131,11 +131,11 @@ class World:
         return self.all_reduce_sum(found).tolist()
 
     def gather_rows(self, tensor: Tensor, counts: Optional[Sequence[int]] = None) -> Tensor:
-        """The rows of all processes, in the order of their ranks.
+        """All-gather rows, in the order of the ranks.
 
         Args:
-            tensor: (R, ...); R may differ from process to process and be 0, the rest of the shape may not.
-            counts: R of every process, where it is known; saves an exchange that waits for the device.
+            tensor: (R, ...); R may differ among processes and be 0, the rest of the shape may not.
+            counts: R of every process, if known: saves an exchange that synchronises with the device.
 
         Returns:
             (sum of R, ...); `tensor` itself if P = 1.
@@ -147,7 +147,7 @@ class World:
         if most == 0:
             return tensor
         padded = tensor.contiguous()
-        if len(tensor) < most:  # all_gather wants equal shapes
+        if len(tensor) < most:  # all_gather needs equal shapes
             padded = tensor.new_zeros(most, *tensor.shape[1:])
             padded[: len(tensor)] = tensor
         gathered = tensor.new_empty(self.size, most, *tensor.shape[1:])
@@ -157,26 +157,26 @@ class World:
         return torch.cat([part[:count] for part, count in zip(gathered, counts)])
 
     def broadcast(self, tensor: Tensor, source: int = 0) -> Tensor:
-        """Overwrites `tensor`, which must be contiguous, with that of process `source`; returns it."""
+        """Overwrite `tensor`, which must be contiguous, with that of rank `source`; returns it."""
         if self.size > 1:
             dist.broadcast(tensor, source)
         return tensor
 
     def all_gather_ints(self, numbers: Sequence[int]) -> list[list[int]]:
-        """What every process says, by rank; as many int64 each. Through `cpu_group`."""
+        """The int64 numbers of every process, by rank; all pass equally many. Through `cpu_group`."""
         if self.size == 1:
             return [list(numbers)]
         own = torch.tensor(list(numbers), dtype=torch.int64)
-        heard = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(heard, own, group=self.cpu_group)
-        return [each.tolist() for each in heard]
+        gathered = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(gathered, own, group=self.cpu_group)
+        return [each.tolist() for each in gathered]
 
     def long_barrier(self) -> None:
-        """As `barrier`, for processes that may come hours apart. Through `cpu_group`."""
+        """`barrier` for processes that may arrive hours apart. Through `cpu_group`."""
         if self.size > 1:
             dist.barrier(group=self.cpu_group)
 
     def barrier(self) -> None:
-        """Waits until every process has come here."""
+        """Wait until every process has arrived."""
         if self.size > 1:
             dist.barrier()

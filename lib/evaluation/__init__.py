@@ -1,1 +1,1 @@
-"""Judging features by what the labels of their neighbours say. The only place where labels matter."""
+"""Evaluation of networks: kNN and linear classifiers, clusters, and bank statistics. Training never sees labels."""

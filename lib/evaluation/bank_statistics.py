@@ -1,4 +1,4 @@
-"""Where the images of a bank stand to one another: entropy and nearest neighbour, of all or of an even sample."""
+"""Entropy and nearest neighbour of sampled rows of the memory bank."""
 
 from dataclasses import dataclass
 from typing import Optional
@@ -11,21 +11,18 @@ from lib.method.tiled_entropy import Grid
 from lib.method.tiled_neighbours import anchor_panels
 from lib.search.exact import check_k, inner_products, merge_nearest
 
-LARGEST_SAMPLE = 5_000
-"""Images that are looked at; of more, so many at even distances."""
-
 _TILE_ELEMENTS = 2**22
 
 
 @dataclass(frozen=True)
-class Survey:
-    """What was seen. All tensors are on the device of the bank, the same in every process.
+class BankStatistics:
+    """Statistics of sampled rows. All tensors are on the device of the bank, the same in every process.
 
     Attributes:
-        rows: (S,) int64, the images that were looked at, ascending.
+        rows: (S,) int64, the sampled rows, ascending.
         entropy: (S,) float32, equation 5, in nats.
-        nearest: (S,) int64, the most similar other image; of equals the lowest.
-        cosine: (S,) float32, to that image.
+        nearest: (S,) int64, the most similar other row; the lowest of equals.
+        cosine: (S,) float32, the similarity to that row.
         features: (S, D) float32, the rows of the bank.
     """
 
@@ -36,49 +33,42 @@ class Survey:
     features: Tensor
 
     def kept(self, before: Optional[Tensor]) -> Optional[float]:
-        """Share of the images whose nearest is that of an earlier survey of the same images, (S,); None without."""
+        """Share of the rows whose nearest row is the one in `before`, (S,); None without it."""
         if before is None or len(before) != len(self.nearest):
             return None
         return (before.to(self.nearest.device) == self.nearest).double().mean().item()
 
 
-def sample_rows(count: int, largest: int = LARGEST_SAMPLE) -> Tensor:
-    """(S,) int64, all of `count` images or `largest` of them at even distances; a function of the two numbers."""
-    if count <= largest:
-        return torch.arange(count)
-    return torch.div(torch.arange(largest) * count, largest, rounding_mode="floor")
-
-
 @torch.no_grad()
-def survey(
+def bank_statistics(
     memory: Tensor, rows: Tensor, temperature: float, shard: Optional[Shard] = None, memory_budget: int = 2**28
-) -> Survey:
-    """Look at some rows of a bank. S x N products, of which few exist at a time.
+) -> BankStatistics:
+    """Compute the statistics of sampled rows, from S x N products of which one tile exists at a time.
 
     Args:
         memory: (N, D) bank rows of unit length; with several processes those that `shard` names.
         rows: (S,) int64, ascending, the same in every process.
         temperature: tau.
         shard: which rows `memory` is; None: all of them.
-        memory_budget: bytes for the rows that are fetched at a time.
+        memory_budget: bytes for the rows that are gathered at a time.
 
     Raises:
-        ValueError: there is no other image.
+        ValueError: the bank has a single row.
     """
     shard = Shard.whole(memory) if shard is None else shard
     rows = rows.to(memory.device)
     check_k(1, shard.count, rows)
     entropy, cosine = memory.new_empty(len(rows)), memory.new_empty(len(rows))
     nearest, features = torch.empty_like(rows), memory.new_empty(len(rows), memory.shape[1])
-    tile = max(1, _TILE_ELEMENTS * shard.world.size // shard.count)  # the same lots in every process
+    tile = max(1, _TILE_ELEMENTS * shard.world.size // shard.count)  # the same chunks in every process
     for places, numbers, queries in anchor_panels(memory, rows, 1, Grid.within(memory_budget, memory), shard):
         features[places] = queries
-        for lot in torch.arange(len(places), device=memory.device).split(tile):
-            here = places[lot]
-            similarities = inner_products(queries[lot], memory)  # (T, n)
+        for chunk in torch.arange(len(places), device=memory.device).split(tile):
+            here = places[chunk]
+            similarities = inner_products(queries[chunk], memory)  # (T, n)
             entropy[here] = _entropy(similarities, temperature, shard)
-            cosine[here], nearest[here] = _nearest(similarities, numbers[lot], shard)
-    return Survey(rows, entropy, nearest, cosine, features)
+            cosine[here], nearest[here] = _nearest(similarities, numbers[chunk], shard)
+    return BankStatistics(rows, entropy, nearest, cosine, features)
 
 
 def _entropy(similarities: Tensor, temperature: float, shard: Shard) -> Tensor:
@@ -103,7 +93,7 @@ def _nearest(similarities: Tensor, numbers: Tensor, shard: Shard) -> tuple[Tenso
     if similarities.shape[1] > 0:
         best = similarities.amax(dim=1)
         columns = torch.arange(similarities.shape[1], device=numbers.device)
-        # of equals the first, which a maximum does not promise: doubles of a picture are not rare
+        # the first of equals, which a maximum does not promise: duplicate pictures are not rare
         index = columns.where(similarities == best[:, None], index[:, None]).amin(dim=1) + shard.start
     best, index = merge_nearest(best[:, None], index[:, None], shard.world)
     return best[:, 0], index[:, 0]

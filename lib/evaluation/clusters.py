@@ -1,4 +1,4 @@
-"""Protocol `cluster`: k-means on the features of the training images, against their classes if they have any."""
+"""Protocol `cluster`: k-means of the training features, compared with the classes where there are labels."""
 
 import csv
 import logging
@@ -16,9 +16,10 @@ from datasets.image_set import UNLABELLED
 from datasets.pipeline import Pipeline
 from lib.clustering.kmeans import Clustering, spherical_kmeans
 from lib.clustering.number import NumberOfClusters, choose_number, plot_number
+from lib.config import Options
 from lib.distributed.world import World
-from lib.evaluation.evaluator import Findings, Protocol
-from lib.evaluation.features import Subject
+from lib.evaluation.evaluator import Protocol, Results
+from lib.evaluation.features import Features
 from lib.logger.console import LOGGER
 from lib.seeding import derive
 
@@ -37,7 +38,7 @@ class Agreement:
     """Clusters against classes: shares of 1, the adjusted Rand index from -0.5 to 1.
 
     Attributes:
-        accuracy: of the best one-to-one matching of clusters and classes; as all the others, of the labelled images.
+        accuracy: of the best one-to-one matching of clusters and classes. All values are over the labelled images.
         nmi, ari: normalised mutual information (arithmetic mean), adjusted Rand index.
         table: (K, C) how many images of each class are in each cluster.
         class_of: the class that a cluster is matched with; clusters beyond the number of classes have none.
@@ -58,7 +59,7 @@ class Cluster(Protocol):
         world: the processes of the run. The first one clusters the features of all, the others wait for it.
         every: epochs between evaluations.
         clusters: K as text, or `auto`.
-        seed: of everything random in it.
+        seed: of all random draws.
     """
 
     name = "cluster"
@@ -67,21 +68,27 @@ class Cluster(Protocol):
         self.pipeline, self.world, self.every, self.seed = pipeline, world, every, seed
         self._wanted = None if clusters == AUTO else int(clusters)
 
+    @classmethod
+    def create(cls, name: str, options: Options, pipeline: Pipeline, world: World) -> "Cluster":
+        return cls(pipeline, world, options.cluster_freq, options.num_clusters, options.seed)
+
     def obstacle(self) -> Optional[str]:
         images = len(self.pipeline.train)
         if self._wanted is not None and self._wanted > images:
             return f"--num-clusters {self._wanted} is more than the {images:,} training images; choose fewer, or auto"
         return None
 
-    def judge(self, subject: Subject) -> Optional[Findings]:
-        """None in all processes but the first."""
-        features = subject.all_train()
-        if features is None:
+    def evaluate(self, features: Features) -> Optional[Results]:
+        """The results on the first process; None on the others."""
+        rows = features.all_train()
+        if rows is None:
             return None
-        number = choose_number(features, self.seed) if self._wanted is None else None
-        count = self._wanted if number is None else number.clusters
-        clustering = spherical_kmeans(features, count, self.seed)
-        clarity = silhouette(features, clustering.assignments.numpy(), derive(self.seed, "silhouette"))
+        number, count = None, self._wanted
+        if count is None:
+            number = choose_number(rows, self.seed)
+            count = number.clusters
+        clustering = spherical_kmeans(rows, count, self.seed)
+        clarity = silhouette(rows, clustering.assignments.numpy(), derive(self.seed, "silhouette"))
         agreement = self._agreement(clustering)
         scalars = {
             "cluster_count": count,
@@ -99,12 +106,12 @@ class Cluster(Protocol):
             plot = folder / "cluster-number.png"
             if number is not None:
                 paths.append(plot_number(number, plot))
-            elif plot.exists():  # of another table
+            elif plot.exists():  # it belongs to an earlier table
                 plot.unlink()
             return paths
 
         summary = _summary(clustering, clarity, agreement)
-        return Findings(scalars, summary, _report(clustering, number, agreement, classes), write)
+        return Results(scalars, summary, _report(clustering, number, agreement, classes), write)
 
     def _agreement(self, clustering: Clustering) -> Optional[Agreement]:
         labels = self.pipeline.train.labels

@@ -1,4 +1,4 @@
-"""The protocols that `--protocol` names, and when each has its turn."""
+"""Evaluation of a network by the protocols that `--protocol` names, and when each is due."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -10,13 +10,14 @@ from torch import Tensor
 
 from datasets.pipeline import Pipeline
 from lib.config import Options
+from lib.config.registry import PROTOCOLS, find
 from lib.distributed.world import World
 from lib.errors import UserError
-from lib.evaluation.features import PLAIN, FeatureSpace, Subject
+from lib.evaluation.features import PLAIN, Features, FeatureSpace
 from lib.nn.embedder import Embedder
 
 if TYPE_CHECKING:
-    from lib.evaluation.knn import Voting
+    from lib.evaluation.knn import KNN
 
 
 def _no_files(folder: Path) -> list[Path]:
@@ -24,14 +25,14 @@ def _no_files(folder: Path) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class Findings:
-    """What a protocol found out about a network.
+class Results:
+    """The results of one protocol for one network.
 
     Attributes:
         scalars: numbers by their names in metrics.jsonl; accuracies are shares of 1.
         summary: the most important of them in one line.
-        table: all of them for a person, several lines; empty if the summary says it all.
-        write: writes files with more into a folder and returns their paths.
+        table: all of them for the terminal, several lines; empty if the summary has all.
+        write: writes further files into a folder and returns their paths.
     """
 
     scalars: Mapping[str, Optional[float]]
@@ -41,45 +42,57 @@ class Findings:
 
 
 class Protocol(ABC):
-    """One way of judging a network.
+    """An evaluation protocol. To add one, write a subclass in a file of its own and a line in `lib.config.registry`.
 
     Attributes:
         name: as `--protocol` names it.
         every: epochs of a round between evaluations while training, the last epoch of a round included; 0: none
             before the run is finished.
+        on_bank: whether it is so quick that it evaluates the rows of the memory bank within an epoch, by labels of
+            nearest neighbours. All others run after the epoch's checkpoint is written.
     """
 
     name: str
     every: int
+    on_bank = False
+
+    @classmethod
+    @abstractmethod
+    def create(cls, name: str, options: Options, pipeline: Pipeline, world: World) -> "Protocol":
+        """The protocol as the options of a run ask for it.
+
+        Args:
+            name: by which the registry names it.
+        """
 
     def obstacle(self) -> Optional[str]:
-        """Why this data set cannot be judged so, in words that go on `--protocol NAME: `; None if it can."""
+        """Why this data set cannot be evaluated by it, to follow `--protocol NAME: ` in a message; None if it can."""
         return None
 
     @abstractmethod
-    def judge(self, subject: Subject) -> Optional[Findings]:
-        """The findings. All processes must call it; only the first one's answer counts, others may give None."""
+    def evaluate(self, features: Features) -> Optional[Results]:
+        """The results. All processes must call it; only those of the first process count, others may return None."""
 
     def is_in(self, record: Mapping[str, Any]) -> bool:
-        """Whether a line of metrics.jsonl has this protocol's findings, whose names begin with its own."""
+        """Whether a line of metrics.jsonl has this protocol's results, whose names begin with its own."""
         return any(key.startswith(f"{self.name}_") for key in record)
 
     def due(self, epoch: int, last: int) -> bool:
-        """Whether to judge after this epoch of a round of `last` epochs, both counted from 1."""
+        """Whether to evaluate after this epoch of a round of `last` epochs, both counted from 1."""
         return self.every > 0 and (epoch % self.every == 0 or epoch == last)
 
 
-Judged = list[tuple[Protocol, Findings]]
+Evaluated = list[tuple[Protocol, Results]]
+"""Protocols with their results, in the order of evaluation."""
 
 
-class Protocols:
-    """All that judge the networks of a run.
+class Evaluator:
+    """Evaluates the networks of a run by all protocols that are asked for.
 
-    `knn` and `nn` are quick: they belong to an epoch, and the first of them decides which epoch is the best. Others
-    may take long and have their turn when the epoch is safely on disk.
-
-    `knn` and `nn` look at the network's output, as published. Where --features or --whiten ask for other features,
-    these votes are held a second time, on those, when the network is finished; `cluster` looks at those alone.
+    The first kNN protocol is the one by which the best epoch is found. kNN protocols evaluate the network's output, as
+    published. Where --features or --whiten ask for other features, they evaluate those too, once, when the run is
+    finished; `cluster` evaluates those alone. Without labels the finished network's neighbours are compared with those
+    of pixels.
 
     Args:
         options: the merged options.
@@ -88,132 +101,125 @@ class Protocols:
 
     Attributes:
         space: what --features and --whiten ask for.
-        votes, feature_votes, others: the protocols; `feature_votes` are the votes on features of `space`, if that is
-            not the network's output as it is.
+        knn: the protocols that evaluate the bank after an epoch.
+        feature_knn: the same on features of `space`; empty if that is the network's output as it is.
+        others: all other protocols.
 
     Raises:
-        UserError: a protocol that was asked for cannot be used with these images.
+        UserError: a protocol that is asked for cannot be used with these images.
     """
 
     def __init__(self, options: Options, pipeline: Pipeline, world: World):
         self._pipeline, self._world, self._low_dim = pipeline, world, options.low_dim
         self.space = FeatureSpace(options.features, options.whiten)
         self._rounds, self._epochs = options.max_round, options.max_epoch
-        from lib.evaluation.knn import LeaveOneOut, Voting
-
-        names = tuple(dict.fromkeys(options.protocol))
-        search = "auto" if options.knn_backend == "ivf" else options.knn_backend  # accuracies are exact in any case
-        votes = [name for name in ("knn", "nn") if name in names]
-        kind = LeaveOneOut if pipeline.test is None else Voting
-
-        def vote(name: str, suffix: str) -> "Voting":
-            key = ("knn" if name == votes[0] else name) + suffix
-            return kind(pipeline, world, name, options.eval_freq, options.knn_k, options.sigma, search, key=key)
-
-        self.votes = [vote(name, "") for name in votes]
-        self.feature_votes = [] if self.space.is_plain else [vote(name, "_features") for name in votes]
+        self.knn: list[KNN] = []
+        self.feature_knn: list[KNN] = []
         self.others: list[Protocol] = []
-        # loaded only where they are asked for: scikit-learn takes a second
-        if "linear" in names:
-            from lib.evaluation.linear import Linear
+        for name in (name for name in PROTOCOLS if name in options.protocol):
+            protocol = find(PROTOCOLS, name).create(name, options, pipeline, world)
+            if not protocol.on_bank:
+                self.others.append(protocol)
+                continue
+            if not self.knn:
+                protocol.key = "knn"  # the best epoch is found by its accuracy, whichever it is
+            self.knn.append(protocol)
+            if not self.space.is_plain:
+                self.feature_knn.append(protocol.with_key(f"{protocol.key}_features"))
+        if not self.has_knn:
+            from lib.evaluation.baselines import PixelNeighbours
 
-            self.others.append(Linear(pipeline, world, options.linear_freq, options.seed, options.size))
-        if "cluster" in names:
-            from lib.evaluation.clusters import Cluster
-
-            self.others.append(Cluster(pipeline, world, options.cluster_freq, options.num_clusters, options.seed))
+            if PixelNeighbours.measurable(pipeline):
+                self.others.append(PixelNeighbours(pipeline, world, options.size))
         for protocol in self.others:
             _check(protocol)
 
     @property
-    def can_vote(self) -> bool:
-        """Whether the nearest images' labels can judge an epoch."""
-        return any(vote.obstacle() is None for vote in self.votes)
+    def has_knn(self) -> bool:
+        """Whether there are labels by which a kNN protocol can evaluate an epoch."""
+        return any(protocol.obstacle() is None for protocol in self.knn)
 
     @property
     def title(self) -> str:
-        """What the log calls the vote that judges epochs."""
-        from lib.evaluation.knn import Voting
-
-        return self.votes[0].title if self.votes else Voting.title
+        """What the log calls the protocol that evaluates epochs."""
+        return self.knn[0].title if self.knn else "kNN"
 
     @property
     def described(self) -> str:
-        """How that vote goes, in one line."""
-        from lib.evaluation.knn import Voting
+        """How that protocol evaluates, in one line."""
+        return self.knn[0].described if self.knn else ""
 
-        return self.votes[0].described if self.votes else Voting.described
+    def knn_accuracy(self, results: Evaluated) -> Optional[tuple[float, Optional[float]]]:
+        """Top-1 and top-5 of the protocol that evaluates epochs, as shares of 1; None if it has no results."""
+        return _first(self.knn, results)
 
-    def first_vote(self, judged: Judged) -> Optional[tuple[float, float]]:
-        """Top-1 and top-5 of the vote that judges epochs, as shares of 1; None if it found nothing."""
-        return _first(self.votes, judged)
-
-    def first_feature_vote(self, judged: Judged) -> Optional[tuple[float, float]]:
-        """The same of that vote on features of `space`; None, too, where that is the network's output as it is."""
-        return _first(self.feature_votes, judged)
+    def knn_feature_accuracy(self, results: Evaluated) -> Optional[tuple[float, Optional[float]]]:
+        """The same on features of `space`; None, too, where that is the network's output as it is."""
+        return _first(self.feature_knn, results)
 
     def check_all(self) -> None:
-        """Whether everything asked for can be judged, kNN too, which a training run without labels does without.
+        """Check that every protocol can be used, kNN too, which a training run without labels does without.
 
         Raises:
-            UserError: something cannot.
+            UserError: one cannot.
         """
-        for protocol in (*self.votes, *self.others):
+        for protocol in (*self.knn, *self.others):
             _check(protocol)
 
-    def with_bank(self, embedder: Embedder, memory: Tensor, epoch: int) -> dict[str, Optional[float]]:
-        """The votes that are due after an epoch, by their names in metrics.jsonl.
+    def evaluate_bank(self, embedder: Embedder, memory: Tensor, epoch: int) -> dict[str, Optional[float]]:
+        """The kNN accuracies that are due after an epoch, by their names in metrics.jsonl.
 
         Args:
             memory: the rows of this process in the memory bank, which stand for the training features.
             epoch: of the round, counted from 1.
         """
-        subject = self._subject(embedder, PLAIN, memory)
+        features = self._features(embedder, PLAIN, memory)
         scalars: dict[str, Optional[float]] = {}
-        for vote in self.votes:
-            found = vote.judge(subject) if vote.due(epoch, self._epochs) else None
-            scalars.update({} if found is None else found.scalars)
+        for protocol in self.knn:
+            results = protocol.evaluate(features) if protocol.due(epoch, self._epochs) else None
+            scalars.update({} if results is None else results.scalars)
         return scalars
 
     def due(self, round_number: int, epoch: int) -> list[Protocol]:
-        """Of the others those that judge after an epoch; none after the last of the run, which `finished` is for."""
+        """The other protocols that are due after an epoch; none after the run's last, see `evaluate_finished`."""
         if (round_number + 1, epoch) == (self._rounds, self._epochs):
             return []
         return [protocol for protocol in self.others if protocol.due(epoch, self._epochs)]
 
-    def finished(self, embedder: Embedder) -> tuple[Judged, Subject]:
-        """What all find about a finished network, and its features of `space`. Every feature is computed anew."""
-        subject = self._subject(embedder, PLAIN)
-        judged = _judged(self.votes, subject)
+    def evaluate(self, protocols: Sequence[Protocol], embedder: Embedder) -> Evaluated:
+        """The results of some of the other protocols. Every feature is recomputed, once for all of them."""
+        return _evaluate(protocols, self._features(embedder, self.space))
+
+    def evaluate_finished(self, embedder: Embedder) -> tuple[Evaluated, Features]:
+        """All results for a finished network, and its features of `space`. Every feature is recomputed."""
+        features = self._features(embedder, PLAIN)
+        results = _evaluate(self.knn, features)
         if not self.space.is_plain:
-            subject = self._subject(embedder, self.space)
-        return judged + _judged([*self.feature_votes, *self.others], subject), subject
+            features = self._features(embedder, self.space)
+        return results + _evaluate([*self.feature_knn, *self.others], features), features
 
-    def judged(self, protocols: Sequence[Protocol], embedder: Embedder) -> Judged:
-        """What these find, which are among the others. Every feature is computed anew, once for all of them."""
-        return _judged(protocols, self._subject(embedder, self.space))
-
-    def _subject(self, embedder: Embedder, space: FeatureSpace, memory: Optional[Tensor] = None) -> Subject:
+    def _features(self, embedder: Embedder, space: FeatureSpace, memory: Optional[Tensor] = None) -> Features:
         dim = space.dim(embedder.network, self._low_dim)
-        return Subject(embedder, self._pipeline, self._world, dim, memory, space)
+        return Features(embedder, self._pipeline, self._world, dim, memory, space)
 
 
-def _judged(protocols: Sequence[Protocol], subject: Subject) -> Judged:
-    judged = []
+def _evaluate(protocols: Sequence[Protocol], features: Features) -> Evaluated:
+    evaluated = []
     for protocol in protocols:
-        findings = protocol.judge(subject)
-        if findings is None:
+        results = protocol.evaluate(features)
+        if results is None:
             continue
-        if not subject.space.is_plain and protocol.name != "linear":  # which looks at activations
-            findings = replace(findings, summary=f"features: {subject.space}: {findings.summary}")
-        judged.append((protocol, findings))
-    return judged
+        if not features.space.is_plain and protocol.name != "linear":  # which takes activations, not features
+            results = replace(results, summary=f"features: {features.space}: {results.summary}")
+        evaluated.append((protocol, results))
+    return evaluated
 
 
-def _first(votes: Sequence["Voting"], judged: Judged) -> Optional[tuple[float, float]]:
-    for protocol, findings in judged:
-        if votes and protocol is votes[0]:
-            return findings.scalars[f"{votes[0].key}_top1"], findings.scalars[f"{votes[0].key}_top5"]
+def _first(protocols: "Sequence[KNN]", evaluated: Evaluated) -> Optional[tuple[float, Optional[float]]]:
+    for protocol, results in evaluated:
+        if protocols and protocol is protocols[0]:
+            top1, top5 = (results.scalars[f"{protocols[0].key}_{which}"] for which in ("top1", "top5"))
+            return None if top1 is None else (top1, top5)
     return None
 
 

@@ -1,4 +1,4 @@
-"""Features of the images of a data set: what a feature is, whitening, and their computation."""
+"""Features of the images of a data set: their definition, whitening and computation."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -11,17 +11,23 @@ from torch.nn import functional as F
 from datasets.pipeline import Pipeline
 from lib.distributed.shard import Shard
 from lib.distributed.world import World
+from lib.errors import given
 from lib.nn.embedder import Embedder
 
 EMBEDDING, BACKBONE = "embedding", "backbone"
 SHRINK = 0.03
 """Share of the largest singular value that is added to all: directions of little variance are mostly noise. On 16 x 16
 pixels of CIFAR-10 kNN (K = 200) reaches 47.9, 53.7, 51.2 and 45.6 % for shares of 0.001, 0.03, 0.1 and 0.3."""
+RANK = 1e-6
+"""Share of the largest singular value up to which one counts as 0: float32 features vary so much by rounding."""
 
 
 @dataclass(frozen=True, eq=False)
 class Whitening:
-    """x -> unit((x - mean) W), with W = U diag(1 / (s + SHRINK max s)) U^T of the centred rows' singular values s.
+    """x -> unit((x - mean) W), with W = U diag(1 / (s + SHRINK max s)) U^T of the centred rows' singular values s > 0.
+
+    Directions U in which the fitted rows do not vary are left out. They would be multiplied most of all, 1 / SHRINK
+    times the direction of largest s, and only new rows have a part in them.
 
     Attributes:
         mean: (D,) float32, of the rows it was fitted on.
@@ -33,7 +39,7 @@ class Whitening:
 
     @classmethod
     def fit(cls, rows: Tensor, world: World) -> "Whitening":
-        """From the training rows of all processes.
+        """Fit to the training rows of all processes.
 
         Where there are fewer rows than dimensions, or all rows are equal, the shrinking keeps W finite.
 
@@ -49,12 +55,12 @@ class Whitening:
         largest = deviations.max()
         if largest == 0:
             return cls(mean.float(), torch.eye(len(mean), device=rows.device))
-        # scaled by the largest, so that features of any size keep within float32
-        matrix = (directions / (deviations / largest + SHRINK)) @ directions.t()
+        shares = deviations / largest  # so that features of any size keep within float32
+        matrix = (directions * ((shares > RANK) / (shares + SHRINK))) @ directions.t()
         return cls(mean.float(), matrix.float())
 
     def to(self, device: torch.device) -> "Whitening":
-        """The same on another device."""
+        """A copy on another device."""
         return Whitening(self.mean.to(device), self.matrix.to(device))
 
     def __call__(self, rows: Tensor) -> Tensor:
@@ -64,13 +70,13 @@ class Whitening:
 
 @dataclass(frozen=True, eq=False)
 class FeatureSpace:
-    """Turns images into unit features, by a network and, where they are whitened, by what training features gave.
+    """The definition of a feature: the level of the network that it comes from, and whether it is whitened.
 
     Attributes:
         level: `embedding`, the network's output of D numbers; or `backbone`, the activations h that the last layer
             `fc` takes, h / |h| (512 numbers of a ResNet18, 2,048 of a ResNet50, 4,096 of an AlexNet).
         whitened: whether features of that level are whitened.
-        whitening: how; None until it is fitted, and where nothing is whitened.
+        whitening: fitted on training features; None until then, and where nothing is whitened.
     """
 
     level: str = EMBEDDING
@@ -86,14 +92,14 @@ class FeatureSpace:
         return f"{self.level}, whitened" if self.whitened else self.level
 
     def is_like(self, other: "FeatureSpace") -> bool:
-        """Whether both are of one level and whitened or not alike, fitted or not."""
+        """Whether both have the same level and the same `whitened`, fitted or not."""
         return (self.level, self.whitened) == (other.level, other.whitened)
 
     def dim(self, network: nn.Module, low_dim: int) -> int:
         """Numbers of a feature of a network whose output has `low_dim`."""
-        return low_dim if self.level == EMBEDDING else network.fc.in_features
+        return low_dim if self.level == EMBEDDING else network.get_parameter("fc.weight").shape[1]
 
-    def frozen(self, embedder: Embedder) -> Embedder:
+    def eval_copy(self, embedder: Embedder) -> Embedder:
         """The network for evaluation: images (B, 3, S, S) to unit rows (B, d) of the level, not yet whitened."""
         return embedder.eval_copy(backbone=self.level == BACKBONE)
 
@@ -119,12 +125,12 @@ class FeatureSpace:
         if not self.whitened:
             return rows
         if self.whitening is None:
-            raise ValueError("features are to be whitened, and no training features were seen")
+            raise ValueError("the whitening is not fitted: it needs training features first")
         return self.whitening(rows)
 
 
 PLAIN = FeatureSpace()
-"""The network's output as it is: what the loss, the memory bank and the published protocol look at."""
+"""The network's output as it is, which the loss, the memory bank and the published protocol use."""
 
 
 @torch.inference_mode()
@@ -139,24 +145,24 @@ def extract(
 
     Args:
         batches: pairs of images (B, 3, S, S) and row numbers (B,), each row once.
-        rows: which rows come, from its start up to its stop: all of a set, or one process's share of it.
+        rows: the rows that `batches` contain: all of a set, or one process's share of it.
         dim: D, numbers of a feature.
-        space: of whose level they are; they are not whitened here.
+        space: the features are of its level; they are not whitened here.
 
     Returns:
         (stop - start, D) float32 on the network's device. The network is left in evaluation mode.
     """
-    frozen = space.frozen(embedder)
+    frozen = space.eval_copy(embedder)
     features = torch.empty(rows.stop - rows.start, dim, device=embedder.device)
     for images, indices in batches:
         features[indices - rows.start] = frozen(images)
     return features
 
 
-class Subject:
-    """Features are computed when they are first asked for, and once.
+class Features:
+    """Features of the training and test images by one network, computed once, when they are first used.
 
-    With several processes all must ask for the same things in the same order.
+    All processes must use them in the same order.
 
     Args:
         embedder: the network.
@@ -200,7 +206,7 @@ class Subject:
         if self._test is None:
             if self.space.whitened:
                 _ = self.train  # fits the whitening
-            count = len(self.pipeline.test)
+            count = len(given(self.pipeline.test))
             own = extract(self.embedder, self.pipeline.test_batches(), self.world.rows(count), self._dim, self.space)
             self._test = self.space(self.world.gather_rows(own, self.world.shares(count)))
         return self._test

@@ -14,21 +14,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datasets.pipeline import Pipeline
+from lib.config import Options
 from lib.distributed.world import World
-from lib.errors import RunError
-from lib.evaluation.evaluator import Findings, Protocol
-from lib.evaluation.features import Subject
+from lib.errors import RunError, given
+from lib.evaluation.evaluator import Protocol, Results
+from lib.evaluation.features import Features
 from lib.evaluation.knn import Accuracy, classes_ahead, one_class
 from lib.logger.console import LOGGER
 from lib.runtime.memory import physical_memory
 from lib.seeding import generator
 
 MOST_VALUES = 10_000
-"""Values of an image and stage that the classifier sees, after pooling."""
+"""Values of an image and stage after pooling, at most."""
 HELD_OUT = 0.1
 """Share of the training images that the penalty is chosen on."""
 PENALTIES = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
-"""Tried from the strongest on; each starts from the classifier of the one before."""
+"""L2 penalties, tried from the strongest on; each fit starts from the classifier of the one before."""
 PATIENCE = 2
 """Penalties in a row without a better accuracy after which weaker ones are not tried."""
 STEPS = 100
@@ -37,18 +38,18 @@ TOGETHER = 2 * 2**30
 """Bytes of features up to which several stages are computed in one pass; above, each pass is for one stage."""
 
 BLOCK_ELEMENTS = 2**24
-"""Numbers in a block of rows, or in its scores, that are looked at together."""
+"""Numbers in a block of rows, or in its scores, that are processed together."""
 
 Stages = Callable[[Tensor], dict[str, Tensor]]
 
-_SLICE = 4096  # rows that are looked at together where there is no need for all
+_SLICE = 4096  # rows that are processed together where not all are needed
 
 log = logging.getLogger(LOGGER)
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """The classifier of one stage: how many values it sees, what was chosen, and how well it does."""
+    """The result of one stage: values of an image, the chosen penalty, accuracies, and the seconds it took."""
 
     stage: str
     values: int
@@ -78,7 +79,7 @@ def pooled(maps: Tensor, most: int) -> Tensor:
 
 @torch.no_grad()
 def pooled_widths(outputs: Stages, images: Tensor, most: int) -> dict[str, int]:
-    """d of every stage, in the order of the network, by a look at some images (B, 3, S, S)."""
+    """d of every stage, in the order of the network, found with some images (B, 3, S, S)."""
     return {stage: pooled(maps, most).shape[1] for stage, maps in outputs(images).items()}
 
 
@@ -97,7 +98,7 @@ def stage_rows(
     Args:
         outputs: images (B, 3, S, S) to the activations of every stage.
         batches: pairs of images and row numbers (B,), each row of `rows` once.
-        rows: which rows come.
+        rows: the rows that `batches` contain.
         widths: d of every stage.
         most: values of an image and stage.
         device: where the rows are kept.
@@ -150,7 +151,7 @@ def fit(
     """Minimises the mean cross-entropy + penalty / 2 ||weights||^2; the bias is free.
 
     scikit-learn's LogisticRegression(C = 1 / (n penalty)) minimises the same. A function of its arguments: nothing is
-    random in it. With several processes each brings its rows, and all take the same steps.
+    random in it. With several processes each has its rows, and all take the same steps.
 
     Args:
         rows: (n, d) float32, on `world.device` or on the CPU, from where it goes there in blocks.
@@ -176,9 +177,9 @@ def fit(
         on_device = _on(device, weights, bias)
         for parts in zip(rows.split(at_once), labels.split(at_once), taking_part.split(at_once)):
             _add_block(total, *(part.to(device) for part in parts), *on_device)
-        total = (world.all_reduce_sum(total) / count).cpu().numpy()
-        value = total[0] + 0.5 * penalty * float((weights**2).sum())
-        gradient = total[1:]
+        mean = (world.all_reduce_sum(total) / count).cpu().numpy()
+        value = mean[0] + 0.5 * penalty * float((weights**2).sum())
+        gradient = mean[1:]
         gradient[: dim * classes] += penalty * weights.ravel()
         return value, gradient
 
@@ -237,29 +238,33 @@ class Linear(Protocol):
         held_out[torch.randperm(count, generator=generator(seed, "linear"))[: math.ceil(HELD_OUT * count)]] = True
         self._held_out = held_out[world.rows(count)]
 
+    @classmethod
+    def create(cls, name: str, options: Options, pipeline: Pipeline, world: World) -> "Linear":
+        return cls(pipeline, world, options.linear_freq, options.seed, options.size)
+
     def obstacle(self) -> Optional[str]:
         if self.pipeline.train.labels is None:
             nothing = f"the training images of {self.pipeline.name} have no labels to learn from"
             return one_class(self.pipeline) or nothing
         if self.pipeline.test is None:
-            return f"{self.pipeline.name} has no test images to judge by"
+            return f"{self.pipeline.name} has no test images to evaluate on"
         if self.pipeline.test.labels is None:
-            return f"the test images of {self.pipeline.name} have no labels to judge by"
+            return f"the test images of {self.pipeline.name} have no labels to evaluate on"
         return None
 
-    def judge(self, subject: Subject) -> Findings:
-        """Every process gets the findings."""
-        results = self.results(subject)
-        scalars = {}
+    def evaluate(self, features: Features) -> Results:
+        """The results, on every process."""
+        results = self.results(features)
+        scalars: dict[str, Optional[float]] = {}
         for result in results:
             scalars[f"linear_{result.stage}_top1"] = result.accuracy.top1
             scalars[f"linear_{result.stage}_top5"] = result.accuracy.top5
         best = max(results, key=lambda result: result.accuracy.top1)
-        return Findings(scalars, f"best of {len(results)} layers {best.stage}, {best.accuracy}", _table(results))
+        return Results(scalars, f"best of {len(results)} layers {best.stage}, {best.accuracy}", _table(results))
 
-    def results(self, subject: Subject) -> list[StageResult]:
+    def results(self, features: Features) -> list[StageResult]:
         """One for each stage, in the order of the network."""
-        outputs = subject.embedder.eval_stages()
+        outputs = features.embedder.eval_stages()
         widths = pooled_widths(
             outputs, torch.zeros(1, 3, self._size, self._size, device=self.world.device), MOST_VALUES
         )
@@ -269,14 +274,14 @@ class Linear(Protocol):
             train, test = (self._rows(outputs, images, stages, widths) for images in ("train", "test"))
             shared = (time.perf_counter() - started) / len(stages)
             for stage in stages:
-                result = self._judge_stage(stage, train.pop(stage), test.pop(stage), shared)
+                result = self._evaluate_stage(stage, train.pop(stage), test.pop(stage), shared)
                 log.info("linear, %s: %s, %.0f s", stage, result.accuracy, result.seconds)
                 found.append(result)
         return found
 
     def _passes(self, widths: dict[str, int]) -> list[list[str]]:
         """Which stages are computed together: all if they take little memory, else one at a time."""
-        images = (len(self.pipeline.train) + len(self.pipeline.test)) / self.world.size
+        images = (len(self.pipeline.train) + len(given(self.pipeline.test))) / self.world.size
         if 4 * images * sum(widths.values()) <= TOGETHER:
             return [list(widths)]
         return [[stage] for stage in widths]
@@ -290,7 +295,7 @@ class Linear(Protocol):
         _check_memory(size, stages, images)
         return stage_rows(outputs, batches, rows, widths, stages, MOST_VALUES, _place(size, self.world.device))
 
-    def _judge_stage(self, stage: str, train: Tensor, test: Tensor, seconds: float) -> StageResult:
+    def _evaluate_stage(self, stage: str, train: Tensor, test: Tensor, seconds: float) -> StageResult:
         started = time.perf_counter()
         world, classes = self.world, len(self.pipeline.train.classes)
         labels = torch.from_numpy(self.pipeline.train.labels)[world.rows(len(self.pipeline.train))].to(train.device)
@@ -299,7 +304,8 @@ class Linear(Protocol):
         test.sub_(mean.to(test.device)).div_(deviation.to(test.device))  # each lies where it has room
         penalty, held_out_top1, start = self._choose_penalty(train, labels, classes)
         classifier = fit(train, labels, classes, penalty, world, start, STEPS)
-        truth = torch.from_numpy(self.pipeline.test.labels)[world.rows(len(self.pipeline.test))]
+        images = given(self.pipeline.test)
+        truth = torch.from_numpy(images.labels)[world.rows(len(images))]
         accuracy = _accuracy(classifier, test, truth, classes, world)
         seconds += time.perf_counter() - started
         return StageResult(stage, train.shape[1], penalty, held_out_top1, accuracy, seconds)
@@ -307,22 +313,22 @@ class Linear(Protocol):
     def _choose_penalty(self, rows: Tensor, labels: Tensor, classes: int) -> tuple[float, float, Classifier]:
         """The penalty with the best accuracy on the held-out part, that accuracy, and the classifier it gave."""
         held_out = self._held_out.to(rows.device)
-        judge_rows, judge_labels = rows[held_out], labels[held_out].cpu()
+        held_out_rows, held_out_labels = rows[held_out], labels[held_out].cpu()
         best: Optional[tuple[float, float, Classifier]] = None
         start, without_gain = None, 0
         for penalty in PENALTIES:
             start = fit(rows, labels, classes, penalty, self.world, start, STEPS, ~held_out)
-            top1 = _accuracy(start, judge_rows, judge_labels, classes, self.world).top1
+            top1 = _accuracy(start, held_out_rows, held_out_labels, classes, self.world).top1
             without_gain = 0 if best is None or top1 > best[1] else without_gain + 1
             if without_gain == 0:
                 best = (penalty, top1, start)
             elif without_gain == PATIENCE:
                 break
-        return best
+        return given(best)
 
 
 def _place(size: int, device: torch.device) -> torch.device:
-    """Where so many bytes are kept: on a GPU that has twice as many free, else in main memory."""
+    """The device that keeps so many bytes: a GPU that has twice as many free, else the CPU."""
     if device.type == "cuda" and 2 * size > torch.cuda.mem_get_info(device)[0]:
         return torch.device("cpu")
     return device
@@ -340,7 +346,7 @@ def _check_memory(size: int, stages: list[str], images: str) -> None:
 def _moments(rows: Tensor, world: World) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (d,) of each value over the rows of all processes; 1 where nothing varies.
 
-    Twice over the rows, a slice at a time: a float64 copy of them all would not fit.
+    Two passes over the rows, a slice at a time: a float64 copy of all rows would not fit.
     """
     count = sum(world.counts(len(rows)))
 

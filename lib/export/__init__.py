@@ -1,1 +1,1 @@
-"""What is made of a finished network: exported folders, features of new images, a model to call from Python."""
+"""A finished network for use elsewhere: exported folders, kept features, and a model to call from Python."""

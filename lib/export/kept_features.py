@@ -43,9 +43,9 @@ class KeptFeatures:
         """Write the file, whole or not at all.
 
         Raises:
-            RunError: the disk refused.
+            RunError: the file cannot be written.
         """
-        arrays = {
+        arrays: dict[str, Any] = {
             "level": self.space.level,
             "round": self.round,
             "epoch": self.epoch,
@@ -57,16 +57,16 @@ class KeptFeatures:
 
     @classmethod
     def read(cls, path: Path) -> "KeptFeatures":
-        """What `write` wrote.
+        """Read the file that `write` wrote.
 
         Raises:
-            UserError: it is damaged, or something else.
+            UserError: it is damaged or no such file.
         """
         arrays = read_arrays(path)
         try:
             space = space_of(str(arrays["level"]), arrays)
             train = torch.from_numpy(arrays["train"]).float()
-            if train.dim() != 2 or (space.whitened and train.shape[1] != len(space.whitening.mean)):
+            if train.dim() != 2 or (space.whitening is not None and train.shape[1] != len(space.whitening.mean)):
                 raise ValueError(f"its features are {tuple(train.shape)}")
             return cls(space, train, int(arrays["round"]), int(arrays["epoch"]))
         except (KeyError, TypeError, ValueError) as error:
@@ -100,10 +100,10 @@ def whitening_arrays(space: FeatureSpace) -> dict[str, np.ndarray]:
 
 
 def space_of(level: str, arrays: Mapping[str, np.ndarray]) -> FeatureSpace:
-    """From its level and the arrays of its whitening, if it has one.
+    """The feature space of a level and the arrays of its whitening, if it has one.
 
     Raises:
-        KeyError, ValueError: they are none.
+        KeyError, ValueError: the arrays are no whitening.
     """
     if level not in (EMBEDDING, BACKBONE):
         raise ValueError(f"its level is {level!r}")

@@ -1,4 +1,4 @@
-"""A finished network with what it takes to use it: preprocessing, and the features of the training images."""
+"""A finished network for inference, with its preprocessing and the features of its training images."""
 
 import io
 import logging
@@ -17,17 +17,15 @@ from torch.nn import functional as F
 import datasets
 import models
 from datasets.files.decode import Source, read_rgb
-from datasets.files.paths import Paths
-from datasets.files.shrunk import ENOUGH, middle_square
+from datasets.files.in_memory import OVERSIZE, middle_square
 from datasets.image_set import ImageSet
 from datasets.loaders.workers import WorkerLoader
 from datasets.pipeline import EVAL_PIXELS, Pipeline
-from datasets.sources.photos import pictures_below
-from datasets.transforms import normalisation
+from datasets.sources.image_folder import find_images
 from datasets.transforms import pil as transforms
-from datasets.transforms.normalisation import Statistics
-from lib.checkpoint.resume import open_checkpoint
+from lib.checkpoint.manager import open_checkpoint
 from lib.config import Options
+from lib.config.registry import Statistics, statistics_of
 from lib.errors import UserError
 from lib.evaluation.features import BACKBONE, EMBEDDING, PLAIN, FeatureSpace
 from lib.export.kept_features import KeptFeatures, read_arrays, space_of
@@ -51,7 +49,7 @@ _SHRINKING = (
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From a picture to what the network sees: no randomness.
+    """The deterministic transform of a picture into the network's input.
 
     Attributes:
         size: side of the square, in pixels.
@@ -71,7 +69,7 @@ class Preprocessing:
     def of(
         cls, size: int, resize: Optional[int], statistics: Statistics, shrink: Optional[int] = None
     ) -> "Preprocessing":
-        """With the options' `resize`, which may be None for `size`."""
+        """Create it from the options' `resize`, where None means `size`."""
         return cls(size, resize or size, *statistics, shrink)
 
     def __call__(self, picture: Source) -> Tensor:
@@ -84,17 +82,17 @@ class Preprocessing:
 
     @property
     def at_least(self) -> Optional[int]:
-        """Pixels of each side that are enough of a large file; None: all."""
-        return None if self.shrink is None else ENOUGH * self.shrink
+        """Smallest side, in pixels, to which a large file may be decoded; None: its full size."""
+        return None if self.shrink is None else OVERSIZE * self.shrink
 
     def transform(self, image: Image.Image) -> Tensor:
-        """The same for what `read_rgb` gives."""
+        """Transform a decoded image, as `read_rgb` returns it."""
         if self.shrink is not None:
             image = middle_square(image, self.shrink)
         return transforms.test_transform(self.size, self.resize, self.means, self.stds)(image)
 
     def steps(self) -> list[str]:
-        """The same in words."""
+        """The steps in words."""
         return [
             "read as RGB, 8 bits a channel, upright (EXIF orientation applied), transparent parts on white",
             *self._shrinking(),
@@ -131,7 +129,7 @@ class Model:
     ):
         self.preprocessing, self.space = preprocessing, space
         self.memory = None if memory is None else F.normalize(memory.float().cpu(), dim=1)
-        self._embedder = space.frozen(Embedder(network.eval(), device, dtype))
+        self._embedder = space.eval_copy(Embedder(network.eval(), device, dtype))
         on_cpu = None if space.whitening is None else space.whitening.to(torch.device("cpu"))
         self._finish = replace(space, whitening=on_cpu)
 
@@ -140,7 +138,9 @@ class Model:
 
         Args:
             images: a batch (B, 3, S, S) of floating-point numbers, gone through `preprocessing`; or pictures, as PIL
-                images or paths of files, which give the same; a single one counts as a batch of one.
+                images or paths of files, which give the same; a single one counts as a batch of one. After --shrink
+                an image of a large JPEG file that the caller has decoded already is scaled from more pixels than its
+                file, of which less is decoded.
 
         Raises:
             UserError: a picture cannot be read as an image, or the batch has another shape or holds whole numbers.
@@ -148,7 +148,7 @@ class Model:
         if isinstance(images, Tensor):
             return self._features_of_batch(images)
         if isinstance(images, (Image.Image, str, os.PathLike)) or not _holds_several(images):
-            images = [images]
+            images = [images]  # type: ignore[list-item]  # mypy does not know what _holds_several rules out
         pictures = list(images)
         for each in pictures:
             if not isinstance(each, (Image.Image, str, os.PathLike)):
@@ -178,7 +178,7 @@ class Model:
 
         Raises:
             UserError: a file cannot be read as an image.
-            RunError: a process that loads images died.
+            RunError: a DataLoader worker died.
         """
         loader = WorkerLoader(
             ImageSet(paths),
@@ -242,9 +242,9 @@ def _holds_several(images: object) -> bool:
 
 
 def pictures_in(folder: Union[str, os.PathLike]) -> list[str]:
-    """The paths of all image files in a folder, at any depth, sorted; hidden ones are passed over.
+    """The paths of all image files in a folder, at any depth, sorted; hidden ones are skipped.
 
-    What else is passed over is counted in warnings of the logger `and`.
+    Warnings of the logger `and` count other skipped files.
 
     Raises:
         UserError: there is no such folder, it cannot be read, or holds no picture.
@@ -253,8 +253,8 @@ def pictures_in(folder: Union[str, os.PathLike]) -> list[str]:
         if Path(folder).exists():
             raise UserError(f"{os.fspath(folder)}: it is a file; give a folder of pictures, such as the one it lies in")
         raise UserError(f"{os.fspath(folder)}: there is no such folder of pictures")
-    found = pictures_below(os.fspath(folder), f"{os.fspath(folder)}: the folder")
-    for line in found.passed_over():
+    found = find_images(os.fspath(folder), f"{os.fspath(folder)}: the folder")
+    for line in found.skipped():
         log.warning("%s", line)
     return found.pictures
 
@@ -276,7 +276,7 @@ def open_model(
         whiten: as --whiten, likewise.
 
     Raises:
-        UserError: there is no such thing, it is damaged, or there is no such device; or the whitening that is wanted is
+        UserError: the path or the device does not exist, the file is damaged, or the whitening that is asked for is
             not kept with it.
     """
     path = Path(path).expanduser()
@@ -301,7 +301,7 @@ def open_model(
 
 
 def _chosen(wanted: FeatureSpace, known: Known, path: Path) -> tuple[FeatureSpace, Optional[Tensor]]:
-    """What a feature is, and those of the training images if they are known."""
+    """The feature space, and the training features in it if they are known."""
     for space, memory in known:
         if space.is_like(wanted):
             return space, memory
@@ -323,14 +323,14 @@ def _model(
     told: dict[str, Any] = {**Options().as_dict(), **file.options}
     network = models.build(told["network"], told["low_dim"], told["stem"], told["size"])
     load_exactly(network, file.weights, file.name)
-    statistics = file.statistics or normalisation.of_data_set(file.about.get("dataset", ""))
+    statistics = file.statistics or statistics_of(file.about.get("dataset", ""))
     preprocessing = Preprocessing.of(told["size"], told["resize"], statistics, file.shrink)
     return Model(network, preprocessing, memory, device, dtype, space)
 
 
 def _exported(description: Path) -> tuple[FeatureSpace, Known]:
-    """What the features of an export are; and, fitted, with those of the training images, which come first in
-    features.npy and may not have been passed on."""
+    """The feature space of an export; and the fitted space with the features of the training images, the first rows of
+    features.npy, if the folder has that file."""
     features, whitening = description.with_name(FEATURES), description.with_name(WHITENING)
     try:
         told = weights_file.description_of(description)
@@ -350,16 +350,16 @@ def _exported(description: Path) -> tuple[FeatureSpace, Known]:
 
 def training_paths(
     options: Options, fingerprint: Optional[str], contents: Optional[list[int]]
-) -> tuple[Optional[Paths], str]:
+) -> tuple[Optional[Sequence[str]], str]:
     """The paths of the training images in the order of the bank, or None; and a line for the log.
 
-    The data set is looked for where the options say. It is taken only if it is the one of the checkpoint.
+    The options say where the data set is. It is used only if it is the one of the checkpoint.
     """
     if fingerprint is None:
         return None, "named by their rows: the file does not say which images they are"
     try:
         split = datasets.load(options.dataset, options.data_root, False)
-        # names are all that is wanted: nothing is decoded, no batch will be asked for
+        # only names are needed: nothing is decoded and no batch is loaded
         pipeline = Pipeline(split, replace(options, augment_on="workers", shrink=None), torch.device("cpu"))
     except UserError as error:
         return None, f"named by their rows, since the data set is not at hand ({error})"

@@ -1,4 +1,4 @@
-"""The network as files for others: weights, how to feed them, and ONNX."""
+"""Exports the network as files: weights, their description, and ONNX."""
 
 import copy
 import importlib.util
@@ -23,7 +23,7 @@ from lib.session import provenance
 
 FORMAT = 1
 INPUT, OUTPUT = "images", "features"
-"""Names of what the file takes, (B, 3, S, S) float32, and gives, (B, D) float32."""
+"""Names of the ONNX file's input, (B, 3, S, S) float32, and of its output, (B, D) float32."""
 
 TOLERANCE = 1e-4
 """Largest difference between a feature by onnxruntime and by PyTorch; both compute in float32."""
@@ -48,8 +48,8 @@ def write_network(
     Args:
         network: whose weights are written.
         options: those that describe it.
-        preprocessing: what its images go through.
-        about: where it comes from, plain data.
+        preprocessing: of its images.
+        about: its provenance, plain data.
         space: what a feature is, fitted.
 
     Returns:
@@ -72,7 +72,8 @@ def write_network(
     if (folder / ONNX).exists():
         files[ONNX] = f"input {INPUT!r}; output {OUTPUT!r}: {_LEVELS[space.level]}, not whitened"
     if space.whitened:
-        np.savez(folder / WHITENING, **whitening_arrays(space))
+        arrays: dict[str, Any] = whitening_arrays(space)
+        np.savez(folder / WHITENING, **arrays)
         files[WHITENING] = f"float32 arrays mean ({dim},) and matrix ({dim}, {dim}) for numpy.load"
     described = _description(options, preprocessing, about, space, dim, files)
     (folder / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
@@ -113,7 +114,7 @@ def _description(
 
 
 def write_onnx(network: nn.Module, size: int, path: Path) -> str:
-    """Write the network, if the packages for it are installed, and try it if onnxruntime is.
+    """Write the network as ONNX if the packages for it are installed, and check the file if onnxruntime is.
 
     Args:
         network: on the CPU, with plain batch norms, in evaluation mode.
@@ -177,6 +178,8 @@ def _with_plain_pooling(network: nn.Module, images: Tensor) -> nn.Module:
 
 class _MatrixPool(nn.Module):
     """nn.AdaptiveAvgPool2d(target) for square maps of one known side."""
+
+    weights: Tensor
 
     def __init__(self, source: int, target: int):
         super().__init__()

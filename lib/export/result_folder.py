@@ -21,7 +21,7 @@ RESULTS = frozenset((FEATURES, IMAGES, NEIGHBOURS, DISTANCES, CENTRES, STATE, DE
 
 
 def check_free(option: str, path: Path, overwrite: bool) -> None:
-    """Whether results may be written to `path`; to be asked before hours are spent on them.
+    """Check that results may be written to `path`; call it before a long computation.
 
     Args:
         option: named in messages.
@@ -50,16 +50,16 @@ def check_free(option: str, path: Path, overwrite: bool) -> None:
 
 @contextmanager
 def result_folder(option: str, path: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder beside `path` to write into. It takes that name if the block ends in order, and goes if not.
+    """A temporary folder beside `path`. It is renamed to `path` if the block succeeds, and deleted otherwise.
 
     Raises:
         UserError: as `check_free`.
-        RunError: the disk refused; what was at `path` is as it was.
+        RunError: writing fails; what was at `path` is unchanged.
         Interrupted: Ctrl-C or SIGTERM came; likewise.
     """
     check_free(option, path, overwrite)
     with StopSignals(quiet=True) as stop:
-        stop.at_once(lambda number: Interrupted(number, f"{number.name}: stopped; nothing was written to {path}"))
+        stop.raise_at_once(lambda number: Interrupted(number, f"{number.name}: stopped; nothing was written to {path}"))
         with _temporary_folder(option, path) as folder:
             yield folder
 
@@ -80,7 +80,7 @@ def _temporary_folder(option: str, path: Path) -> Iterator[Path]:
 
 
 def _take_place(temporary: Path, final: Path) -> None:
-    """Move the new folder to its place; what was there before goes last."""
+    """Rename the new folder to `final`; the old one is deleted last."""
     before = final.with_name(f".{final.name}.{os.getpid()}.old")
     if final.exists():
         final.rename(before)

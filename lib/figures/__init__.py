@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def importing_matplotlib() -> Iterator[None]:
-    """Hides MPLBACKEND: a notebook hands it to all that it starts, and without its backend the import fails."""
+    """Hides MPLBACKEND: a notebook passes it to its child processes, where the import fails without its backend."""
     backend = os.environ.pop("MPLBACKEND", None)
     try:
         yield

@@ -1,6 +1,6 @@
 """Where the network looks: Grad-CAM (Selvaraju et al. 2017) without classes.
 
-What is explained is not a class score but the similarity x_i . m_j of image i to one row of the memory bank: the
+It explains not a class score but the similarity x_i . m_j of image i to one row of the memory bank: the
 maps A_c of a late stage are weighted by the mean gradient of that similarity, and the positive part of their sum
 shows what makes the image similar to its neighbour.
 """
@@ -19,7 +19,7 @@ with importing_matplotlib():
     import matplotlib
 
 SMALLEST_MAP = 4
-"""Rows that the maps of the stage must have; later stages of small images say where only roughly."""
+"""The fewest rows of the maps of a stage that is used; smaller maps show positions only roughly."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Attention:
 
     Attributes:
         stage: whose activations were weighted.
-        maps: (B, h, w) float32, at least 0, the largest of each image 1 (or all 0 where nothing speaks for the
-            similarity).
+        maps: (B, h, w) float32, at least 0, the largest of each image 1 (or all 0 where nothing contributes to
+            the similarity).
     """
 
     stage: str
@@ -46,7 +46,7 @@ def attention(network: nn.Module, images: Tensor, rows: Tensor) -> Attention:
     """
     network.eval()
     with torch.enable_grad():
-        outputs = network.stage_outputs(images)
+        outputs: dict[str, Tensor] = network.stage_outputs(images)  # type: ignore[operator]  # a method of all our networks
         stage = watched_stage(outputs)
         activations = outputs[stage]  # (B, C, h, w)
         similarity = (outputs["fc"] * rows).sum()  # one of each image; in evaluation mode images do not mix
@@ -67,8 +67,8 @@ def watched_stage(outputs: dict[str, Tensor]) -> str:
 def overlaid(image: Image.Image, attended: np.ndarray, side: int) -> Image.Image:
     """The image (square), `side` pixels wide, with the map (h, w) over it, from dark (0) to yellow (1)."""
     small = image.size[0] < side // 2
-    base = image.convert("L").resize((side, side), Image.NEAREST if small else Image.BILINEAR)
-    heat = Image.fromarray((attended * 255).round().astype(np.uint8)).resize((side, side), Image.BILINEAR)
+    base = image.convert("L").resize((side, side), Image.Resampling.NEAREST if small else Image.Resampling.BILINEAR)
+    heat = Image.fromarray((attended * 255).round().astype(np.uint8)).resize((side, side), Image.Resampling.BILINEAR)
     colours = matplotlib.colormaps["inferno"](np.asarray(heat))[..., :3]
     grey = np.asarray(base, dtype=np.float64)[..., None] / 255
     mixed = 0.45 * grey + 0.55 * colours

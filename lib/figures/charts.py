@@ -8,7 +8,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Any, Optional
 from xml.etree import ElementTree
 
 from markupsafe import Markup
@@ -47,9 +47,10 @@ CSS_NAMES = {
     BAD: "var(--bad)",
     **{stand_in: f"var(--series-{number})" for number, stand_in in enumerate(SERIES)},
 }
-"""What stands in the page for each."""
+"""The page's colour for each stand-in."""
 
-_SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "and"}  # text stays text; the same figure gives the same ids
+# text stays text, and the same figure gives the same ids
+_SETTINGS: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "and"}
 _STAND_IN = re.compile("|".join(CSS_NAMES))
 _FONT = re.compile(r"font:\s*(?:[\w-]+\s+)*?(\d+(?:\.\d+)?)px[^;]*")
 
@@ -80,7 +81,7 @@ class Curve:
 
     @property
     def points(self) -> list[tuple[float, float]]:
-        """Where there is something."""
+        """The points that have a value."""
         return [(x, y) for x, y in zip(self.x, self.y) if y is not None]
 
 

@@ -1,4 +1,4 @@
-"""Thumbnails of training images, and anchors beside their neighbours as one picture."""
+"""Thumbnails of training images, and grids of anchors with their neighbours."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +41,7 @@ def thumbnails(images: ImageSet, rows: Sequence[int], side: int) -> np.ndarray:
     def square(row: int) -> np.ndarray:
         image = images.read(row, at_least=2 * side)
         # small images are shown with their pixels as they are, which is what the network gets
-        how = Image.NEAREST if max(image.size) <= side // 2 else Image.BILINEAR
+        how = Image.Resampling.NEAREST if max(image.size) <= side // 2 else Image.Resampling.BILINEAR
         return np.asarray(ImageOps.fit(image, (side, side), how))
 
     squares = np.empty((len(wanted), side, side, 3), dtype=np.uint8)
@@ -95,8 +95,10 @@ def _frames(row: Sequence[int], labels: Optional[Tensor]) -> list[tuple[int, int
     """The colours of an anchor's frame and of its neighbours'."""
     frames = [NEUTRAL]
     for neighbour in row[1:]:
-        known = labels is not None and labels[row[0]] >= 0 and labels[neighbour] >= 0
-        frames.append(NEUTRAL if not known else SAME if labels[row[0]] == labels[neighbour] else OTHER)
+        if labels is None or labels[row[0]] < 0 or labels[neighbour] < 0:
+            frames.append(NEUTRAL)
+        else:
+            frames.append(SAME if labels[row[0]] == labels[neighbour] else OTHER)
     return frames
 
 

@@ -1,1 +1,1 @@
-"""What a run reports while it goes: console and log file, metrics, progress bar, TensorBoard."""
+"""Logging of a run: terminal and log file, progress bar, TensorBoard."""

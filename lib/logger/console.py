@@ -126,7 +126,7 @@ class _TerminalHandler(logging.Handler):
 
 
 class _FileHandler(logging.FileHandler):
-    """Stops writing, with a warning on standard error, when the disk is full; the run goes on."""
+    """Stops writing, with a warning on standard error, when the disk is full; the run continues."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if self.stream is not None:
@@ -139,8 +139,9 @@ class _FileHandler(logging.FileHandler):
             return
         stream, self.stream = self.stream, None
         print_error(f"warning: {self.baseFilename}: {error.strerror}; the log ends here")
-        with contextlib.suppress(OSError):
-            stream.close()  # which tries to write what is left
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()  # which tries to write what is left
 
 
 def _fitted(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Files for TensorBoard's embedding projector: features, what is known of each image, and thumbnails."""
+"""Files for TensorBoard's embedding projector: features, metadata of each image, and thumbnails."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,16 +8,14 @@ import numpy as np
 from PIL import Image
 
 SIDE = 48
-"""Pixels of a thumbnail: 10,000 of them make a sheet of 4,800 pixels; browsers take up to 8,192."""
-
-LARGEST = 10_000
+"""Pixels of a thumbnail. 10,000 of them make a sheet of 4,800 x 4,800 pixels; browsers accept up to 8,192."""
 
 _SHEET = "thumbnails.png"
 _CONFIG = "projector_config.pbtxt"
 
 
 class Projector:
-    """Writes `projector/` and its list of contents into the folder of a run.
+    """Writes `projector/` and projector_config.pbtxt, which lists its contents.
 
     Args:
         folder: of the run's event files.
@@ -31,7 +29,7 @@ class Projector:
         _sheet(squares).save(self._files / _SHEET)
 
     def add(self, name: str, features: np.ndarray, about: Mapping[str, Sequence[str]]) -> None:
-        """One set of features, which replaces what had its name.
+        """Write features; they replace those of the same name.
 
         Args:
             name: a plain word.
@@ -47,7 +45,7 @@ class Projector:
         self._list()
 
     def _list(self) -> None:
-        """The newest first: the page opens with the first by its name."""
+        """Write projector_config.pbtxt, with the newest first: the page opens with the first name."""
         from google.protobuf import text_format
         from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
@@ -65,7 +63,7 @@ class Projector:
 
 
 def _sheet(squares: np.ndarray) -> Image.Image:
-    """Thumbnails in a square of squares, row by row."""
+    """All thumbnails in one square picture, row by row."""
     across = math.ceil(math.sqrt(len(squares)))
     whole = np.full((across * across, SIDE, SIDE, 3), 255, dtype=np.uint8)
     whole[: len(squares)] = squares
@@ -74,5 +72,5 @@ def _sheet(squares: np.ndarray) -> Image.Image:
 
 
 def _plain(cell: str) -> str:
-    """Without what would end a cell or a line; a file's name may hold anything."""
+    """The text without characters that would end a cell or a line; a file's name may hold any."""
     return "".join(letter if letter.isprintable() else " " for letter in cell)

@@ -50,7 +50,7 @@ class TensorBoardWriter:
     Args:
         folder: where the event files go, or None to write nothing.
         max_epoch: epochs in a round, for the steps of the whole run.
-        after: (round, epoch) that was completed before; what older files say of later steps is dropped from view.
+        after: (round, epoch) that was completed before; TensorBoard hides later steps in older files.
     """
 
     def __init__(self, folder: Optional[Path], max_epoch: int, after: tuple[int, int] = (0, 0)):
@@ -61,9 +61,9 @@ class TensorBoardWriter:
         self.projector: Optional[Projector] = None
 
     def start(self, options: Mapping[str, Any], labelled: bool) -> None:
-        """Write how the charts are laid out, and the options of the run beside the metrics of its HParams page.
+        """Write the layout of the charts, and the options and metrics of the run for the HParams page.
 
-        A resumed session keeps those that it began with: TensorBoard reads the first ones.
+        A resumed session keeps its first options: TensorBoard reads only those.
         """
         if self.folder is None:
             return
@@ -99,7 +99,7 @@ class TensorBoardWriter:
     def discovery(
         self, round_number: int, anchors: int, consistency: Optional[float], entropy: Optional[np.ndarray]
     ) -> None:
-        """Write what a round starts from: number of anchors, consistency, and the histogram of entropies (N,)."""
+        """Write the discovery of a round: number of anchors, consistency, and the histogram of entropies (N,)."""
         found = {"ANs/Number": anchors, "ANs/Consistency": consistency}
         for name, file, step in self._files_of(round_number, 0):
             file.add_scalars(found, step)
@@ -124,7 +124,7 @@ class TensorBoardWriter:
             self._file("run").add_image(f"{ANCHORS}/{number}_{part}_entropy", picture, round_number * self.max_epoch)
 
     def thumbnails(self, squares: np.ndarray) -> None:
-        """The images that `embeddings` are of, (S, SIDE, SIDE, 3) uint8."""
+        """Write the thumbnails of the images that `embeddings` shows, (S, SIDE, SIDE, 3) uint8."""
         if self.folder is not None:
             with self._or_without_projector():
                 self.projector = Projector(self.folder / "run", squares)
@@ -136,7 +136,7 @@ class TensorBoardWriter:
                 self.projector.add(name, features, about)
 
     def finish(self) -> None:
-        """Write that the run came to its end."""
+        """Write that the run is complete."""
         if self.folder is not None:
             self._file("run").add_summary(_end_of_hyperparameters())
 
@@ -147,7 +147,7 @@ class TensorBoardWriter:
         self._files.clear()
 
     def _files_of(self, round_number: int, epoch: int) -> Iterator[tuple[str, "EventFile", int]]:
-        """Names, files and steps of an epoch: for the run and for its round. Each is flushed after its turn."""
+        """(name, file, step) of the event files of an epoch, for the run and for its round; flushed after use."""
         for name, step in (("run", round_number * self.max_epoch + epoch), (f"round-{round_number}", epoch)):
             file = self._file(name)
             yield name, file, step
@@ -161,7 +161,7 @@ class TensorBoardWriter:
         return self._files[name]
 
     def _first_step(self, name: str) -> int:
-        """The first step that a resumed run writes to a file."""
+        """The first step that this run, perhaps resumed, writes to a file."""
         round_number, epoch = self._after
         if name == "run":
             return round_number * self.max_epoch + epoch + 1
@@ -169,7 +169,7 @@ class TensorBoardWriter:
 
     @contextmanager
     def _or_without_projector(self) -> Iterator[None]:
-        """A full disk does not end the run."""
+        """If writing fails within it, logs a warning and drops the projector."""
         try:
             yield
         except OSError as error:
@@ -178,14 +178,14 @@ class TensorBoardWriter:
 
 
 class EventFile:
-    """One of TensorBoard's event files. If the disk refuses, it warns once and writes no more; the run goes on.
+    """One of TensorBoard's event files. If writing fails, it warns once and writes no more.
 
     tensorboardX's SummaryWriter writes from a thread, which ends with a traceback when the disk is full, and the run
     then waits for it forever. This one writes at once, in the calling thread.
 
     Args:
         folder: where the file goes, or None to write nothing.
-        purge_step: what older files in the folder say of this step and later ones is dropped from view.
+        purge_step: TensorBoard hides this step and later ones in older files of the folder.
     """
 
     def __init__(self, folder: Optional[Path], purge_step: Optional[int] = None):
@@ -203,41 +203,41 @@ class EventFile:
             self._add(Event(session_log=SessionLog(status=SessionLog.START)), purge_step)
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
-        """A number."""
+        """Write a number."""
         if self._writer is not None:
             from tensorboardX import summary
 
             self.add_summary(summary.scalar(tag, value), step)
 
     def add_scalars(self, values: Mapping[str, Optional[float]], step: int) -> None:
-        """Numbers by their tags; those that are None are left out."""
+        """Write numbers by their tags; those that are None are left out."""
         for tag, value in values.items():
             if value is not None:
                 self.add_scalar(tag, value, step)
 
     def add_histogram(self, tag: str, values: np.ndarray, step: int) -> None:
-        """The distribution of an array's numbers."""
+        """Write the histogram of an array."""
         if self._writer is not None:
             from tensorboardX import summary
 
             self.add_summary(summary.histogram(tag, values, _histogram_edges()), step)
 
     def add_image(self, tag: str, picture: np.ndarray, step: int) -> None:
-        """A picture (H, W, 3) uint8."""
+        """Write a picture (H, W, 3) uint8."""
         if self._writer is not None:
             from tensorboardX import summary
 
             self.add_summary(summary.image(tag, picture, dataformats="HWC"), step)
 
     def add_summary(self, summary: Any, step: Optional[int] = None) -> None:
-        """What tensorboardX.summary has made."""
+        """Write a summary made by tensorboardX.summary."""
         if self._writer is not None:
             from tensorboardX.proto.event_pb2 import Event
 
             self._add(Event(summary=summary), step)
 
     def flush(self) -> None:
-        """Hand what was added to the operating system."""
+        """Write what is buffered."""
         if self._writer is not None:
             with self._or_give_up():
                 self._writer.flush()
@@ -277,15 +277,15 @@ def _histogram_edges() -> np.ndarray:
 
 
 def _overview(scalars: Mapping[str, Optional[float]]) -> dict[str, Optional[float]]:
-    """Those of the run's scalars that are to be seen first, once more under tags that the rounds do not have.
+    """The scalars of the overview, which only the event file of the whole run has.
 
-    A chart shows every file that has its tag: the whole run and all of its rounds at once.
+    Under their usual tags a chart shows the run and all rounds at once.
     """
     return {f"{OVERVIEW}/{short}": scalars[tag] for short, tag in _IN_OVERVIEW.items() if tag in scalars}
 
 
 def _layout(labelled: bool) -> Any:
-    """The page Custom Scalars: what to look at first, first."""
+    """The charts of the page Custom Scalars."""
     from tensorboardX.summary import custom_scalars
 
     def chart(*names: str) -> list[Any]:
@@ -313,7 +313,7 @@ def _layout(labelled: bool) -> Any:
 
 
 def _start_of_hyperparameters(options: Mapping[str, Any], labelled: bool) -> list[Any]:
-    """The page HParams: the options of a run, and which of its scalars are its final figures."""
+    """The page HParams: the options of the run, and the tags of its metrics."""
     from tensorboardX.summary import hparams
 
     compared = {name: _cell(value) for name, value in options.items() if name not in _NOT_COMPARED}
@@ -323,15 +323,15 @@ def _start_of_hyperparameters(options: Mapping[str, Any], labelled: bool) -> lis
 
 
 def _end_of_hyperparameters() -> Any:
-    """That the run was not stopped."""
+    """The page HParams: the run is complete."""
     from tensorboardX.summary import hparams
 
     return hparams({}, {})[2]
 
 
 def _cell(value: Any) -> Any:
-    """A value as the table takes it: a text for what may be missing or is a list, so that a column has one type.
+    """A value in the table of HParams. Lists and options that may be None become texts, so that a column has one type.
 
-    TensorBoard's files hold UTF-8 alone, paths may hold any bytes.
+    TensorBoard's files hold only UTF-8; `one_line` replaces other bytes of paths.
     """
     return value if isinstance(value, (bool, int, float)) else one_line(value)

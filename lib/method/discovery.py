@@ -1,4 +1,7 @@
-"""Which images become anchors in a round, and who their neighbours are. No labels are used to decide anything."""
+"""Discovery at the start of a round: which images become anchors, and which images are their neighbours.
+
+Labels decide nothing; they give the reported consistency.
+"""
 
 import math
 from collections.abc import Callable
@@ -10,27 +13,34 @@ from torch import Tensor
 
 from lib.distributed.shard import Shard
 from lib.method.neighbourhoods import Neighbourhoods
-from lib.method.tiled_entropy import MEMORY_BUDGET, BestTiles, Grid, entropies_and_best_tiles, streamed_entropies, suits
+from lib.method.tiled_entropy import (
+    MEMORY_BUDGET,
+    BestTiles,
+    Grid,
+    entropies_and_best_tiles,
+    one_shift_fits,
+    streamed_entropies,
+)
 from lib.method.tiled_neighbours import anchor_panels, neighbours_from_best_tiles, tiles_to_keep
 from lib.search.approximate import ApproximateSearch, recall
 from lib.search.exact import CPU_TILE_ELEMENTS, GPU_TILE_ELEMENTS, ExactSearch
 
 FEW = 8
-"""Up to so many neighbours a row has them in few tiles, and one pass beats a search of its own."""
+"""Neighbours up to which they lie in few tiles, so that one pass is faster than a separate search."""
 
 RECALL_SAMPLE = 1000
-"""Anchors on which an approximate search is held against the exact one."""
+"""Anchors on which an approximate search is compared with an exact one."""
 
 
 def anchor_count(size: int, select_rate: Union[float, Fraction], round_number: int) -> int:
     """Equation 6: floor(N * S) anchors, with S = select_rate * r and never more than all N.
 
-    With R rounds and a select rate of 1 / R, S is the paper's r / R. The product is taken exactly: in floating point
+    With R rounds and a select rate of 1 / R, S is the paper's r / R. The product is exact: in floating point
     100 * 0.29 is 28.999... and would lose an anchor.
 
     Args:
         size: N.
-        select_rate: a fraction, or a number taken as it is written in decimals.
+        select_rate: a fraction, or a float, of which the shortest decimal form counts.
         round_number: r.
     """
     rate = select_rate if isinstance(select_rate, Fraction) else Fraction(repr(float(select_rate)))
@@ -42,13 +52,14 @@ def similarity_entropy(
 ) -> Tensor:
     """Equation 5: H_i = -sum_j p_ij log p_ij, where x_i is the bank row m_i and p_ii is included.
 
-    log p_ij comes from a log-sum-exp, so that a p_ij too small for float32 counts as 0, not as 0 * log 0.
+    A log-sum-exp gives log p_ij, so that a p_ij too small for float32 adds 0 and not 0 * log 0. This form holds whole
+    rows of N logits; `discover` runs `tiled_entropy` over the whole bank.
 
     Args:
         memory: (N, D) bank rows.
         temperature: tau.
-        tile_elements: how many of the logits may exist at a time.
-        queries: (Q,) int64, the rows whose entropies are wanted; None: all N.
+        tile_elements: how many logits may exist at a time.
+        queries: (Q,) int64, rows; None: all N.
 
     Returns:
         (Q,) entropies in nats, float32, between 0 and log N.
@@ -63,7 +74,7 @@ def similarity_entropy(
 
 
 def select_anchors(entropy: Tensor, count: int) -> Tensor:
-    """The `count` images of lowest entropy (5), (A,) int64, lowest first; ties go to the lower index."""
+    """The `count` images of lowest entropy (5), (A,) int64, lowest first; ties by index."""
     return torch.sort(entropy, stable=True).indices[:count]
 
 
@@ -75,28 +86,28 @@ def nearest_neighbours(
     shard: Optional[Shard] = None,
     memory_budget: int = MEMORY_BUDGET,
 ) -> Tensor:
-    """Equation 1: the K bank rows of highest cosine to each anchor, among all N, the anchor itself left out.
+    """Equation 1: the K bank rows of highest cosine to each anchor, among all N but the anchor itself.
 
     Returns:
-        (A, K) int64, nearest first; ties go to the lower index.
+        (A, K) int64, nearest first; ties by index.
     """
     shard = Shard.whole(memory) if shard is None else shard
     grid = Grid.within(memory_budget, memory)
-    return _searched(_exact_search(memory, backend, shard, memory_budget), memory, anchors, k, grid, shard)[1]
+    return _search(_exact_search(memory, backend, shard, memory_budget), memory, anchors, k, grid, shard)[1]
 
 
 def _exact_search(memory: Tensor, backend: str, shard: Shard, memory_budget: int) -> ExactSearch:
     usual = GPU_TILE_ELEMENTS if memory.is_cuda else CPU_TILE_ELEMENTS
-    fitting = max(1, memory_budget // 16)  # a similarity, and as much again for the k largest of them, and room
+    fitting = max(1, memory_budget // 16)  # a similarity, as much again for the k largest of them, and a margin
     if backend == "auto" and memory.element_size() * memory.numel() > memory_budget // 2:
-        backend = "torch"  # faiss would make a copy of the bank
+        backend = "torch"  # faiss copies the bank
     return ExactSearch(memory, backend, shard, min(usual, fitting))
 
 
-def _searched(
+def _search(
     search: Callable[..., tuple[Tensor, Tensor]], memory: Tensor, anchors: Tensor, k: int, grid: Grid, shard: Shard
 ) -> tuple[Tensor, Tensor]:
-    """Similarities and row numbers, (A, K) both, that a search finds for the anchors."""
+    """Similarities (A, K) and row numbers (A, K) that a search finds for the anchors."""
     similarities = memory.new_empty(len(anchors), k)
     indices = torch.empty(len(anchors), k, dtype=torch.int64, device=memory.device)
     for places, numbers, queries in anchor_panels(memory, anchors, k, grid, shard):
@@ -105,12 +116,13 @@ def _searched(
 
 
 def consistency(anchors: Tensor, neighbours: Tensor, labels: Tensor) -> Optional[float]:
-    """Share of (anchor, neighbour) pairs with equal labels, of those pairs whose labels are both known.
-
-    For reports only; None where there is no such pair.
+    """Share of (anchor, neighbour) pairs with equal labels among the pairs with two known labels; for reports only.
 
     Args:
-        anchors: (A,), neighbours: (A, K), labels: (N,), all int64; a label below 0 is not known.
+        anchors: (A,), neighbours: (A, K), labels: (N,), all int64; a label below 0 is unknown.
+
+    Returns:
+        the share in [0, 1], or None without such pairs.
     """
     own, others = labels[anchors][:, None], labels[neighbours]
     known = (own >= 0) & (others >= 0)
@@ -128,31 +140,30 @@ def discover(
     shard: Optional[Shard] = None,
     memory_budget: int = MEMORY_BUDGET,
 ) -> Neighbourhoods:
-    """Everything that is decided at the start of a round r >= 1, anew from the bank as it stands.
+    """Choose the anchors of round r >= 1 and their neighbours from the present bank.
 
     Args:
         memory: (N, D) bank rows, on any device; with several processes those that `shard` names.
         round_number: r.
         select_rate, k, temperature: the options ANs_select_rate (in effect), ANs_size and npc_temperature.
-        backend: `torch` takes entropies and neighbours from one pass, `faiss` searches in a pass of its own,
-            `auto` the one pass for up to `FEW` neighbours. The answer is the same. `ivf` searches in part of the rows
-            only and misses some neighbours; how many, `recall` of the result says.
-        labels: (N,) int64, of all images, used for the reported consistency and nothing else.
+        backend: `torch` computes entropies and neighbours in one pass, `faiss` searches in a second pass, `auto` takes
+            one pass for up to `FEW` neighbours. The results are equal. `ivf` searches a part of the rows and misses
+            some neighbours; the result's `recall` estimates how many it finds.
+        labels: (N,) int64, of all images, for the reported consistency only.
         shard: which rows `memory` is; None: all of them.
-        memory_budget: bytes that may be held at a time beyond the bank and some numbers for each image; `faiss` and
-            `ivf` take a copy of the bank besides.
+        memory_budget: bytes beyond the bank and a few numbers per image; `faiss` and `ivf` copy the bank besides.
 
     Returns:
-        the round's neighbourhoods of all N images, on the device of `memory`; the same on every process.
+        the neighbourhoods of all N images, on the device of `memory`; the same on every process.
 
     Raises:
-        ValueError: the memory budget is too small for anything, or k neighbours are more than there are.
+        ValueError: the memory budget is too small, or there are fewer than k other images.
     """
     shard = Shard.whole(memory) if shard is None else shard
     count = anchor_count(shard.count, select_rate, round_number)
     grid = Grid.within(memory_budget, memory)
     tiles = grid.tiles(shard.count)
-    one_shift = suits(memory, temperature, shard)
+    one_shift = one_shift_fits(memory, temperature, shard)
     few = k <= FEW or (memory.is_cuda and BestTiles.bytes(tiles_to_keep(k, tiles), shard.count) <= memory_budget // 4)
     one_pass = one_shift and (backend == "torch" or backend == "auto") and few
     recalled = None
@@ -175,11 +186,11 @@ def discover(
 def _approximate_neighbours(
     memory: Tensor, anchors: Tensor, k: int, grid: Grid, shard: Shard, memory_budget: int
 ) -> tuple[Tensor, Optional[float]]:
-    """Neighbours (A, K) by lists, and the recall on evenly spaced anchors; None without anchors."""
-    found, neighbours = _searched(ApproximateSearch(memory, shard), memory, anchors, k, grid, shard)
+    """Neighbours (A, K) by an inverted file, and its recall on evenly spaced anchors; None without anchors."""
+    found, neighbours = _search(ApproximateSearch(memory, shard), memory, anchors, k, grid, shard)
     if len(anchors) == 0:
         return neighbours, None
     sample = torch.linspace(0, len(anchors) - 1, min(len(anchors), RECALL_SAMPLE)).long().to(anchors.device)
     exact = _exact_search(memory, "auto", shard, memory_budget)
-    true, _ = _searched(exact, memory, anchors[sample], 1, grid, shard)
+    true, _ = _search(exact, memory, anchors[sample], 1, grid, shard)
     return neighbours, recall(found[sample], true)

@@ -1,4 +1,4 @@
-"""The memory bank: one feature row for every training image, dealt out to the processes of a run."""
+"""The memory bank: one feature row for every training image, sharded over the processes; and the global batch."""
 
 import math
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ from lib.distributed.world import World
 
 
 class MemoryBank(nn.Module):
-    """Holds M (N, D), the remembered features, as a buffer: saved with the run, never given a gradient.
+    """The remembered features M (N, D), a buffer without gradient.
 
-    With P processes each holds about N / P rows, those that `shard` names; `memory` is that part.
+    With P processes each holds about N / P rows as `memory`; `shard` numbers them.
 
     Args:
         size: N, the number of training images.
         dim: D, the feature length.
-        momentum: share of the old row that is kept, in [0, 1): 1 - eta, since in equation 8 eta weighs the new feature.
-        generator: source of the first, random rows; the same on every process. They do not depend on P.
-        world: the processes; by default this one alone.
+        momentum: weight of the old row, in [0, 1): 1 - eta, since in equation 8 eta weighs the new feature.
+        generator: of the initial rows, seeded alike on every process; the rows do not depend on P.
+        world: the processes; None: this one alone.
     """
 
     memory: Tensor
@@ -40,14 +40,14 @@ class MemoryBank(nn.Module):
         self.momentum = momentum
         self.size = size
         self.shard = Shard(World.alone() if world is None else world, size)
-        # Uniform in (-s, s) with s = 1 / sqrt(D / 3): rows of length about 1, deliberately not normalised
-        # (released code). Every row is replaced by a unit vector the first time its image is seen.
+        # Uniform in (-s, s) with s = 1 / sqrt(D / 3): rows of length about 1, not normalised, as in the authors'
+        # code. The first update of a row makes it a unit vector.
         bound = 1.0 / math.sqrt(dim / 3.0)
-        rows = self._own_part_of_random(dim, generator)
+        rows = self._draw_own_rows(dim, generator)
         self.register_buffer("memory", rows.mul_(2 * bound).sub_(bound))
 
-    def _own_part_of_random(self, dim: int, generator: Optional[torch.Generator]) -> Tensor:
-        """This process's rows of the one stream of N x D numbers, all of which every process draws."""
+    def _draw_own_rows(self, dim: int, generator: Optional[torch.Generator]) -> Tensor:
+        """This process's rows of N x D random numbers in (0, 1); every process draws all of them."""
         rows = torch.empty(self.shard.stop - self.shard.start, dim)
         for start in range(0, self.size, BLOCK_ROWS):
             block = torch.rand(min(BLOCK_ROWS, self.size - start), dim, generator=generator)
@@ -68,11 +68,11 @@ class MemoryBank(nn.Module):
     def update(self, indices: Tensor, features: Tensor) -> None:
         """Equation 8: m_i <- normalise(momentum * m_i + (1 - momentum) * x_i).
 
-        That the row is normalised is the authors' code's; the paper does not write it.
+        The authors' code normalises the row; the paper does not write it.
 
         Args:
-            indices: (B,) int64, which rows, of all processes' images; no row twice. Each process takes its own.
-            features: (B, D) float32, the features the loss saw.
+            indices: (B,) int64, row numbers of all processes' images, no row twice; each process updates its own.
+            features: (B, D) float32, the features that the loss was computed from.
         """
         if self.shard.world.size > 1:
             own = torch.nonzero(~self.shard.outside(indices)).flatten()
@@ -81,18 +81,11 @@ class MemoryBank(nn.Module):
         mixed = self.momentum * rows + (1 - self.momentum) * features
         self.memory[indices] = F.normalize(mixed, dim=1)
 
-    def gather_to_first(self) -> Optional[Tensor]:
-        """A copy of the whole bank (N, D) on the CPU of the first process; None on the others.
-
-        All processes must call it. It is what goes into a checkpoint, which so does not depend on P.
-        """
-        return self.shard.gather_to_first(self.memory)
-
     def load_whole(self, memory: Tensor) -> None:
-        """Load this process's rows of a whole bank (N, D), which any number of processes may have gathered.
+        """Load this process's rows of a whole bank (N, D), gathered from any number of processes.
 
         Raises:
-            ValueError: it has another shape.
+            ValueError: the bank has another shape.
         """
         expected = (self.size, self.memory.shape[1])
         if tuple(memory.shape) != expected:
@@ -102,12 +95,12 @@ class MemoryBank(nn.Module):
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """B images, in the order of the processes; `own` are this process's.
+    """The B images of a step on all processes, in the order of the ranks.
 
     Attributes:
         features: (B, D), without gradient.
         members: (B, S) int64, their sets, each beginning with the image itself.
-        own: which of the B are here; perhaps none.
+        own: this process's part of the B; it may be empty.
     """
 
     features: Tensor
@@ -118,11 +111,11 @@ class GlobalBatch:
     def gather(
         cls, features: Tensor, members: Tensor, world: World, counts: Optional[Sequence[int]] = None
     ) -> "GlobalBatch":
-        """From the parts of all processes, each of which must call. With one process nothing is copied.
+        """All-gather the parts of all processes; all must call it. With one process nothing is copied.
 
         Args:
             features: (B_r, D), members: (B_r, S), of this process; B_r may be 0, but not on all.
-            counts: B_r of every process, where they are known: saves waiting for the device.
+            counts: B_r of every process, if known: saves a synchronisation with the device.
         """
         features = features.detach()
         if world.size == 1:
@@ -137,5 +130,5 @@ class GlobalBatch:
 
     @property
     def indices(self) -> Tensor:
-        """(B,) int64, the images' row numbers."""
+        """(B,) int64, the images' rows in the bank."""
         return self.members[:, 0]

@@ -1,5 +1,6 @@
-"""What discovery found: the anchors of a round and their neighbours, and the set of every image."""
+"""The anchors of a round with their neighbours, and the set N_k(i) of every image."""
 
+from dataclasses import dataclass
 from typing import Optional
 
 import torch
@@ -7,38 +8,32 @@ from torch import Tensor
 
 from lib.method.objective import ABSENT
 
+SAVED = ("anchor_indexes", "instance_indexes", "position", "neighbours", "entropy", "consistency")
+"""The attributes that a checkpoint stores as `ANs_discovery`, named as in the authors' release."""
 
+
+@dataclass(eq=False)
 class Neighbourhoods:
-    """The partition of the N training images into anchors, each with K neighbours, and plain instances.
+    """The partition of the N training images into anchors, each with K neighbours, and instances.
 
     Attributes (all on one device):
         anchor_indexes: (A,) int64, lowest entropy first.
         instance_indexes: (N - A,) int64, ascending: the images that are not anchors.
-        position: (N,) int64, the row of `neighbours` that belongs to image i, or -1 where i is an instance.
+        position: (N,) int64, the row of `neighbours` of image i, or -1 if i is an instance.
         neighbours: (A, K) int64, nearest first, the anchor itself not among them.
-        entropy: (N,) float32, in nats; NaN in round 0, where none is measured.
-        consistency: share of pairs with equal labels, or None where there are no labels or no anchors.
-        recall: share of a sample of anchors whose nearest row an approximate search found, or None where the search
-            was exact. For the log; no checkpoint holds it.
+        entropy: (N,) float32, in nats; NaN in round 0, which does not need it.
+        consistency: share of (anchor, neighbour) pairs with equal labels; None without labels or anchors.
+        recall: share of sampled anchors whose nearest row an approximate search found; None for an exact search.
+            It is logged, not saved.
     """
 
-    def __init__(
-        self,
-        anchor_indexes: Tensor,
-        instance_indexes: Tensor,
-        position: Tensor,
-        neighbours: Tensor,
-        entropy: Tensor,
-        consistency: Optional[float],
-        recall: Optional[float] = None,
-    ):
-        self.anchor_indexes = anchor_indexes
-        self.instance_indexes = instance_indexes
-        self.position = position
-        self.neighbours = neighbours
-        self.entropy = entropy
-        self.consistency = consistency
-        self.recall = recall
+    anchor_indexes: Tensor
+    instance_indexes: Tensor
+    position: Tensor
+    neighbours: Tensor
+    entropy: Tensor
+    consistency: Optional[float]
+    recall: Optional[float] = None
 
     @classmethod
     def none(cls, size: int, k: int, device: torch.device) -> "Neighbourhoods":
@@ -69,7 +64,7 @@ class Neighbourhoods:
             indices: (B,) int64.
 
         Returns:
-            (B, 1 + K) int64, the neighbours' places filled with `ABSENT` for instances; (B, 1) if there are no anchors.
+            (B, 1 + K) int64, padded with `ABSENT` for instances; (B, 1) if there are no anchors.
         """
         own = indices[:, None]
         if len(self.anchor_indexes) == 0:
@@ -77,20 +72,3 @@ class Neighbourhoods:
         row = self.position[indices]  # (B,)
         neighbours = self.neighbours[row.clamp(min=0)]  # (B, K)
         return torch.cat([own, neighbours.masked_fill((row == ABSENT)[:, None], ABSENT)], dim=1)
-
-    def state_dict(self) -> dict[str, object]:
-        """What a checkpoint stores under `ANs_discovery`; the keys are those of the authors' release."""
-        return {
-            "anchor_indexes": self.anchor_indexes.cpu(),
-            "instance_indexes": self.instance_indexes.cpu(),
-            "position": self.position.cpu(),
-            "neighbours": self.neighbours.cpu(),
-            "entropy": self.entropy.cpu(),
-            "consistency": self.consistency,
-        }
-
-    @classmethod
-    def from_state_dict(cls, state: dict[str, object], device: torch.device) -> "Neighbourhoods":
-        """The inverse of `state_dict`; sizes are taken from the state itself."""
-        tensors = {name: value.to(device) for name, value in state.items() if isinstance(value, Tensor)}
-        return cls(**tensors, consistency=state["consistency"])

@@ -1,10 +1,10 @@
-"""Entropies from one pass over the products of the bank with itself, and the neighbours' tiles from the same pass.
+"""Equation 5 for all rows of the bank, tile by tile, together with the tiles that hold each row's nearest neighbours.
 
-The matrix of similarities is symmetric, so each tile of it above the diagonal serves the rows and the columns it
-spans: half of the N x N products give every entropy, and the largest similarity that each row has in each tile. The
-few best tiles of a row say where its neighbours are; `tiled_neighbours` then looks there.
+The N x N similarities are symmetric, so each tile above the diagonal serves its rows and its columns: half of the
+products give every entropy, and the maximum of each row in each tile. The tiles with a row's largest maxima hold its
+neighbours; `tiled_neighbours` searches only these.
 
-The tiles are dealt out to the processes in turn. Two panels of the bank at a time are everywhere.
+The processes compute the tiles in turn. Every process holds two panels of the bank at a time.
 """
 
 from collections.abc import Iterator
@@ -23,26 +23,26 @@ GPU_TILE_ROWS = 4096
 """Rows of a tile on a GPU: 64 MiB of similarities, few launches."""
 
 MEMORY_BUDGET = 2**30
-"""Bytes that discovery may hold beyond the bank and a few numbers for each image."""
+"""Bytes that discovery may use beyond the bank and a few numbers per image."""
 
 GROUP = 8
-"""Tiles whose maxima are kept until they are sorted in: sorting one at a time would cost more than the products."""
+"""Tiles whose maxima are sorted together: sorting those of each tile would cost more than the products."""
 
 _TILE_BYTES = 16
-"""For each similarity of a tile: itself, its exponential, and what sorting the tile for k neighbours takes."""
+"""Bytes per similarity of a tile: itself, its exponential, and the sorting for k neighbours."""
 
 CHUNK_ELEMENTS = 2**18
 """Maxima that are sorted at a time."""
 
 SAFE_SPREAD = 60.0
-"""How far apart the rows' own logits may lie for one shift to keep every sum within float32."""
+"""The largest range of squared lengths / tau for which one shift keeps every sum within float32."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Tiles of T x T similarities, of a panel of rows and a panel of columns that are here at a time.
+    """Divides the N x N similarities into tiles of T x T, and rows and columns into panels held at a time.
 
-    The tiles do not depend on the number of processes, and so neither do the sums over them.
+    Tiles, and the sums over them, do not depend on the number of processes.
 
     Attributes:
         tile_rows: T.
@@ -54,10 +54,10 @@ class Grid:
 
     @classmethod
     def within(cls, memory_budget: int, memory: Tensor) -> "Grid":
-        """The largest panels, and tiles of the usual size if they fit, for bank rows like those of `memory`.
+        """The grid with the largest panels, and tiles of the usual size if they fit, for bank rows like `memory`.
 
         Raises:
-            ValueError: the budget, in bytes, does not hold one tile of a single row.
+            ValueError: the budget, in bytes, is too small for a tile of a single row.
         """
         row_bytes = _panel_row_bytes(memory)
         tile_rows = GPU_TILE_ROWS if memory.is_cuda else CPU_TILE_ROWS
@@ -69,11 +69,11 @@ class Grid:
         return cls(tile_rows, tiles * tile_rows)
 
     def bytes(self, memory: Tensor) -> int:
-        """What it needs: two panels with the maxima of their tiles, and a tile."""
+        """Bytes of two panels with the maxima of their tiles, and of a tile."""
         return _panel_row_bytes(memory) * self.panel_rows + _TILE_BYTES * self.tile_rows**2
 
     def tiles(self, count: int) -> int:
-        """How many tiles span `count` rows."""
+        """The number of tiles that span `count` rows."""
         return -(-count // self.tile_rows)
 
     def panels(self, count: int, start: int = 0) -> Iterator[tuple[int, int]]:
@@ -87,10 +87,10 @@ def _panel_row_bytes(memory: Tensor) -> int:
 
 
 class BestTiles:
-    """For each of N rows the `keep` largest of its tile maxima so far, and which tiles they are of.
+    """The `keep` largest tile maxima of each of N rows, and their tiles.
 
     Attributes:
-        value: (keep, N) float32, largest first, -inf where there are fewer.
+        value: (keep, N) float32, largest first, padded with -inf.
         tile: (keep, N) int32.
     """
 
@@ -100,15 +100,15 @@ class BestTiles:
 
     @staticmethod
     def bytes(keep: int, count: int) -> int:
-        """The memory of `keep` tiles for each of `count` rows."""
+        """Bytes for `keep` tiles of `count` rows."""
         return 8 * keep * count
 
-    def offer(self, start: int, maxima: Tensor, first_tile: int) -> None:
-        """Take in the maxima of more tiles; -inf offers nothing.
+    def add(self, start: int, maxima: Tensor, first_tile: int) -> None:
+        """Add the maxima of more tiles; -inf stands for none.
 
         Args:
-            start: first of the rows they belong to.
-            maxima: (M, R), of R rows in the M tiles from `first_tile` on. No tile twice for a row.
+            start: the first row.
+            maxima: (M, R), of R rows in the M tiles from `first_tile` on; no tile twice for a row.
         """
         tiles = torch.arange(first_tile, first_tile + len(maxima), dtype=torch.int32, device=maxima.device)
         for offset in range(0, maxima.shape[1], max(1, CHUNK_ELEMENTS // len(maxima))):
@@ -117,7 +117,7 @@ class BestTiles:
             self._take(rows, part, tiles[:, None].expand(-1, part.shape[1]))
 
     def merge(self, world: World) -> None:
-        """The best of all processes, on each of them."""
+        """Replace the maxima by the best of all processes, the same on each."""
         keep, count = self.value.shape
         if world.size == 1:
             return
@@ -126,7 +126,7 @@ class BestTiles:
             rows = slice(start, min(start + step, count))
             values = world.gather_rows(self.value[:, rows], [keep] * world.size)
             tiles = world.gather_rows(self.tile[:, rows], [keep] * world.size)
-            self.value[:, rows] = float("-inf")  # this process's own come back with those of all
+            self.value[:, rows] = float("-inf")  # this process's own are among `values`
             self._take(rows, values, tiles)
 
     def _take(self, rows: slice, values: Tensor, tiles: Tensor) -> None:
@@ -137,12 +137,12 @@ class BestTiles:
 
 
 def squared_lengths(memory: Tensor) -> Tensor:
-    """(N,), without a second bank in between."""
+    """(N,) squared lengths of the rows, without a temporary of the bank's size."""
     return memory.norm(dim=1).square_()
 
 
-def suits(memory: Tensor, temperature: float, shard: Shard) -> bool:
-    """Whether one shift fits all rows, as it does for rows of unit length."""
+def one_shift_fits(memory: Tensor, temperature: float, shard: Shard) -> bool:
+    """Whether one shift keeps the exponentials of all rows within float32, as for rows of unit length."""
     own = squared_lengths(memory) / temperature
     extremes = memory.new_full((2,), float("-inf"))
     if len(own) > 0:
@@ -154,23 +154,23 @@ def suits(memory: Tensor, temperature: float, shard: Shard) -> bool:
 def entropies_and_best_tiles(
     memory: Tensor, temperature: float, keep: int, grid: Grid, shard: Shard
 ) -> tuple[Tensor, BestTiles]:
-    """Equation 5 for every row, and where its neighbours can be.
+    """Equation 5 for every row, and the tiles that can hold its nearest neighbours.
 
-    With y_ij = (m_i . m_j - s) / tau, s the largest squared length of a row, no y is above 0, and
+    With y_ij = (m_i . m_j - s) / tau, where s is the largest squared length of a row, no y is above 0, and
     H_i = log sum_j exp(y_ij) - sum_j exp(y_ij) y_ij / sum_j exp(y_ij).
 
-    The sums of a tile are taken in float32 and added up in float64, so that their order, and with it the number of
-    processes, leaves no trace in an entropy.
+    Sums within a tile are float32, sums of tiles float64: their order, which depends on the number of processes, does
+    not change an entropy.
 
     Args:
-        memory: the rows of the bank that are here, for which `suits` holds.
+        memory: this process's bank rows, for which `one_shift_fits`.
         temperature: tau.
-        keep: how many tiles of each row to name, at most as many as there are.
+        keep: tiles to return for each row, at most as many as there are.
         grid: tiles and panels.
         shard: which rows `memory` is.
 
     Returns:
-        entropies (N,) in nats, float32, and the best tiles by y, a row itself left out; the same on every process.
+        entropies (N,) in nats, float32, and the best tiles by y without the row itself; the same on every process.
     """
     world = shard.world
     longest = memory.new_zeros(1)
@@ -179,26 +179,26 @@ def entropies_and_best_tiles(
     shift = world.all_reduce_max(longest)[0] / temperature
     sums = torch.zeros(2, shard.count, dtype=torch.float64, device=memory.device)
     best = BestTiles(keep, memory, shard.count)
-    dealt = _Deal(world.rank, world.size)
+    turn = _Turn(world.rank, world.size)
     for start, stop in grid.panels(shard.count):
         rows = shard.fetch(memory, start, stop)
         for other_start, other_stop in grid.panels(shard.count, start):
             columns = rows if other_start == start else shard.fetch(memory, other_start, other_stop)
-            _panel_pair(rows, start, columns, other_start, temperature, shift, grid.tile_rows, dealt, sums, best)
+            _panel_pair(rows, start, columns, other_start, temperature, shift, grid.tile_rows, turn, sums, best)
     total, weighted = world.all_reduce_sum(sums)
     best.merge(world)
     entropy = (total.log() - weighted / total).clamp_(min=0.0).to(memory.dtype)
-    return world.broadcast(entropy), best  # no process may order them by a last bit of its own
+    return world.broadcast(entropy), best  # the processes' last bits may differ, and the order with them
 
 
-class _Deal:
-    """Deals tiles out to the processes in turn."""
+class _Turn:
+    """Assigns tiles to the processes in turn."""
 
     def __init__(self, rank: int, size: int):
         self._rank, self._size, self._number = rank, size, 0
 
     def is_mine(self) -> bool:
-        """Whether the next tile is this process's."""
+        """Whether this process computes the next tile."""
         self._number += 1
         return (self._number - 1) % self._size == self._rank
 
@@ -211,14 +211,14 @@ def _panel_pair(
     temperature: float,
     shift: Tensor,
     tile_rows: int,
-    dealt: _Deal,
+    turn: _Turn,
     sums: Tensor,
     best: BestTiles,
 ) -> None:
-    """The tiles of one panel of rows and one of columns, as far as they are this process's."""
+    """Add this process's tiles of a panel of rows and a panel of columns to `sums` and `best`."""
     parts = columns.split(tile_rows)
     first_a, first_b = start // tile_rows, other_start // tile_rows
-    of_columns = columns.new_empty(GROUP, len(columns))  # the columns' maxima in the last tiles of rows
+    of_columns = columns.new_empty(GROUP, len(columns))  # maxima of the columns in the last tiles of rows
     group_start = first_a
     for a, part_a in enumerate(rows.split(tile_rows), first_a):
         row_span = slice(a * tile_rows, a * tile_rows + len(part_a))
@@ -226,7 +226,7 @@ def _panel_pair(
         of_rows = columns.new_full((len(parts), len(part_a)), float("-inf"))
         of_columns[a - group_start].fill_(float("-inf"))
         for b, part_b in enumerate(parts, first_b):
-            if b < a or not dealt.is_mine():
+            if b < a or not turn.is_mine():
                 continue
             y = (scaled @ part_b.t()).sub_(shift)  # (T, T)
             if a == b:
@@ -246,19 +246,19 @@ def _panel_pair(
                 column_span = slice(b * tile_rows, b * tile_rows + len(part_b))
                 sums[0, column_span] += weights.sum(dim=0)
                 sums[1, column_span] += y.sum(dim=0)
-        best.offer(row_span.start, of_rows, first_b)
+        best.add(row_span.start, of_rows, first_b)
         if a + 1 - group_start == GROUP or row_span.stop == start + len(rows):
-            best.offer(other_start, of_columns[: a + 1 - group_start], group_start)
+            best.add(other_start, of_columns[: a + 1 - group_start], group_start)
             group_start = a + 1
 
 
 def streamed_entropies(memory: Tensor, temperature: float, grid: Grid, shard: Shard) -> Tensor:
-    """As `discovery.similarity_entropy`, whose N x N products it takes whole, with a running maximum for each row.
+    """Equation 5 for rows of any length, where no single shift fits: each row has a running maximum.
 
-    The tiles' rows are dealt out to the processes in turn, so that each row is summed in one place and order.
+    The processes take the rows of a tile in turn, so that one process sums all of a row in a fixed order.
 
     Args:
-        memory: the rows of the bank that are here.
+        memory: this process's bank rows.
         temperature: tau.
         grid: tiles and panels.
         shard: which rows `memory` is.
@@ -271,7 +271,7 @@ def streamed_entropies(memory: Tensor, temperature: float, grid: Grid, shard: Sh
     for start, stop in grid.panels(shard.count):
         rows = shard.fetch(memory, start, stop)
         own = [(a, part) for a, part in enumerate(rows.split(grid.tile_rows)) if a % world.size == world.rank]
-        running = [_Running(part, temperature) for _, part in own]
+        running = [_RunningSums(part, temperature) for _, part in own]
         for other_start, other_stop in grid.panels(shard.count):
             columns = rows if other_start == start else shard.fetch(memory, other_start, other_stop)
             for each in running:
@@ -280,11 +280,11 @@ def streamed_entropies(memory: Tensor, temperature: float, grid: Grid, shard: Sh
         for (a, part), each in zip(own, running):
             first = start + a * grid.tile_rows
             entropy[first : first + len(part)] = each.entropy()
-    return world.all_reduce_sum(entropy)  # every other process has 0 there
+    return world.all_reduce_sum(entropy)  # the other processes have 0 there
 
 
-class _Running:
-    """Sums over the logits z of a tile of rows, seen from the largest so far, c: exp(z - c) and exp(z - c) (z - c)."""
+class _RunningSums:
+    """Sums of exp(z - c) and exp(z - c) (z - c) over the logits z of a tile's rows, c the running maximum."""
 
     def __init__(self, rows: Tensor, temperature: float):
         self._rows, self._temperature = rows, temperature
@@ -294,7 +294,7 @@ class _Running:
     def add(self, part: Tensor) -> None:
         z = (self._rows / self._temperature) @ part.t()  # (T, T)
         higher = torch.maximum(self._maximum, z.amax(dim=1, keepdim=True))
-        step = (self._maximum - higher).clamp_(min=-1e30)  # at first -inf, which times a sum of 0 would be NaN
+        step = (self._maximum - higher).clamp_(min=-1e30)  # the first is -inf, and -inf times 0 is NaN
         shrink = step.exp()
         self._weighted.add_(step * self._total).mul_(shrink)
         self._total.mul_(shrink)

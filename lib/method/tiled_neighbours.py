@@ -1,4 +1,4 @@
-"""Equation 1 by looking only into the tiles that can hold one of an anchor's K nearest rows."""
+"""Equation 1 for all anchors, searching only the tiles that can hold an anchor's K nearest rows."""
 
 from collections.abc import Iterator
 
@@ -10,26 +10,26 @@ from lib.method.tiled_entropy import BestTiles, Grid
 from lib.search.exact import inner_products, merge_nearest
 
 SPARE_TILES = 2
-"""Tiles kept beyond K: with them a tie for the K-th place seldom reaches the last one."""
+"""Tiles kept beyond K, so that a tie for place K seldom reaches the last one."""
 
 
 def tiles_to_keep(k: int, tiles: int) -> int:
-    """How many best tiles of a row `neighbours_from_best_tiles` wants to know."""
+    """The number of best tiles of a row that `neighbours_from_best_tiles` needs."""
     return min(k + SPARE_TILES, tiles)
 
 
 def neighbours_from_best_tiles(
     memory: Tensor, anchors: Tensor, k: int, best: BestTiles, grid: Grid, shard: Shard
 ) -> Tensor:
-    """Equation 1 for the anchors.
+    """Equation 1: the K nearest bank rows of each anchor.
 
-    The K best tile maxima are K different rows, so the K-th of them is a bound: no tile below it matters. Where even
-    the last tile that was kept ties with the bound, others may, and all are looked into.
+    The K largest tile maxima are K different rows, so the K-th of them is a bound: tiles with a lower maximum hold no
+    neighbour. If the last tile kept ties with the bound, others may too, and all tiles are searched.
 
-    Each process looks into its own rows.
+    Each process searches its own rows.
 
     Args:
-        memory: the rows of the bank that are here.
+        memory: this process's bank rows.
         anchors: (A,) int64, the same on every process.
         k: K, at most N - 1.
         best: from `entropies_and_best_tiles` with the same grid and `tiles_to_keep` tiles.
@@ -40,20 +40,20 @@ def neighbours_from_best_tiles(
     """
     neighbours = torch.empty(len(anchors), k, dtype=torch.int64, device=memory.device)
     for places, numbers, queries in anchor_panels(memory, anchors, k, grid, shard):
-        row, tile, everywhere = _where_to_look(best, numbers, k, grid.tiles(shard.count))
-        found = _in_own_tiles(memory, queries, numbers, k, (row, tile, everywhere), grid.tile_rows, shard)
+        row, tile, everywhere = _tiles_to_search(best, numbers, k, grid.tiles(shard.count))
+        found = _search_own_tiles(memory, queries, numbers, k, (row, tile, everywhere), grid.tile_rows, shard)
         neighbours[places] = merge_nearest(*found, shard.world)[1]
     return neighbours
 
 
-def _where_to_look(best: BestTiles, numbers: Tensor, k: int, tiles: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs of a query and a tile, ordered by tile; and the queries that must look into all tiles."""
+def _tiles_to_search(best: BestTiles, numbers: Tensor, k: int, tiles: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs of a query and a tile, ordered by tile; and the queries that search all tiles."""
     if k >= tiles:
         none = numbers.new_empty(0)
         return none, none, torch.arange(len(numbers), device=numbers.device)
     value, tile = best.value[:, numbers], best.tile[:, numbers]  # (kept, R)
     bound = value[k - 1]
-    # products of other shapes may round otherwise: a hair of room keeps a tile that ties with the bound
+    # products of other shapes may round differently: the margin keeps a tile that ties with the bound
     lowest = bound - 1e-4 * bound.abs().clamp(min=1.0)
     listed = value >= lowest
     everywhere = listed[-1].clone() if len(value) < tiles else torch.zeros_like(listed[-1])
@@ -63,7 +63,7 @@ def _where_to_look(best: BestTiles, numbers: Tensor, k: int, tiles: int) -> tupl
     return row, tile, everywhere.nonzero().flatten()
 
 
-def _in_own_tiles(
+def _search_own_tiles(
     memory: Tensor,
     queries: Tensor,
     numbers: Tensor,
@@ -72,7 +72,7 @@ def _in_own_tiles(
     tile_rows: int,
     shard: Shard,
 ) -> tuple[Tensor, Tensor]:
-    """(R, K) similarities and row numbers of the nearest rows that are here; -inf where there are fewer."""
+    """(R, K) similarities and row numbers of the nearest rows of this process, padded with -inf."""
     row, tile, everywhere = where
     best = memory.new_full((len(queries), k), float("-inf"))
     best_index = torch.full((len(queries), k), shard.count, dtype=torch.int64, device=memory.device)
@@ -95,11 +95,11 @@ def _in_own_tiles(
 
 
 def _merge(best: Tensor, best_index: Tensor, found: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of both, in order; of equals the lower index, which a stable sort keeps first.
+    """The k largest of both, highest first; ties by index.
 
-    What was found before has lower indices than what is found now: the tiles come in order.
+    The tiles come in order, so that earlier results have lower indices, which a stable sort keeps first.
     """
-    if k == 1:  # the usual case needs no sort: the first largest of the tile, if it beats what was there
+    if k == 1:  # no sort: the first maximum of the tile, if it exceeds the best so far
         value = found.amax(dim=1, keepdim=True)
         first = (found == value).to(torch.uint8).argmax(dim=1, keepdim=True)
         better = value > best
@@ -111,17 +111,17 @@ def _merge(best: Tensor, best_index: Tensor, found: Tensor, index: Tensor, k: in
 def anchor_panels(
     memory: Tensor, anchors: Tensor, k: int, grid: Grid, shard: Shard
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Go through the anchors in the order of their row numbers.
+    """Yield the bank rows of the anchors, panel by panel in the order of their row numbers, on every process.
 
     Args:
-        memory: the rows of the bank that are here.
+        memory: this process's bank rows.
         anchors: (A,) int64, no row twice, the same on every process.
-        k: how many neighbours each is to get; so many that they take as much room as a panel make the lots smaller.
-        grid: says how many rows may be fetched at a time.
+        k: neighbours of each anchor; a chunk is small enough for them to need no more memory than a panel.
+        grid: gives the rows of a panel.
         shard: which rows `memory` is.
 
     Yields:
-        places in `anchors` (R,), the anchors there (R,), and their bank rows (R, D).
+        for each chunk its positions in `anchors` (R,), the anchors (R,), and their bank rows (R, D).
     """
     ascending, places = anchors.sort()
     at_once = max(1, grid.panel_rows * memory.shape[1] // (8 * k))
@@ -131,5 +131,5 @@ def anchor_panels(
         if first == last:
             continue
         rows = shard.fetch(memory, start, stop)
-        for lot, numbers in zip(places[first:last].split(at_once), ascending[first:last].split(at_once)):
-            yield lot, numbers, rows[numbers - start]
+        for chunk, numbers in zip(places[first:last].split(at_once), ascending[first:last].split(at_once)):
+            yield chunk, numbers, rows[numbers - start]

@@ -1,6 +1,7 @@
-"""A network for evaluation in which each batch norm has become part of the convolution before it."""
+"""Copies of a network for evaluation: of PyTorch's own layers, and with batch norm folded into convolutions."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -11,24 +12,25 @@ from lib.nn.winograd import without_winograd
 
 
 def plain_copy(network: nn.Module) -> nn.Module:
-    """A copy of the same weights, of PyTorch's own layers only: for evaluation and for files."""
+    """A copy of PyTorch's own layers only, with the same weights: for evaluation and for files."""
     return without_winograd(without_synchronisation(copy.deepcopy(network)))
 
 
 class FoldedNetwork:
-    """Made once, which takes as long as some steps on a GPU, and brought up to date from then on.
+    """A network with its batch norms folded into the convolutions before them.
 
-    A batch norm over P processes folds like any other. Those that do not follow a convolution stay as they are.
+    It is traced once, which takes as long as some steps on a GPU; `update` copies later weights. Synchronised batch
+    norms fold like any other. Batch norms that do not follow a convolution stay.
 
     Args:
-        network: stays as it is. It must be one that `torch.fx` can trace.
+        network: traceable by `torch.fx`; it is not changed.
 
     Attributes:
-        module: what `network` does in evaluation mode, with its weights as they were last taken over.
+        module: the folded network, with the weights of the last `update`.
     """
 
     def __init__(self, network: nn.Module):
-        with torch.inference_mode(False):  # what is made in that mode cannot be changed outside of it
+        with torch.inference_mode(False):  # tensors made in inference mode cannot be updated outside it
             self.module = fx.symbolic_trace(plain_copy(network).eval())
             self._pairs = _fold(self.module)
             folded = tuple(f"{convolution}." for convolution, _ in self._pairs)
@@ -36,14 +38,15 @@ class FoldedNetwork:
         self.update(network)
 
     def update(self, network: nn.Module) -> None:
-        """The present weights and statistics of the network that this was made of."""
+        """Copy the present weights and statistics of the network that this was traced from."""
         with torch.inference_mode(False), torch.no_grad():
             for convolution, batch_norm in self._pairs:
-                layer, norm = network.get_submodule(convolution), network.get_submodule(batch_norm)
+                layer: Any = network.get_submodule(convolution)
+                norm: Any = network.get_submodule(batch_norm)
                 weight, bias = fuse_conv_bn_weights(
                     layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
                 )
-                own = self.module.get_submodule(convolution)
+                own: Any = self.module.get_submodule(convolution)
                 own.weight.copy_(weight)
                 own.bias.copy_(bias)
             present = _tensors(network)
@@ -51,14 +54,14 @@ class FoldedNetwork:
                 tensor.copy_(present[name])
 
     def without_last_layer(self) -> fx.GraphModule:
-        """The same module, of the same tensors, in which `fc` passes on what it takes."""
+        """The same module with the same tensors, in which `fc` is the identity."""
         module = fx.GraphModule(self.module, self.module.graph)
         module.fc = nn.Identity()
         return module
 
 
 def _fold(traced: fx.GraphModule) -> list[tuple[str, str]]:
-    """Take the batch norms out that follow a convolution; returns the names of both, and fills in no weights."""
+    """Remove batch norms that follow a convolution, without folding weights; returns the names of both layers."""
     pairs = []
     for node in list(traced.graph.nodes):
         if not _is_of(node, nn.BatchNorm2d, traced) or not _is_of(node.args[0], nn.Conv2d, traced):
@@ -78,11 +81,13 @@ def _fold(traced: fx.GraphModule) -> list[tuple[str, str]]:
 
 
 def _tensors(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers, those too that a state dict leaves out."""
+    """Parameters and buffers, non-persistent ones included."""
     return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
 def _is_of(node: object, kind: type, traced: fx.GraphModule) -> bool:
     return (
-        isinstance(node, fx.Node) and node.op == "call_module" and isinstance(traced.get_submodule(node.target), kind)
+        isinstance(node, fx.Node)
+        and node.op == "call_module"
+        and isinstance(traced.get_submodule(str(node.target)), kind)
     )

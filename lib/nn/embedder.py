@@ -1,8 +1,8 @@
-"""Images in, unit features out: the network with the memory format and precision it runs in."""
+"""The network with its memory format, precision, compilation and data parallelism: images to unit features."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +14,15 @@ from lib.nn.bn_folding import FoldedNetwork, plain_copy
 
 
 class Embedder:
-    """Runs a network.
+    """Runs a network for training, and makes its copies for evaluation.
 
     Args:
         network: images (B, 3, S, S) to unit features (B, D), float32 whatever the precision.
-        device: where it runs.
-        dtype: of autocast, or None for plain float32.
-        compile: whether torch.compile turns the network into code of its own.
-        world: the processes that train this network together, or None for one alone. Each has a copy of it, and
-            backward averages the gradients of all.
+        device: of the network.
+        dtype: of autocast, or None for float32.
+        compile: whether torch.compile compiles the network.
+        world: the data-parallel processes, or None for one. Each has a replica of the network, and backward averages
+            their gradients.
     """
 
     def __init__(
@@ -33,19 +33,19 @@ class Embedder:
         compile: bool = False,
         world: Optional[World] = None,
     ):
-        several = world is not None and world.size > 1  # one of them may have no image of a small batch
-        # convolutions read pixels with their channels side by side; state dicts are not affected
+        several = world is not None and world.size > 1  # a small batch may leave a process without images
+        # convolutions are faster channels last; state dicts are not affected
         usual = HAS_EMPTY_CHANNELS_LAST or not several
         self._format = torch.channels_last if usual else torch.contiguous_format
-        self.network = network.to(device=device, memory_format=self._format)
+        self.network = network.to(device).to(memory_format=self._format)
         self.device, self.dtype = device, dtype
-        self._forward = compiled(self.network) if compile else self.network
+        self._forward: nn.Module = compiled(self.network) if compile else self.network
         self._world = world
         self._folded: Optional[FoldedNetwork] = None
         self._eval_copy: Optional[Embedder] = None
         self._backbone: Optional[Embedder] = None
         if several:
-            # statistics of batch norm are equal in all processes, or made so by sync_buffers()
+            # batch norm's statistics are synchronised in each step, or after the epoch by sync_buffers()
             self._forward = data_parallel(self._forward)
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -56,17 +56,17 @@ class Embedder:
             return self._forward(images)
 
     def no_sync(self) -> AbstractContextManager:
-        """Where forward and backward are both within it, each process keeps the gradients for itself.
+        """DistributedDataParallel.no_sync: within it gradients accumulate in each process without being averaged.
 
-        The next forward and backward outside add to them, and average the sums of all processes. Backward alone
-        within it exchanges them all the same: forward decides.
+        The next forward and backward outside averages the sums over the processes. Run the forward pass within it
+        too: that one decides.
         """
         if isinstance(self._forward, DistributedDataParallel):
             return self._forward.no_sync()
         return nullcontext()
 
     def sync_buffers(self) -> None:
-        """Every process takes over the first one's statistics of batch norm."""
+        """Broadcast the buffers, batch norm's running statistics, from the first process."""
         if self._world is not None and self._world.size > 1:
             for buffer in self.network.buffers():
                 self._world.broadcast(buffer, 0)
@@ -75,16 +75,17 @@ class Embedder:
         self.network.train(mode)
 
     def eval_copy(self, backbone: bool = False) -> "Embedder":
-        """A copy for evaluation, in which each batch norm has become part of the convolution before it.
+        """A copy for evaluation, with batch norm folded into the convolutions.
 
-        The network is left in evaluation mode. The next call brings the copies of earlier ones up to date.
+        The network is left in evaluation mode. Each call updates the copies of earlier calls.
 
         Args:
-            backbone: whether the copy gives what the last layer `fc` takes, scaled to unit length like the output.
+            backbone: whether the copy returns the input of the last layer `fc`, scaled to unit length, rather than
+                its output.
         """
         self.network.eval()
-        if self._folded is None:
-            with torch.inference_mode(False):  # what is made in that mode cannot be changed outside of it
+        if self._folded is None or self._eval_copy is None:
+            with torch.inference_mode(False):  # tensors made in inference mode cannot be updated outside it
                 self._folded = FoldedNetwork(self.network)
                 self._eval_copy = Embedder(self._folded.module, self.device, self.dtype)
         else:
@@ -98,11 +99,11 @@ class Embedder:
         return self._backbone
 
     def eval_stages(self) -> Callable[[Tensor], dict[str, Tensor]]:
-        """The network for evaluation, from images (B, 3, S, S) to the activations after each of its stages by name.
+        """A function from images (B, 3, S, S) to the activations after each stage of the network, by name.
 
         The network is left in evaluation mode.
         """
-        plain = plain_copy(self.network.eval())
+        plain: Any = plain_copy(self.network.eval())
 
         def outputs(images: Tensor) -> dict[str, Tensor]:
             with _autocast(self.device, self.dtype):
@@ -112,7 +113,7 @@ class Embedder:
 
 
 def _autocast(device: torch.device, dtype: Optional[torch.dtype]) -> AbstractContextManager:
-    """The context in which the network runs forward."""
+    """The context of the forward pass."""
     if dtype is None:
         return nullcontext()
     return torch.autocast(device.type, dtype=dtype)

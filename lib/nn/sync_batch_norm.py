@@ -1,6 +1,6 @@
-"""Batch norm over the images of all processes, as if they had gone through one network together."""
+"""Batch norm over the images of all processes, for GPUs and CPUs."""
 
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -12,31 +12,34 @@ from lib.distributed.world import World
 
 
 def synchronise(network: nn.Module, world: World) -> nn.Module:
-    """The same network with its batch norms taken over all processes: PyTorch's own on GPUs if it can, else ours.
+    """Replace a network's batch norms by synchronised ones: nn.SyncBatchNorm on GPUs, else `SynchronisedBatchNorm`.
 
-    Parameters, buffers and the keys of the state dict stay. The network is changed in place, but the returned one
-    must be used: it is another object if the network itself is a batch norm.
+    Parameters, buffers and state dict keys stay. The network is changed in place; use the returned one, which is
+    another object if the network itself is a batch norm.
     """
     if world.size == 1:
         return network
 
     def synchronised(layer: nn.Module) -> nn.Module:
         theirs = world.device.type == "cuda" and HAS_SYNC_BATCH_NORM_OF_NOTHING
-        new = _OfOneKind(1) if theirs else SynchronisedBatchNorm(1, world)
+        new: Union[_SyncBatchNorm, SynchronisedBatchNorm]
+        new = _SyncBatchNorm(1) if theirs else SynchronisedBatchNorm(1, world)
         new.plain_kind = type(layer)
-        return _taking_over(layer, new)
+        return _with_state_of(layer, new)
 
     return _replaced(network, (nn.BatchNorm1d, nn.BatchNorm2d), synchronised)
 
 
 def without_synchronisation(network: nn.Module) -> nn.Module:
-    """The same network with plain batch norms, where no process needs another's images; see `synchronise`."""
-    kinds = (SynchronisedBatchNorm, _OfOneKind)
-    return _replaced(network, kinds, lambda layer: _taking_over(layer, layer.plain_kind(1)))
+    """Replace synchronised batch norms by plain ones; the inverse of `synchronise`."""
+    kinds = (SynchronisedBatchNorm, _SyncBatchNorm)
+    return _replaced(network, kinds, lambda layer: _with_state_of(layer, layer.plain_kind(1)))
 
 
-class _OfOneKind(nn.SyncBatchNorm):
-    """PyTorch's, which sends statistics as float32, but for a process without images as what the images would be."""
+class _SyncBatchNorm(nn.SyncBatchNorm):
+    """nn.SyncBatchNorm that sends float32 statistics from a process without images too, as the others do."""
+
+    plain_kind: type[nn.Module]
 
     def forward(self, rows: Tensor) -> Tensor:
         """(B, C, ...) -> (B, C, ...)."""
@@ -46,7 +49,9 @@ class _OfOneKind(nn.SyncBatchNorm):
 
 
 class SynchronisedBatchNorm(_BatchNorm):
-    """nn.BatchNorm1d or nn.BatchNorm2d over the rows of all processes; any of them may have none, on any device."""
+    """nn.BatchNorm1d or nn.BatchNorm2d over the rows of all processes, on any device; a process may have no rows."""
+
+    plain_kind: type[nn.Module]
 
     def __init__(self, num_features: int, world: World):
         super().__init__(num_features)
@@ -56,7 +61,7 @@ class SynchronisedBatchNorm(_BatchNorm):
         """(B, C, ...) -> (B, C, ...).
 
         Raises:
-            ValueError: there is a single value for each channel in all processes together.
+            ValueError: all processes together have a single value per channel.
         """
         if rows.dtype == torch.bfloat16 and not HAS_MIXED_BATCH_NORM:
             return self(rows.float()).bfloat16()
@@ -64,28 +69,32 @@ class SynchronisedBatchNorm(_BatchNorm):
             return F.batch_norm(rows, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         count, mean, variance = _moments(rows.detach(), self._world)
         if self.training and self.running_mean is not None:
-            self._remember(count, mean, variance)
+            self._update_running_statistics(count, mean, variance)
         return _Normalise.apply(rows, self.weight, self.bias, mean, variance, count, self.eps, self._world)
 
     @torch.no_grad()
-    def _remember(self, count: int, mean: Tensor, variance: Tensor) -> None:
-        self.num_batches_tracked.add_(1)
-        momentum = 1.0 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+    def _update_running_statistics(self, count: int, mean: Tensor, variance: Tensor) -> None:
+        batches, running_mean, running_var = self.num_batches_tracked, self.running_mean, self.running_var
+        assert batches is not None  # PyTorch keeps all three or none
+        assert running_mean is not None
+        assert running_var is not None
+        batches.add_(1)
+        momentum = 1.0 / batches.item() if self.momentum is None else self.momentum
         unbiased = variance * (count / (count - 1))
-        self.running_mean.mul_(1 - momentum).add_(mean.to(self.running_mean.dtype), alpha=momentum)
-        self.running_var.mul_(1 - momentum).add_(unbiased.to(self.running_var.dtype), alpha=momentum)
+        running_mean.mul_(1 - momentum).add_(mean.to(running_mean.dtype), alpha=momentum)
+        running_var.mul_(1 - momentum).add_(unbiased.to(running_var.dtype), alpha=momentum)
 
 
 def _moments(rows: Tensor, world: World) -> tuple[int, Tensor, Tensor]:
-    """How many values a channel has in all processes, and their mean and variance, (C,) float64.
+    """Count, mean and variance of each channel over all processes, (C,) float64.
 
-    Each process takes them about its own mean, and these are joined: sums of squares would lose the digits of a
-    variance that is small beside the mean.
+    Each process computes its variance about its own mean before the results are combined: sums of squares would lose
+    the digits of a variance that is small beside the mean.
     """
     channels = rows.shape[1]
     own = torch.zeros(1, 1 + 2 * channels, dtype=torch.float64, device=rows.device)
     if rows.numel() > 0:
-        nothing = torch.zeros(channels, dtype=_wider(rows), device=rows.device)
+        nothing = torch.zeros(channels, dtype=_statistics_dtype(rows), device=rows.device)
         mean, variance = torch.batch_norm_update_stats(rows, nothing, nothing.clone(), 0.0)
         own[0, 0] = rows.numel() // channels
         own[0, 1 : 1 + channels], own[0, 1 + channels :] = mean, variance
@@ -102,8 +111,8 @@ def _moments(rows: Tensor, world: World) -> tuple[int, Tensor, Tensor]:
 class _Normalise(torch.autograd.Function):
     """y = w (x - mean) / sqrt(variance + eps) + b, where mean and variance depend on the x of all processes.
 
-    PyTorch's own kernels do the work on a batch norm whose statistics are given; what the gradient owes to the
-    dependence of mean and variance on x is added to theirs: with u the upstream gradient, n values of a channel in all
+    PyTorch's kernels compute batch norm with given statistics. The part of the gradient that flows through mean and
+    variance is added: with u the upstream gradient, n values of a channel in all
     processes and z = (x - mean) / sqrt(variance + eps), it is -w / sqrt(variance + eps) / n * (sum u + z sum u z).
     """
 
@@ -119,7 +128,7 @@ class _Normalise(torch.autograd.Function):
         eps: float,
         world: World,
     ) -> Tensor:
-        mean, variance = mean.to(_wider(rows)), variance.to(_wider(rows))
+        mean, variance = mean.to(_statistics_dtype(rows)), variance.to(_statistics_dtype(rows))
         ctx.save_for_backward(rows, weight, mean, variance)
         ctx.count, ctx.eps, ctx.world = count, eps, world
         if rows.numel() == 0:
@@ -144,25 +153,25 @@ class _Normalise(torch.autograd.Function):
             gradient = F.batch_norm(
                 rows, mean, variance, -scale * through_variance, -scale * through_mean, False, 0.0, ctx.eps
             )
-            gradient.addcmul_(upstream, _wide(scale, rows))
-        # the parameters' gradients stay this process's: those of all are averaged with the rest of the network's
+            gradient.addcmul_(upstream, _per_channel(scale, rows))
+        # gradients of weight and bias are this process's; DistributedDataParallel averages them
         of_weight = None if weight is None else own[1].to(weight.dtype)
         of_bias = None if weight is None else own[0].to(weight.dtype)
         return gradient, of_weight, of_bias, None, None, None, None, None
 
 
-def _wider(rows: Tensor) -> torch.dtype:
-    """What statistics of these rows are kept in."""
+def _statistics_dtype(rows: Tensor) -> torch.dtype:
+    """The dtype of statistics."""
     return torch.float64 if rows.dtype == torch.float64 else torch.float32
 
 
-def _wide(channels: Tensor, rows: Tensor) -> Tensor:
-    """(C,) as (1, C, 1, ...), to go with `rows`."""
+def _per_channel(channels: Tensor, rows: Tensor) -> Tensor:
+    """(C,) as (1, C, 1, ...), broadcastable to `rows`."""
     return channels.to(rows.dtype).view(1, -1, *[1] * (rows.dim() - 2))
 
 
-def _taking_over(layer: nn.Module, new: nn.Module) -> nn.Module:
-    """`new` with the settings, parameters and buffers of another batch norm."""
+def _with_state_of(layer: nn.Module, new: nn.Module) -> nn.Module:
+    """`new` with the settings, parameters and buffers of the batch norm `layer`."""
     for name in ("num_features", "eps", "momentum", "affine", "track_running_stats", "training"):
         setattr(new, name, getattr(layer, name))
     for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
@@ -170,7 +179,7 @@ def _taking_over(layer: nn.Module, new: nn.Module) -> nn.Module:
     return new
 
 
-def _replaced(network: nn.Module, kinds: tuple, make: Callable[[nn.Module], nn.Module]) -> nn.Module:
+def _replaced(network: nn.Module, kinds: tuple, make: Callable[[Any], nn.Module]) -> nn.Module:
     if isinstance(network, kinds):
         return make(network)
     for name, child in network.named_children():

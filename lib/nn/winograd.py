@@ -88,7 +88,8 @@ def count_winograd(network: nn.Module) -> int:
 def without_winograd(network: nn.Module) -> nn.Module:
     """The same network with plain convolutions; in place."""
     for layer in network.modules():
-        if type(layer) is WinogradConvolution:
+        kind = type(layer)
+        if kind is WinogradConvolution:
             layer.__class__ = nn.Conv2d
     return network
 

@@ -1,1 +1,1 @@
-"""Weights from elsewhere: reading files of several kinds, and taking over what fits."""
+"""Weights of any origin: reading the file, loading what fits the network, and filling the memory bank."""

@@ -1,4 +1,4 @@
-"""The memory bank that a run starts with where its rows are not random."""
+"""The first rows of the memory bank: random, from a file, or features of the training images."""
 
 from collections.abc import Sequence
 from typing import Optional
@@ -10,25 +10,27 @@ from torch.nn import functional as F
 from datasets.pipeline import Pipeline
 from lib.config import Options
 from lib.distributed.world import World
+from lib.evaluation.baselines import PixelRows
 from lib.evaluation.features import extract
 from lib.method.memory_bank import MemoryBank
 from lib.nn.embedder import Embedder
 from lib.pretrained.weights_file import WeightsFile
 
 SAMPLE = 256
-"""Training images that a bank of unknown origin is tried on."""
+"""Training images on which a bank of unknown origin is tested."""
 RECOGNISED = 0.75
-"""Share of pairs (own row, another's row) in which the own one must be nearer; 1/2 is what chance gives."""
-
+"""Share of pairs (its own row, another row) in which its own must be nearer to an image. Chance gives 1/2."""
 
 STATISTICS = 1_000
-"""Training images that an untrained network's batch norms take their statistics from."""
+"""Training images from which the batch norm of an untrained network gets its statistics."""
 
 
 @torch.no_grad()
 def fit_batch_norm(embedder: Embedder, images: Tensor) -> None:
-    """Give an untrained network the statistics of these images (n, 3, S, S) for evaluation: with those that it is built
-    with, 0 and 1, deep features are all alike."""
+    """Set the statistics of batch norm to those of images (n, 3, S, S).
+
+    With the initial ones, 0 and 1, the features of an untrained deep network are all alike.
+    """
     norms = [layer for layer in embedder.network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -38,18 +40,28 @@ def fit_batch_norm(embedder: Embedder, images: Tensor) -> None:
     embedder(images.to(embedder.device))
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum
-        norm.num_batches_tracked.zero_()
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.zero_()
 
 
 def start_bank(
-    bank: MemoryBank, options: Options, file: Optional[WeightsFile], embedder: Embedder, pipeline: Pipeline
+    bank: MemoryBank,
+    options: Options,
+    file: Optional[WeightsFile],
+    embedder: Embedder,
+    pipeline: Pipeline,
+    pixels: Optional[PixelRows] = None,
 ) -> Optional[str]:
-    """Fill the bank of a new run, where its rows do not stay random.
+    """Fill the memory bank of a new run. All processes must call it; each fills its own rows.
 
-    Of --pretrained the file's bank is taken if it is of these images. Else every row becomes the network's feature of
-    its training image, prepared as test images are: for a file that has no such bank, since random rows would pull a
-    trained network apart in its first steps; for --bank-init features; and for a run without round 0, which discovers
-    its first anchors in these rows. All processes must call it; each computes its own rows.
+    With --pretrained the rows are the file's bank if it belongs to these training images. They are the network's
+    features of the training images, prepared as test images, for --pretrained without such a bank (random rows would
+    spoil a trained network in its first steps), for --bank-init features, and without round 0, since the next round
+    discovers its anchors in them. Else they stay random.
+
+    Args:
+        pixels: copies the pixels of the training images from the pass that fills the rows, which saves the baselines
+            another pass; or None.
 
     Returns:
         a line for the log: what was done, and why; None if the rows stay random.
@@ -58,6 +70,7 @@ def start_bank(
     if file is not None:
         against = _reason_against(bank, file, embedder, pipeline)
         if against is None:
+            assert file.memory is not None  # otherwise `_reason_against` names a reason
             bank.load_whole(F.normalize(file.memory.float(), dim=1))
             return f"memory bank taken from the file ({len(bank):,} rows)"
         whose, reason = "network's", f": {against}"
@@ -65,15 +78,17 @@ def start_bank(
         return None
     else:
         sample = pipeline.sample(STATISTICS)
-        # batch norm over all processes adds up what each of them has; alone each needs all
+        # synchronised batch norm adds up the processes' parts; without it each process needs all images
         fit_batch_norm(embedder, sample[bank.shard.world.rows(len(sample))] if options.sync_bn else sample)
     rows = bank.shard.world.rows(len(bank))
-    bank.memory.copy_(extract(embedder, pipeline.train_batches_plain(), rows, bank.memory.shape[1]))
+    plain = pipeline.train_batches_plain()
+    batches = plain if pixels is None else pixels.copied(plain)
+    bank.memory.copy_(extract(embedder, batches, rows, bank.memory.shape[1]))
     return f"memory bank filled with the {whose} features of the training images{reason}"
 
 
 def _reason_against(bank: MemoryBank, file: WeightsFile, embedder: Embedder, pipeline: Pipeline) -> Optional[str]:
-    """Why the file's bank is not taken, or None."""
+    """Why the file's bank cannot be used, or None."""
     if file.memory is None:
         return "the file has none"
     expected = (len(bank), bank.memory.shape[1])
@@ -93,7 +108,10 @@ def _reason_against(bank: MemoryBank, file: WeightsFile, embedder: Embedder, pip
 
 @torch.inference_mode()
 def _recognition(embedder: Embedder, pipeline: Pipeline, memory: Tensor, world: World) -> float:
-    """How well some training images are nearer to their own row than to each other's, over all processes."""
+    """The share of pairs (own row, another row) of sampled training images in which the own row is nearer to the image.
+
+    Over all processes.
+    """
     frozen = embedder.eval_copy()
     features, indices = [], []
     batches = pipeline.train_batches_plain()

@@ -1,4 +1,4 @@
-"""Taking over the weights that fit a network, and naming those that do not."""
+"""Fitting weights to a network: load those that match, and name the rest."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from lib.errors import UserError
 from lib.pretrained.weights_file import WeightsFile
 
 LAST = "fc."
-"""The linear map to the feature. The rest of a network is of use without its weights, not the other way round."""
+"""The prefix of the last layer, the linear map to the feature. Only it may be missing."""
 
 _LISTED = 20
 _COUNTER = "num_batches_tracked"  # of batch norm; older PyTorch had none, and nothing here depends on it
@@ -18,13 +18,13 @@ _COUNTER = "num_batches_tracked"  # of batch norm; older PyTorch had none, and n
 
 @dataclass(frozen=True)
 class Fit:
-    """What became of a file of weights.
+    """How the weights of a file fit a network.
 
     Attributes:
-        taken: how many tensors the network took over.
-        misfits: what did not fit, one line each.
-        left: names of the network's tensors that are as they were.
-        foreign: names in the file that would belong into the network's stages, but that it does not have.
+        taken: the number of tensors that were loaded.
+        misfits: a line for each tensor that does not fit.
+        left: names of the network's tensors that were not loaded.
+        foreign: names in the file that begin like a stage of the network but are no tensors of it.
     """
 
     taken: int
@@ -34,39 +34,47 @@ class Fit:
 
     @property
     def last_is_random(self) -> bool:
-        """Whether any of the last layer was not taken over."""
+        """Whether the last layer, or a part of it, was not loaded and is random."""
         return any(name.startswith(LAST) for name in self.left)
 
     @property
     def whole(self) -> bool:
-        """Whether it is the same network and everything but, at most, the last layer was taken over."""
+        """Whether it is the same network and all of it was loaded, but for the last layer perhaps."""
         return not self.foreign and all(name.startswith(LAST) for name in self.left)
 
 
 def load_exactly(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Take over all the weights of a checkpoint.
+    """Load all the weights of a checkpoint.
 
     Raises:
-        UserError: they are those of another network.
+        UserError: the weights are of another network.
     """
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        own = network.state_dict()
-        left = tuple(name for name in own if name not in weights or not _fits(own[name], weights[name]))
-        misfits = _misfits(own, weights, left) or tuple(str(error).splitlines()[:1])
+    check_network(network, weights, source)
+    network.load_state_dict(weights)
+
+
+def check_network(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Check that the weights of a checkpoint are exactly those of a network.
+
+    Raises:
+        UserError: they are not.
+    """
+    own = network.state_dict()
+    left = tuple(name for name in own if name not in weights or not _fits(own[name], weights[name]))
+    misfits = _misfits(own, weights, left)
+    if misfits:
         raise UserError(
             f"checkpoint {source} holds another network than --network, --low-dim, --stem and --size describe: "
             + _listed(misfits)
-        ) from None
+        )
 
 
 @torch.no_grad()
 def fit(network: nn.Module, file: WeightsFile) -> Fit:
-    """Copy into `network` the weights whose name and shape are its own.
+    """Load the weights whose name and shape match the network's.
 
-    Besides torchvision's names for ResNets those of the authors' network are known: `shortcut` for `downsample`,
-    `linear` for `fc`. So is an AlexNet that consists of `features` and `classifier`, by the order of its layers.
+    Names may be torchvision's or those of the authors' ResNet (`shortcut` for `downsample`, `linear` for `fc`). An
+    AlexNet of `features` and `classifier` is matched by the order of its layers.
 
     Raises:
         UserError: nothing fits, or nothing but the last layer.
@@ -89,13 +97,13 @@ def fit(network: nn.Module, file: WeightsFile) -> Fit:
 
 
 def complete(found: Fit, file: WeightsFile, network: str) -> None:
-    """Refuse another network, or one of which more than the last layer is random, where nothing is learnt any more.
+    """Refuse a network of which more than the last layer is random, if it is not trained further.
 
     Args:
         network: its name.
 
     Raises:
-        UserError: it is such a network.
+        UserError: more than the last layer is random, or the weights are of another network.
     """
     if found.whole:
         return
@@ -106,7 +114,7 @@ def complete(found: Fit, file: WeightsFile, network: str) -> None:
 
 
 def report(found: Fit, file: WeightsFile, network: str) -> list[str]:
-    """Lines for the log: what the file is, what was taken, and everything that was not."""
+    """Lines for the log: what the file is, what was loaded, and what was not."""
     lines = [f"{file.name}: {file.kind}; {found.taken} of its {len(file.weights)} tensors taken into {network}"]
     lines += [f"does not fit: {misfit}" for misfit in found.misfits[:_LISTED]]
     if len(found.misfits) > _LISTED:
@@ -117,7 +125,7 @@ def report(found: Fit, file: WeightsFile, network: str) -> list[str]:
 
 
 def _alexnet_by_stage(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of an AlexNet that is a list of layers, `features.N` and `classifier.N`, under our names.
+    """The weights of an AlexNet that is a list of layers, `features.N` and `classifier.N`, under the names of models/.
 
     The k-th convolution and the batch norm after it become conv<k>.0 and conv<k>.1, the linear layers hidden.1,
     hidden.4 and fc. A batch norm after a linear layer, which ours has not, counts as a foreign part of hidden.

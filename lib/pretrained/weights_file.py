@@ -1,7 +1,7 @@
-"""What a file of weights holds, whoever wrote it. Nothing in it is ever executed."""
+"""Files of weights: a checkpoint of this project or of the authors' code, or a state dict. None can execute code."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -9,13 +9,13 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from datasets.transforms.normalisation import Statistics
 from lib.checkpoint import io as checkpoint
-from lib.checkpoint.schema import REQUIRED, check_layout
+from lib.checkpoint.io import REQUIRED, check_layout
+from lib.config.registry import Statistics
 from lib.errors import UserError
 
 DESCRIPTION = ("network", "low_dim", "stem", "size", "resize")
-"""Options that say what network it is and what images it wants."""
+"""Options that describe the network and its input."""
 
 NETWORK_STATE, NETWORK_JSON = "network.pt", "network.json"
 """Names of the files that --export writes."""
@@ -23,25 +23,26 @@ NETWORK_STATE, NETWORK_JSON = "network.pt", "network.json"
 _NETS = ("net", "state_dict", "model")  # where others put the state dict
 _PREFIXES = ("module.", "_orig_mod.")  # of nn.DataParallel and torch.compile
 _OF_OURS = frozenset(REQUIRED)
-_UNUSED = ("optimizer", "ANs_discovery")  # of a run that is not gone on with
+_UNUSED = ("optimizer", "ANs_discovery")  # of a run that is not resumed
 
 
 @dataclass(frozen=True, eq=False)
 class WeightsFile:
-    """A network's weights with what else is known about them.
+    """A network's weights and the metadata of their file.
 
     Attributes:
         name: of the file, for messages.
-        kind: what it is, in words.
-        weights: its state dict, names without what wrappers put into them.
+        kind: of the file, in words.
+        weights: the state dict, without the prefixes of wrappers such as DataParallel.
         memory: (N, D) memory bank, or None.
-        options: of `DESCRIPTION`, those the file tells; empty if it does not say.
-        statistics: what images are to be normalised with, or None if the file does not say.
+        options: those of `DESCRIPTION` that the file has.
+        statistics: channel means and stds for normalising images, or None.
         fingerprint: of the training images that the rows of the bank belong to, or None.
-        unused: what the file holds besides that is not taken, in words.
-        about: where it comes from, plain data: session, round, epoch, data set, if it says so.
-        contents: of some of those images, see `ImageSet.contents`; or None.
-        shrink: the option of that name, if the file tells: what images went through before anything else.
+        unused: what else the file holds, in words.
+        about: its origin: those of session, round, epoch and data set that the file has.
+        contents: of some of the training images, see `ImageSet.contents`; or None.
+        clusters: of the rows of the bank, as a checkpoint at the end of a round keeps them; or None.
+        shrink: the option of that name, if the file has it.
     """
 
     name: str
@@ -55,12 +56,13 @@ class WeightsFile:
     about: dict[str, Any] = field(default_factory=dict)
     shrink: Optional[int] = None
     contents: Optional[list[int]] = None
+    clusters: Optional[Mapping[str, Any]] = None
 
     def layer(self, with_statistics: bool) -> dict[str, Any]:
-        """What the file says as options: below config files and the command line, above the defaults.
+        """The options of the file, a layer between the defaults and the config files.
 
         Args:
-            with_statistics: whether to say what images are normalised with.
+            with_statistics: whether to add means and stds.
         """
         if not with_statistics or self.statistics is None:
             return dict(self.options)
@@ -71,8 +73,8 @@ class WeightsFile:
 def read(path: Path) -> WeightsFile:
     """Read a checkpoint of this project, one of the authors' released code, or a plain state dict.
 
-    The authors' has the network under `net`, the bank under `npc`, as `memory` in it or as `npc.memory`. A state dict
-    may also stand under `state_dict` or `model`. Of a network.pt that --export wrote, network.json is read too.
+    The authors' checkpoint has the network under `net` and the bank as `memory` under `npc`, or as `npc.memory`. A
+    state dict may also be under `state_dict` or `model`. For the network.pt of an export, network.json is read too.
 
     Raises:
         UserError: there is no such file, it cannot be read as data alone, or it holds no weights.
@@ -94,12 +96,11 @@ def read(path: Path) -> WeightsFile:
 
 
 def instead_of_checkpoint(path: Path, refusal: UserError) -> WeightsFile:
-    """What a file holds that `--resume` names and `checkpoint.load` refuses, if it is weights of another origin, such
-    as a checkpoint of the authors' code.
+    """Read a file that `--resume` names and `checkpoint.load` refuses: weights of another origin, such as a checkpoint
+    of the authors' code.
 
     Raises:
-        UserError: `refusal`, of a file that holds no weights or is a checkpoint of this project; or numbers among the
-            weights are not finite.
+        UserError: `refusal`, if the file is a checkpoint of ours or has no weights; or a weight is not finite.
     """
     try:
         content = checkpoint.read_foreign(path) if path.is_file() else None
@@ -115,7 +116,7 @@ def _is_ours(content: Mapping[str, Any]) -> bool:
 
 
 def _of_others(content: Mapping[str, Any], path: Path, option: str) -> WeightsFile:
-    """Of a checkpoint of the authors' code, or a state dict. `option` named the file."""
+    """The weights of a checkpoint of the authors' code, or of a state dict. `option` named the file."""
     net, place = _state_dict(content)
     if not net:
         keys = ", ".join(map(str, list(content)[:5])) or "nothing"
@@ -135,10 +136,10 @@ def _of_others(content: Mapping[str, Any], path: Path, option: str) -> WeightsFi
 
 
 def _checked(file: WeightsFile, option: str) -> WeightsFile:
-    """The same file, whose numbers can be computed with.
+    """The same file, if its tensors are dense and finite.
 
     Raises:
-        UserError: they cannot.
+        UserError: one is not.
     """
     bank = {} if file.memory is None else {"npc.memory": file.memory}
     for name, tensor in {**file.weights, **bank}.items():
@@ -150,7 +151,7 @@ def _checked(file: WeightsFile, option: str) -> WeightsFile:
 
 
 def of_checkpoint(saved: Mapping[str, Any], path: Path) -> WeightsFile:
-    """The same of a checkpoint of this project that `lib.checkpoint.io` has read."""
+    """The weights of a checkpoint of this project that `lib.checkpoint.io` has read."""
     options, data = saved["options"], saved.get("dataset", {})
     described = {name: options[name] for name in DESCRIPTION if name in options}
     statistics = (tuple(data["means"]), tuple(data["stds"])) if "means" in data else None
@@ -167,13 +168,14 @@ def of_checkpoint(saved: Mapping[str, Any], path: Path) -> WeightsFile:
         fingerprint=data.get("fingerprint"),
         unused=tuple(name for name in _UNUSED if name in saved),
         about=about,
-        shrink=options.get("shrink"),
+        shrink=None if data.get("contents") == [] else options.get("shrink"),  # images in memory are not shrunk
         contents=data.get("contents"),
+        clusters=saved.get("clusters"),
     )
 
 
 def description_of(file: Path) -> dict[str, Any]:
-    """What a network.json says.
+    """The content of a network.json.
 
     Raises:
         OSError, ValueError: it cannot be read, or is no JSON.
@@ -182,14 +184,14 @@ def description_of(file: Path) -> dict[str, Any]:
 
 
 def _described_beside(path: Path) -> tuple[dict[str, Any], Optional[Statistics], Optional[int]]:
-    """What network.json says of the network.pt beside it, as --export writes them; nothing for other files."""
+    """Options, statistics and shrinking from the network.json beside a network.pt; none for other files."""
     description = path.with_name(NETWORK_JSON)
     if path.name != NETWORK_STATE or not description.is_file():
         return {}, None, None
     try:
         told = description_of(description)
-        statistics = (tuple(map(float, told["means"])), tuple(map(float, told["stds"])))
-        shrink = None if told.get("shrink") is None else int(told["shrink"])  # earlier exports do not tell
+        statistics = (_of_channels(told["means"]), _of_channels(told["stds"]))
+        shrink = None if told["shrink"] is None else int(told["shrink"])
         return {name: told[name] for name in DESCRIPTION}, statistics, shrink
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
@@ -198,8 +200,14 @@ def _described_beside(path: Path) -> tuple[dict[str, Any], Optional[Statistics],
         ) from error
 
 
+def _of_channels(numbers: Iterable[Any]) -> tuple[float, float, float]:
+    """One number for each of the three channels; a ValueError for more or fewer."""
+    red, green, blue = map(float, numbers)
+    return red, green, blue
+
+
 def _state_dict(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
-    """The weights, and under which key they stand; an empty key if the file itself is the state dict."""
+    """The state dict and its key; an empty key if the file itself is the state dict."""
     for key in _NETS:
         if isinstance(content.get(key), Mapping):
             return _without_prefixes(content[key]), key
@@ -218,7 +226,7 @@ def _without_prefixes(net: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _bank(content: Mapping[str, Any]) -> tuple[Optional[Tensor], list[str]]:
-    """The memory bank, and the names of what else belongs to its classifier."""
+    """The memory bank, and the names of the other entries of `npc`."""
     npc = content.get("npc")
     flat = {f"npc.{name}": value for name, value in npc.items()} if isinstance(npc, Mapping) else {}
     flat.update({name: value for name, value in content.items() if str(name).startswith("npc.")})

@@ -1,6 +1,6 @@
-"""report.html: one file that shows what a session came to, written at the end of each round.
+"""report.html: one file with the results of a session, written at the end of each round.
 
-`Report` is the way in. What the page needs it reads from the session's files, so a run that was stopped and resumed
+`Report` is the entry point. It reads all that the page needs from the session's files, so a run that was resumed
 gets the same report as one that was not. Matplotlib and scikit-learn are loaded when the first page is made.
 """
 
@@ -30,16 +30,16 @@ class Report:
     def __init__(self, session: "SessionFolder", images: "ImageSet", fingerprint: str):
         self.session, self.images, self.fingerprint = session, images, fingerprint
         self._pictures: Optional[Pictures] = None  # keeps its thumbnails
-        self._kept: dict[Any, Any] = {}  # what was seen of earlier rounds, by file and time
+        self._kept: dict[Any, Any] = {}  # earlier rounds by file and time
 
     def write(self) -> float:
-        """Write the page as the session's files stand; returns the seconds it took.
+        """Write the page from the session's files; returns the seconds it took.
 
         Nothing of the run is touched: neither the network in training nor any random state.
 
         Raises:
             UserError: there is no checkpoint, it belongs to other images, or an image cannot be read.
-            OSError: the disk refused; an older report is untouched.
+            OSError: the file cannot be written; an older report is untouched.
         """
         from lib.report.page import assemble
         from lib.report.pictures import Pictures

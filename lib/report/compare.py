@@ -38,42 +38,42 @@ _STARTS = {
     "test_images": "test images",
     "skipped_images": "images left out",
 }
-"""What starts.jsonl says that may differ, beside the options."""
+"""Entries of starts.jsonl that are compared, beside the options."""
 
 
 class Contrast:
     """Sessions side by side.
 
     Args:
-        stories: at least two.
+        records: at least two.
 
     Attributes:
         labels: what they are called here: their names if these differ, else their paths as given.
         letters: A, B, C ...
     """
 
-    def __init__(self, stories: Sequence[SessionRecord]):
-        self.stories = list(stories)
-        names = [story.name for story in stories]
-        paths = [str(story.folder.path) for story in stories]
+    def __init__(self, records: Sequence[SessionRecord]):
+        self.records = list(records)
+        names = [record.name for record in records]
+        paths = [str(record.folder.path) for record in records]
         self.labels = names if len(set(names)) == len(names) else paths
-        self.letters = [_letter(place) for place in range(len(self.stories))]
+        self.letters = [_letter(place) for place in range(len(self.records))]
 
     def rows(self) -> Iterator[tuple[str, str, SessionRecord]]:
-        """Letter, label and story of each."""
-        return zip(self.letters, self.labels, self.stories)
+        """Letter, label and record of each."""
+        return zip(self.letters, self.labels, self.records)
 
     @property
     def notes(self) -> list[str]:
-        """What must be known to read the figures."""
+        """Notes that a reader of the figures needs."""
         notes = []
         for figures, options in (("accuracies", _MEASURE), ("losses", _LOSS)):
-            differing = [name for name in options if len({_shown(story, name) for story in self.stories}) > 1]
+            differing = [name for name in options if len({_shown(record, name) for record in self.records}) > 1]
             if differing:
                 verb = "differs" if len(differing) == 1 else "differ"
                 notes.append(f"{figures} are not measured alike: {', '.join(differing)} {verb}")
         counts, images, contents = (
-            {_started(story, key) for story in self.stories} - {None}
+            {_started(record, key) for record in self.records} - {None}
             for key in ("train_images", "fingerprint", "contents")
         )
         if len(counts) > 1:
@@ -82,7 +82,7 @@ class Contrast:
             notes.append("accuracies and losses are not measured alike: the training images differ")
         elif len(contents) > 1:
             notes.append("accuracies and losses are not measured alike: training images of the same names differ")
-        unfinished = [letter for letter, _, story in self.rows() if not story.finished]
+        unfinished = [letter for letter, _, record in self.rows() if not record.finished]
         if unfinished:
             notes.append(f"not finished: {', '.join(unfinished)}")
         return notes
@@ -96,16 +96,16 @@ class Contrast:
         }
 
     def differences(self) -> Table:
-        """A row for each option or circumstance in which not all agree."""
+        """A row for each option or entry of starts.jsonl that differs."""
         body = []
         names = [option.name for option in OPTIONS if option.kept]
-        names += sorted({name for story in self.stories for name in story.options} - set(names))
+        names += sorted({name for record in self.records for name in record.options} - set(names))
         for name in names:
-            values = [_shown(story, name) for story in self.stories]
+            values = [_shown(record, name) for record in self.records]
             if len(set(values)) > 1:
                 body.append([name, *values])
-        known = {words: [_started(story, key) for story in self.stories] for key, words in _STARTS.items()}
-        versions = [_started(story, "versions") or {} for story in self.stories]
+        known = {words: [_started(record, key) for record in self.records] for key, words in _STARTS.items()}
+        versions = [_started(record, "versions") or {} for record in self.records]
         known.update({name: [own.get(name) for own in versions] for name in sorted(set().union(*versions))})
         for words, values in known.items():
             if len(set(values) - {None}) > 1:  # a session of an older version says nothing and contradicts nobody
@@ -113,36 +113,36 @@ class Contrast:
         return ["", *self.letters], body
 
     def results(self) -> Table:
-        """The figures that each has come to, a row for each figure."""
+        """The results of each session, a row for each figure."""
         body = [
-            ["epochs completed", *(f"{len(story.epochs):,}" for story in self.stories)],
-            ["top-1, last", *(_percent(story.latest("knn_top1")) for story in self.stories)],
-            ["top-1, best epoch", *(_percent((_best(story) or {}).get("knn_top1")) for story in self.stories)],
-            ["its round and epoch", *(_where(_best(story)) for story in self.stories)],
-            ["top-1, recomputed", *(_percent((story.final or {}).get("top1")) for story in self.stories)],
-            ["top-5, recomputed", *(_percent((story.final or {}).get("top5")) for story in self.stories)],
-            ["consistent pairs, last", *(_percent(_last(story, "consistency")) for story in self.stories)],
-            ["anchors, last", *(_number(_last(story, "anchors")) for story in self.stories)],
-            ["loss, last", *(_number(_last(story, "loss")) for story in self.stories)],
-            ["entropy, last", *(_number(story.latest("entropy")) for story in self.stories)],
-            ["kept their neighbour, last", *(_percent(story.latest("neighbours_kept")) for story in self.stories)],
-            ["cosine with the nearest, last", *(_number(story.latest("neighbour_cosine")) for story in self.stories)],
-            ["clusters, last", *(_clusters(story) for story in self.stories)],
-            *self._findings(),
-            ["training time", *(_time(story) for story in self.stories)],
+            ["epochs completed", *(f"{len(record.epochs):,}" for record in self.records)],
+            ["top-1, last", *(_percent(record.latest("knn_top1")) for record in self.records)],
+            ["top-1, best epoch", *(_percent((_best(record) or {}).get("knn_top1")) for record in self.records)],
+            ["its round and epoch", *(_where(_best(record)) for record in self.records)],
+            ["top-1, recomputed", *(_percent((record.final or {}).get("top1")) for record in self.records)],
+            ["top-5, recomputed", *(_percent((record.final or {}).get("top5")) for record in self.records)],
+            ["consistent pairs, last", *(_percent(_last(record, "consistency")) for record in self.records)],
+            ["anchors, last", *(_number(_last(record, "anchors")) for record in self.records)],
+            ["loss, last", *(_number(_last(record, "loss")) for record in self.records)],
+            ["entropy, last", *(_number(record.latest("entropy")) for record in self.records)],
+            ["kept their neighbour, last", *(_percent(record.latest("neighbours_kept")) for record in self.records)],
+            ["cosine with the nearest, last", *(_number(record.latest("neighbour_cosine")) for record in self.records)],
+            ["clusters, last", *(_clusters(record) for record in self.records)],
+            *self._protocol_results(),
+            ["training time", *(_time(record) for record in self.records)],
         ]
         return ["", *self.letters], [row for row in body if set(row[1:]) != {"-"}]
 
-    def _findings(self) -> list[list[str]]:
-        """A row for each figure of the protocols that any session was judged by."""
-        found = [story.findings for story in self.stories]
+    def _protocol_results(self) -> list[list[str]]:
+        """A row for each figure of the protocols that evaluated any session."""
+        found = [record.results for record in self.records]
         return [
             [result_words(key), *(result_text(key, own[key]) if key in own else "-" for own in found)]
             for key in dict.fromkeys(key for own in found for key in own)
         ]
 
     def by_round(self) -> dict[str, Table]:
-        """A table for each figure that a round comes to."""
+        """A table for each result of a round."""
         figures = {
             "top-1 at the end of each round": lambda entry: _percent(entry.knn_last),
             "consistent pairs in each round": lambda entry: _percent(entry.consistency),
@@ -150,7 +150,7 @@ class Contrast:
             "share that kept their neighbour in each round": lambda entry: _percent(entry.last.get("neighbours_kept")),
             "mean entropy at the end of each round": lambda entry: _number(entry.last.get("entropy")),
         }
-        rounds = [{entry.number: entry for entry in story.rounds} for story in self.stories]
+        rounds = [{entry.number: entry for entry in record.rounds} for record in self.records]
         numbers = sorted(set().union(*rounds))
         tables = {}
         for title, figure in figures.items():
@@ -161,8 +161,8 @@ class Contrast:
 
     def curve(self, place: int, key: str) -> list[tuple[int, float]]:
         """(epochs completed since the run began, figure) of one session, where there is one."""
-        story = self.stories[place]
-        return [(story.run_epoch(epoch), epoch[key]) for epoch in story.epochs if epoch.get(key) is not None]
+        record = self.records[place]
+        return [(record.run_epoch(epoch), epoch[key]) for epoch in record.epochs if epoch.get(key) is not None]
 
 
 def _letter(place: int) -> str:
@@ -170,44 +170,44 @@ def _letter(place: int) -> str:
     return (_letter(place // 26 - 1) if place >= 26 else "") + chr(ord("A") + place % 26)
 
 
-def _shown(story: SessionRecord, name: str) -> str:
+def _shown(record: SessionRecord, name: str) -> str:
     known = {option.name for option in OPTIONS}
-    if name not in known and name not in story.options:
+    if name not in known and name not in record.options:
         return "-"
-    value = in_effect(name, story.value)
+    value = in_effect(name, record.value)
     return value_text(float(value) if isinstance(value, Fraction) else value)
 
 
-def _started(story: SessionRecord, key: str) -> Any:
-    """What the last start said; None for a session of an older version."""
-    return story.starts[-1].get(key) if story.starts else None
+def _started(record: SessionRecord, key: str) -> Any:
+    """The value in the last line of starts.jsonl; None for a session of an older version."""
+    return record.starts[-1].get(key) if record.starts else None
 
 
 def _text(value: Any) -> str:
     return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _last(story: SessionRecord, key: str) -> Any:
-    return story.epochs[-1][key] if story.epochs else None
+def _last(record: SessionRecord, key: str) -> Any:
+    return record.epochs[-1][key] if record.epochs else None
 
 
-def _best(story: SessionRecord) -> Optional[dict[str, Any]]:
+def _best(record: SessionRecord) -> Optional[dict[str, Any]]:
     """The line of the best epoch, the earliest among equals; None if none was evaluated."""
-    judged = [epoch for epoch in story.epochs if epoch["knn_top1"] is not None]
-    return max(judged, key=lambda epoch: epoch["knn_top1"]) if judged else None
+    evaluated = [epoch for epoch in record.epochs if epoch["knn_top1"] is not None]
+    return max(evaluated, key=lambda epoch: epoch["knn_top1"]) if evaluated else None
 
 
 def _where(epoch: Optional[dict[str, Any]]) -> str:
     return "-" if epoch is None else f"{epoch['round']}, {epoch['epoch']}"
 
 
-def _clusters(story: SessionRecord) -> str:
-    sizes = story.latest("clusters")
+def _clusters(record: SessionRecord) -> str:
+    sizes = record.latest("clusters")
     return _number(len(sizes)) if isinstance(sizes, list) else "-"
 
 
-def _time(story: SessionRecord) -> str:
-    return duration(sum(epoch["seconds"] for epoch in story.epochs)) if story.epochs else "-"
+def _time(record: SessionRecord) -> str:
+    return duration(sum(epoch["seconds"] for epoch in record.epochs)) if record.epochs else "-"
 
 
 def _percent(share: Optional[float]) -> str:
@@ -219,7 +219,7 @@ def _number(value: Any) -> str:
 
 
 def text_plot(curves: Sequence[Sequence[tuple[float, float]]], percent: bool) -> str:
-    """A plot of characters: the first curve in `A`, the next in `B`; `*` where several meet. Empty without points.
+    """A plot of characters: the first curve in `A`, the next in `B`; `*` where several overlap. Empty without points.
 
     Args:
         curves: their (x, y).
@@ -260,7 +260,7 @@ def compare(sessions: Sequence[str], page: Optional[str], folder: str) -> None:
         folder: the folder of sessions.
 
     Raises:
-        UserError: one of them is no session, or the page's place is taken or cannot be written.
+        UserError: one of them is no session, or the page's path is taken or cannot be written.
     """
     contrast = Contrast([SessionRecord.read(Path(session), "--compare") for session in sessions])
     path, instead = _place(contrast, page, folder)
@@ -268,7 +268,7 @@ def compare(sessions: Sequence[str], page: Optional[str], folder: str) -> None:
         raise UserError("--compare-html: a page needs the package jinja2; pip install jinja2")
     try:
         print(in_words(contrast))
-    finally:  # also where nobody reads the words
+    finally:  # also if standard output is closed
         if has("jinja2"):
             _write(contrast, path)
     if has("jinja2"):
@@ -296,8 +296,8 @@ def _place(contrast: Contrast, page: Optional[str], folder: str) -> tuple[Path, 
         UserError: another file is there.
     """
     if page is None:
-        names = "-".join(story.name for story in contrast.stories)
-        stem = f"compare-{names if len(names) <= 100 else f'{len(contrast.stories)}-sessions'}"
+        names = "-".join(record.name for record in contrast.records)
+        stem = f"compare-{names if len(names) <= 100 else f'{len(contrast.records)}-sessions'}"
         number, path = 1, Path(folder) / f"{stem}.html"
         while path.exists():
             number += 1
@@ -312,10 +312,10 @@ def _place(contrast: Contrast, page: Optional[str], folder: str) -> tuple[Path, 
 
 
 def in_words(contrast: Contrast) -> str:
-    """For the terminal."""
+    """The comparison as text for the terminal."""
     from prettytable import PrettyTable
 
-    parts = [f"{letter}  {label}: {story.progress}" for letter, label, story in contrast.rows()]
+    parts = [f"{letter}  {label}: {record.progress}" for letter, label, record in contrast.rows()]
     for note in contrast.notes:
         parts.append(f"note: {note}")
     for title, (head, body) in contrast.tables().items():
@@ -323,25 +323,26 @@ def in_words(contrast: Contrast) -> str:
         table.align = "r"
         table.max_width = WIDEST_CELL
         table.align[head[0]] = "l"
-        table.add_rows(body) if hasattr(table, "add_rows") else [table.add_row(row) for row in body]
+        for row in body:
+            table.add_row(row)
         parts += ["", title, table.get_string() if body else "none"]
-    judged = any(story.latest("knn_top1") is not None for story in contrast.stories)
-    first = ("top-1", "knn_top1", True) if judged else ("mean cosine with the nearest", "neighbour_cosine", False)
+    has_accuracy = any(record.latest("knn_top1") is not None for record in contrast.records)
+    first = ("top-1", "knn_top1", True) if has_accuracy else ("mean cosine with the nearest", "neighbour_cosine", False)
     for what, key, percent in (first, ("loss", "loss", False)):
-        plot = text_plot([contrast.curve(place, key) for place in range(len(contrast.stories))], percent)
+        plot = text_plot([contrast.curve(place, key) for place in range(len(contrast.records))], percent)
         if plot:
             parts += ["", f"{what} over the epochs", plot]
     return "\n".join(parts)
 
 
 def as_page(contrast: Contrast) -> str:
-    """The text of the page."""
+    """The comparison as HTML."""
     from lib.figures.charts import CSS_NAMES, dash, series
     from lib.report.template import render
 
     legend = [
-        {"letter": letter, "label": label, "story": story, "colour": CSS_NAMES[series(place)], "dashes": dash(place)}
-        for place, (letter, label, story) in enumerate(contrast.rows())
+        {"letter": letter, "label": label, "record": record, "colour": CSS_NAMES[series(place)], "dashes": dash(place)}
+        for place, (letter, label, record) in enumerate(contrast.rows())
     ]
     return render(
         "compare.html",
@@ -366,11 +367,11 @@ def _charts(contrast: Contrast) -> list[tuple[str, Any]]:
         ("cosine", "Mean cosine with the nearest", "neighbour_cosine", {}),
         ("rate", "Learning rate", "lr", {"logarithmic": True}),
     ):
-        points = [contrast.curve(place, key) for place in range(len(contrast.stories))]
+        points = [contrast.curve(place, key) for place in range(len(contrast.records))]
         charts.append((caption, _chart(name, caption, "epochs completed", contrast, points, **keywords)))
     points = [
-        [(entry.number, entry.consistency) for entry in story.rounds if entry.consistency is not None]
-        for story in contrast.stories
+        [(entry.number, entry.consistency) for entry in record.rounds if entry.consistency is not None]
+        for record in contrast.records
     ]
     charts.append(
         ("Consistent pairs", _chart("consistency", "Consistent pairs", "round", contrast, points, percent=True))
@@ -378,7 +379,7 @@ def _charts(contrast: Contrast) -> list[tuple[str, Any]]:
     return [(caption, chart) for caption, chart in charts if chart is not None]
 
 
-def _chart(name: str, caption: str, across: str, contrast: Contrast, points: list, **keywords: bool) -> Any:
+def _chart(name: str, caption: str, across: str, contrast: Contrast, points: list, **keywords: Any) -> Any:
     from lib.figures.charts import Curve, curves
 
     lines = [

@@ -15,7 +15,7 @@ COLUMNS = 25
 TILE = 40
 """Pixels of a thumbnail on the sheet, at most: 600 of them take about half a MB."""
 NEIGHBOURS = 30
-"""t-SNE's perplexity: about how many neighbours each image is to be placed by."""
+"""t-SNE's perplexity: about how many neighbours determine the position of each image."""
 FEWEST = 30
 """With fewer images the two directions of largest spread (PCA) are shown."""
 NO_LABEL = "no label"
@@ -36,7 +36,7 @@ class MapSection:
     Attributes:
         method: `t-SNE` or `PCA`.
         figure: the dots.
-        points: for the script: place (x, y) from the upper left, as shares of the figure, and a text for each dot.
+        points: for the script: position (x, y) from the upper left, as shares of the figure, and a text for each dot.
         sheet: data URI of the thumbnails in the order of the points.
         columns, rows: of the sheet.
         legend: of the colours.
@@ -104,9 +104,9 @@ def _colours(count: int) -> list[str]:
 
 
 def layout(features: np.ndarray) -> tuple[str, np.ndarray]:
-    """Places in the unit square.
+    """Positions of features in the unit square.
 
-    The same features give the same places: t-SNE begins at the PCA and computes on one thread.
+    The same features give the same positions: t-SNE begins at the PCA and computes on one thread.
 
     Args:
         features: (n, D) unit rows.
@@ -138,7 +138,7 @@ def _principal(centred: np.ndarray) -> np.ndarray:
 
 
 def _squared(places: np.ndarray) -> np.ndarray:
-    """Moved and scaled into the unit square, both axes alike."""
+    """The positions moved and scaled into the unit square, both axes alike."""
     middle = (places.max(axis=0) + places.min(axis=0)) / 2
     extent = max((places.max(axis=0) - places.min(axis=0)).max(), 1e-12)
     return 0.5 + 0.94 * (places - middle) / extent

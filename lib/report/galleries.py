@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.clustering.kmeans import spherical_kmeans
-from lib.clustering.number import choose_number
+from lib.clustering.clusters import Clusters
 from lib.method.discovery import similarity_entropy
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.report.pictures import Picture, Pictures, sample
@@ -24,12 +23,10 @@ ENDS = 12
 """Images shown as the most and as the least certain."""
 LOGITS = 2**28
 """In round 0, where the run measures no entropies, the report measures some: about so many similarities."""
-MOST_SHOWN, MOST_CLASSES = 12, 50
-"""Clusters on the page, and classes up to which there are as many clusters as these."""
+MOST_SHOWN = 12
+"""Clusters on the page, the largest."""
 ON_A_SHEET = 12
 """Images of a contact sheet."""
-RESTARTS = 2
-"""Runs of k-means, of which the better counts: enough for a look."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ class Certainty:
 
     @classmethod
     def measured(cls, found: Neighbourhoods, features: Tensor, temperature: float, seed: int) -> "Certainty":
-        """Those of the round; or, in a round without, those of a sample of the features."""
+        """The entropies of the round; in a round without any, those of a sample of the features."""
         if len(found.anchor_indexes) > 0:
             return cls(torch.arange(len(found.entropy)), found.entropy, True, True)
         count = max(256, LOGITS // len(features))
@@ -122,7 +119,7 @@ def _anchor(row: int, entropy: float, others: Sequence[int], pictures: Pictures)
 
 
 def _thirds(count: int) -> list[tuple[str, slice]]:
-    """Where the lowest, middle and highest of `count` ordered ones stand; none stands in two groups."""
+    """The slices of the lowest, middle and highest of `count` ordered items, without overlap."""
     size = min(GROUP, count // 3)
     if size == 0:
         return [("All", slice(0, count))]
@@ -146,11 +143,12 @@ def ends(certainty: Certainty, pictures: Pictures) -> tuple[list[Certain], list[
     """The most certain images, surest first, and the least certain, least sure first; no image is in both."""
     order = torch.sort(certainty.entropy, stable=True).indices
     size = min(ENDS, len(order) // 2)
-    most, least = order[:size], order[len(order) - size :].flip(0)
-    return tuple(
-        [Certain(pictures.picture(certainty.rows[place].item()), certainty.entropy[place].item()) for place in places]
-        for places in (most, least)
-    )
+
+    def shown(places: Tensor) -> list[Certain]:
+        found = zip(certainty.rows[places].tolist(), certainty.entropy[places].tolist())
+        return [Certain(pictures.picture(row), entropy) for row, entropy in found]
+
+    return shown(order[:size]), shown(order[len(order) - size :].flip(0))
 
 
 @dataclass(frozen=True)
@@ -180,7 +178,7 @@ class ContactSheets:
     Attributes:
         shown: the largest ones.
         count: how many there are.
-        why: how the number came about, in words.
+        why: how the number was chosen, in words.
         images: how many were clustered.
         assignments: (images,) int64, the cluster of each, from 0.
     """
@@ -192,30 +190,24 @@ class ContactSheets:
     assignments: np.ndarray
 
 
-def contact_sheets(rows: np.ndarray, features: Tensor, pictures: Pictures, seed: int) -> ContactSheets:
-    """Cluster the features of some images.
-
-    As many clusters as classes where the classes are known and not too many, otherwise as many as the features suggest.
+def contact_sheets(rows: np.ndarray, features: Tensor, pictures: Pictures, clusters: Clusters) -> ContactSheets:
+    """The images closest to the centre of each cluster.
 
     Args:
-        rows: (n,) which images, n at least 2.
+        rows: (n,) which images, n at least 1.
+        features: (N, D) unit rows of all training images.
+        clusters: of these.
     """
-    features = torch.nn.functional.normalize(features[torch.from_numpy(rows)], dim=1)
-    classes = len(pictures.classes)
-    if 2 <= classes <= min(MOST_CLASSES, len(rows)):
-        count, why = classes, "as many as there are classes"
-    else:
-        found = choose_number(features, seed)
-        count, why = found.clusters, f"the number suggested by the features themselves: {found.explanation}"
-    clustering = spherical_kmeans(features, count, seed, RESTARTS)
-    assignments = clustering.assignments.numpy()
-    cosines = (features * clustering.centres[clustering.assignments]).sum(dim=1).numpy()
+    features = features[torch.from_numpy(rows)]
+    numbers = clusters.assign(features)
+    cosines = (features * clusters.centres[numbers]).sum(dim=1).numpy()
+    assignments = numbers.numpy()
+    present = np.unique(assignments).tolist()
     shown = [
         _cluster(number, rows[assignments == number], cosines[assignments == number], pictures)
-        for number in range(min(count, MOST_SHOWN))
-        if (assignments == number).any()
+        for number in present[:MOST_SHOWN]
     ]
-    return ContactSheets(shown, int(clustering.sizes.gt(0).sum()), why, len(rows), assignments)
+    return ContactSheets(shown, len(present), clusters.explanation, len(rows), assignments)
 
 
 def _cluster(number: int, rows: np.ndarray, cosines: np.ndarray, pictures: Pictures) -> Cluster:

@@ -10,8 +10,11 @@ from typing import Any, Optional
 import numpy as np
 
 from datasets.image_set import ImageSet
+from lib.checkpoint.manager import newest_by_round
+from lib.clustering.clusters import AUTO, clusters_of
 from lib.config import value_text
 from lib.errors import UserError
+from lib.evaluation.baselines import shared_in, shared_words
 from lib.evaluation.features import FeatureSpace
 from lib.export.kept_features import KeptFeatures, rounded
 from lib.figures.charts import Curve, curves
@@ -20,6 +23,7 @@ from lib.report.galleries import Certainty, anchors_with_neighbours, contact_she
 from lib.report.pictures import Pictures, evenly, sample
 from lib.report.rounds import RoundView, checked, quality, view
 from lib.report.template import render
+from lib.search.exact import sample_rows
 from lib.seeding import derive
 from lib.session.folder import SessionFolder
 from lib.session.records import SessionRecord, result_text, result_words
@@ -27,27 +31,27 @@ from lib.session.records import SessionRecord, result_text, result_words
 WATCHED = 6
 """Images whose attention is followed over the rounds."""
 ROUNDS_WATCHED = 5
-"""Rounds in which it is: the first, the last, and some between them."""
-ON_THE_MAP, CLUSTERED = 600, 3000
-"""Images that the map and the clusters show, a random sample fixed by the seed."""
+"""Rounds in which the attention is shown: the first, the last, and some between them."""
+ON_THE_MAP = 600
+"""Images that the map shows, a random sample fixed by the seed."""
 EPOCH_ROWS = 1000
 """Lines of the table of epochs; of a longer run every second one is shown, or every third ..."""
 
 
 def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept: dict[Any, RoundView]) -> str:
-    """The page.
+    """The HTML of the page.
 
     Args:
         pictures: of the training images of the session.
         fingerprint: of these.
-        kept: what was seen of rounds before, by file and time of change; what is seen now is added.
+        kept: a cache of earlier rounds by file and time of change, which is updated.
 
     Raises:
         UserError: there is no checkpoint, it belongs to other images, or an image cannot be read.
     """
     images = pictures.images
-    story = SessionRecord.read(session.path, "session")
-    files = session.checkpoints_by_round()
+    record = SessionRecord.read(session.path, "session")
+    files = newest_by_round(session.path)
     if not files:
         raise UserError(f"session {session.path} has no checkpoint yet, and so nothing to report")
     newest = checked(files[max(files)], images, fingerprint)
@@ -55,35 +59,44 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
     watched = evenly(len(images), WATCHED)
     views = _views(files, newest, images, fingerprint, watched, kept)
     here = views[-1]
-    kept_features = _kept_features(story, files[max(files)], newest)
+    kept_features = _kept_features(record, files[max(files)], newest)
     features = memory if kept_features is None else kept_features.train
     certainty = Certainty.measured(here.found, features, newest["options"]["npc_temperature"], seed)
-    clustered = sample(len(images), CLUSTERED, seed)
-    sheets = contact_sheets(clustered, features, pictures, seed)
+    clusters = clusters_of(
+        newest.get("clusters") if kept_features is None else None,
+        features,
+        newest["options"].get("num_clusters", AUTO),
+        newest["options"].get("seed", 0),
+    )
+    clustered = sample_rows(len(images)).numpy()
+    sheets = contact_sheets(clustered, features, pictures, clusters)
     mapped = sample(len(clustered), ON_THE_MAP, seed)
     most, least = ends(certainty, pictures)
     looked = [views[place] for place in _spread(len(views), ROUNDS_WATCHED)]
+    shared = shared_in(record.epochs[-1]) if record.epochs else None
     return render(
         "report.html",
-        story=story,
-        rounds=story.rounds,
+        record=record,
+        rounds=record.rounds,
         made=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
-        start=story.starts[-1] if story.starts else None,
-        options=[(name, value_text(value)) for name, value in story.options.items()],
-        changed=[(name, value_text(now), value_text(usual)) for name, (now, usual) in story.changed.items()],
+        start=record.starts[-1] if record.starts else None,
+        options=[(name, value_text(value)) for name, value in record.options.items()],
+        changed=[(name, value_text(now), value_text(usual)) for name, (now, usual) in record.changed.items()],
         data=newest["dataset"],
         baselines=newest.get("baselines", {}),
+        beside_pixels=None if shared is None else shared_words(shared, len(images)),
         pictures=pictures,
-        charts=_charts(story, len(images)),
-        findings=[(result_words(key), result_text(key, value)) for key, value in story.findings.items()],
-        epochs=story.epochs[:: max(1, -(-len(story.epochs) // EPOCH_ROWS))],
-        quality=quality(story, views, pictures),
+        charts=_charts(record, len(images)),
+        results=[(result_words(key), result_text(key, value)) for key, value in record.results.items()],
+        epochs=record.epochs[:: max(1, -(-len(record.epochs) // EPOCH_ROWS))],
+        quality=quality(record, views, pictures),
         here=here,
         certainty=certainty,
         groups=anchors_with_neighbours(here.found, certainty, features, pictures),
         features=None if kept_features is None else str(kept_features.space),
         map=map_section(clustered[mapped], features, pictures, sheets.assignments[mapped]),
         sheets=sheets,
+        other_counts=_other_counts(record, sheets.count),
         most=most,
         least=least,
         watched=[pictures.picture(index) for index in watched],
@@ -92,18 +105,28 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
     )
 
 
-def _kept_features(story: SessionRecord, file: Path, saved: dict[str, Any]) -> Optional[KeptFeatures]:
+def _kept_features(record: SessionRecord, file: Path, saved: dict[str, Any]) -> Optional[KeptFeatures]:
     """The training features that the session's options ask for, if they are those of this checkpoint's network; None
     where the memory bank stands for them.
 
     Raises:
         UserError: as `KeptFeatures.read`.
     """
-    wanted = FeatureSpace(story.value("features"), story.value("whiten"))
+    wanted = FeatureSpace(record.value("features"), record.value("whiten"))
     kept = None if wanted.is_plain else KeptFeatures.of_checkpoint(file, saved)
     if kept is None or not kept.space.is_like(wanted):
         return None
     return replace(kept, train=rounded(kept.train))
+
+
+def _other_counts(record: SessionRecord, count: int) -> list[tuple[str, int]]:
+    """Other counts of the clusters that differ from `count`: their source in words, and the number."""
+    sizes = record.latest("clusters")
+    counts = [
+        ("the memory bank after the last finished round", len(sizes) if isinstance(sizes, list) else None),
+        ("the recomputed features of all training images (--protocol cluster)", record.results.get("cluster_count")),
+    ]
+    return [(words, int(number)) for words, number in counts if number is not None and number != count]
 
 
 def _views(
@@ -114,7 +137,7 @@ def _views(
     watched: Sequence[int],
     kept: dict[Any, RoundView],
 ) -> list[RoundView]:
-    """Of every round that left a checkpoint, in order."""
+    """The view of every round that has a checkpoint, in order."""
     views = []
     for number, path in files.items():
         status = path.stat()
@@ -127,17 +150,17 @@ def _views(
 
 
 def _spread(count: int, wanted: int) -> list[int]:
-    """The first, the last and some between of `count` places."""
+    """The first, the last and some between of `count` indices."""
     return sorted(set(np.linspace(0, count - 1, min(count, wanted)).round().astype(int).tolist()))
 
 
-def _charts(story: SessionRecord, images: int) -> list[tuple[str, Any, str]]:
+def _charts(record: SessionRecord, images: int) -> list[tuple[str, Any, str]]:
     """Caption, figure and explanation of each curve over the epochs of the run."""
-    x = [story.run_epoch(epoch) for epoch in story.epochs]
-    borders = [story.run_epoch(entry.last) for entry in story.rounds[:-1]]
+    x = [record.run_epoch(epoch) for epoch in record.epochs]
+    borders = [record.run_epoch(entry.last) for entry in record.rounds[:-1]]
 
     def chart(name: str, caption: str, key: str, up: str, note: str, **keywords: bool) -> Optional[tuple]:
-        line = Curve(up, x, [epoch.get(key) for epoch in story.epochs])
+        line = Curve(up, x, [epoch.get(key) for epoch in record.epochs])
         if not line.points:
             return None
         first, last = line.points[0][1], line.points[-1][1]
@@ -151,7 +174,8 @@ def _charts(story: SessionRecord, images: int) -> list[tuple[str, Any, str]]:
             f"Chance is log N = {math.log(images):.2f} in round 0. Each round has a loss of its own.",
         ),
         chart(
-            "accuracy", f"{story.judge} accuracy", "knn_top1", "top-1", "By the rows of the memory bank.", percent=True,
+            "accuracy", f"{record.evaluated_by} accuracy", "knn_top1", "top-1", "By the rows of the memory bank.",
+            percent=True,
         ),
         chart("rate", "Learning rate", "lr", "learning rate", "It starts anew in every round.", logarithmic=True),
     )  # fmt: skip

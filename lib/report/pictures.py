@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from datasets.image_set import UNLABELLED, ImageSet
+from lib.errors import given
 
 SIDE = 64
 """Pixels of a thumbnail; smaller images stay as they are and the page enlarges them."""
@@ -67,9 +68,9 @@ class Pictures:
 
     def label_number(self, index: int) -> Optional[int]:
         """The class of an image, an index into `classes`; None where it has no label."""
-        if not self.labelled or self.images.labels[index] == UNLABELLED:
+        if not self.labelled or given(self.labels)[index] == UNLABELLED:
             return None
-        return int(self.images.labels[index])
+        return int(given(self.labels)[index])
 
     def label(self, index: int) -> Optional[str]:
         number = self.label_number(index)
@@ -98,7 +99,7 @@ class Pictures:
         if index not in self._thumbnails:
             image = self.images.read(index)
             side = min(SIDE, *image.size)
-            self._thumbnails[index] = ImageOps.fit(image, (side, side), Image.BILINEAR)
+            self._thumbnails[index] = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
         return self._thumbnails[index]
 
     def sheet(self, indices: Sequence[int], columns: int, tile: int) -> str:
@@ -108,7 +109,7 @@ class Pictures:
         for place, index in enumerate(indices):
             image = self.thumbnail(index)
             if image.size != (tile, tile):
-                image = image.resize((tile, tile), Image.BILINEAR)
+                image = image.resize((tile, tile), Image.Resampling.BILINEAR)
             sheet.paste(image, (place % columns * tile, place // columns * tile))
         return uri_of(sheet, lossless=tile <= TINY)
 

@@ -1,4 +1,4 @@
-"""What the report keeps of a round: a few figures and pictures from its checkpoint, small whatever N is."""
+"""The rounds in the report: figures and pictures from the checkpoint of each, and neighbour quality by round."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ import models
 from datasets.image_set import ImageSet
 from datasets.transforms.pil import test_transform
 from lib.checkpoint import io as checkpoint
-from lib.errors import UserError
+from lib.errors import UserError, given
 from lib.figures.attention import attention, overlaid
 from lib.figures.charts import Curve, bars, curves
 from lib.method.neighbourhoods import Neighbourhoods
@@ -48,14 +48,14 @@ class RoundView:
 
 
 def view(saved: dict[str, Any], images: ImageSet, watched: Sequence[int]) -> RoundView:
-    """From a checkpoint.
+    """The view of the round of a checkpoint.
 
     Args:
         images: the training images.
-        watched: the rows of those to see the network look at.
+        watched: the rows whose attention is drawn.
     """
     memory = saved["npc"]["memory"].float()
-    found = Neighbourhoods.from_state_dict(saved["ANs_discovery"], memory.device)
+    found = Neighbourhoods(**saved["ANs_discovery"])
     stage, looks = _looks(saved, memory, images, watched)
     return RoundView(saved["round"], found, _closeness(memory, found), looks, stage)
 
@@ -107,7 +107,7 @@ def _looks(
     """The stage, and a picture for each watched image: what makes it similar to its nearest other row of the bank."""
     options, data = saved["options"], saved["dataset"]
     size = options["size"]
-    with torch.random.fork_rng(devices=[]):  # a network is born random; the run must not notice
+    with torch.random.fork_rng(devices=[]):  # building a network draws random numbers, which must not change the run
         network = models.build(options["network"], options["low_dim"], options["stem"], size)
     network.load_state_dict(saved["net"])
     steps = test_transform(size, options["resize"] or size, data["means"], data["stds"]).transforms
@@ -150,8 +150,8 @@ class Quality:
     Attributes:
         rounds: in order.
         of_all: `kept` and `cosine` are of all images, as metrics.jsonl has them; otherwise of the anchors.
-        labels: whether pairs are judged by labels.
-        unjudged: whether there are pairs that could not be, for want of a label.
+        labels: whether pairs are compared by labels.
+        without_labels: whether there are pairs without both labels.
         bars: consistent and inconsistent pairs, or None.
         charts: caption and figure of what needs no labels.
     """
@@ -159,65 +159,73 @@ class Quality:
     rounds: list[RoundQuality]
     of_all: bool
     labels: bool
-    unjudged: bool
+    without_labels: bool
     bars: Optional[Markup]
     charts: list[tuple[str, Markup]]
 
 
-def quality(story: SessionRecord, views: Sequence[RoundView], pictures: Pictures) -> Quality:
-    """From metrics.jsonl, and from what the checkpoints of the rounds hold beside."""
-    of_all = any(entry.latest("neighbour_cosine") is not None for entry in story.rounds)
+def quality(record: SessionRecord, views: Sequence[RoundView], pictures: Pictures) -> Quality:
+    """Compute it from metrics.jsonl and the checkpoints of the rounds."""
+    of_all = any(entry.latest("neighbour_cosine") is not None for entry in record.rounds)
     by_number = {each.number: each for each in views}
     rounds = []
-    for entry in story.rounds:
+    for entry in record.rounds:
         now, before = by_number.get(entry.number), by_number.get(entry.number - 1)
         if of_all:
             kept, cosine = entry.latest("neighbours_kept"), entry.latest("neighbour_cosine")
         else:
             kept = None if now is None or before is None else stability(before.found, now.found)
             cosine = None if now is None else now.closeness
-        equal = _judged(entry, now, pictures)
+        equal = _pairs_of_round(entry, now, pictures)
         rounds.append(RoundQuality(entry.number, entry.pairs, *equal, kept, cosine, entry.latest("entropy")))
-    judged = [each for each in rounds if each.consistent is not None]
-    unjudged = any(each.consistent + each.inconsistent < each.pairs for each in judged)
-    return Quality(rounds, of_all, bool(judged), unjudged, _bars(judged), _charts(rounds))
+    counted = [
+        (each, each.consistent, each.inconsistent)
+        for each in rounds
+        if each.consistent is not None and each.inconsistent is not None
+    ]
+    without_labels = any(same + other < each.pairs for each, same, other in counted)
+    return Quality(rounds, of_all, bool(counted), without_labels, _bars(counted), _charts(rounds))
 
 
 def pairs_by_label(found: Neighbourhoods, pictures: Pictures) -> tuple[int, int]:
     """How many pairs have equal labels and how many different ones; pairs without both labels are in neither."""
-    labels = pictures.labels
+    labels = given(pictures.labels)
     own, others = labels[found.anchor_indexes.numpy()][:, None], labels[found.neighbours.numpy()]
     known = (own >= 0) & (others >= 0)
     return int(((own == others) & known).sum()), int(((own != others) & known).sum())
 
 
-def _judged(entry: RoundRecord, now: Optional[RoundView], pictures: Pictures) -> tuple[Optional[int], Optional[int]]:
+def _pairs_of_round(
+    entry: RoundRecord, now: Optional[RoundView], pictures: Pictures
+) -> tuple[Optional[int], Optional[int]]:
     if entry.consistency is None:
         return None, None
     if now is not None and pictures.labelled:
         return pairs_by_label(now.found, pictures)
-    if pictures.labelled and (pictures.labels < 0).any():  # how many pairs the share is of, the checkpoint knew
+    # the share is of the pairs with two labels, whose number only the checkpoint has
+    if pictures.labelled and (given(pictures.labels) < 0).any():
         return None, None
-    return entry.consistent, entry.pairs - entry.consistent
+    consistent = given(entry.consistent)  # as its share is
+    return consistent, entry.pairs - consistent
 
 
-def _bars(judged: Sequence[RoundQuality]) -> Optional[Markup]:
-    if not judged:
+def _bars(counted: Sequence[tuple[RoundQuality, int, int]]) -> Optional[Markup]:
+    if not counted:
         return None
-    words = "; ".join(f"round {each.number}: {each.consistent} and {each.inconsistent}" for each in judged)
+    words = "; ".join(f"round {each.number}: {same} and {other}" for each, same, other in counted)
     return bars(
         "pairs-by-round",
         f"Consistent and inconsistent pairs by round. {words}",
         "round",
         "pairs",
-        [str(each.number) for each in judged],
-        [each.consistent for each in judged],
-        [each.inconsistent for each in judged],
+        [str(each.number) for each, _, _ in counted],
+        [same for _, same, _ in counted],
+        [other for _, _, other in counted],
     )
 
 
 def _charts(rounds: Sequence[RoundQuality]) -> list[tuple[str, Markup]]:
-    """Those with two points at least: one is said by the table."""
+    """The charts that have at least two points; the table shows a single one."""
     charts = []
     for key, caption, up in (
         ("kept", "Neighbours kept from the round before", "share kept"),
@@ -227,5 +235,5 @@ def _charts(rounds: Sequence[RoundQuality]) -> list[tuple[str, Markup]]:
         line = Curve(caption, [each.number for each in rounds], [getattr(each, key) for each in rounds])
         if len(line.points) > 1:
             described = f"{caption}. " + ", ".join(f"round {x}: {y:.3f}" for x, y in line.points)
-            charts.append((caption, curves(key, described, "round", up, [line], percent=key == "kept")))
+            charts.append((caption, given(curves(key, described, "round", up, [line], percent=key == "kept"))))
     return charts

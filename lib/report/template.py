@@ -1,4 +1,4 @@
-"""Filling a template, and putting the page where it belongs, whole or not at all."""
+"""Renders a template and writes the page, whole or not at all."""
 
 import base64
 import functools
@@ -38,7 +38,7 @@ def write(text: str, path: Path) -> None:
     """Write beside `path`, then move into place. Names that are not valid text show a replacement character.
 
     Raises:
-        OSError: the disk refused; what was at `path` before is untouched.
+        OSError: writing fails; what was at `path` before is untouched.
     """
     replace_file(path, lambda file: file.write(text.encode("utf-8", "replace")), flush=False)
 
@@ -68,7 +68,7 @@ def duration(seconds: float) -> str:
 
 
 def _part(name: str) -> Markup:
-    """A file of ours that goes into the page as it is."""
+    """A file of this package that goes into the page unescaped."""
     return Markup((TEMPLATES / name).read_text(encoding="utf-8").strip())
 
 

@@ -1,5 +1,4 @@
-"""Files that replace others: written beside their place, flushed, then renamed, so that a reader finds the old file or
-the new one, and never a part."""
+"""Atomic replacement of files: a reader finds the old file or the new one, never a part of it."""
 
 import contextlib
 import os
@@ -12,19 +11,16 @@ from typing import BinaryIO, Callable
 
 from lib.errors import RunError
 
-TEMPORARY = "*.tmp"
-"""Names of files that a killed process may leave beside those that it wrote."""
 
-
-def replace_file(path: Path, write: Callable[[BinaryIO], None], flush: bool = True) -> None:
-    """Write a file and put it in the place of `path`.
+def replace_file(path: Path, write: Callable[[BinaryIO], object], flush: bool = True) -> None:
+    """Write a file beside `path`, flush it to the disk, and rename it to `path`.
 
     Args:
         write: writes the content into the file that it is given.
-        flush: whether the file is flushed to the disk before it gets its name, so that it outlives a power cut.
+        flush: False for a file that may be lost in a power cut, such as a cache; it saves the wait for the disk.
 
     Raises:
-        OSError: the disk refused; what was at `path` is as it was.
+        OSError: writing fails; what was at `path` is unchanged.
     """
     temporary = write_beside(path, write, flush)
     try:
@@ -34,14 +30,14 @@ def replace_file(path: Path, write: Callable[[BinaryIO], None], flush: bool = Tr
         raise
 
 
-def write_beside(path: Path, write: Callable[[BinaryIO], None], flush: bool = True) -> Path:
+def write_beside(path: Path, write: Callable[[BinaryIO], object], flush: bool = True) -> Path:
     """The first half of `replace_file`.
 
     Returns:
         the file written; nothing else has changed.
 
     Raises:
-        OSError: the disk refused, and no file is left.
+        OSError: writing fails, and no file is left.
     """
     temporary = _beside(path)
     try:
@@ -60,7 +56,7 @@ def put_in_place(temporary: Path, path: Path, flush: bool = True) -> None:
     """The second half of `replace_file`: rename the file, and flush the name.
 
     Raises:
-        OSError: the disk refused.
+        OSError: writing fails.
     """
     os.replace(temporary, path)
     if flush:
@@ -76,7 +72,7 @@ def link(path: Path, other: Path) -> None:
     """Make `other` a second name of a file, or a copy of it where the file system has no links.
 
     Raises:
-        OSError: the disk refused; what was at `other` is as it was.
+        OSError: writing fails; what was at `other` is unchanged.
     """
     temporary = _beside(other)
     try:
@@ -93,7 +89,7 @@ def replace_text(path: Path, text: str) -> None:
     """`replace_file` with a text, in UTF-8. Bytes of file names that are no UTF-8 are written as they are.
 
     Raises:
-        RunError: the disk refused; what was at `path` is as it was.
+        RunError: writing fails; what was at `path` is unchanged.
     """
     with writing(path):
         replace_file(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
@@ -103,7 +99,7 @@ def append_line(path: Path, line: str) -> None:
     """Add a line and flush it to the disk.
 
     Raises:
-        RunError: the disk refused.
+        RunError: writing fails.
     """
     with writing(path), open(path, "a", encoding="utf-8") as file:
         file.write(line + "\n")
@@ -113,10 +109,10 @@ def append_line(path: Path, line: str) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns errors of the disk in the block, which writes `path`, into one that names the file.
+    """Context manager around the writing of `path` that converts an OSError into a RunError that names the file.
 
     Raises:
-        RunError: the disk refused.
+        RunError: writing fails.
     """
     try:
         yield
@@ -137,8 +133,17 @@ def not_written(what: str, path: Path, error: Exception, unchanged: str) -> RunE
     return RunError(f"{what} could not be written: {reason}; {unchanged}")
 
 
+def free_name(path: Path) -> Path:
+    """The path, with a number if it is taken."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return free
+
+
 def _beside(path: Path) -> Path:
-    """A temporary name. It holds the machine's: on a shared disk two machines may have equal process ids."""
+    """A temporary name, with the host's name in it: on a shared disk two machines may have equal process ids."""
     return path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.tmp")
 
 

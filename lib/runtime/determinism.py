@@ -1,4 +1,4 @@
-"""`--deterministic`: the same bits in every run on the same GPU. On a CPU runs are that in any case."""
+"""`--deterministic`: equal runs on the same GPU, bit for bit. Runs on a CPU are equal anyway."""
 
 import os
 
@@ -7,25 +7,26 @@ from torch import Tensor, nn
 
 
 def choose_algorithms(deterministic: bool) -> None:
-    """Let PyTorch use algorithms that give the same bits every time, or those that are fastest.
+    """Make PyTorch use deterministic algorithms, or the fastest ones.
 
-    To be called before anything is computed on a GPU: cuBLAS reads its setting once. What has no deterministic
-    algorithm ends in an error from then on, it does not pass unnoticed.
+    Call it before the first computation on a GPU: cuBLAS reads its setting once. An operation without a deterministic
+    algorithm then raises an error.
     """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.deterministic = deterministic
-    # batches of one size: the search for the fastest algorithm pays, but may find another one the next time
+    # batches have one size, so the search for the fastest algorithm pays; its choice may vary between runs
     torch.backends.cudnn.benchmark = not deterministic
 
 
 def without_adaptive_pooling(network: nn.Module, size: int) -> nn.Module:
-    """The network with its adaptive average pooling as two matrix products: on CUDA its gradient has no
-    deterministic algorithm. Pooling to a single pixel is a mean and stays. Changed in place.
+    """Replace adaptive average pooling by two matrix products, in place: its CUDA gradient is not deterministic.
+
+    Pooling to a single pixel is a mean and stays.
 
     Args:
-        size: S of the images (B, 3, S, S) that it is for.
+        size: S of the images (B, 3, S, S).
     """
     found: dict[nn.Module, tuple[int, int]] = {}
     hooks = [
@@ -49,7 +50,10 @@ def without_adaptive_pooling(network: nn.Module, size: int) -> nn.Module:
 
 
 class _Pooling(nn.Module):
-    """(B, C, H, W) -> (B, C, h, w) for one H and W, as nn.AdaptiveAvgPool2d."""
+    """nn.AdaptiveAvgPool2d for inputs of one size: (B, C, H, W) -> (B, C, h, w)."""
+
+    rows: Tensor
+    columns: Tensor
 
     def __init__(self, source: tuple[int, int], target: object):
         super().__init__()
@@ -62,7 +66,7 @@ class _Pooling(nn.Module):
 
 
 def _windows(source: int, target: int) -> Tensor:
-    """(target, source): row i is the mean of pixels floor(i source / target) to ceil((i + 1) source / target)."""
+    """(target, source): row i averages pixels floor(i source / target) to ceil((i + 1) source / target)."""
     weights = torch.zeros(target, source)
     for row in range(target):
         start, stop = row * source // target, -(-(row + 1) * source // target)

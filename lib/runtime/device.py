@@ -14,10 +14,10 @@ def choose_device(gpus: str, local_rank: int = 0, local_size: int = 1) -> torch.
 
     Args:
         gpus: the option.
-        local_rank, local_size: which of how many processes on this machine this is; each drives one device.
+        local_rank, local_size: of this process on its machine; each process uses one device.
 
     Raises:
-        UserError: there is no such device here, or not one for each process.
+        UserError: there is no such device, or not one for each process.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus == "cpu" or (gpus == "auto" and count == 0):
@@ -44,7 +44,7 @@ def _present(count: int) -> list[str]:
 
 
 def describe_device(device: torch.device) -> str:
-    """One line for the log: the device's name and, on a CPU, its threads."""
+    """The device for the log: its name or, for a CPU, the number of threads."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)} ({device})"
     threads = torch.get_num_threads()
@@ -52,9 +52,9 @@ def describe_device(device: torch.device) -> str:
 
 
 def choose_precision(precision: str, device: torch.device) -> Optional[torch.dtype]:
-    """The dtype of autocast for `--precision`, or None for plain float32.
+    """The dtype of autocast for `--precision`, or None for float32. Outside the network everything is float32.
 
-    `auto` takes bfloat16 where the hardware multiplies in it: CUDA from Ampere on, and CPUs with AVX512-BF16 or AMX.
+    `auto` chooses bfloat16 on hardware that multiplies in it: CUDA from Ampere on, CPUs with AVX512-BF16 or AMX.
     """
     if precision == "bf16" or (precision == "auto" and has_bf16(device)):
         return torch.bfloat16
@@ -65,7 +65,7 @@ def has_bf16(device: torch.device) -> bool:
     """Whether bfloat16 is faster than float32 on this device."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
-    if TORCH_RELEASE < (2, 0):  # before, few CPU kernels knew bfloat16
+    if TORCH_RELEASE < (2, 0):  # older releases have few CPU kernels for bfloat16
         return False
     return bool({"avx512_bf16", "amx_bf16"} & _cpu_flags())
 
@@ -76,17 +76,17 @@ def _cpu_flags() -> set[str]:
             if line.startswith("flags"):
                 return set(line.split(":")[1].split())
     except OSError:
-        pass  # not Linux: nothing is known, so float32
+        pass  # not Linux: float32
     return set()
 
 
 def describe_precision(dtype: Optional[torch.dtype]) -> str:
-    """For the log and starts.jsonl."""
+    """The precision for the log and starts.jsonl."""
     return "float32" if dtype is None else "bfloat16 in the network, float32 elsewhere"
 
 
 def precision_note(precision: str, dtype: Optional[torch.dtype]) -> Optional[str]:
-    """What the log adds where `--precision auto` has chosen otherwise than the authors' code computed."""
+    """The log's note where `--precision auto` chose another precision than the authors' float32, or None."""
     if precision != "auto" or dtype is None:
         return None
     return "the paper's numbers were made in float32: --precision fp32 computes in it"

@@ -1,4 +1,4 @@
-"""Main memory: how much there is, how the process holds on to it, and errors of running out of it."""
+"""Main memory: its size, the allocator's settings, and out-of-memory errors."""
 
 import ctypes
 import os
@@ -15,8 +15,8 @@ def physical_memory() -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, or PyTorch on a CPU or a GPU, could not get the memory it asked for."""
-    # PyTorch before 1.13 has no class of its own for it, and none has one for main memory
+    """Whether an error reports that Python, or PyTorch on a CPU or a GPU, ran out of memory."""
+    # PyTorch 1.13 added a class for GPUs; there is none for main memory
     words = str(error)
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(part in words for part in ("out of memory", "DefaultCPUAllocator"))
@@ -24,13 +24,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc's malloc to hold on to what is freed instead of returning it to the system.
+    """Make glibc's malloc keep freed memory, which the next training step needs again.
 
-    By default it maps every large block afresh, and each step pays for the page faults. A program may ask for
-    this, a library must not: only the command line's path calls it.
+    By default malloc maps every large block anew, and each step pays for the page faults. The setting concerns the
+    whole process, so main.py makes it and `and_discovery` does not.
 
     Returns:
-        whether the C library took it.
+        whether the C library accepted it.
     """
     if not sys.platform.startswith("linux"):
         return False

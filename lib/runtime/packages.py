@@ -1,4 +1,4 @@
-"""Which Python packages are installed, found out without loading them."""
+"""Installed Python packages, looked up without importing them."""
 
 import importlib.util
 import re
@@ -7,26 +7,27 @@ from lib.errors import UserError
 
 
 def has(name: str) -> bool:
-    """Whether a package can be imported."""
+    """Whether a package is installed."""
     return importlib.util.find_spec(name) is not None
 
 
 def check_packages() -> None:
-    """Whether the installed PyTorch works with the NumPy and the setuptools beside it. To be called before PyTorch is
-    loaded: before 2.3 it warns at length when it meets NumPy 2 and fails where it first exchanges an array, and before
-    1.13 it needs a part of setuptools that version 70 dropped.
+    """Check that the installed PyTorch works with the installed NumPy and setuptools, before PyTorch is imported.
+
+    Before 2.3 PyTorch warns at length about NumPy 2 and fails at the first array that they exchange; before 1.13 it
+    needs a part of setuptools that version 70 dropped.
 
     Raises:
-        UserError: it does not.
+        UserError: the versions do not fit.
     """
-    from importlib import metadata  # `--help` need not wait for it
+    from importlib import metadata  # slow; `--help` does not need it
 
     found = {}
     for name in ("torch", "numpy", "setuptools"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "0"  # where it is needed its import says so
+            found[name] = "0"  # the import that needs it reports it
     torch, too_new = _release(found["torch"]), []
     if torch < (2, 3) and _release(found["numpy"]) >= (2,):
         too_new.append(("NumPy", found["numpy"], '"numpy<2"'))

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a wish to stop that the run grants at its next step; said twice, it stops at once."""
+"""Ctrl-C and SIGTERM: the first requests a stop after the present step, the second ends the process at once."""
 
 import contextlib
 import os
@@ -10,26 +10,29 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Optional
 
-_WANTED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-PATIENCE = 10.0
-"""Seconds for which a run that was asked to stop waits for a batch of images."""
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+BATCH_TIMEOUT = 10.0
+"""Seconds that a run with a requested stop waits for a batch of images."""
 
-_SAME = 3.0  # seconds in which a launcher passes on what the terminal has sent to all
+_FORWARDED = 3.0  # seconds within which a launcher forwards the signal that the terminal has sent to all
 
 
 class StopSignals:
-    """While it is entered, the first of these signals is remembered in `wanted` and does nothing else.
+    """A context in which the first SIGINT, SIGTERM or SIGHUP only sets `requested`.
 
-    The next one ends the process as if nobody listened, as soon as Python comes back from the operation of PyTorch's
-    that runs; two signals of one kind during one operation are one. A signal that was ignored before, as nohup arranges
-    it, stays ignored. Outside the main thread, where Python allows no handlers, everything stays as it was.
+    A second one ends the process by the signal's default action, once PyTorch's running operation has returned to
+    Python; equal signals during one operation count once. A signal ignored before, as under nohup, stays ignored.
+    Outside the main thread, where Python allows no handlers, the context does nothing.
 
     Args:
-        launched: whether a launcher passes signals on. From a terminal this process then gets one twice: what follows
+        launched: whether a launcher forwards signals. A process then gets the terminal's signal twice; a second one
             within three seconds does not count.
-        quiet: say nothing on standard error; another process of the run does.
-        waiting_since: tells since when, by time.monotonic(), a batch is waited for, or None.
-        unheard: the error that ends a run whose batch does not come.
+        quiet: write nothing to standard error, since another process of the run does.
+        waiting_since: returns the time.monotonic() since which the run waits for a batch, or None.
+        batch_timeout: the error that is raised where a stop is requested and no batch arrives.
+
+    Attributes:
+        requested: the signal, or None.
     """
 
     def __init__(
@@ -37,21 +40,21 @@ class StopSignals:
         launched: bool = False,
         quiet: bool = False,
         waiting_since: Callable[[], Optional[float]] = lambda: None,
-        unheard: Optional[Callable[[signal.Signals], BaseException]] = None,
+        batch_timeout: Optional[Callable[[signal.Signals], BaseException]] = None,
     ):
-        self.wanted: Optional[signal.Signals] = None
+        self.requested: Optional[signal.Signals] = None
         self._launched, self._quiet = launched, quiet
-        self._heard = 0.0
+        self._received = 0.0
         self._error: Optional[Callable[[signal.Signals], BaseException]] = None
-        self._waiting_since, self._unheard = waiting_since, unheard
+        self._waiting_since, self._batch_timeout = waiting_since, batch_timeout
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            for number in _WANTED:
+            for number in _SIGNALS:
                 before = signal.getsignal(number)
                 if before not in (signal.SIG_IGN, None):
-                    self._before[number] = signal.signal(number, self._hear)
+                    self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -63,37 +66,39 @@ class StopSignals:
             signal.signal(number, before)
         self._before.clear()
 
-    def at_once(self, error: Callable[[signal.Signals], BaseException]) -> None:
-        """From here on nothing needs to be saved: the first signal raises this error, an earlier one does so now."""
+    def raise_at_once(self, error: Callable[[signal.Signals], BaseException]) -> None:
+        """Raise this error at the next signal, or now if there was one: there is nothing left to save."""
         self._error = error
-        if self.wanted is not None:
-            raise error(self.wanted)
+        if self.requested is not None:
+            raise error(self.requested)
 
-    def _hear(self, number: int, frame: Optional[FrameType]) -> None:
-        if self.wanted is not None:
-            if not self._launched or time.monotonic() - self._heard > _SAME:
+    def _handle(self, number: int, frame: Optional[FrameType]) -> None:
+        if self.requested is not None:
+            if not self._launched or time.monotonic() - self._received > _FORWARDED:
                 _end_by(number)
             return
-        self.wanted, self._heard = signal.Signals(number), time.monotonic()
+        self.requested, self._received = signal.Signals(number), time.monotonic()
         if self._error is not None:
-            raise self._error(self.wanted)
-        if self._unheard is not None:
-            self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._look_at_wait)
+            raise self._error(self.requested)
+        if self._batch_timeout is not None:
+            self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._check_wait)
             signal.setitimer(signal.ITIMER_REAL, 1, 1)
         if not self._quiet:
-            # not by print or logging, which may be in the middle of a line; the terminal may be gone
+            # print and logging may be interrupted in the middle of a line; the terminal may be closed
             with contextlib.suppress(OSError, ValueError):
                 os.write(
                     sys.__stderr__.fileno() if sys.__stderr__ is not None else 2,
-                    f"\n{self.wanted.name}: stopping after this step and saving; once more stops at once\n".encode(),
+                    f"\n{self.requested.name}: stopping after this step and saving; once more stops at once\n".encode(),
                 )
 
-    def _look_at_wait(self, number: int, frame: Optional[FrameType]) -> None:
-        """Once a second after a signal."""
+    def _check_wait(self, number: int, frame: Optional[FrameType]) -> None:
+        """Runs once a second after the first signal."""
+        assert self._batch_timeout is not None  # the timer starts when both are known
+        assert self.requested is not None
         since = self._waiting_since()
-        if since is not None and time.monotonic() - max(since, self._heard) >= PATIENCE:
+        if since is not None and time.monotonic() - max(since, self._received) >= BATCH_TIMEOUT:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            raise self._unheard(self.wanted)
+            raise self._batch_timeout(self.requested)
 
 
 def _end_by(number: int) -> None:

@@ -1,4 +1,4 @@
-"""`--threads`: how many cores there are, how many are free, and the number of threads that a process computes with."""
+"""Cores of the machine, how busy other programs keep them, and the number of threads that the user requests."""
 
 import os
 import time
@@ -8,19 +8,20 @@ from typing import Optional
 
 AUTO = "auto"
 MARGIN = 0.3
-"""Cores that other programs may take on a machine that still counts as quiet."""
-SHORTEST = 0.3
-"""Seconds that are looked at at least: the system counts processor time in hundredths."""
+"""Cores that other programs may use before the machine counts as busy."""
+
+SHORTEST_WATCH = 0.3
+"""Seconds of the shortest measurement: the system counts processor time in hundredths."""
 
 
 def cores(root: Path = Path("/"), mask: Optional[set[int]] = None) -> int:
-    """Cores that this process may use: those of its affinity mask, no more than the quota of its cgroups, at least 1.
+    """Cores that this process may use: of its affinity mask, limited by the quota of its cgroups, at least 1.
 
-    Processors of one core count once: a second thread on it adds nothing to matrix products.
+    Hyper-threads of a core count once: a second thread on it adds nothing to matrix products.
 
     Args:
-        root: where the system's files are.
-        mask: numbers of processors; None: the process's own.
+        root: folder of /proc and /sys.
+        mask: numbers of processors; None: the affinity mask of the process.
     """
     siblings = set()
     for number in _mask() if mask is None else mask:
@@ -36,7 +37,7 @@ def _mask() -> set[int]:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """The limits, in cores, of the process's cgroups and those above them, of version 1 and 2."""
+    """The limits, in cores, of the process's cgroups (version 1 and 2) and of the groups above them."""
     for line in (_read(root / "proc/self/cgroup") or "").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
@@ -45,7 +46,7 @@ def _quotas(root: Path) -> Iterator[float]:
         if controllers and (mount.parent / controllers).is_dir():
             mount = mount.parent / controllers
         parts = Path(path).parts[1:]
-        for depth in range(len(parts) + 1):  # in a container the path may be that of the host
+        for depth in range(len(parts) + 1):  # in a container the path may be the host's
             group = mount.joinpath(*parts[:depth])
             if controllers:
                 quota, period = _read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")
@@ -56,15 +57,15 @@ def _quotas(root: Path) -> Iterator[float]:
 
 
 def _read(path: Path) -> Optional[str]:
-    """The text of a file of the system, or None where there is no such file."""
+    """The text of a system file, or None if it cannot be read."""
     try:
         return path.read_text().strip()
     except OSError:
         return None
 
 
-def wished(launched: bool) -> Optional[int]:
-    """The number that the user set in OMP_NUM_THREADS, or None. torchrun sets 1 where nobody did."""
+def requested_threads(launched: bool) -> Optional[int]:
+    """The number in OMP_NUM_THREADS, or None if the user did not set it: torchrun sets 1 by default."""
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     if not first.isdigit() or int(first) < 1 or (launched and int(first) == 1):
         return None
@@ -72,14 +73,14 @@ def wished(launched: bool) -> Optional[int]:
 
 
 class OtherPrograms:
-    """The processor time that other programs take on this process's processors, from now until it is asked for."""
+    """Measures how busy other programs keep this process's processors, from its creation to `cores()`."""
 
     def __init__(self) -> None:
         self._began, self._own, self._all = time.monotonic(), _own_seconds(), _seconds_of_all()
 
     def cores(self) -> Optional[float]:
-        """How many cores they keep busy on average; None where the system does not say."""
-        time.sleep(max(0.0, SHORTEST - (time.monotonic() - self._began)))
+        """Cores that other programs use on average; None if the system does not tell."""
+        time.sleep(max(0.0, SHORTEST_WATCH - (time.monotonic() - self._began)))
         now, own, elapsed = _seconds_of_all(), _own_seconds(), time.monotonic() - self._began
         if now is None or self._all is None:
             return None
@@ -101,7 +102,7 @@ def _own_seconds() -> float:
 
 
 def _seconds_of_all(root: Path = Path("/")) -> Optional[float]:
-    """Processor time since the machine started on the process's processors, what a hypervisor took included."""
+    """Processor time since boot on this process's processors, including time stolen by a hypervisor."""
     lines = (_read(root / "proc/stat") or "").splitlines()
     ours = {f"cpu{number}" for number in _mask()}
     ticks = [list(map(int, line.split()[1:])) for line in lines if line.split()[:1] and line.split()[0] in ours]

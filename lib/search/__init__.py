@@ -1,1 +1,1 @@
-"""Nearest neighbours by inner product: exact, approximate, and merged over processes."""
+"""Nearest rows by inner product, exact and approximate, on one or several processes."""

@@ -1,10 +1,10 @@
-"""Nearest neighbours from a faiss index of lists (IVF): fast for many rows, and nearly always right.
+"""Approximate nearest rows by a faiss inverted file (IVF): fast for many rows, with a recall near 1.
 
-The rows are put into some 4 sqrt(N) lists around centres; only the lists nearest to a query are looked into.
+The rows are divided into some 4 sqrt(N) lists around centres; a query searches the lists of the nearest centres.
 """
 
 import math
-from typing import Optional
+from typing import Any, Optional, cast
 
 import numpy as np
 import torch
@@ -15,18 +15,18 @@ from lib.distributed.shard import Shard
 from lib.search.exact import ExactSearch, as_array, check_k, merge_nearest
 
 TRAINING_ROWS_PER_LIST = 64
-"""Rows that place a centre; faiss asks for 39 at least and uses no more than 256."""
+"""Training rows per centre; faiss wants at least 39 and uses at most 256."""
 
 SHARE_OF_LISTS = 1 / 64
-"""How many of the lists a query looks into, but never fewer than `FEWEST_LISTS`."""
+"""Share of the lists that a query searches, but at least `FEWEST_LISTS`."""
 
 FEWEST_LISTS = 16
 
 
 class ApproximateSearch:
-    """Called like `lib.search.exact.ExactSearch`, and finds the same in all but a few rows: measure it with `recall`.
+    """Approximates `lib.search.exact.ExactSearch` with the same call; `recall` measures how well.
 
-    Each process has an index of its own rows. The centres come from evenly spaced rows and a fixed seed.
+    Each process indexes its own rows. The centres are functions of evenly spaced rows and the seed.
 
     Args:
         database: (N, D) float32; with several processes those rows that `shard` names.
@@ -35,15 +35,17 @@ class ApproximateSearch:
     """
 
     def __init__(self, database: Tensor, shard: Optional[Shard] = None, seed: int = 0):
-        import faiss  # here and not above: a run starts without it
+        import faiss  # imported here, since training can start without it
 
         self._shard = Shard.whole(database) if shard is None else shard
         self._exact = ExactSearch(database, "torch", Shard.whole(database))
         self._own_rows = len(database)
         lists = max(1, min(round(4 * math.sqrt(len(database))), len(database)))
-        self._index = faiss.index_factory(database.shape[1], f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
+        kind = f"IVF{lists},Flat"
+        # faiss declares it as Index, which lacks the attributes of an IndexIVFFlat
+        self._index = cast(Any, faiss.index_factory(database.shape[1], kind, faiss.METRIC_INNER_PRODUCT))
         self._index.cp.seed = seed
-        self._index.cp.min_points_per_centroid = 1  # few rows are no fault: no warning
+        self._index.cp.min_points_per_centroid = 1  # no warning for few rows
         self._index.nprobe = min(lists, max(FEWEST_LISTS, math.ceil(lists * SHARE_OF_LISTS)))
         if len(database) > 0:
             rows = as_array(database)
@@ -52,7 +54,7 @@ class ApproximateSearch:
             self._index.add(rows)
 
     def __call__(self, queries: Tensor, k: int, own: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
-        """Arguments and result as those of `lib.search.exact.nearest`."""
+        """As `lib.search.exact.nearest`."""
         check_k(k, self._shard.count, own)
         own = None if own is None else own - self._shard.start
         similarities, indices = self._in_own_rows(queries, k, own)
@@ -70,11 +72,11 @@ class ApproximateSearch:
         similarities = similarities.masked_fill(indices < 0, float("-inf"))
         if own is not None:
             similarities = similarities.masked_fill(indices == own[:, None], float("-inf"))
-        indices, order = indices.sort(dim=1)  # equals in the order of their index
+        indices, order = indices.sort(dim=1)  # ties by index
         similarities, places = similarities.gather(1, order).sort(dim=1, descending=True, stable=True)
         indices = indices.gather(1, places)
         similarities, indices = similarities[:, :k], indices[:, :k]
-        # the lists looked into may hold fewer than k: search such rows whole
+        # the searched lists may hold fewer than k rows: search all rows for such queries
         wanted = min(k, self._own_rows - (own is not None))
         short = torch.nonzero(similarities[:, :wanted].isinf().any(dim=1)).flatten()
         if wanted > 0 and len(short) > 0:
@@ -87,10 +89,9 @@ class ApproximateSearch:
 
 
 def recall(found: Tensor, true: Tensor) -> float:
-    """Share of queries whose nearest row was found.
+    """Share of queries whose nearest row was found, or one as near.
 
     Args:
-        found, true: (Q, k) similarities, nearest first, of the search that is judged and of an exact one. A row that
-            is as near as the nearest counts as found.
+        found, true: (Q, k) similarities, highest first, of the approximate and of an exact search.
     """
     return (found[:, 0] >= true[:, 0] - 1e-5 * true[:, 0].abs()).double().mean().item()

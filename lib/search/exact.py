@@ -1,4 +1,4 @@
-"""Exact nearest neighbours by inner product, with a fixed order among equals: by faiss, or by PyTorch."""
+"""Exact nearest rows by inner product, by faiss or PyTorch, with ties in the order of their index."""
 
 import math
 from typing import Any, Optional
@@ -12,13 +12,16 @@ from lib.distributed.shard import Shard
 from lib.distributed.world import World
 
 CPU_TILE_ELEMENTS, GPU_TILE_ELEMENTS = 2**24, 2**27
-"""Similarities that a search holds at a time; faiss works on the CPU."""
+"""Similarities that a search holds at a time; faiss searches on the CPU."""
 
 MERGED_ELEMENTS = 2**22
-"""Similarities of all processes that are looked at together: 16 MiB, and twice that of row numbers."""
+"""Similarities of all processes that are merged at a time: 16 MiB, and twice that of row numbers."""
 
-STEP = 16
-"""The blocks of matrix products on CPUs divide it; what is left over at an edge is summed in another order."""
+BLOCK = 16
+"""A multiple of the block sizes of matrix products on CPUs; the rest at an edge is summed in another order."""
+
+LARGEST_SAMPLE = 5_000
+"""Rows of the largest sample for diagnostics."""
 
 
 def nearest(
@@ -31,14 +34,14 @@ def nearest(
 ) -> tuple[Tensor, Tensor]:
     """The k rows of `database` with the highest inner product with each query.
 
-    Rows of equal similarity, to the bit, are taken in the order of their index, so that the answer is a function of
-    the data.
+    Rows of equal similarity, to the bit, come in the order of their index, so that the result is a function of the
+    data.
 
     Args:
         queries: (Q, D) float32; with several processes the same on each.
         database: (N, D) float32; with several processes those rows that `shard` names.
         k: how many, from 1 to N (N - 1 if `own` is given).
-        own: (Q,) int64, the query's own row in the database, to be left out of its answer; or None.
+        own: (Q,) int64, each query's own row in the database, which its result leaves out; or None.
         backend: `faiss` (flat index, on the CPU), `torch` (on the device of the rows), or `auto`: faiss on a CPU.
         shard: which rows `database` is; None: all of them.
 
@@ -52,13 +55,13 @@ def nearest(
 
 
 class ExactSearch:
-    """`nearest` for several lots of queries in one database. Arguments as there.
+    """`nearest` for several batches of queries in one database, with the same arguments.
 
-    Each process searches its own rows for all queries, and the best of all are merged.
+    Each process searches its own rows for all queries; the results are merged.
 
     Args:
-        tile_elements: similarities held at a time; 0 takes the default for the device. An index of faiss is one more
-            copy of the database.
+        tile_elements: similarities held at a time; 0 takes the default for the device. A faiss index is one more copy
+            of the database.
     """
 
     def __init__(self, database: Tensor, backend: str = "auto", shard: Optional[Shard] = None, tile_elements: int = 0):
@@ -67,7 +70,7 @@ class ExactSearch:
         self._tile_elements = tile_elements
         self._index = None
         if backend == "faiss" or (backend == "auto" and not database.is_cuda):
-            import faiss  # here and not above: a run starts without it
+            import faiss  # imported here, since training can start without it
 
             self._index = faiss.IndexFlatIP(database.shape[1])
             self._index.add(as_array(database))
@@ -76,7 +79,7 @@ class ExactSearch:
         """As `nearest`."""
         check_k(k, self._shard.count, own)
         own = None if own is None else own - self._shard.start
-        width = min(k, len(self._database))  # a small part may have fewer to offer
+        width = min(k, len(self._database))  # a small shard may have fewer rows
         if width == 0:
             similarities, indices = queries.new_empty(len(queries), 0), queries.new_empty(len(queries), 0).long()
         elif self._index is None:
@@ -94,33 +97,33 @@ class ExactSearch:
 
 
 def check_k(k: int, count: int, own: Optional[Tensor]) -> None:
-    """Raises ValueError if there are no k rows to find among `count`, a query's own left out."""
+    """Raises ValueError if `count` rows, without a query's own, are fewer than k."""
     available = count - (own is not None)
     if not 1 <= k <= available:
         raise ValueError(f"k = {k} neighbours asked for where there are {available}")
 
 
 def as_array(rows: Tensor) -> np.ndarray:
-    """Rows as faiss takes them."""
+    """Rows as a float32 array for faiss."""
     return np.ascontiguousarray(rows.detach().cpu().numpy(), dtype=np.float32)
 
 
 def inner_products(queries: Tensor, rows: Tensor) -> Tensor:
-    """All inner products (Q, T) of queries (Q, D) and rows (T, D).
+    """Inner products (Q, T) of queries (Q, D) and rows (T, D), which do not depend on a row's position.
 
-    Equal rows are to give equal products, to the bit, whatever stands beside them and in whichever call, so that ties
-    can be told by them. A plain product rounds otherwise at its edges; so both sides are filled up to whole blocks.
-    PyTorch's libraries do not promise that this is enough: on one thread we have seen no exception, on several a few.
+    Equal rows give equal products, to the bit, beside any other rows and in any call, so that ties are exact. A plain
+    matrix product rounds differently at its edges, so both sides are padded to whole blocks. PyTorch's libraries do
+    not guarantee that this is enough: we saw no exception on one thread and a few on several threads.
     """
-    spare_queries, spare_rows = -len(queries) % STEP, -len(rows) % STEP
+    spare_queries, spare_rows = -len(queries) % BLOCK, -len(rows) % BLOCK
     if spare_queries > 0:
         queries = F.pad(queries, (0, 0, 0, spare_queries))
-    whole = len(rows) // STEP * STEP
+    whole = len(rows) // BLOCK * BLOCK
     if spare_rows == 0:
         products = queries @ rows.t()
     elif whole == 0:
         products = queries @ F.pad(rows, (0, 0, 0, spare_rows)).t()
-    else:  # the last few alone: filling up all rows would copy them
+    else:  # the last rows apart: padding all rows would copy them
         products = queries.new_empty(len(queries), len(rows))
         torch.mm(queries, rows[:whole].t(), out=products[:, :whole])
         last = queries @ F.pad(rows[whole:], (0, 0, 0, spare_rows)).t()
@@ -129,17 +132,17 @@ def inner_products(queries: Tensor, rows: Tensor) -> Tensor:
 
 
 def merge_nearest(similarities: Tensor, indices: Tensor, world: World) -> tuple[Tensor, Tensor]:
-    """The k most similar rows of each query among those that the processes found; of equals the lower index.
+    """The k most similar rows of each query among the results of all processes; ties by index.
 
-    Each process holds a contiguous part of the rows, in the order of the ranks, so a stable sort of what they found
+    The processes hold contiguous parts of the rows in the order of their ranks, so a stable sort of their results
     keeps the lower index first.
 
     Args:
-        similarities: (Q, k) float32, in order; -inf where a process has fewer than k rows to offer.
-        indices: (Q, k) int64, numbers within all rows.
+        similarities: (Q, k) float32, highest first; -inf where a process has fewer than k rows.
+        indices: (Q, k) int64, row numbers among all rows.
 
     Returns:
-        both again, the same on every process.
+        similarities (Q, k) and indices (Q, k), the same on every process.
     """
     if world.size == 1:
         return similarities, indices
@@ -176,16 +179,16 @@ def _by_torch(
 
 
 def _largest(sims: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row, in order of (similarity, index). topk leaves the order of equals open."""
+    """The k largest of each row, ordered by (similarity, index). torch.topk orders ties arbitrarily."""
     values, indices = sims.topk(min(k + 1, sims.shape[1]), dim=1)
     if values.shape[1] > k:
         tied = values[:, k - 1] == values[:, k]
-    else:  # all rows were asked for: none is left out
+    else:  # k is the number of rows: none is left out
         tied = torch.zeros(len(values), dtype=torch.bool, device=values.device)
     indices = indices[:, :k].sort(dim=1).values
     values, order = sims.gather(1, indices).sort(dim=1, descending=True, stable=True)
     indices = indices.gather(1, order)
-    for row in torch.nonzero(tied).flatten().tolist():  # a tie across the k-th place: topk may have kept the wrong ones
+    for row in torch.nonzero(tied).flatten().tolist():  # a tie across place k: topk may keep the wrong rows
         whole = sims[row].sort(descending=True, stable=True)
         values[row], indices[row] = whole.values[:k], whole.indices[:k]
     return values, indices
@@ -194,32 +197,39 @@ def _largest(sims: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _ordered(
     index: Any, queries: np.ndarray, k: int, own: Optional[np.ndarray], tile_elements: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Search wide enough to see past any tie at the k-th place, then order by (similarity, index).
+    """Search a faiss index wide enough to see past any tie at place k, then order by (similarity, index).
 
     Args:
         index: a flat index of faiss.
-        own: a row number that is not in the index leaves nothing out.
+        own: row numbers, those outside the index are ignored.
     """
     out_sims = np.empty((len(queries), k), dtype=np.float32)
     out_indices = np.empty((len(queries), k), dtype=np.int64)
-    open_rows = np.arange(len(queries))
+    pending = np.arange(len(queries))
     width = k + 1 + (own is not None)
-    while len(open_rows):
+    while len(pending):
         width = min(width, index.ntotal)
-        still_open = []
-        for rows in np.array_split(open_rows, math.ceil(len(open_rows) * width / tile_elements)):
+        incomplete = []
+        for rows in np.array_split(pending, math.ceil(len(pending) * width / tile_elements)):
             sims, indices = index.search(queries[rows], width)
             if own is not None:
                 sims = np.where(indices == own[rows, None], -np.inf, sims)  # sorts to the very end
             order = np.lexsort((indices, -sims), axis=1)
             sims, indices = np.take_along_axis(sims, order, 1), np.take_along_axis(indices, order, 1)
-            # A tie between the k-th and the last row seen may go on beyond what was seen: look further there.
-            settled = np.ones(len(rows), dtype=bool)
+            # a tie between place k and the last row found may continue beyond it: search wider there
+            complete = np.ones(len(rows), dtype=bool)
             if width < index.ntotal:
-                settled = sims[:, -1 - (own is not None)] < sims[:, k - 1]
-            out_sims[rows[settled]] = sims[settled, :k]
-            out_indices[rows[settled]] = indices[settled, :k]
-            still_open.append(rows[~settled])
-        open_rows = np.concatenate(still_open)
+                complete = sims[:, -1 - (own is not None)] < sims[:, k - 1]
+            out_sims[rows[complete]] = sims[complete, :k]
+            out_indices[rows[complete]] = indices[complete, :k]
+            incomplete.append(rows[~complete])
+        pending = np.concatenate(incomplete)
         width *= 2
     return out_sims, out_indices
+
+
+def sample_rows(count: int, largest: int = LARGEST_SAMPLE) -> Tensor:
+    """(S,) int64, the numbers of all `count` rows, or of `largest` of them at even distances."""
+    if count <= largest:
+        return torch.arange(count)
+    return torch.div(torch.arange(largest) * count, largest, rounding_mode="floor")

@@ -1,1 +1,1 @@
-"""What a run leaves behind: its folder, log, metrics, TensorBoard files and checkpoints."""
+"""The session: the folder of a run, its lock, and its records."""

@@ -1,4 +1,4 @@
-"""One run at a time in a session."""
+"""One run at a time in a session: a file that names the process that writes there."""
 
 import contextlib
 import fcntl
@@ -6,11 +6,12 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Optional
+from typing import IO, Any, Optional
 
-from lib.config.names import shown
-from lib.errors import UserError
+from lib.errors import UserError, shown
 from lib.runtime.atomic import writing
 
 NAME = "session.lock"
@@ -18,11 +19,11 @@ ENDED = "ended"
 
 
 class SessionLock:
-    """A file in the session's folder that says which process writes there: its number, host and time of start.
+    """session.lock: process id, host and start of the run that writes in the folder.
 
-    A lock that was left by a process of this host that is gone is taken over; the time of start tells that process
-    from a later one of the same number. A process of another host cannot be asked: its lock stands until somebody
-    deletes the file.
+    A run takes over the lock of a process of this host that has ended; its start time distinguishes that process
+    from a later one of the same id. A process of another host cannot be checked: its lock stays until somebody deletes
+    the file.
 
     Args:
         folder: of the session.
@@ -40,45 +41,42 @@ class SessionLock:
             UserError: another run has it; the message says which.
             RunError: it cannot be written.
         """
-        own = self._path.with_name(f"{NAME}.{self._mine['host']}.{os.getpid()}.tmp")
-        try:
-            with writing(self._path):
-                own.write_text(json.dumps(self._mine), encoding="utf-8")
-                while not _put(own, self._path):
-                    if self._take_over(own):
-                        return
-        finally:
-            own.unlink(missing_ok=True)
+        with writing(self._path), self._opened() as file:
+            self._refuse_if_held(_parsed(file.read()))
+            file.seek(0)
+            file.truncate()
+            file.write(json.dumps(self._mine).encode())
+            file.flush()
 
     def release(self) -> None:
-        """Give the lock back, if it is still ours: the folder may have been removed, or the lock by hand."""
+        """Delete the file if the lock is still this run's: the folder may be gone, or somebody may have deleted it."""
         with contextlib.suppress(OSError):
-            if _read(self._path) == self._mine:
+            if _parsed(self._path.read_bytes()) == self._mine:
                 self._path.unlink()
 
-    def _take_over(self, own: Path) -> bool:
-        """Put our lock in the place of a stale one. False if it has gone in the meantime.
+    @contextmanager
+    def _opened(self) -> Iterator[IO[bytes]]:
+        """The file, created if missing, and locked against other processes of this host until the block ends."""
+        while True:
+            with open(self._path, "a+b") as file:
+                with contextlib.suppress(OSError):  # a file system without locks: two may start in the same millisecond
+                    fcntl.lockf(file, fcntl.LOCK_EX)
+                if self._is_still(file):
+                    file.seek(0)
+                    yield file
+                    return
 
-        Of several processes that find the same stale lock one at a time may look at it; the next sees the new one.
-        """
+    def _is_still(self, file: IO[bytes]) -> bool:
+        """Whether the file has not been deleted by its owner in the meantime."""
         try:
-            file = open(self._path, "r+b")  # noqa: SIM115  it is closed below
+            return os.path.samestat(os.fstat(file.fileno()), os.stat(self._path))
         except FileNotFoundError:
             return False
-        with file:
-            with contextlib.suppress(OSError):  # a file system without locks: then it is a matter of microseconds
-                fcntl.lockf(file, fcntl.LOCK_EX)
-            if not self._path.exists() or not os.path.samestat(os.fstat(file.fileno()), os.stat(self._path)):
-                return False
-            # through this very file: closing another of the same would give the lock up
-            self._refuse_if_held(_parsed(file.read().decode("utf-8", "replace")))
-            os.replace(own, self._path)
-            return True
 
     def _refuse_if_held(self, holder: dict[str, Any]) -> None:
         pid, host = holder.get("pid"), holder.get("host")
         if type(pid) is not int or pid <= 0 or not isinstance(host, str):
-            return  # cut short when its disk was full or its machine went down, or no lock of ours
+            return  # new, cut short when its disk was full or its machine went down, or not a lock of ours
         since = shown(str(holder.get("since")))
         if host != self._mine["host"]:
             raise UserError(
@@ -92,31 +90,9 @@ class SessionLock:
             )
 
 
-def _put(own: Path, path: Path) -> bool:
-    """Give our file the lock's name if nothing has it: a link comes into being whole or not at all."""
+def _parsed(content: bytes) -> dict[str, Any]:
     try:
-        os.link(own, path)
-    except FileExistsError:
-        return False
-    except OSError:  # a file system without links
-        try:
-            with open(path, "x", encoding="utf-8") as file:
-                file.write(own.read_text(encoding="utf-8"))
-        except FileExistsError:
-            return False
-    return True
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return _parsed(path.read_text(encoding="utf-8", errors="replace"))
-    except OSError:
-        return {}
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
+        found = json.loads(content.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -125,9 +101,7 @@ def _parsed(text: str) -> dict[str, Any]:
 def _alive(pid: int, process: Any) -> bool:
     """Whether the process that wrote the lock still runs."""
     now = _identity(pid)
-    if now == ENDED:
-        return False
-    if now is not None and process is not None:
+    if now is not None and (now == ENDED or process is not None):
         return now == process
     try:
         os.kill(pid, 0)
@@ -139,9 +113,10 @@ def _alive(pid: int, process: Any) -> bool:
 
 
 def _identity(pid: int) -> Optional[str]:
-    """Tells a process from others that had or will have its number: the machine's start and its own (on Linux).
+    """Distinguishes processes with the same id, on Linux, by the start times of the machine and of the process.
 
-    `ENDED` for one that its parent has not asked about yet, a zombie; None where nothing can be found out.
+    `ENDED` for one that has ended and whose parent has not read its status, a zombie; None where nothing can be
+    found out.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,4 +1,4 @@
-"""What a run should be able to say about itself: versions, revision, machine."""
+"""The provenance of a run: package versions, git revision, system, command line."""
 
 import importlib.metadata
 import platform
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def versions() -> dict[str, str]:
-    """Names and versions of what computed the numbers."""
+    """The versions of Python and of the packages that compute, and the system."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -27,15 +27,15 @@ def versions() -> dict[str, str]:
 
 def _faiss_version() -> str:
     try:
-        return importlib.metadata.version("faiss-cpu")  # importing it would take a fifth of a second at the start
-    except importlib.metadata.PackageNotFoundError:  # conda's is called otherwise
+        return importlib.metadata.version("faiss-cpu")  # importing faiss takes a fifth of a second
+    except importlib.metadata.PackageNotFoundError:  # conda's package has another name
         import faiss
 
         return faiss.__version__
 
 
 def git_revision() -> str:
-    """The commit of the code, marked if the files differ from it; `unknown` outside a checkout."""
+    """The commit of the code, `with local changes` if files differ from it; `unknown` outside a checkout."""
     try:
         revision = _git("rev-parse", "--short=12", "HEAD")
         changed = _git("status", "--porcelain", "--untracked-files=no")
@@ -50,7 +50,7 @@ def _git(*arguments: str) -> str:
 
 
 def command_line() -> str:
-    """The command as it was typed, near enough to paste."""
+    """The command of this process, quoted for a shell."""
     import shlex
 
     return " ".join(shlex.quote(part) for part in ["python3", *sys.argv])

@@ -1,5 +1,4 @@
-"""The text files of a session, written and read without PyTorch: its epochs (metrics.jsonl), how it was started
-(starts.jsonl), the accuracy of the finished network (final.json), and its options (config.yaml)."""
+"""The records of a session, written and read without PyTorch: metrics.jsonl, starts.jsonl, final.json, config.yaml."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from lib.config import OPTIONS, Options, of_older_version
-from lib.config.values import from_text
+from lib.config.parsing import from_text
 from lib.config.yaml_file import read as read_yaml
 from lib.errors import UserError
 from lib.runtime.atomic import append_line, replace_text, writing
@@ -17,26 +16,23 @@ from lib.session.folder import SessionFolder
 
 _BY_NAME = {option.name: option for option in OPTIONS}
 _DEFAULTS = Options()
-_NEEDED = {"round", "epoch", "anchors", "consistency", "loss", "lr", "knn_top1", "seconds"}
-_OF_PROTOCOLS = ("knn_features_", "nn_", "linear_", "cluster_")
-_SHARES = ("top1", "top5", "accuracy", "confidence")
-_COUNTED_BY = ("first_round", "max_round", "max_epoch", "ANs_size")
+_REQUIRED = {"round", "epoch", "anchors", "consistency", "loss", "lr", "knn_top1", "seconds"}
+_OF_PROTOCOLS = ("knn_features_", "nn_", "linear_", "cluster_")  # beginnings of the names of results
+_SHARES = ("top1", "top5", "accuracy", "confidence")  # ends of the names of those between 0 and 1
+_COUNTED_BY = ("first_round", "max_round", "max_epoch", "ANs_size")  # options without which epochs cannot be counted
 
 
 class Metrics:
-    """metrics.jsonl: one JSON object a line and epoch, in the order they happened.
+    """metrics.jsonl: a JSON object on a line for each epoch, in order.
 
-    Going on from an earlier point moves the lines after it to metrics.superseded.jsonl, so that the
-    file always tells one story and nothing is lost.
+    Resuming from an earlier epoch moves the lines of later ones to metrics.superseded.jsonl.
     """
 
     def __init__(self, path: Path):
         self.path = path
 
     def _lines(self) -> list[str]:
-        """The complete lines; a last one cut off by a kill is not counted."""
-        text = self.path.read_text(encoding="utf-8", errors="replace")
-        return [line for line in text[: text.rfind("\n") + 1].splitlines() if line.strip()]
+        return [line for _, line in _complete_lines(self.path)] if self.path.exists() else []
 
     def append(self, record: dict[str, Any]) -> None:
         """Add a line and flush it to the disk.
@@ -48,13 +44,15 @@ class Metrics:
 
     def last(self) -> dict[str, Any]:
         """The last line, empty if there is none."""
-        lines = self._lines() if self.path.exists() else []
+        lines = self._lines()
         return json.loads(lines[-1]) if lines else {}
 
     def amend_last(self, values: Mapping[str, Any]) -> None:
-        """Add values to the last line, or replace those it has; what was found when it was on disk already."""
-        if not self.path.exists():
-            return
+        """Add values to the last line, or replace those it has: results that came after the line was written.
+
+        Raises:
+            RunError: it cannot be written.
+        """
         lines = self._lines()
         if not lines:
             return
@@ -62,13 +60,19 @@ class Metrics:
         replace_text(self.path, "".join(line + "\n" for line in lines))
 
     def rewind(self, round_number: int, epoch: int) -> None:
-        """Keep what came up to and including (round, epoch). Lines that are not ours are put aside with the others."""
+        """Discard the lines after (round, epoch), and lines that are no records of epochs.
+
+        Raises:
+            RunError: writing fails.
+        """
         if not self.path.exists():
             return
-        kept, superseded = [], []
+        kept: list[str] = []
+        superseded: list[str] = []
         for line in self._lines():
-            here = _place(line)
-            (kept if here is not None and here <= (round_number, epoch) else superseded).append(line + "\n")
+            position = _position(line)
+            is_kept = position is not None and position <= (round_number, epoch)
+            (kept if is_kept else superseded).append(line + "\n")
         if superseded:
             aside = self.path.with_name("metrics.superseded.jsonl")
             with writing(aside), open(aside, "a", encoding="utf-8") as file:
@@ -76,8 +80,8 @@ class Metrics:
         replace_text(self.path, "".join(kept))
 
 
-def _place(line: str) -> Optional[tuple[int, int]]:
-    """Round and epoch of a line, None if it is not one of ours: the file may have been damaged."""
+def _position(line: str) -> Optional[tuple[int, int]]:
+    """Round and epoch of a line; None if it has none: the file may be damaged."""
     try:
         record = json.loads(line)
         return int(record["round"]), int(record["epoch"])
@@ -86,7 +90,11 @@ def _place(line: str) -> Optional[tuple[int, int]]:
 
 
 def append_start(path: Path, record: dict[str, Any]) -> None:
-    """Add a line. What it holds: `lib.training.recorder.start_record`."""
+    """Add a line to starts.jsonl; `record` is `lib.commands.train.start_record`'s.
+
+    Raises:
+        RunError: it cannot be written.
+    """
     append_line(path, json.dumps(record))
 
 
@@ -99,12 +107,17 @@ def write_final(
     baselines: dict[str, float],
     features: Optional[dict[str, Any]] = None,
 ) -> None:
-    """Write the accuracies, shares of 1, with all features recomputed after so many epochs of the round.
+    """Write final.json: accuracies of the finished network, in [0, 1], with the features of all training images
+    recomputed.
 
     Args:
-        baselines: top-1 of what needs no learning, by name.
-        features: `level`, `whitened`, `top1` and `top5` of those that --features and --whiten ask for, where they are
-            not the network's output as it is.
+        round_number, epoch: the position at which it was finished.
+        baselines: top-1 without learning, by name.
+        features: `level`, `whitened`, `top1` and `top5` by the features of --features and --whiten, where these are not
+            the network's plain output.
+
+    Raises:
+        RunError: it cannot be written.
     """
     final = {"round": round_number, "epoch": epoch, "top1": top1, "top5": top5, "baselines": baselines}
     if features is not None:
@@ -113,7 +126,7 @@ def write_final(
 
 
 def read_final(path: Path, round_number: int, epoch: int) -> Optional[dict[str, Any]]:
-    """What `write_final` wrote; None if there is nothing, or if the run has gone on since.
+    """The content of final.json; None without one, or if the run has been trained further since.
 
     Raises:
         ValueError: the file is damaged.
@@ -124,22 +137,19 @@ def read_final(path: Path, round_number: int, epoch: int) -> Optional[dict[str, 
         final = json.loads(path.read_text(encoding="utf-8"))
         return final if (final["round"], final["epoch"]) == (round_number, epoch) else None
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path}: not what was written there; remove it") from None
+        raise ValueError(f"{path}: not what a run writes there; remove it") from None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one on each line; none if there is no file. A last line cut off by a kill is left out.
+    """The JSON objects of a file with one on each line; none without a file. A last line cut off by a kill is left out.
 
     Raises:
         ValueError: a line is not a JSON object; the message names file and line.
     """
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8", errors="replace")
     records = []
-    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, line in _complete_lines(path):
         try:
             record = json.loads(line)
         except ValueError:
@@ -150,9 +160,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def _complete_lines(path: Path) -> list[tuple[int, str]]:
+    """The lines that end in a line break and are not blank, with their numbers from 1."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
 @dataclass(frozen=True)
 class RoundRecord:
-    """One round, from its lines in metrics.jsonl. Shares of 1; None where nothing was measured."""
+    """A round, from its lines in metrics.jsonl. Accuracies are in [0, 1]; None where nothing was measured."""
 
     number: int
     epochs: list[dict[str, Any]]
@@ -165,7 +182,7 @@ class RoundRecord:
         return self.epochs[-1]
 
     def latest(self, key: str) -> Any:
-        """The last value of a figure that not every epoch has; None if none has."""
+        """The last value of a key that not every epoch has; None if none has it."""
         return _latest(self.epochs, key)
 
     @property
@@ -178,12 +195,12 @@ class RoundRecord:
 
     @property
     def pairs(self) -> int:
-        """(anchor, neighbour) pairs."""
+        """The number of (anchor, neighbour) pairs."""
         return self.anchors * self.neighbours
 
     @property
     def consistent(self) -> Optional[int]:
-        """Pairs with equal labels, exactly where all images have one: the share is a quotient of whole numbers."""
+        """The number of pairs with equal labels. It is exact if all images have a label."""
         return None if self.consistency is None else round(self.consistency * self.pairs)
 
     @property
@@ -192,24 +209,24 @@ class RoundRecord:
 
     @property
     def knn_last(self) -> Optional[float]:
-        """Top-1 of the last epoch that was evaluated."""
+        """The kNN accuracy of the last epoch that was evaluated."""
         return self.latest("knn_top1")
 
     @property
     def best(self) -> Optional[dict[str, Any]]:
         """The line of the best epoch, the earlier among equals."""
-        judged = [epoch for epoch in self.epochs if epoch["knn_top1"] is not None]
-        return max(judged, key=lambda epoch: epoch["knn_top1"]) if judged else None
+        evaluated = [epoch for epoch in self.epochs if epoch["knn_top1"] is not None]
+        return max(evaluated, key=lambda epoch: epoch["knn_top1"]) if evaluated else None
 
     @property
     def seconds(self) -> float:
-        """Of its epochs, evaluation included."""
+        """The time of its epochs, evaluation included."""
         return sum(epoch["seconds"] for epoch in self.epochs)
 
 
 @dataclass(frozen=True)
 class SessionRecord:
-    """A session as its text files tell it."""
+    """A session, from its records."""
 
     folder: SessionFolder
     options: dict[str, Any]
@@ -217,10 +234,9 @@ class SessionRecord:
     epochs: list[dict[str, Any]]
     """The lines of metrics.jsonl."""
     starts: list[dict[str, Any]]
-    """The lines of starts.jsonl; empty for a session of an older version."""
+    """The lines of starts.jsonl, one for each time the run was started or resumed."""
     final: Optional[dict[str, Any]] = None
-    """`top1` and `top5` of the finished network with all features recomputed, if it was judged so; `features`: of
-    those that --features and --whiten ask for, if they do."""
+    """final.json of the finished network, see `write_final`."""
 
     @classmethod
     def read(cls, path: Path, asked_by: str) -> "SessionRecord":
@@ -239,8 +255,8 @@ class SessionRecord:
         try:
             epochs, starts = read_lines(folder.metrics), read_lines(folder.starts)
             for number, epoch in enumerate(epochs, 1):
-                if not epoch.keys() >= _NEEDED:
-                    lacking = ", ".join(sorted(_NEEDED - epoch.keys()))
+                if not epoch.keys() >= _REQUIRED:
+                    lacking = ", ".join(sorted(_REQUIRED - epoch.keys()))
                     raise ValueError(f"line {number} of {folder.metrics} has no {lacking}")
             final = read_final(folder.final, epochs[-1]["round"], epochs[-1]["epoch"]) if epochs else None
             options = _options(folder.config)
@@ -254,32 +270,32 @@ class SessionRecord:
 
     @property
     def rounds(self) -> list[RoundRecord]:
-        """Those that have begun, in order."""
+        """The rounds that have begun, in order."""
         k = self.value("ANs_size")
         return [
             RoundRecord(number, list(lines), k) for number, lines in groupby(self.epochs, lambda line: line["round"])
         ]
 
     def value(self, name: str) -> Any:
-        """The value of an option; where the session does not say, that of older versions or the default, or None if
-        this version has none."""
+        """The value of an option. One that config.yaml lacks has the value in effect in the version that wrote
+        it, else the default; None for a name that is no option."""
         older = of_older_version(self.options)
         return self.options.get(name, older.get(name, getattr(_DEFAULTS, name, None)))
 
     @property
-    def judge(self) -> str:
-        """Whose accuracy the epochs hold: `kNN`, or `1-NN` where the nearest image alone decides."""
+    def evaluated_by(self) -> str:
+        """The classifier that evaluated the epochs: `kNN` or `1-NN`."""
         protocol = self.value("protocol")
         names = (protocol,) if isinstance(protocol, str) else tuple(protocol)
         return "1-NN" if "nn" in names and "knn" not in names else "kNN"
 
     def latest(self, key: str) -> Any:
-        """The last value of a figure that not every line of metrics.jsonl has; None if none has."""
+        """The last value of a key that not every epoch has; None if none has it."""
         return _latest(self.epochs, key)
 
     @property
-    def findings(self) -> dict[str, float]:
-        """What protocols beside the vote that judges epochs found last, by their names in metrics.jsonl."""
+    def results(self) -> dict[str, float]:
+        """The last results of all protocols but the kNN that evaluates epochs, by their names in metrics.jsonl."""
         keys = dict.fromkeys(key for epoch in self.epochs for key in epoch if key.startswith(_OF_PROTOCOLS))
         latest = {key: self.latest(key) for key in keys}
         return {key: value for key, value in latest.items() if isinstance(value, (int, float))}
@@ -298,7 +314,7 @@ class SessionRecord:
 
     @property
     def progress(self) -> str:
-        """How far it is, in words."""
+        """The completed rounds and epochs, in words."""
         if not self.epochs:
             return "no epoch completed"
         last, first, end, epochs = self.epochs[-1], *map(self.value, ("first_round", "max_round", "max_epoch"))
@@ -321,24 +337,24 @@ def _latest(epochs: list[dict[str, Any]], key: str) -> Any:
 
 
 def result_words(key: str) -> str:
-    """`linear_layer1_top1` for a person: linear, layer1 top-1."""
+    """The name of a result in words: `linear, layer1 top-1` for `linear_layer1_top1`."""
     protocol, _, what = key.partition("_")
     words = what.replace("_", " ").replace("top1", "top-1").replace("top5", "top-5")
     return f"{protocol}, {words.upper() if words in ('nmi', 'ari') else words}"
 
 
 def result_text(key: str, value: float) -> str:
-    """Shares in per cent, other figures as they are."""
+    """Shares in per cent, other numbers as they are."""
     if key.endswith(_SHARES):
         return f"{100 * value:.2f} %"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _options(config: Path) -> dict[str, Any]:
-    """What config.yaml says. Lenient: a session of another version stays readable.
+    """The options in config.yaml. One that this version does not know or cannot read keeps the text of the file.
 
     Raises:
-        ValueError: without this option the epochs cannot be counted.
+        ValueError: it is one of `_COUNTED_BY`.
     """
     values: dict[str, Any] = {}
     for key, raw, _ in read_yaml(str(config)):

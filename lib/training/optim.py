@@ -1,4 +1,4 @@
-"""The optimiser and the learning-rate policy, both PyTorch's own."""
+"""Optimiser and learning-rate schedule, both PyTorch's own."""
 
 import math
 from bisect import bisect_right
@@ -34,10 +34,10 @@ _MOMENTS = {
 
 
 def check_state(optimizer: optim.Optimizer) -> None:
-    """Whether the state that was loaded can be gone on with: it may come from anywhere.
+    """Validate an optimiser state that was loaded from a file of any origin.
 
     Raises:
-        ValueError: what it remembers of a parameter is missing or of another shape, or it counts no steps.
+        ValueError: a moment of a parameter is missing or has another shape, or the step count is negative.
     """
     needed = _MOMENTS[type(optimizer)]
     if type(optimizer) is optim.RMSprop and optimizer.param_groups[0]["momentum"] > 0:
@@ -59,7 +59,7 @@ def step_policy(offset: int, step: int, rate: float) -> Callable[[int], float]:
 
 
 def multistep_policy(schedule: Sequence[int], rate: float) -> Callable[[int], float]:
-    """rate ** (how many epochs of the schedule have come)."""
+    """rate ** (number of epochs in the schedule that have been reached)."""
     return lambda epoch: rate ** bisect_right(schedule, epoch)
 
 
@@ -70,7 +70,7 @@ def cosine_policy(before: int, total: int) -> Callable[[int], float]:
 
 
 def lr_factor(options, round_number: int) -> Callable[[int], float]:
-    """What `--base-lr` is multiplied by in an epoch of a round, for `--lr-policy` and `--lr-warmup`."""
+    """The factor of `--base-lr` in each epoch of a round, for `--lr-policy` and `--lr-warmup`."""
     before = (round_number - options.first_round) * options.max_epoch
     warmup = options.lr_warmup
     if options.lr_policy == "step":
@@ -85,10 +85,10 @@ def lr_factor(options, round_number: int) -> Callable[[int], float]:
 
 
 def start_schedule(options, optimizer: optim.Optimizer, round_number: int, epoch: int) -> LambdaLR:
-    """A schedule that stands at `epoch` of a round (counted from 0).
+    """The schedule of a round, at `epoch` (counted from 0).
 
-    All policies but cosine start anew in every round; momentum and the other state of the optimiser are left as they
-    are. The rate is a function of round and epoch alone, so a resumed round needs no more than these.
+    All policies but cosine restart in every round; the optimiser keeps its momentum. The rate is a function of round
+    and epoch alone, which is all that a resumed round needs.
     """
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] = options.base_lr

@@ -1,4 +1,4 @@
-"""The number of threads and of epochs, chosen by timing training steps before the first one."""
+"""--threads auto and --minutes: threads and epochs chosen by timing training steps before the first epoch."""
 
 import dataclasses
 import math
@@ -14,61 +14,61 @@ from datasets.pipeline import Pipeline
 from lib.config import Options, Settings
 from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
-from lib.errors import UserError
-from lib.runtime.threads import AUTO, OtherPrograms, cores, is_busy, wished
+from lib.errors import UserError, given
+from lib.runtime.threads import AUTO, OtherPrograms, cores, is_busy, requested_threads
 from lib.training.state import TrainingState
 from lib.training.step import Step
 
 THREAD_STEPS = 3
-"""Steps of a number of threads that are timed, after one that is not."""
+"""Timed steps with each number of threads, after one that is not timed."""
 HOPELESS = 3.0
-"""A step is given up where it takes so many times the fastest and `PREPARATION`; more threads, which wait even longer,
-are then not tried."""
+"""A step is aborted after this many times the fastest plus `PREPARATION`; more threads are then
+not tried."""
 PREPARATION = 1.0
 """Seconds that libraries may need before a first step."""
 MOST_IMAGES = 128
-"""Images in a step that is timed."""
+"""Images in a timed step."""
 RATE_STEPS = 8
-"""Steps that are timed, after one that is not."""
+"""Timed steps of --minutes, after one that is not timed."""
 SHARE = 0.85
-"""Share of the time that is planned for: discovery, reports and checkpoints need the rest."""
+"""Share of the time for steps and evaluations; discovery, reports and checkpoints need the rest."""
 EVALUATION = 0.4
-"""Seconds that a test image takes, as a share of those of a training image: forward, without backward."""
+"""Time of a test image as a share of that of a training image: forward without backward."""
 
 
 class TooSlowError(Exception):
-    """A step is given up."""
+    """A step was aborted."""
 
 
-class Choice(NamedTuple):
-    """A number of threads, why it is this one, and what the user should be warned of, or nothing."""
+class ThreadChoice(NamedTuple):
+    """A number of threads with its reason, and a warning or nothing."""
 
     threads: int
     reason: str
     warning: str = ""
 
 
-def set_threads(settings: Settings, world: World, place: ProcessInfo) -> Choice:
-    """Sets PyTorch's number of threads, with which faiss computes too, as far as it is known without timing.
+def set_threads(settings: Settings, world: World, process: ProcessInfo) -> ThreadChoice:
+    """Set the number of threads of PyTorch and faiss, as far as it is known without timing steps.
 
     Args:
         settings: --threads, with its source.
         world: the processes of the run. They share the cores of a machine evenly.
-        place: of this one.
+        process: this process.
     """
     wanted, here = settings.options.threads, cores()
-    share = max(1, here // place.local_size)
-    wish = wished(place.launched)
+    share = max(1, here // process.local_size)
+    wish = requested_threads(process.launched)
     if wanted != AUTO:
-        choice = Choice(int(wanted), f"--threads, {settings.sources['threads']}")
+        choice = ThreadChoice(int(wanted), f"--threads, {settings.sources['threads']}")
         if choice.threads > share and world.size > 1 and settings.sources["threads"] == "checkpoint":
-            choice = Choice(share, f"the checkpoint's {wanted} are more than the share of each process")
+            choice = ThreadChoice(share, f"the checkpoint's {wanted} are more than the share of each process")
         elif choice.threads > share:
-            choice = choice._replace(warning=_too_many(choice.threads, place.local_size, here))
+            choice = choice._replace(warning=_too_many(choice.threads, process.local_size, here))
     elif wish is not None:
-        choice = Choice(wish, "OMP_NUM_THREADS")
+        choice = ThreadChoice(wish, "OMP_NUM_THREADS")
     else:
-        choice = Choice(share, "all cores" if place.local_size == 1 else f"a share of {here} cores")
+        choice = ThreadChoice(share, "all cores" if process.local_size == 1 else f"a share of {here} cores")
     torch.set_num_threads(choice.threads)
     return choice
 
@@ -82,24 +82,24 @@ def _too_many(threads: int, processes: int, here: int) -> str:
 
 
 def time_threads(
-    first: Choice,
+    first: ThreadChoice,
     others: OtherPrograms,
     options: Options,
     state: TrainingState,
     pipeline: Pipeline,
     world: World,
-    place: ProcessInfo,
-) -> Choice:
-    """For `auto` in one process on a CPU: all cores where they are free, else the fastest of 1, half and all.
+    process: ProcessInfo,
+) -> ThreadChoice:
+    """The threads of a run: with `auto`, one process and a busy CPU the fastest of 1, half and all; else `first`.
 
-    Steps are timed with the first images of the epoch; state and random numbers are as before afterwards. With
-    --compile nothing is timed: that code is made for one number of threads.
+    Steps are timed on the first images of the epoch. State and random numbers are restored afterwards. With --compile
+    nothing is timed: compiled code is made for one number of threads.
 
     Args:
         first: from `set_threads`.
-        others: begun when the process started.
+        others: measures the processor time of other programs since the process started.
     """
-    auto = options.threads == AUTO and wished(place.launched) is None
+    auto = options.threads == AUTO and requested_threads(process.launched) is None
     if not auto or first.threads == 1 or world.size > 1 or world.device.type != "cpu" or options.compile:
         return first
     busy = others.cores()
@@ -111,33 +111,33 @@ def time_threads(
     step = Step(state.embedder, state.bank, state.optimizer, options.npc_temperature)
     members = state.neighbourhoods.members(indices)
     state.embedder.train()
-    with unchanged(state, indices), given_up(state.embedder.network) as until:
+    with unchanged(state, indices), time_limit(state.embedder.network) as until:
 
         def step_within(limit: float) -> None:
             until(limit)
             step(images, members, len(images))
 
         seconds = step_seconds(step_within, numbers_to_try(first.threads))
-    chosen = min(seconds, key=seconds.get)
+    chosen = min(seconds, key=seconds.__getitem__)
     torch.set_num_threads(chosen)
     rates = [f"{len(images) / spent:.0f}" if spent < math.inf else "too slow" for spent in seconds.values()]
     measured = ", ".join(f"{number}: {rate}" for number, rate in zip(seconds, rates))
     occupied = f"other programs keep {busy:.1f} processors busy"
-    return Choice(chosen, f"images/s by threads: {measured}; {occupied}; --threads N decides otherwise")
+    return ThreadChoice(chosen, f"images/s by threads: {measured}; {occupied}; --threads N decides otherwise")
 
 
 def numbers_to_try(most: int) -> list[int]:
-    """1, half and all, each once, in rising order."""
+    """1, half of `most` and `most`, each once, ascending."""
     return sorted({1, max(1, most // 2), most})
 
 
 def step_seconds(
     step: Callable[[float], object], numbers: Sequence[int], clock: Callable[[], float] = time.perf_counter
 ) -> dict[int, float]:
-    """Seconds of the fastest of some steps with each number of threads, up to the first that is hopeless, as infinity.
+    """The time of the fastest step by number of threads, in seconds; ends at the first aborted number, as inf.
 
     Args:
-        step: takes the seconds after which it may raise TooSlowError.
+        step: takes its limit in seconds, after which it may raise TooSlowError.
     """
     found: dict[int, float] = {}
     for number in numbers:
@@ -159,8 +159,8 @@ def step_seconds(
 
 
 @contextmanager
-def given_up(network: nn.Module) -> Iterator[Callable[[float], None]]:
-    """Gives a function of seconds, after which from its call on no layer of the network begins: TooSlowError."""
+def time_limit(network: nn.Module) -> Iterator[Callable[[float], None]]:
+    """Yields a function that sets a time limit in seconds, after which the next layer raises TooSlowError."""
     deadline = math.inf
 
     def until(seconds: float) -> None:
@@ -181,9 +181,9 @@ def given_up(network: nn.Module) -> Iterator[Callable[[float], None]]:
 
 @contextmanager
 def unchanged(state: TrainingState, rows: Tensor) -> Iterator[None]:
-    """Within it steps may be taken with the images of these rows (B,); afterwards all is as before, bit for bit.
+    """Context manager in which steps train on the images of these rows (B,); restores the state bit for bit.
 
-    Network, bank, random states and optimiser; the optimiser begins without its moments.
+    The state is network, bank, random states and optimiser. Within it the optimiser starts without moments.
     """
     network = state.embedder.network
     weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -205,12 +205,12 @@ def unchanged(state: TrainingState, rows: Tensor) -> Iterator[None]:
 
 
 def epochs_within(seconds: float, image_seconds: float, train: int, test: int, rounds: int) -> int:
-    """Epochs a round, at least 1.
+    """The epochs of a round that fit into a time, at least 1.
 
     Args:
         seconds: for the whole run.
-        image_seconds: of a training image in a step, all processes together.
-        train, test: images.
+        image_seconds: time of a training image in a step of all processes together.
+        train, test: numbers of images.
         rounds: of the run.
     """
     epoch = image_seconds * (train + EVALUATION * test)
@@ -220,7 +220,7 @@ def epochs_within(seconds: float, image_seconds: float, train: int, test: int, r
 def within_minutes(settings: Settings, state: TrainingState, pipeline: Pipeline, world: World) -> tuple[Settings, str]:
     """The settings with --max-epoch chosen for --minutes, and a line for the log. All processes must call it.
 
-    State and random numbers are as before afterwards.
+    State and random numbers are restored afterwards.
 
     Raises:
         UserError: --max-epoch was given on the command line as well.
@@ -228,21 +228,22 @@ def within_minutes(settings: Settings, state: TrainingState, pipeline: Pipeline,
     options = settings.options
     if settings.sources["max_epoch"] == "command line":
         raise UserError("--minutes chooses --max-epoch by the speed of this machine; give one of them")
+    minutes = given(options.minutes)
     image_seconds = _image_seconds(settings, state, pipeline, world)
     test = 0 if pipeline.test is None else len(pipeline.test)
     rounds = options.max_round - options.first_round
-    epochs = epochs_within(60 * options.minutes, image_seconds, len(pipeline.train), test, rounds)
+    epochs = epochs_within(60 * minutes, image_seconds, len(pipeline.train), test, rounds)
     options = dataclasses.replace(options, max_epoch=epochs)
     sources = {**settings.sources, "max_epoch": "--minutes"}
     planned = epochs * rounds * image_seconds * (len(pipeline.train) + EVALUATION * test) / 60
     note = f"{epochs} epochs a round at {1 / image_seconds:.0f} images/s, {planned:.1f} minutes (--minutes)"
-    if planned > options.minutes:
-        note += "; one epoch a round takes longer than wished: lower --max-round, or take fewer images (--limit-train)"
+    if planned > minutes:
+        note += "; one epoch a round takes longer than that: lower --max-round, or take fewer images (--limit-train)"
     return dataclasses.replace(settings, options=options, sources=sources), note
 
 
 def _image_seconds(settings: Settings, state: TrainingState, pipeline: Pipeline, world: World) -> float:
-    """Seconds of a training image, by the median of the steps; of the slowest process."""
+    """Seconds of a training image: the median over steps, the largest over processes."""
     order = pipeline.epoch_order(state.round, state.epoch)[: 1 + RATE_STEPS]
     step = Step(state.embedder, state.bank, state.optimizer, settings.options.npc_temperature)
     spent, started = [], time.perf_counter()

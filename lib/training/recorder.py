@@ -1,123 +1,395 @@
-"""What a run writes down about itself."""
+"""Recorders of a run: progress and log on the terminal, and the files of a session.
 
-import datetime
-import hashlib
+The files are metrics.jsonl, TensorBoard's, checkpoints, report.html, features.npz and final.json.
+"""
+
 import json
+import logging
+import math
 import os
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
-from datasets.files.image_cache import common_folder
+from datasets.files.cache import common_folder
 from datasets.pipeline import Pipeline
+from lib.checkpoint.manager import AsyncCheckpointSaver, CheckpointSaver, Position
 from lib.config import Options
 from lib.distributed.world import World
-from lib.evaluation.bank_statistics import Survey, sample_rows, survey
+from lib.errors import RunError, given
+from lib.evaluation.evaluator import Evaluated, Evaluator
+from lib.evaluation.features import Features
+from lib.export.kept_features import KeptFeatures
 from lib.figures.thumbnails import anchor_grids, thumbnails
+from lib.logger.console import LOGGER, RESULT
+from lib.logger.progress import Progress, RateWatch
 from lib.logger.projector import SIDE
 from lib.logger.tensorboard import TensorBoardWriter
 from lib.method.neighbourhoods import Neighbourhoods
-from lib.method.objective import ABSENT
-from lib.runtime.device import describe_device, describe_precision
-from lib.session import provenance
-from lib.training.state import TrainingState
+from lib.report import Report
+from lib.search.exact import sample_rows
+from lib.session.folder import SessionFolder
+from lib.session.records import Metrics, write_final
+from lib.training.history import Diagnostics
+from lib.training.state import TrainingState, not_finite
+from lib.training.step import NotFinite
 
-WINDOW = 10.0
-"""Seconds of training that a rate is measured over."""
-FALL = 3
-NOTHING: dict[str, Any] = dict.fromkeys(
-    ("entropy", "anchor_entropy", "neighbours_kept", "neighbour_cosine", "clusters")
-)
-"""The part of a line of metrics.jsonl for an epoch that was not looked at."""
+log = logging.getLogger(LOGGER)
 
 
-class Observer:
-    """Looks at a run.
+class Recorder:
+    """Shows progress and logs, and writes no files of a session.
+
+    Runs with --debug use it, and all ranks but the first, with a silent log. The processes of a run must make
+    the same calls: some gather rows from all of them.
 
     Args:
         options: the merged options.
+        state: the state of the run.
         pipeline: the images.
-        labels: (N,) for the frames of pictures, or None.
-        world: the processes of the run; all must call every method, and the first one draws and writes.
-        board: where pictures go.
+        evaluator: evaluates the network.
+        world: the processes of the run.
+    """
+
+    def __init__(self, options: Options, state: TrainingState, pipeline: Pipeline, evaluator: Evaluator, world: World):
+        self.options, self.pipeline, self.evaluator, self.world = options, pipeline, evaluator, world
+        images = len(pipeline.train)
+        rounds_left = max(0, options.max_round - state.round - 1)
+        epochs_left = rounds_left * options.max_epoch + max(0, options.max_epoch - state.epoch)
+        images_left = epochs_left * images - state.progress.images
+        total = (options.max_round - options.first_round) * options.max_epoch * images
+        self._rate = RateWatch()
+        self._progress = Progress(total, max(0, total - images_left), quiet=options.brief or not world.is_first)
+
+    @property
+    def last_checkpoint(self) -> Optional[Path]:
+        """The newest checkpoint that can be resumed."""
+        return None
+
+    @property
+    def resume_command(self) -> str:
+        """The command that resumes the run from it."""
+        return ""
+
+    def discovered(self, round_number: int, found: Neighbourhoods, started: float) -> None:
+        """Log the anchors and neighbours of a round; `started`: the start of their search, by time.perf_counter()."""
+        # described first, which waits for the device
+        log.info("round %d: %s, found in %.1f s", round_number, _describe(found), time.perf_counter() - started)
+
+    def round_started(self, round_number: int, found: Neighbourhoods) -> None:
+        """Record the anchors and neighbours of a round."""
+
+    def epoch_started(self, state: TrainingState) -> None:
+        """Show that an epoch begins or is resumed."""
+        rounds, epochs = self.options.max_round - 1, self.options.max_epoch
+        self._progress.label(f"round {state.round}/{rounds} epoch {state.epoch + 1}/{epochs}")
+        self.resume_timing()
+
+    def resume_timing(self) -> None:
+        """Exclude the time since the last step from the rate of training."""
+        self._rate.resume()
+
+    def steps_done(self, images: int, loss: float) -> None:
+        """Count images that were trained on; the loss is that of the last batch."""
+        self._progress.advance(images, loss)
+        slow = self._rate.see(images)
+        if slow is not None:
+            has_threads = self.world.device.type == "cpu" and torch.get_num_threads() > 1
+            log.warning(
+                "the run learns from %.0f images/s, less than a third of the %.0f before; other programs may be at "
+                "work here: end some of them%s",
+                *slow,
+                ", or stop the run and resume it with --threads 1" if has_threads else "",
+            )
+
+    def evaluating(self) -> None:
+        """Show that the evaluation of an epoch begins."""
+        self._progress.note("evaluating")
+
+    def diagnosed(self, state: TrainingState, found: Diagnostics) -> None:
+        """Record the diagnostics of an epoch."""
+
+    def epoch_finished(self, state: TrainingState, record: dict[str, Any], is_best: bool) -> None:
+        """Record an epoch and save a checkpoint, which is on disk after `flush`.
+
+        Args:
+            record: its line in metrics.jsonl.
+            is_best: whether its kNN accuracy is the best of the round so far.
+
+        Raises:
+            RunError: as `save`.
+        """
+        self.save(state, record["knn_top1"], is_best)
+        top1 = record["knn_top1"]
+        log.info(
+            "round %d epoch %d/%d  loss %.4f  lr %.4g  %s%.0f images/s  %.1f s",
+            state.round,
+            state.epoch,
+            self.options.max_epoch,
+            record["loss"],
+            record["lr"],
+            "" if top1 is None else f"kNN {100 * top1:.2f} %  ",
+            record["images_per_second"],
+            record["seconds"],
+        )
+
+    def evaluated(self, state: TrainingState, results: Evaluated) -> None:
+        """Record the results of slower protocols after the last epoch."""
+        place = (state.round, state.epoch, self.options.max_epoch)
+        for protocol, each in results:
+            log.info("round %d epoch %d/%d  %s: %s", *place, protocol.name, each.summary)
+
+    def round_finished(self, state: TrainingState) -> None:
+        """Record the summary of a round."""
+        log.info("%s", state.history.current.closing_line(self.evaluator.title), extra=RESULT)
+        self.write_report()
+
+    def run_finished(self, state: TrainingState, results: Evaluated, subject: Features) -> None:
+        """Record the results of the finished network; `subject` has its features."""
+        if not (subject.space.is_plain or self.options.debug):
+            subject.all_train()  # sends this process's features to the first one
+
+    def conclude(self, state: TrainingState, results: Evaluated) -> None:
+        """Write final.json, the report and the files of the results, and log where they are."""
+
+    def save(self, state: TrainingState, top1: Optional[float], is_best: bool) -> None:
+        """Save a checkpoint: every process sends its part of the bank to the first one, which writes.
+
+        Args:
+            top1: the kNN accuracy of the epoch, in [0, 1], if it was evaluated.
+
+        Raises:
+            RunError: it could not be written, or a number in it is not finite.
+        """
+        if not self.options.debug:
+            state.bank.shard.gather_to_first(state.bank.memory)
+
+    def last_epoch(self) -> dict[str, Any]:
+        """The last line of metrics.jsonl; empty without one."""
+        return {}
+
+    def write_report(self) -> None:
+        """Write the report of the session as it stands."""
+
+    def flush(self) -> None:
+        """Wait until all that was saved is on disk.
+
+        Raises:
+            RunError: it could not be written.
+        """
+
+    def close(self) -> None:
+        """End the run, also one that failed."""
+        self._progress.close()
+
+    def not_finite(self, state: TrainingState, found: NotFinite, order: Sequence[Tensor]) -> RunError:
+        """The error of a non-finite loss or gradient.
+
+        Args:
+            found: the batch, and whether its loss or its gradient.
+            order: the rows of the images in each batch of the epoch.
+        """
+        # a gradient is that of all batches of its optimiser step
+        batches = self.options.iter_size if found.what == "gradient" else 1
+        first = found.step // batches * batches
+        rows = torch.cat(list(order[first : found.step + 1]))
+        place = (state.round, state.epoch + 1, found.step + 1)
+        return RunError(
+            f"the {found.what} is not finite in round {place[0]}, epoch {place[1]}, step {place[2]}; "
+            f"{self._bad_images(place, found.what, rows)}; {self._last_good()}; try a lower --base-lr or a higher "
+            "--npc-temperature"
+        )
+
+    def _bad_images(self, place: tuple[int, int, int], what: str, rows: Tensor) -> str:
+        """Text that names the images of the bad batch."""
+        return f"images {', '.join(map(str, rows[:5].tolist()))}, ..."
+
+    def _last_good(self) -> str:
+        try:
+            last = self.last_checkpoint
+        except RunError as error:  # reported beside the error that ends the run
+            return str(error)
+        return "there is no checkpoint from before" if last is None else f"the last good checkpoint is {last}"
+
+
+class SessionRecorder(Recorder):
+    """A `Recorder` that also writes the files of a session.
+
+    Args:
+        session: where to write.
+        options, state, pipeline, evaluator, world: as `Recorder`.
+        labels: (N,) training labels for the frames of the anchor grids, or None.
+        report: written at the end of each round, or None.
+        resumed_from: the session's checkpoint from which the state was restored, or None.
     """
 
     def __init__(
-        self, options: Options, pipeline: Pipeline, labels: Optional[Tensor], world: World, board: TensorBoardWriter
+        self,
+        session: SessionFolder,
+        options: Options,
+        state: TrainingState,
+        pipeline: Pipeline,
+        evaluator: Evaluator,
+        world: World,
+        labels: Optional[Tensor] = None,
+        report: Optional[Report] = None,
+        resumed_from: Optional[Path] = None,
     ):
-        self.options, self.pipeline, self.labels, self.world, self.board = options, pipeline, labels, world, board
-        self._rows = sample_rows(len(pipeline.train))  # (S,)
-        self._shown: Optional[Tensor] = None  # places in `_rows` of the images in the projector
+        super().__init__(options, state, pipeline, evaluator, world)
+        self.session, self._labels, self._report = session, labels, report
+        self._metrics = Metrics(session.metrics)
+        folder = session.tensorboard if options.log_tfb else None
+        self._board = TensorBoardWriter(folder, options.max_epoch, (state.round, state.epoch))
+        self._kept_options = options.as_dict()
+        self._board.start(self._kept_options, evaluator.has_knn)
+        self._shown: Optional[Tensor] = None  # indices of the projector's images among the rows of the diagnostics
+        # a process that is forked while a thread holds a lock could wait for it forever
+        saver = CheckpointSaver if pipeline.starts_processes else AsyncCheckpointSaver
+        self._checkpoints = saver(session, options.keep)
+        if resumed_from is not None:
+            current, position = state.history.current, _position(state)
+            is_best = position.step == 0 and state.epoch > 0 and current.best_epoch == state.epoch
+            self._checkpoints.resume_from(resumed_from, position, current.anchors, is_best)
 
-    def discovery(self, round_number: int, found: Neighbourhoods) -> None:
-        """Draw the anchors of a round and their neighbours."""
-        if self.board.folder is not None and self.options.tfb_anchors > 0:
-            grids = anchor_grids(found, self.pipeline.train, self.labels, self.options.tfb_anchors)
-            self.board.anchors(round_number, {grid.part: grid.picture for grid in grids})
+    @property
+    def last_checkpoint(self) -> Optional[Path]:
+        """The newest checkpoint that can be resumed.
 
-    def after_epoch(self, state: TrainingState) -> dict[str, Any]:
-        """The part of the epoch's line in metrics.jsonl that needs no labels, with `NOTHING`'s keys.
-
-        entropy, anchor_entropy: mean entropy of all images and of the round's anchors, in nats. neighbours_kept: share
-        of images whose nearest is the one they had at the end of the round before. neighbour_cosine: mean cosine to
-        the nearest. clusters: their sizes, after the last epoch of a round. Of more images than `sample_rows` takes,
-        an even sample is looked at.
+        Raises:
+            RunError: it could not be written.
         """
-        last = state.epoch == self.options.max_epoch
-        if not last and state.epoch % self.options.eval_freq != 0:
-            return NOTHING
-        found = survey(state.bank.memory, self._rows, self.options.npc_temperature, state.bank.shard)
-        self.board.bank_statistics(state.round, state.epoch, found.entropy.cpu().numpy(), found.cosine.cpu().numpy())
-        anchors = state.neighbourhoods.position[found.rows] != ABSENT
-        seen = {
-            "entropy": found.entropy.mean().item(),
-            "anchor_entropy": found.entropy[anchors].mean().item() if anchors.any() else None,
-            "neighbours_kept": found.kept(state.nearest.get(state.round - 1)),
-            "neighbour_cosine": found.cosine.mean().item(),
-            "clusters": None,
-        }
-        if last:
-            before = {number: rows for number, rows in state.nearest.items() if number == state.round - 1}
-            state.nearest = {**before, state.round: found.nearest}
-            if self.world.is_first:
-                from lib.clustering.clusters import (
-                    clusters_of,  # scikit-learn's second of import comes after a round
-                )
+        return self._checkpoints.last
 
-                clusters = clusters_of(found, self.options.seed)
-                if clusters is not None:
-                    seen["clusters"] = clusters.sizes[clusters.sizes > 0].tolist()
-                self._embed(state, found, None if clusters is None else clusters.assignments)
-        return seen
+    @property
+    def resume_command(self) -> str:
+        """The command that resumes the run. GPU indices are not restored on resume, so it names them."""
+        gpus = self.options.gpus
+        indices = "" if gpus in ("auto", "cpu") else f" --gpus {gpus}"
+        return f"python3 main.py --resume {shlex.quote(str(self.session.path))}{indices}"
 
-    def _embed(self, state: TrainingState, found: Survey, clusters: Optional[Tensor]) -> None:
-        """The features at the end of a round, for the projector."""
-        if self.board.folder is None or self.options.tfb_projector == 0:
+    def round_started(self, round_number: int, found: Neighbourhoods) -> None:
+        entropy = found.entropy.cpu().numpy() if round_number > 0 else None
+        self._board.discovery(round_number, len(found.anchor_indexes), found.consistency, entropy)
+        if self._board.folder is not None and self.options.tfb_anchors > 0:
+            grids = anchor_grids(found, self.pipeline.train, self._labels, self.options.tfb_anchors)
+            self._board.anchors(round_number, {grid.part: grid.picture for grid in grids})
+
+    def diagnosed(self, state: TrainingState, found: Diagnostics) -> None:
+        survey = found.survey
+        assert survey is not None  # the epoch was evaluated
+        entropy, cosine = survey.entropy.cpu().numpy(), survey.cosine.cpu().numpy()
+        self._board.bank_statistics(state.round, state.epoch, entropy, cosine)
+        if state.epoch == self.options.max_epoch:
+            self._embed(state.round, found)
+
+    def epoch_finished(self, state: TrainingState, record: dict[str, Any], is_best: bool) -> None:
+        """As `Recorder.epoch_finished`. The checkpoint is written last, after its epoch's metrics."""
+        self._metrics.append(record)
+        self._board.epoch(record, state.history.current.knn_best, state.history.best_top1)
+        super().epoch_finished(state, record, is_best)
+
+    def evaluated(self, state: TrainingState, results: Evaluated) -> None:
+        self._add_results(state, results)
+        super().evaluated(state, results)
+
+    def run_finished(self, state: TrainingState, results: Evaluated, subject: Features) -> None:
+        # metrics.jsonl has the kNN accuracy of the last epoch; that of recomputed features goes to final.json
+        self._add_results(state, [each for each in results if each[0] not in self.evaluator.knn])
+        if not subject.space.is_plain:  # the bank does not hold these features
+            KeptFeatures(subject.space, given(subject.all_train()), state.round, state.epoch).write(
+                self.session.features
+            )
+        self._board.finish()
+
+    def conclude(self, state: TrainingState, results: Evaluated) -> None:
+        accuracy, of_features = self.evaluator.knn_accuracy(results), self.evaluator.knn_feature_accuracy(results)
+        if accuracy is not None:
+            features = None
+            if of_features is not None:
+                space, (top1, top5) = self.evaluator.space, of_features
+                features = {"level": space.level, "whitened": space.whitened, "top1": top1, "top5": top5}
+            write_final(self.session.final, state.round, state.epoch, *accuracy, state.baselines, features)
+        if self._report is not None:
+            self._report.write_if_possible()
+        for _, each in results:
+            for path in each.write(self.session.path):
+                log.info("written: %s", path, extra=RESULT)
+        log.info("checkpoints, log, metrics and TensorBoard files: %s", self.session.path, extra=RESULT)
+
+    def save(self, state: TrainingState, top1: Optional[float], is_best: bool) -> None:
+        self.flush()  # before there is a second copy of everything
+        memory = state.bank.shard.gather_to_first(state.bank.memory)
+        assert memory is not None  # this is the first process
+        saved = state.checkpoint(memory, self._kept_options, self.session.name, top1)
+        part = not_finite(saved)
+        if part is not None:
+            raise RunError(
+                f"a number in the {part} is not finite after {state.epoch} epochs and {state.progress.step} steps of "
+                f"round {state.round}, so nothing was saved; {self._last_good()}; try a lower --base-lr"
+            )
+        self._checkpoints.save(saved, _position(state), len(state.neighbourhoods.anchor_indexes), is_best)
+
+    def last_epoch(self) -> dict[str, Any]:
+        return self._metrics.last()
+
+    def write_report(self) -> None:
+        if self._report is not None:
+            self.flush()
+            self._report.write_if_possible()
+
+    def flush(self) -> None:
+        self._checkpoints.flush()
+
+    def close(self) -> None:
+        super().close()
+        self._board.close()
+        self._checkpoints.close()
+
+    def _add_results(self, state: TrainingState, results: Evaluated) -> None:
+        """Add results to the line of the last epoch in metrics.jsonl and to TensorBoard."""
+        for _, each in results:
+            self._metrics.amend_last(each.scalars)
+            self._board.scalars(state.round, state.epoch, each.scalars)
+
+    def _bad_images(self, place: tuple[int, int, int], what: str, rows: Tensor) -> str:
+        try:
+            files = self.pipeline.files_of(rows.tolist())
+            return f"the images are listed in {write_bad_batch(self.session.path, *place, what, rows, files)}"
+        except OSError as failure:
+            images = super()._bad_images(place, what, rows)
+            return f"{images} (the list of all could not be written: {failure.strerror})"
+
+    def _embed(self, round_number: int, found: Diagnostics) -> None:
+        """Write features at the end of a round for the projector."""
+        if self._board.folder is None or self.options.tfb_projector == 0:
             return
+        survey = found.survey
+        assert survey is not None  # the epoch was evaluated
         if self._shown is None:
-            self._shown = sample_rows(len(self._rows), self.options.tfb_projector)
-            self.board.thumbnails(thumbnails(self.pipeline.train, self._rows[self._shown].tolist(), SIDE))
+            self._shown = sample_rows(len(survey.rows), self.options.tfb_projector)
+            self._board.thumbnails(thumbnails(self.pipeline.train, survey.rows.cpu()[self._shown].tolist(), SIDE))
         shown = self._shown
-        rows = self._rows[shown].tolist()
+        rows = survey.rows.cpu()[shown].tolist()
         about = {
             "image": self._names(rows),
-            "entropy": [f"{value:.3f}" for value in found.entropy.cpu()[shown].tolist()],
+            "entropy": [f"{value:.3f}" for value in survey.entropy.cpu()[shown].tolist()],
         }
-        if clusters is not None:
-            about["cluster"] = [str(number) for number in clusters[shown].tolist()]
-        if self.labels is not None:
+        if found.clusters is not None:
+            about["cluster"] = [str(number) for number in found.clusters[shown].tolist()]
+        if self._labels is not None:
             classes = self.pipeline.train.classes
             about["label"] = [
-                classes[label] if label >= 0 else "?" for label in self.labels[torch.tensor(rows)].tolist()
+                classes[label] if label >= 0 else "?" for label in self._labels[torch.tensor(rows)].tolist()
             ]
-        self.board.embeddings(f"after-round-{state.round}", found.features.cpu()[shown].numpy(), about)
+        self._board.embeddings(f"after-round-{round_number}", survey.features.cpu()[shown].numpy(), about)
 
     def _names(self, rows: Sequence[int]) -> list[str]:
-        """What an image is called: its file below the folder of them all, or its number."""
+        """The names of images: their files below the common folder, or their numbers."""
         paths = self.pipeline.train.paths
         if paths is None:
             return [str(row) for row in rows]
@@ -126,50 +398,32 @@ class Observer:
         return [os.path.relpath(name, folder) for name in names]
 
 
-def start_record(
-    pipeline: Pipeline, world: World, dtype: Optional[torch.dtype], source: Optional[Path]
-) -> dict[str, Any]:
-    """Plain values, for `append_start`.
-
-    Args:
-        dtype: of autocast, or None.
-        source: the checkpoint gone on from, or None.
-    """
-    return {
-        "time": datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
-        "command": provenance.command_line(),
-        "code": provenance.git_revision(),
-        "versions": provenance.versions(),
-        "device": describe_device(world.device),
-        "precision": describe_precision(dtype),
-        "processes": world.size,
-        "dataset": pipeline.name,
-        "train_images": len(pipeline.train),
-        "fingerprint": pipeline.fingerprint,
-        "contents": _checksum(pipeline.contents),
-        "test_images": 0 if pipeline.test is None else len(pipeline.test),
-        "skipped_images": len(pipeline.skipped),
-        "labels": pipeline.train.labels is not None,
-        "went_on_from": None if source is None else str(source),
-    }
+def _position(state: TrainingState) -> Position:
+    return Position(state.round, state.epoch, state.progress.step)
 
 
-def _checksum(contents: Sequence[int]) -> Optional[str]:
-    """One text for the contents of all files that were looked at; None where the fingerprint tells all."""
-    return hashlib.blake2b(repr(list(contents)).encode(), digest_size=8).hexdigest() if contents else None
+def _describe(found: Neighbourhoods) -> str:
+    entropy = found.entropy[found.anchor_indexes]
+    text = f"{len(entropy)} anchors of {len(found.entropy)} images, "
+    text += f"entropy up to {entropy.max().item():.3f} (log N is {math.log(len(found.entropy)):.3f})"
+    if found.recall is not None:
+        text += f", {100 * found.recall:.2f} % of nearest neighbours are the true ones"
+    if found.consistency is not None:
+        text += f", consistency {100 * found.consistency:.2f} %"
+    return text
 
 
-def write_note(
+def write_bad_batch(
     folder: Path, round_number: int, epoch: int, step: int, what: str, rows: Tensor, files: Optional[Sequence[str]]
 ) -> Path:
-    """Write `not-finite-rRRRR-eEEEE-sSSSSSS.json`.
+    """Write the batch that produced a non-finite value to `not-finite-rRRRR-eEEEE-sSSSSSS.json`.
 
     Args:
         folder: of the session.
         epoch, step: counted from 1, as in the log.
-        what: was not finite.
-        rows: (B,) the numbers of the images among the training images.
-        files: their paths, where they have some.
+        what: loss or gradient.
+        rows: (B,) int64, of the training images.
+        files: their paths, or None for images in memory.
 
     Raises:
         OSError: it cannot be written.
@@ -185,37 +439,3 @@ def write_note(
     }
     path.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
     return path
-
-
-class RateWatch:
-    """Compares the images per second of each window with those of the fastest so far, and answers once.
-
-    Args:
-        clock: in seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter):
-        self._clock, self._since = clock, clock()
-        self._images, self._seconds, self._fastest, self._answered = 0, 0.0, 0.0, False
-
-    def resume(self) -> None:
-        """Training goes on after something else: what that took does not count."""
-        self._since = self._clock()
-
-    def see(self, images: int) -> Optional[tuple[float, float]]:
-        """So many more images were learnt from.
-
-        Returns:
-            the rate of this window and the fastest, the first time that it is below a third of it; else None.
-        """
-        now = self._clock()
-        self._images += images
-        self._seconds, self._since = self._seconds + now - self._since, now
-        if self._seconds < WINDOW:
-            return None
-        rate, fastest = self._images / self._seconds, self._fastest
-        self._images, self._seconds, self._fastest = 0, 0.0, max(rate, fastest)
-        if self._answered or rate * FALL >= fastest:
-            return None
-        self._answered = True
-        return rate, fastest

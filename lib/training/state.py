@@ -1,6 +1,7 @@
-"""Everything a run carries from step to step, and its way into a checkpoint and back."""
+"""The state of a run: everything that a checkpoint saves and restores."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Optional
 
 import torch
@@ -10,20 +11,19 @@ from torch.optim import Optimizer
 import models
 from datasets.pipeline import Pipeline
 from lib.checkpoint.io import FORMAT
-from lib.checkpoint.schema import check_neighbourhoods
 from lib.config import Options
 from lib.distributed.world import World
 from lib.errors import UserError
 from lib.method.memory_bank import MemoryBank
-from lib.method.neighbourhoods import Neighbourhoods
+from lib.method.neighbourhoods import SAVED, Neighbourhoods
 from lib.nn.embedder import Embedder
 from lib.nn.sync_batch_norm import synchronise
 from lib.nn.winograd import use_winograd
-from lib.pretrained.fitting import load_exactly
+from lib.pretrained.fitting import check_network
 from lib.runtime.determinism import without_adaptive_pooling
 from lib.seeding import generator
-from lib.training.epoch import Underway
-from lib.training.history import History
+from lib.training.epoch import EpochProgress
+from lib.training.history import History, RoundSummary
 from lib.training.optim import build_optimizer, check_state
 
 
@@ -40,10 +40,16 @@ def build_embedder(options: Options, world: World, dtype: Optional[torch.dtype])
 
 
 class TrainingState:
-    """Network, optimiser, bank, neighbourhoods, and where the run is.
+    """Network, optimiser, bank, neighbourhoods, and the position in the run.
 
-    `round` and `epoch` say what has been completed: `epoch` epochs of round `round`. `underway` is how far the next one
-    is.
+    Attributes:
+        round, epoch: `epoch` epochs of round `round` are completed.
+        progress: progress within the next epoch.
+        history: a summary of each round.
+        nearest: {round: (S,) nearest images of the sampled rows}, of this round and the one before.
+        clusters: of the round that has just ended, as `Clusters.state` gives them; otherwise empty.
+        baselines: accuracies without learning, see `lib.evaluation.baselines`.
+        dataset: the description of the training images in a checkpoint.
     """
 
     def __init__(
@@ -59,10 +65,12 @@ class TrainingState:
         self.neighbourhoods = neighbourhoods
         self.round = 0
         self.epoch = 0
-        self.underway = Underway()
+        self.progress = EpochProgress()
         self.history = History()
-        self.nearest: dict[int, Tensor] = {}  # of this round and the one before, as the last survey found them
-        self.baselines: dict[str, float] = {}  # see `lib.evaluation.baselines`
+        self.nearest: dict[int, Tensor] = {}
+        self.clusters: dict[str, Any] = {}
+        self.baselines: dict[str, float] = {}
+        self.dataset: dict[str, Any] = {}
 
     @classmethod
     def fresh(cls, options: Options, pipeline: Pipeline, world: World, dtype: Optional[torch.dtype]) -> "TrainingState":
@@ -74,51 +82,54 @@ class TrainingState:
         optimizer = build_optimizer(options, embedder.network.parameters())
         state = cls(embedder, optimizer, bank, Neighbourhoods.none(size, options.ANs_size, world.device))
         state.round = options.first_round
+        state.dataset = {
+            "name": pipeline.name,
+            "size": size,
+            "fingerprint": pipeline.fingerprint,
+            "contents": pipeline.contents,
+            "means": list(pipeline.means),
+            "stds": list(pipeline.stds),
+        }
         return state
 
     def checkpoint(
-        self, memory: Tensor, options: Options, pipeline: Pipeline, session: str, accuracy: Optional[float]
+        self, memory: Tensor, options: dict[str, Any], session: str, accuracy: Optional[float]
     ) -> dict[str, Any]:
-        """The dict that is written to disk; see `lib.checkpoint.io` for its layout.
+        """The content of a checkpoint; see `lib.checkpoint.io` for its layout.
 
-        It does not depend on how many processes there are. Its tensors are copies, which training does not change.
+        It is the same for any number of processes. Its tensors are copies on the CPU.
 
         Args:
-            memory: (N, D), the whole bank, as `MemoryBank.gather_to_first` gave it to this process.
-            options, pipeline: of this run.
+            memory: (N, D), the whole bank, as `Shard.gather_to_first` gave it to this process.
+            options: of this run, as `Options.as_dict` gives them.
             session: its name.
             accuracy: top-1 of the kNN evaluation, in [0, 1], if there was one.
         """
+        progress = asdict(self.progress)
         state = {
             "net": self.embedder.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "ANs_discovery": self.neighbourhoods.state_dict(),
+            "ANs_discovery": {name: getattr(self.neighbourhoods, name) for name in SAVED},
             "acc": accuracy,
             "epoch": self.epoch,
-            "step": self.underway.step,
-            "underway": self.underway.state(),
+            "step": progress.pop("step"),
+            "underway": progress,
             "round": self.round,
             "session": session,
             "format": FORMAT,
-            "options": options.as_dict(),
+            "options": options,
             "precision": "fp32" if self.embedder.dtype is None else "bf16",
-            "random": _random_state(options.seed),
-            "history": self.history.state(),
+            "random": _random_state(options["seed"]),
+            "history": [asdict(entry) for entry in self.history.rounds],
             "nearest": self.nearest,
+            "clusters": {} if self.progress.step else self.clusters,
             "baselines": self.baselines,
-            "dataset": {
-                "name": pipeline.name,
-                "size": len(pipeline.train),
-                "fingerprint": pipeline.fingerprint,
-                "contents": pipeline.contents,
-                "means": list(pipeline.means),
-                "stds": list(pipeline.stds),
-            },
+            "dataset": self.dataset,
         }
         return {**_copied_to_cpu(state), "npc": {"memory": memory}}
 
-    def restore(self, saved: dict[str, Any], source: str, options: Options, pipeline: Pipeline) -> None:
-        """Take over a checkpoint. Options are not taken from it here: those of the run stand.
+    def resume(self, saved: dict[str, Any], source: str, options: Options, pipeline: Pipeline) -> None:
+        """Restore a checkpoint that belongs to this run. The options stay those of this run.
 
         Args:
             saved: what `checkpoint.load` returned.
@@ -127,80 +138,96 @@ class TrainingState:
 
         Raises:
             UserError: it belongs to another network, feature length or optimiser, or to other images, or its parts
-                are not what they should be.
+                are invalid.
         """
         try:
-            self._restore(saved, source, options, pipeline)
+            part = not_finite(saved)
+            if part is not None:
+                raise ValueError(f"a number in its {part} is not finite; take an earlier one")
+            check_network(self.embedder.network, saved["net"], source)
+            self._check_bank(saved, source, options, pipeline)
+            self._check_optimizer(saved, source, options)
+            _check_neighbourhoods(saved["ANs_discovery"], len(self.bank))
+            self.restore(saved)
+            check_state(self.optimizer)
+            sizes = tuple(len(batch) for batch in pipeline.epoch_order(self.round, self.epoch))
+            self.progress.check_fits(sizes, options.iter_size)
         except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             reason = f"it has no {reason}" if isinstance(error, KeyError) else reason
-            raise UserError(f"checkpoint {source} cannot be gone on from: {reason}") from error
+            raise UserError(f"checkpoint {source} cannot be resumed: {reason}") from error
 
-    def _restore(self, saved: dict[str, Any], source: str, options: Options, pipeline: Pipeline) -> None:
-        part = not_finite(saved)
-        if part is not None:
-            raise ValueError(f"a number in its {part} is not finite; take an earlier one")
-        self.restore_network(saved, source)
-        memory = saved["npc"]["memory"]
-        expected = (len(self.bank), self.bank.memory.shape[1])
-        if tuple(memory.shape) != expected:
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Load the content of a checkpoint, the inverse of `checkpoint`; of the bank this process's rows alone.
+
+        Raises:
+            TypeError, ValueError, KeyError and others: a part is missing or invalid.
+        """
+        shard, device = self.bank.shard, self.bank.memory.device
+        self.embedder.network.load_state_dict(saved["net"])
+        self.bank.memory.copy_(saved["npc"]["memory"][shard.start : shard.stop])
+        self._restore_optimizer(saved["optimizer"])
+        found = {name: saved["ANs_discovery"][name] for name in SAVED}
+        tensors = {name: value.to(device) for name, value in found.items() if isinstance(value, Tensor)}
+        self.neighbourhoods = Neighbourhoods(**{**found, **tensors})
+        self.round, self.epoch = saved["round"], saved["epoch"]
+        self.progress = _epoch_progress(saved.get("step", 0), saved.get("underway", {}))
+        self.history.rounds = [RoundSummary(**entry) for entry in saved.get("history", [])]
+        rounds = [entry.round for entry in self.history.rounds]
+        if not rounds or rounds != list(range(min(rounds[0], 1), self.round + 1)):
+            raise ValueError(f"its history is of rounds {rounds}, and it is of round {self.round}")
+        self.nearest = dict(saved.get("nearest", {}))
+        self.clusters = dict(saved.get("clusters", {}))
+        self.baselines = {str(name): float(top1) for name, top1 in saved.get("baselines", {}).items()}
+        _set_random_state(saved.get("random", {}))
+
+    def _check_bank(self, saved: dict[str, Any], source: str, options: Options, pipeline: Pipeline) -> None:
+        """Check that a checkpoint's bank belongs to the training images of this run.
+
+        Raises:
+            UserError: it does not; the message says what to do.
+        """
+        shape, expected = tuple(saved["npc"]["memory"].shape), (len(self.bank), self.bank.memory.shape[1])
+        if shape != expected:
             raise UserError(
-                f"checkpoint {source}: its memory bank is {_shape(memory.shape)}, this run's {_shape(expected)}"
+                f"checkpoint {source}: its memory bank is {_shape(shape)}, this run's {_shape(expected)}"
                 " (training images x feature length); use the data set, --limit-train and --low-dim it was made with"
             )
-        if saved.get("dataset", {}).get("fingerprint", pipeline.fingerprint) != pipeline.fingerprint:
+        data = saved.get("dataset", {})
+        if data.get("fingerprint", pipeline.fingerprint) != pipeline.fingerprint:
             raise UserError(
                 f"checkpoint {source}: its memory bank belongs to other training images "
-                f"({saved['dataset']['name']}, {saved['dataset']['size']}) than this run's; use the --dataset, "
+                f"({data['name']}, {data['size']}) than this run's; use the --dataset, "
                 "--data-root, --limit-train and --seed it was made with"
             )
-        replaced = pipeline.train.replaced(saved.get("dataset", {}).get("contents"))
+        replaced = pipeline.train.replaced(data.get("contents"))
         if replaced.are_others and not options.restart:
             raise UserError(
                 f"checkpoint {source}: its memory bank belongs to other pictures of the same names: {replaced} hold "
                 "something else; put those back, start anew from its network with --pretrained in place of --resume, "
-                "or add --restart to go on with this bank in a new session"
+                "or add --restart to continue with this bank in a new session"
             )
-        self.bank.load_whole(memory)
+
+    def _check_optimizer(self, saved: dict[str, Any], source: str, options: Options) -> None:
         before = saved["options"].get("optimizer", options.optimizer)
         if before != options.optimizer:
             raise UserError(
                 f"checkpoint {source} was made with --optimizer {before}, not {options.optimizer}: "
                 "its state does not fit"
             )
+
+    def _restore_optimizer(self, saved: dict[str, Any]) -> None:
+        """Load the optimiser's moments. Weight decay and the like stay those of the options."""
         configured = [
             {name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups
         ]
-        # momentum buffers come from the file, weight decay and the like from the options. Put together before they are
-        # loaded: it is by the groups' settings that PyTorch decides on which device Adam's count of steps lives.
-        groups = [{**group, **settings} for group, settings in zip(saved["optimizer"]["param_groups"], configured)]
-        self.optimizer.load_state_dict({**saved["optimizer"], "param_groups": groups})
-        check_state(self.optimizer)
-        check_neighbourhoods(saved["ANs_discovery"], len(self.bank))
-        self.neighbourhoods = Neighbourhoods.from_state_dict(saved["ANs_discovery"], self.bank.memory.device)
-        self.round, self.epoch = saved["round"], saved["epoch"]
-        self.underway = Underway.from_state(saved.get("step", 0), saved.get("underway", {}))
-        sizes = tuple(len(batch) for batch in pipeline.epoch_order(self.round, self.epoch))
-        self.underway.check_fits(sizes, options.iter_size)
-        self.history = History.from_state(saved.get("history", []))
-        rounds = [entry.round for entry in self.history.rounds]
-        if not rounds or rounds != list(range(min(rounds[0], 1), self.round + 1)):
-            raise ValueError(f"its history is of rounds {rounds}, and it is of round {self.round}")
-        self.nearest = dict(saved.get("nearest", {}))
-        self.baselines = {str(name): float(top1) for name, top1 in saved.get("baselines", {}).items()}
-        _set_random_state(saved.get("random", {}))
-
-    def restore_network(self, saved: dict[str, Any], source: str) -> None:
-        """Take over the network alone.
-
-        Raises:
-            UserError: it is another network.
-        """
-        load_exactly(self.embedder.network, saved["net"], source)
+        # merged before they are loaded: PyTorch chooses the device of Adam's step count by the groups' settings
+        groups = [{**group, **settings} for group, settings in zip(saved["param_groups"], configured)]
+        self.optimizer.load_state_dict({**saved, "param_groups": groups})
 
 
 def not_finite(saved: dict[str, Any]) -> Optional[str]:
-    """Which part of a checkpoint holds a number that is not finite, if one does, among those that training changes."""
+    """The part of a checkpoint with a non-finite number, of those that training changes; None if all are finite."""
     parts = {"network": saved["net"], "optimiser": saved["optimizer"], "memory bank": saved["npc"]}
     for name, part in parts.items():
         if not all(_is_finite(tensor) for tensor in _tensors(part) if tensor.is_floating_point()):
@@ -209,7 +236,7 @@ def not_finite(saved: dict[str, Any]) -> Optional[str]:
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    # one number that is not finite makes the sum so; if large ones alone did it, a closer look tells
+    # a non-finite number makes the sum non-finite; so can finite ones that overflow
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
@@ -222,7 +249,7 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def _copied_to_cpu(value: Any) -> Any:
-    """The same plain data with every tensor on the CPU: a file made on a GPU opens anywhere."""
+    """The same plain data with a copy of every tensor on the CPU, so that any machine can load the file."""
     if isinstance(value, torch.Tensor):
         return value.to("cpu", copy=True)
     if isinstance(value, dict):
@@ -246,3 +273,45 @@ def _set_random_state(state: dict[str, Any]) -> None:
         torch.set_rng_state(state["torch"])
     if state.get("cuda") and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _epoch_progress(step: int, saved: dict[str, Any]) -> EpochProgress:
+    """Read the epoch progress from the entries `step` and `underway` of a checkpoint."""
+    if not step:
+        return EpochProgress()
+    images, batches = int(saved["images"]), int(saved["batches"])
+    return EpochProgress(step, images, batches, float(saved["loss_sum"]), float(saved["seconds"]))
+
+
+def _check_neighbourhoods(found: Mapping[str, Any], images: int) -> None:
+    """Check that the anchors and neighbours of a checkpoint suit so many images: a bad index may crash.
+
+    Raises:
+        ValueError: they do not; the message says why.
+    """
+    tensors = {}
+    for name, dimensions in (("anchor_indexes", 1), ("instance_indexes", 1), ("position", 1), ("neighbours", 2)):
+        value = found.get(name)
+        if not isinstance(value, torch.Tensor) or value.dtype != torch.int64 or value.dim() != dimensions:
+            raise ValueError(f"its {name} are not whole numbers in {dimensions} dimension(s)")
+        tensors[name] = value
+    anchors, neighbours = tensors["anchor_indexes"], tensors["neighbours"]
+    entropy = found.get("entropy")
+    if not isinstance(entropy, torch.Tensor) or tuple(entropy.shape) != (images,):
+        raise ValueError("its entropy is not one number for each image")
+    if len(tensors["position"]) != images or len(anchors) + len(tensors["instance_indexes"]) != images:
+        raise ValueError(f"its anchors and instances are not those of {images} images")
+    if len(neighbours) != len(anchors):
+        raise ValueError("its neighbours are not those of its anchors")
+    for name, low, high in (
+        ("anchor_indexes", 0, images),
+        ("instance_indexes", 0, images),
+        ("neighbours", 0, images),
+        ("position", -1, len(anchors)),
+    ):
+        value = tensors[name]
+        if value.numel() and not (low <= int(value.min()) and int(value.max()) < high):
+            raise ValueError(f"its {name} lie outside {low} to {high - 1}")
+    consistency = found.get("consistency")
+    if consistency is not None and not isinstance(consistency, float):
+        raise ValueError("its consistency is no number")

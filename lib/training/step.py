@@ -1,4 +1,4 @@
-"""One training step: forward, loss, backward, memory bank, optimiser; and the watch for losses that are not finite."""
+"""One training step: forward, loss, backward, memory bank, optimiser; and the watch for non-finite numbers."""
 
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lib.compat import sums_or_norms
+from lib.compat import norms
 from lib.method.memory_bank import GlobalBatch, MemoryBank
 from lib.method.objective import and_loss
 from lib.nn.embedder import Embedder
@@ -17,16 +17,16 @@ _NONE = -1
 
 
 class NotFinite(NamedTuple):
-    """The first batch of an epoch that went wrong: its number from 0, and what was not finite."""
+    """The first batch of an epoch with a non-finite loss or gradient: its number from 0, and which of the two."""
 
     step: int
     what: str
 
 
 class FiniteWatch:
-    """Counts the batches of an epoch, and keeps the numbers of the first whose loss or gradient was not finite.
+    """Counts the batches of an epoch and keeps the number of the first with a non-finite loss or gradient.
 
-    All of it stays on the device and in the same memory, so that a step can be captured in a CUDA graph.
+    The counts stay on the device, in the same memory: a CUDA graph can capture them, and no step waits.
     """
 
     def __init__(self, device: torch.device):
@@ -34,32 +34,36 @@ class FiniteWatch:
         self._first = torch.full((2,), _NONE, dtype=torch.int64, device=device)  # of the loss, of the gradient
 
     def begin(self, step: int) -> None:
-        """An epoch begins, or is gone on with, at batch `step`."""
+        """Start an epoch, or resume it, at batch `step`."""
         self._count.fill_(step)
         self._first.fill_(_NONE)
 
     @torch.no_grad()
     def see(self, loss: Tensor, gradients: Iterable[Tensor] = ()) -> None:
-        """A batch with its loss, and the gradients of the optimiser step if it ends one."""
-        # sums and norms are finite if all terms are, unless these are so large that nothing could be learnt from them
-        sums = sums_or_norms(list(gradients))
+        """Count a batch: its loss, and the gradients of the optimiser step that it ends, if it ends one."""
+        # a sum or norm is finite if all its terms are, unless they are too large to learn from
+        gradients = list(gradients)
+        if norms is not None and gradients and gradients[0].is_cuda:
+            sums = list(norms(gradients))
+        else:
+            sums = [gradient.sum() for gradient in gradients]
         total = torch.stack(sums).sum() if sums else torch.zeros_like(loss)
         bad = ~torch.isfinite(torch.stack([loss.float(), total.float()]))
         self._first.copy_(torch.where(bad & (self._first == _NONE), self._count, self._first))
         self._count.add_(1)
 
     def found(self) -> Optional[NotFinite]:
-        """The first that went wrong, if any. Waits for the device."""
+        """The first batch with a non-finite number, or None. Waits for the device."""
         loss, gradient = self._first.tolist()
         found = [NotFinite(step, what) for step, what in ((loss, "loss"), (gradient, "gradient")) if step != _NONE]
         return min(found, default=None, key=lambda each: each.step)
 
 
 class Step:
-    """Trains on one batch at a call. With one process nothing in it waits for the device.
+    """Trains on one batch. With one process nothing in it waits for the device.
 
-    With several processes each brings its share of the batch, and all take the same step. On GPUs they wait where
-    they exchange sizes: PyTorch's synchronised batch norm does in each layer, the bank once.
+    With several processes each trains on its part of the batch, and all take the same step. GPUs wait where they
+    exchange sizes: in each synchronised batch norm, and once for the bank.
 
     Args:
         embedder: the network.
@@ -68,7 +72,7 @@ class Step:
         temperature: tau.
 
     Attributes:
-        watch: sees the loss and the gradients of every batch.
+        watch: of the loss and the gradients of every batch.
     """
 
     def __init__(self, embedder: Embedder, bank: MemoryBank, optimizer: Optimizer, temperature: float):
@@ -78,11 +82,11 @@ class Step:
     def __call__(
         self, images: Tensor, members: Tensor, size: int, share: float = 1.0, first: bool = True, last: bool = True
     ) -> Tensor:
-        """Learn from a batch.
+        """Train on a batch.
 
         Args:
             images: (B, 3, S, S), members: (B, 1 + K) sets that begin with the image's own row, as
-                `Neighbourhoods.members` gives them; with several processes those of this one.
+                `Neighbourhoods.members` gives them; with several processes this one's part.
             size: of the batch, in all processes together.
             share: of the batch in the gradient, where several batches make one optimiser step.
             first, last: whether the batch begins and ends such a group.

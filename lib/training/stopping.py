@@ -1,77 +1,133 @@
-"""When a run saves within an epoch, and when it stops: the same decision in all its processes."""
+"""When a run saves within an epoch and when it stops: the same decision on all ranks, at the same step."""
 
 import re
 import time
-from typing import Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
-from lib.distributed.consensus import Consensus
+import torch
+from torch import distributed
+
 from lib.distributed.world import World
+from lib.errors import given
 from lib.runtime.stop_signals import StopSignals
+from lib.training.epoch import EpochProgress
 
 _UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}  # seconds
-_SAVE, _STOP = 1, 2  # wishes; to stop is _STOP + the number of the signal
+_SAVE, _STOP = 1, 2  # requests; a request to stop is _STOP + the number of the signal
 
 
 class SaveEvery(NamedTuple):
-    """How often to save within an epoch: after so many batches, or after so many seconds; None: not."""
+    """How often a run saves within an epoch: after so many batches, or after so many seconds; None: not."""
 
     steps: Optional[int] = None
     seconds: Optional[float] = None
 
     @classmethod
     def parse(cls, text: Optional[str]) -> "SaveEvery":
-        """The option: `500`, `10min`, or None."""
+        """The option --save-every: `500`, `10min`, or None."""
         if text is None:
             return cls()
-        number, unit = re.fullmatch(r"([0-9]+) ?([a-z]*)", text).groups()
+        number, unit = given(re.fullmatch(r"([0-9]+) ?([a-z]*)", text)).groups()
         if unit in _UNITS:
             return cls(seconds=int(number) * _UNITS[unit])
         return cls(steps=int(number))
 
 
-class Decision(NamedTuple):
-    """Whether to save now, and the signal that asks to stop, if one does."""
+class StopAndSavePolicy:
+    """Saves and stops a run between optimiser steps. All ranks must ask at the same steps.
 
-    save: bool
-    stop: Optional[int]
-
-
-class Pauses:
-    """Asked between optimiser steps. All processes must ask at the same ones.
+    A request on any rank takes effect on all ranks one step later.
 
     Args:
         save_every: how often to save within an epoch.
-        stop: what has been wished for by signals.
-        world: the processes. What one of them wishes for all do, one step later.
-        clock: seconds from anywhere. That of the first process counts.
+        stop: the signals that were received.
+        world: the processes.
+        save: called as `save(progress, signal number or None)` when it is time; it raises where a signal asks to stop.
+        clock: in seconds. That of the first process counts.
     """
 
     def __init__(
-        self, save_every: SaveEvery, stop: StopSignals, world: World, clock: Callable[[], float] = time.monotonic
+        self,
+        save_every: SaveEvery,
+        stop: StopSignals,
+        world: World,
+        save: Callable[[EpochProgress, Optional[int]], None],
+        clock: Callable[[], float] = time.monotonic,
     ):
-        self._every, self._stop, self._first, self._clock = save_every, stop, world.is_first, clock
+        self._every, self._stop, self._save, self._clock = save_every, stop, save, clock
+        self._is_first = world.is_first
         self._consensus = Consensus(world)
-        self.saved(0)
+        self.saved_at(0)
 
-    def saved(self, step: int) -> None:
-        """The run has just been saved, at this batch of an epoch."""
+    def saved_at(self, step: int) -> None:
+        """Note that the run was saved after `step` batches of an epoch."""
         self._step, self._time = step, self._clock()
 
-    def at_step(self, step: int) -> Decision:
-        """After `step` batches of an epoch."""
-        late = self._first and self._every.seconds is not None and self._clock() - self._time >= self._every.seconds
-        wish = self._consensus.at_step(self._wish_to_stop() or (_SAVE if late else 0))
-        due = self._every.steps is not None and step - self._step >= self._every.steps
-        stop = _signal(wish)
-        return Decision(due or wish == _SAVE or stop is not None, stop)
+    def between_steps(self, step: int, progress: Callable[[], EpochProgress]) -> None:
+        """Save, or save and stop, if it is time after `step` batches of an epoch; `progress()` waits for the device."""
+        request = self._consensus.at_step(self._stop_request() or self._save_request())
+        is_due = self._every.steps is not None and step - self._step >= self._every.steps
+        if is_due or request != 0:
+            self._save(progress(), _signal(request))
+            self.saved_at(step)
 
     def after_epoch(self) -> Optional[int]:
-        """After an epoch and what follows it: the signal that asks to stop, if one does."""
-        return _signal(self._consensus.now(self._wish_to_stop()))
+        """The number of the signal that asks to stop after an epoch and its evaluation, or None."""
+        return _signal(self._consensus.now(self._stop_request()))
 
-    def _wish_to_stop(self) -> int:
-        return 0 if self._stop.wanted is None else _STOP + self._stop.wanted
+    def _stop_request(self) -> int:
+        return 0 if self._stop.requested is None else _STOP + self._stop.requested
+
+    def _save_request(self) -> int:
+        limit = self._every.seconds
+        is_late = self._is_first and limit is not None and self._clock() - self._time >= limit
+        return _SAVE if is_late else 0
 
 
-def _signal(wish: int) -> Optional[int]:
-    return wish - _STOP if wish > _STOP else None
+def _signal(request: int) -> Optional[int]:
+    return request - _STOP if request > _STOP else None
+
+
+class Consensus:
+    """The largest of the ranks' requests, the same number on all ranks.
+
+    Requests travel between CPUs beside the computation, and a request of one step is known at the next: no rank waits
+    for its device, and hardly for another rank.
+
+    Args:
+        world: the processes. All must make the same calls in the same order.
+    """
+
+    def __init__(self, world: World):
+        self._is_alone, self._group = world.size == 1, world.cpu_group
+        self._request: Optional[torch.Tensor] = None
+        self._exchange: Any = None
+
+    def at_step(self, request: int) -> int:
+        """The largest request of the call before this one, 0 at first; with one process that of this call."""
+        if self._is_alone:
+            return request
+        agreed = self._received()
+        self._send(request)
+        return agreed
+
+    def now(self, request: int) -> int:
+        """The largest request that no call has returned yet, this one included. Waits for the other ranks."""
+        if self._is_alone:
+            return request
+        earlier = self._received()
+        self._send(request)
+        return max(earlier, self._received())
+
+    def _send(self, request: int) -> None:
+        self._request = torch.tensor([request])
+        self._exchange = distributed.all_reduce(
+            self._request, distributed.ReduceOp.MAX, group=self._group, async_op=True
+        )
+
+    def _received(self) -> int:
+        if self._exchange is None:
+            return 0
+        self._exchange.wait()
+        self._exchange = None
+        return int(given(self._request))

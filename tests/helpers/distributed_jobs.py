@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from datasets.image_set import UNLABELLED, ImageSet
 from lib.distributed.shard import Shard
 from lib.evaluation import knn as judging
-from lib.evaluation.bank_statistics import sample_rows, survey
-from lib.evaluation.features import FeatureSpace, Subject
+from lib.evaluation.bank_statistics import bank_statistics
+from lib.evaluation.features import Features, FeatureSpace
 from lib.evaluation.knn import weighted_knn
 from lib.method.discovery import discover
 from lib.method.memory_bank import GlobalBatch, MemoryBank
@@ -23,7 +23,7 @@ from lib.nn.bn_folding import plain_copy
 from lib.nn.embedder import Embedder
 from lib.nn.sync_batch_norm import synchronise
 from lib.search.approximate import ApproximateSearch, recall
-from lib.search.exact import nearest
+from lib.search.exact import nearest, sample_rows
 from models import build
 from tests.helpers.rows import grid_rows, random_members, unit_rows
 
@@ -77,7 +77,7 @@ def banks(world):
     found = {}
     for size in (2, 101):
         bank = MemoryBank(size, 5, 0.5, torch.Generator().manual_seed(7), world)
-        found[size, "start"] = bank.gather_to_first()
+        found[size, "start"] = bank.shard.gather_to_first(bank.memory)
         for step in range(4):
             chosen = torch.randperm(size, generator=torch.Generator().manual_seed(step))[: 2 + step]
             own = world.rows(len(chosen))
@@ -86,10 +86,10 @@ def banks(world):
             loss = and_loss(features, bank.memory, batch.members, 0.1, shard=bank.shard, batch=batch)
             found[size, "loss", step] = loss.detach()
             bank.update(batch.indices, batch.features)
-        found[size, "end"] = bank.gather_to_first()
+        found[size, "end"] = bank.shard.gather_to_first(bank.memory)
         other = MemoryBank(size, 5, 0.5, None, world)
         other.load_whole(unit_rows(size, 5, 3))
-        found[size, "loaded"] = other.gather_to_first()
+        found[size, "loaded"] = other.shard.gather_to_first(other.memory)
     # only the first process is given the whole
     return {key: value if world.is_first or "loss" in key else None for key, value in found.items()}
 
@@ -161,7 +161,7 @@ def discoveries(world):
             if k < len(memory):
                 labels = torch.arange(len(memory)) % 3
                 result = discover(own, 3, 0.25, k, temperature, backend, labels, shard, budget)
-                found[name, k, backend, budget] = dict(result.state_dict(), recall=result.recall)
+                found[name, k, backend, budget] = dict(vars(result))
     return found
 
 
@@ -219,11 +219,11 @@ def surveys(world):
         if len(memory) < 2 or name == "lengths":
             continue
         shard, rows = Shard(world, len(memory)), sample_rows(len(memory), 37)
-        seen = survey(memory[shard.start : shard.stop], rows, temperature, shard, 2**12)
+        seen = bank_statistics(memory[shard.start : shard.stop], rows, temperature, shard, 2**12)
         found[name] = {"entropy": seen.entropy, "nearest": seen.nearest, "cosine": seen.cosine, "rows": seen.features}
     two = unit_rows(2, 4, 0)
     shard = Shard(world, 2)
-    found["two"] = survey(two[shard.start : shard.stop], sample_rows(2), 0.1, shard).nearest
+    found["two"] = bank_statistics(two[shard.start : shard.stop], torch.arange(2), 0.1, shard).nearest
     return found
 
 
@@ -236,9 +236,9 @@ def leave_one_out(world):
         images = ImageSet(np.zeros((53, 4, 4, 3), np.uint8), labels, tuple("abcdef"))
         pipeline, memory = SimpleNamespace(name="some", train=images, test=None), unit_rows(53, 6, 9)
         judging.LARGEST_SAMPLE = largest
-        judge = judging.LeaveOneOut(pipeline, world, "knn", 1, 5, 0.1, "auto")
-        subject = Subject(None, pipeline, world, 6, memory[world.rows(53)])
-        found[known, largest] = judge.judge(subject).scalars
+        judge = judging.LeaveOneOutKNN(pipeline, world, "knn", 1, 5, 0.1, "auto")
+        subject = Features(None, pipeline, world, 6, memory[world.rows(53)])
+        found[known, largest] = judge.evaluate(subject).scalars
     judging.LARGEST_SAMPLE = before
     return found
 
@@ -262,7 +262,7 @@ def feature_spaces(world):
         )
         for level in ("embedding", "backbone"):
             space = FeatureSpace(level, True)
-            subject = Subject(embedder, pipeline, world, space.dim(embedder.network, 6), space=space)
+            subject = Features(embedder, pipeline, world, space.dim(embedder.network, 6), space=space)
             test = subject.all_test
             found[count, level] = {"test": test, "train": world.gather_rows(subject.train, world.shares(count))}
     return found

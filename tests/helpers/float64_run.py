@@ -16,11 +16,12 @@ from datasets.pipeline import Pipeline
 from lib.config import collect
 from lib.distributed import process_group as group
 from lib.distributed.process_info import ProcessInfo
-from lib.evaluation.evaluator import Protocols
+from lib.evaluation.evaluator import Evaluator
 from lib.nn.embedder import Embedder
 from lib.pretrained.bank import start_bank
+from lib.training.recorder import Recorder
 from lib.training.state import TrainingState
-from lib.training.trainer import Runner
+from lib.training.trainer import Trainer
 
 
 class InFloat64(torch.nn.Module):
@@ -47,18 +48,19 @@ def main(file, arguments):
     state.embedder = Embedder(InFloat64(state.embedder.network), world.device, world=world)
     state.optimizer.param_groups[0]["params"] = list(state.embedder.network.parameters())
     start_bank(state.bank, options, None, state.embedder, pipeline)
-    protocols = Protocols(options, pipeline, world)
-    runner = Runner(options, state, pipeline, protocols, None, torch.from_numpy(pipeline.train.labels), world)
-    losses, ordinary = [], runner.step
+    evaluator = Evaluator(options, pipeline, world)
+    recorder, labels = Recorder(options, state, pipeline, evaluator, world), torch.from_numpy(pipeline.train.labels)
+    trainer = Trainer(options, state, pipeline, evaluator, recorder, labels, world)
+    losses, ordinary = [], trainer.step
 
     def step(*batch):
         losses.append(ordinary(*batch).item())
         return torch.tensor(losses[-1])
 
     step.watch = ordinary.watch
-    runner.step = step
-    runner.run()
-    bank, found = state.bank.gather_to_first(), state.neighbourhoods
+    trainer.step = step
+    trainer.run()
+    bank, found = state.bank.shard.gather_to_first(state.bank.memory), state.neighbourhoods
     if world.is_first:
         torch.save(
             {

@@ -4,9 +4,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
 
+from datasets.pipeline import Pipeline
 from datasets.sources.digits import digits
-from lib.evaluation.baselines import below_pixels
+from lib.evaluation.baselines import below_pixels, shared_neighbours
 from lib.evaluation.features import SHRINK
 from main import main
 from tests.helpers.runs import TINY
@@ -63,3 +67,75 @@ def test_what_is_said_of_features_worse_than_pixels():
     said = below_pixels(0.45, found)
     assert said.startswith("the network's features (45.00 %) are worse than whitened pixels (50.00 %)")
     assert "than pixels (60.00 %)" in below_pixels(0.45, {"pixels": 0.6, "whitened pixels": 0.5})
+
+
+@pytest.mark.parametrize("way", [(), ("--augment-on", "workers", "--workers-num", "0")])
+def test_features_of_the_start_are_computed_once_for_bank_and_baselines(way, tmp_path, monkeypatch):
+    passes, plain = [], Pipeline.train_batches_plain
+
+    def counted(self):
+        passes.append(len(self.train))
+        return plain(self)
+
+    monkeypatch.setattr(Pipeline, "train_batches_plain", counted)
+    short = [*RUN, *way, "--limit-train", "200", "--limit-test", "100", "--sess-dir", str(tmp_path)]
+    found = {}
+    for name in ("features", "random"):
+        passes.clear()
+        assert main([*short, "--session", name, "--bank-init", name]) == 0
+        assert len(passes) == 2  # before the first step and after the last
+        found[name] = json.loads((tmp_path / name / "final.json").read_text())["baselines"]
+    for name in ("pixels", "whitened pixels"):
+        assert found["features"][name] == found["random"][name]
+
+
+def test_shares_of_neighbours_that_pixels_find_too():
+    # on a circle; nearest by features: 1, 0, 1, 2; the two nearest by pixels: 1 2, 2 0, 1 0, 2 1
+    features, pixels = (
+        torch.tensor([[np.cos(angle), np.sin(angle)] for angle in angles]).float()
+        for angles in ((0.0, 0.1, 0.3, 0.6), (0.0, 0.4, 0.5, 0.95))
+    )
+    assert shared_neighbours(features, pixels, 1) == (0.75, 0.75)
+    assert shared_neighbours(features, pixels, 2) == (0.75, 1.0)
+    assert shared_neighbours(features, pixels, 10) == (0.75, 1.0)  # there are only three others
+    assert shared_neighbours(pixels, pixels, 1) == (1.0, 1.0)
+
+
+def test_without_labels_run_report_and_export_tell_how_far_neighbours_are_those_of_pixels(tmp_path, capsys):
+    """By NumPy and the exported features; the pictures have the network's size."""
+    rng, count = np.random.default_rng(0), 40
+    pixels = rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+    for number, each in enumerate(pixels):
+        Image.fromarray(each).save(tmp_path / f"{number:02}.png")
+    run = ["--dataset", "photos", "--data-root", str(tmp_path), "--network", "convnet", "--size", "8"]
+    run += ["--max-round", "1", "--max-epoch", "2", "--batch-size", "8", "--workers-num", "0", "--low-dim", "16"]
+    run += ["--gpus", "cpu", "--precision", "fp32", "--no-log-tfb", "--brief", "--sess-dir", str(tmp_path / "s")]
+    run += ["--session", "s", "--means", "0", "0", "0", "--stds", "1", "1", "1"]
+    assert main(run) == 0
+    said = capsys.readouterr().out
+    assert main(["--resume", str(tmp_path / "s" / "s"), "--export", str(tmp_path / "e"), "--neighbours", "1"]) == 0
+    exported = capsys.readouterr().out
+    by_features = np.load(tmp_path / "e" / "neighbours.npy")[:, 0]
+    rows = (pixels / 255.0).transpose(0, 3, 1, 2).reshape(count, -1)
+    centred = rows - rows.mean(axis=0)
+    _, values, directions = np.linalg.svd(centred, full_matrices=False)
+    whitened = centred @ directions.T / (values / values.max() + SHRINK) @ directions
+    # what lies outside the rows' span is 0 in centred rows, whatever it is multiplied by
+    expected = []
+    for vectors in (centred, whitened):
+        unit = F.normalize(torch.from_numpy(vectors), dim=1).numpy()
+        cosines = unit @ unit.T
+        np.fill_diagonal(cosines, -2)
+        order = np.argsort(-cosines, axis=1)[:, :10]
+        expected += [(order[:, 0] == by_features).mean(), (order == by_features[:, None]).any(axis=1).mean()]
+    words = (
+        "the nearest image by features is the nearest (among the 10 nearest) by pixels for "
+        "{:.1f} % ({:.1f} %) of the images, by whitened pixels for {:.1f} % ({:.1f} %); by chance for 2.6 % (25.6 %)."
+    ).format(*(100 * share for share in expected))
+    assert f"last network, training features recomputed: neighbours and pixels: {words} Near 100 %" in said
+    assert f"neighbours and pixels: {words}" in exported
+    assert words in (tmp_path / "s" / "s" / "report.html").read_text()
+    keys = [f"neighbours_{how}_{name}" for name in ("pixels", "whitened_pixels") for how in ("of", "near")]
+    last = json.loads((tmp_path / "s" / "s" / "metrics.jsonl").read_text().splitlines()[-1])
+    source = json.loads((tmp_path / "e" / "network.json").read_text())["source"]
+    assert [last[key] for key in keys] == [source[key] for key in keys] == pytest.approx(expected)

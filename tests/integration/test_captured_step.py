@@ -24,8 +24,8 @@ class Book:
         self.entries.append(("eager", size))
         return torch.zeros(())
 
-    def recording(self, step, batch):
-        self.entries.append(("recorded", len(batch[0])))
+    def recording(self, step, images, members):
+        self.entries.append(("recorded", len(images)))
         book = self
 
         class Recording:
@@ -46,7 +46,7 @@ def book(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     book = Book()
-    monkeypatch.setattr(captured_step, "_Recording", book.recording)
+    monkeypatch.setattr(captured_step, "_Graph", book.recording)
     return book
 
 
@@ -91,10 +91,10 @@ def test_batches_that_share_an_optimiser_step_are_never_recorded(book):
 
 
 def test_a_failed_recording_is_said_and_the_run_goes_on_without(book, monkeypatch):
-    def fails(step, batch):
+    def fails(step, images, members):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    monkeypatch.setattr(captured_step, "_Recording", fails)
+    monkeypatch.setattr(captured_step, "_Graph", fails)
     handler, said = logging.Handler(), []
     handler.emit = lambda record: said.append(record.getMessage())
     monkeypatch.setattr(captured_step.log, "handlers", [handler])

@@ -192,7 +192,7 @@ def test_two_sessions_of_one_name_are_told_apart(tmp_path):
         (lambda folder: (folder / "metrics.jsonl").write_text("{}\n"), "line 1 of {folder}/metrics.jsonl has no an"),
         (lambda folder: (folder / "metrics.jsonl").write_text("what?\n"), "metrics.jsonl, line 1: not a JSON object"),
         (lambda folder: (folder / "metrics.jsonl").write_bytes(b"\xff\xfe\n"), "line 1: not a JSON object"),
-        (lambda folder: (folder / "final.json").write_text("[]"), "final.json: not what was written there"),
+        (lambda folder: (folder / "final.json").write_text("[]"), "final.json: not what a run writes there"),
         (lambda folder: (folder / "config.yaml").write_text("max_round: many"), "max_round: expected a whole number"),
         (lambda folder: (folder / "config.yaml").write_text("- 1"), "must consist of `option: value` lines"),
     ],

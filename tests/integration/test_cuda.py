@@ -16,7 +16,7 @@ from lib.compat import HAS_SEEDS_IN_GRAPHS, capture
 from lib.config import Options
 from lib.distributed.world import World
 from lib.evaluation import linear
-from lib.evaluation.features import Subject
+from lib.evaluation.features import Features
 from lib.evaluation.knn import weighted_knn
 from lib.method.discovery import discover
 from lib.method.memory_bank import MemoryBank
@@ -102,7 +102,7 @@ def test_a_step_and_its_augmentation_never_wait_for_the_device(captured):
         step = CapturedStep(step)
     recipe = Recipe(options.scale, options.ratio, options.colorjitter, options.random_grayscale, 0.5)
     images = torch.randint(0, 256, (200, 3, 32, 32), dtype=torch.uint8, device=GPU)
-    loader = DeviceLoader(images, 32, 32, (0.5,) * 3, (0.2,) * 3, recipe, 0)
+    loader = DeviceLoader(images, 32, (0.5,) * 3, (0.2,) * 3, recipe, 0)
     found = Neighbourhoods.of(
         torch.arange(200, device=GPU),
         torch.arange(1, 201, device=GPU)[:, None] % 200,
@@ -131,7 +131,7 @@ def test_batches_made_beside_other_work_are_those_of_the_cpu():
     served = {}
     busy = torch.randn(4096, 4096, device=GPU)
     for device in (CPU, GPU):
-        loader, kept = DeviceLoader(pixels.to(device), 32, 32, (0.5,) * 3, (0.2,) * 3, recipe, 0), []
+        loader, kept = DeviceLoader(pixels.to(device), 32, (0.5,) * 3, (0.2,) * 3, recipe, 0), []
         for images, indices in loader.batches(order, (0, 0)):
             if device is GPU:
                 busy = F.normalize(busy @ busy)
@@ -242,8 +242,8 @@ def test_linear_probes_whose_training_rows_do_not_fit(exact, monkeypatch):
         torch.manual_seed(0)
         embedder = Embedder(models.build("resnet18", 16, "small", 8), device)
         world = World.alone(device)
-        subject = Subject(embedder, pipeline, world, 16)
-        return linear.Linear(pipeline, world, 0, 0, 8).judge(subject).scalars
+        subject = Features(embedder, pipeline, world, 16)
+        return linear.Linear(pipeline, world, 0, 0, 8).evaluate(subject).scalars
 
     plain = judged(CPU)
     places = itertools.cycle([CPU, GPU])

@@ -11,15 +11,14 @@ import torch
 from PIL import Image
 
 import main
-from datasets.files import bad_images, image_cache
+from datasets.files import bad_images, cache
 from datasets.files import parallel as reading
 from datasets.files.bad_images import without_bad_images
-from datasets.files.image_cache import CACHE
-from datasets.image_set import ImageSet
-from datasets.split import Split
+from datasets.files.cache import CACHE
+from datasets.image_set import ImageSet, Split
 from lib.checkpoint import io as checkpoint
+from lib.checkpoint.manager import find_checkpoint
 from lib.errors import RunError, UserError
-from lib.session.folder import find_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +84,7 @@ def test_bad_images_are_left_out_on_both_sides(folder):
     assert split.train.labels.tolist() == [0] * 4 + [1] * 4
     assert split.train.classes == before.train.classes
     assert names(folder, split.test.source) == ["test/a/0.jpg", "test/a/1.jpg", "test/b/0.jpg"]
-    assert (split.name, split.means, split.stds) == (before.name, before.means, before.stds)
+    assert (split.name, split.notes) == (before.name, before.notes)
     assert split.train.fingerprint() != before.train.fingerprint()
     for path in skipped:
         os.unlink(path)
@@ -137,7 +136,7 @@ def test_what_was_good_is_looked_at_again_once_it_is_not(folder):
 def test_another_release_of_pillow_judges_anew(folder, opened, monkeypatch):
     without_bad_images(split_of(folder), 0)
     opened.clear()
-    monkeypatch.setattr(image_cache.PIL, "__version__", "0.1")
+    monkeypatch.setattr(cache.PIL, "__version__", "0.1")
     without_bad_images(split_of(folder), 0)
     assert len(opened) == 16
 
@@ -222,13 +221,13 @@ def die(path):
 def test_a_killed_process_ends_the_check_with_one_line(folder, monkeypatch):
     monkeypatch.setattr(reading, "_FEW", 0)
     monkeypatch.setattr(bad_images, "_reason", die)
-    with pytest.raises(RunError, match="a process that reads images was killed.*--workers-num") as error:
+    with pytest.raises(RunError, match="a DataLoader worker died.*--workers-num") as error:
         without_bad_images(split_of(folder), 2)
     assert "\n" not in str(error.value)
 
 
 def test_images_in_memory_all_stay():
-    split = Split("some", ImageSet(np.zeros((3, 4, 4, 3), np.uint8)), None, (0.5,) * 3, (0.5,) * 3)
+    split = Split("some", ImageSet(np.zeros((3, 4, 4, 3), np.uint8)), None)
     same, skipped = without_bad_images(split, 0)
     assert same.train is split.train
     assert skipped == ()

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from datasets.image_set import ImageSet
-from datasets.loaders.worker_processes import LostWorkers, watch
+from datasets.loaders.worker_processes import DeadWorkers, watch_workers
 from datasets.loaders.workers import WorkerLoader
 from lib.errors import RunError
 from tests.helpers.runs import call, start, wait_for
@@ -60,7 +60,7 @@ def test_a_killed_worker_is_a_run_error_of_one_line():
     assert time.monotonic() - started < 15
     text = str(error.value)
     assert "\n" not in text
-    assert text.startswith("a process that loads images is gone: DataLoader worker (pid")
+    assert text.startswith("a DataLoader worker died: DataLoader worker (pid")
     assert "killed by signal: " in text
     assert "--workers-num" in text
     assert none_within(10)  # while the error is still being looked at
@@ -72,7 +72,7 @@ def test_a_worker_that_dies_while_nobody_loads_disturbs_nobody_until_the_next_ba
     os.kill(workers()[0], signal.SIGKILL)
     assert none_within(5)
     time.sleep(0.1)
-    with pytest.raises(RunError, match="a process that loads images is gone"):
+    with pytest.raises(RunError, match="a DataLoader worker died"):
         next(loader.batches(range(8), (1,)))
     assert len(list(loader.batches(range(8), (1,)))) == 4  # it is said once; new workers do the work
     loader.close()
@@ -83,9 +83,9 @@ def test_one_handler_listens_and_other_children_are_not_its_business():
     loader = loader_of(4, 1)
     list(loader.batches(range(4), (0,)))
     handler = signal.getsignal(signal.SIGCHLD)
-    assert watch() is handler
+    assert watch_workers() is handler
     subprocess.run([sys.executable, "-c", "raise SystemExit(3)"], check=False)
-    assert handler.take() is None
+    assert handler.pop_error() is None
     assert len(list(loader.batches(range(4), (0,)))) == 2
     loader.close()
 
@@ -97,11 +97,11 @@ def test_only_torchs_words_about_workers_are_taken():
     def other(number, frame):
         raise RuntimeError("CUDA error: out of memory")
 
-    listener = LostWorkers(heard)
-    assert listener.take() is None
+    listener = DeadWorkers(heard)
+    assert listener.pop_error() is None
     listener(signal.SIGCHLD, None)
-    assert "DataLoader worker (pid 12) is killed by signal: Killed. If memory ran out" in str(listener.take())
-    assert listener.take() is None
+    assert "DataLoader worker (pid 12) is killed by signal: Killed. If memory ran out" in str(listener.pop_error())
+    assert listener.pop_error() is None
     polled = RuntimeError("DataLoader worker (pid(s) 12)\n exited unexpectedly")
     assert "(pid(s) 12) exited unexpectedly. If memory ran out" in str(listener.explain(polled))
     listener(signal.SIGCHLD, None)
@@ -109,7 +109,7 @@ def test_only_torchs_words_about_workers_are_taken():
     for words in ("CUDA error", "Caught KeyError in DataLoader worker process 0.\nOriginal Traceback"):
         assert listener.explain(RuntimeError(words)) is None
     with pytest.raises(RuntimeError, match="CUDA"):
-        LostWorkers(other)(signal.SIGCHLD, None)
+        DeadWorkers(other)(signal.SIGCHLD, None)
 
 
 def test_a_fault_of_the_code_keeps_its_traceback():
@@ -139,7 +139,7 @@ def test_a_run_whose_loader_is_killed_ends_with_one_line(tmp_path):
         run.wait()
     assert run.returncode == 1
     assert error.count("\n") == 1, error
-    assert error.startswith("error: a process that loads images is gone: ")
+    assert error.startswith("error: a DataLoader worker died: ")
     assert "killed by signal" in error or "exited unexpectedly" in error
     until = time.monotonic() + 10
     while any(os.path.exists(f"/proc/{child}") for child in children) and time.monotonic() < until:
@@ -167,7 +167,7 @@ def test_a_worker_ends_when_its_parent_says_so():
     next(batches)
     multiprocessing.active_children()[0].terminate()
     assert none_within(5)
-    with pytest.raises(RunError, match="a process that loads images is gone"):
+    with pytest.raises(RunError, match="a DataLoader worker died"):
         list(batches)
 
 

@@ -37,8 +37,9 @@ def judged(out):
 def whitened(train, rows):
     """By the singular values of the centred training rows (N, d), in float64."""
     mean = train.mean(axis=0)
-    _, values, directions = np.linalg.svd(train - mean, full_matrices=True)
-    values = np.concatenate([values, np.zeros(train.shape[1] - len(values))])
+    _, values, directions = np.linalg.svd(train - mean, full_matrices=False)
+    rank = (values > 1e-9 * values.max()).sum()  # of N centred rows at most N - 1
+    values, directions = values[:rank], directions[:rank]
     found = (rows - mean) @ directions.T / (values + SHRINK * values.max()) @ directions
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 

@@ -88,7 +88,7 @@ def test_a_session_does_not_go_on_with_other_pictures_of_the_same_names(trained,
     err = call(capsys, *resume, status=2)
     assert "its memory bank belongs to other pictures of the same names: 20 of 20 files compared (" in err
     assert f"{tmp_path / 'p' / '0.png'}, " in err
-    assert "--pretrained in place of --resume, or add --restart to go on with this bank in a new session" in err
+    assert "--pretrained in place of --resume, or add --restart to continue with this bank in a new session" in err
     assert err.count("\n") == 1
     assert "was trained on other images" in call(
         capsys, "--resume", trained, "--export", tmp_path / "e", *FEW, status=2
@@ -155,7 +155,7 @@ def test_a_shrinking_network_is_described_and_used_as_it_was_trained(tmp_path, c
     call(capsys, *RUN, "--shrink", "24", "--data-root", tmp_path / "p", "--sess-dir", tmp_path / "s", "--no-report")
     resume = ["--resume", tmp_path / "s" / "x"]
     out = call(capsys, *resume, "--export", tmp_path / "e", *FEW)
-    assert "passed over: 1 .heic (not readable here; convert them to JPEG to use them)" in out
+    assert "skipped: 1 .heic (not readable here; convert them to JPEG to use them)" in out
     told = json.loads((tmp_path / "e" / "network.json").read_text())
     assert told["shrink"] == 24
     assert told["preprocessing"][1].startswith("cut the middle square and scale it to 24 x 24 pixels (PIL, bilinear")
@@ -180,4 +180,40 @@ def test_a_shrinking_network_is_described_and_used_as_it_was_trained(tmp_path, c
         assert (model.features([Image.open(path) for path in paths]) * exported).sum(dim=1).min() > 0.99999
     with caplog.at_level(logging.WARNING, "and"):
         model.folder(tmp_path / "p")
-    assert "passed over: 1 .heic" in caplog.text
+    assert "skipped: 1 .heic" in caplog.text
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_whitened_features_of_a_picture_are_the_same_everywhere(kept, tmp_path, capsys):
+    """Whitening multiplies what differs: the run, --export, --embed and Python must see the same pixels."""
+    pictures(tmp_path / "p", 12, side=200)
+    space = ["--features", "backbone", "--whiten", "--precision", "fp32", "--gpus", "cpu", "--workers-num", "0"]
+    run = [*RUN, *space, "--shrink", "24", "--data-root", tmp_path / "p", "--sess-dir", tmp_path / "s", "--no-report"]
+    call(capsys, *run)
+    session = tmp_path / "s" / "x"
+    if not kept:
+        (session / "features.npz").unlink()  # then each call fits the whitening
+    call(capsys, "--resume", session, "--export", tmp_path / "e", *FEW)
+    call(capsys, "--resume", session, "--embed", tmp_path / "p", "--output", tmp_path / "m", *FEW)
+    exported, embedded = (torch.from_numpy(np.load(tmp_path / name / "features.npy")) for name in "em")
+    assert exported.shape == (12, 128)
+    torch.testing.assert_close(embedded, exported, atol=1e-5, rtol=0)
+    with open(tmp_path / "e" / "images.csv", newline="") as file:
+        paths = [row["path"] for row in csv.DictReader(file)]
+    for place in (session, tmp_path / "e") if kept else (tmp_path / "e",):
+        torch.testing.assert_close(and_discovery.load(place).features(paths), exported, atol=1e-5, rtol=0)
+
+
+def test_a_run_on_images_in_memory_shrinks_no_pictures_later(tmp_path, capsys):
+    """--shrink is about files: neither the run's images nor new pictures go through it."""
+    pictures(tmp_path / "p", 3, side=40)
+    run = [*RUN, "--dataset", "digits", "--limit-train", "40", "--size", "8", "--shrink", "16"]
+    call(capsys, *run, "--sess-dir", tmp_path / "s", "--no-report")
+    session = tmp_path / "s" / "x"
+    call(capsys, "--resume", session, "--export", tmp_path / "e", *FEW)
+    assert "the middle square" not in call(
+        capsys, "--resume", session, "--embed", tmp_path / "p", "--output", tmp_path / "m", *FEW
+    )
+    assert json.loads((tmp_path / "e" / "network.json").read_text())["shrink"] is None
+    for place in (session, tmp_path / "e"):
+        assert and_discovery.load(place).preprocessing.shrink is None

@@ -109,7 +109,8 @@ def run():
     state = TrainingState.fresh(options, pipeline, World.alone(), None)
     state.history.start_round(0, 0, None)
     state.epoch = 1
-    return options, pipeline, state, state.checkpoint(state.bank.gather_to_first(), options, pipeline, "s", 0.5)
+    memory = state.bank.shard.gather_to_first(state.bank.memory)
+    return options, pipeline, state, state.checkpoint(memory, options.as_dict(), "s", 0.5)
 
 
 JUNK = [None, True, -1, 10**12, 1.5, float("nan"), "x", "../../x", [], [[]], {}, {"a": 1}]
@@ -161,7 +162,7 @@ def test_checkpoints_with_anything_anywhere(run, tmp_path):
             except ValueError as error:
                 raise UserError(str(error)) from None
             collect([], bad["options"])
-            state.restore(bad, "x.ckpt", options, pipeline)
+            state.resume(bad, "x.ckpt", options, pipeline)
             state.history.table({})
 
         refused += not only_user_errors(restore)
@@ -171,8 +172,8 @@ def test_checkpoints_with_anything_anywhere(run, tmp_path):
             restore(bad)
     bad = {**good, "npc": {"memory": torch.full_like(good["npc"]["memory"], float("nan"))}}
     with pytest.raises(UserError, match="a number in its memory bank is not finite; take an earlier one"):
-        state.restore(bad, "x.ckpt", options, pipeline)
-    state.restore(good, "x.ckpt", options, pipeline)
+        state.resume(bad, "x.ckpt", options, pipeline)
+    state.resume(good, "x.ckpt", options, pipeline)
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam", "rmsprop"])
@@ -184,22 +185,22 @@ def test_what_a_checkpoint_remembers_of_the_optimiser_is_looked_at(run, kind):
     for parameter in state.embedder.network.parameters():
         parameter.grad = torch.ones_like(parameter)
     state.optimizer.step()
-    good = state.checkpoint(state.bank.gather_to_first(), options, pipeline, "s", 0.5)
-    state.restore(good, "x.ckpt", options, pipeline)
+    good = state.checkpoint(state.bank.shard.gather_to_first(state.bank.memory), options.as_dict(), "s", 0.5)
+    state.resume(good, "x.ckpt", options, pipeline)
     kept = good["optimizer"]["state"][0]
     for name, value in kept.items():
         if isinstance(value, torch.Tensor) and value.dim() > 0:
             for new in (torch.zeros(1), torch.full_like(value, float("nan"))):
                 bad = changed(good, ("optimizer", "state", 0, name), new)
                 with pytest.raises(UserError, match="its optimiser"):
-                    state.restore(bad, "x.ckpt", options, pipeline)
+                    state.resume(bad, "x.ckpt", options, pipeline)
         if kind != "sgd":
             with pytest.raises(UserError, match=f"(it|its optimiser's state) has no .*{name}"):
-                state.restore(changed(good, ("optimizer", "state", 0, name), KeyError), "x.ckpt", options, pipeline)
+                state.resume(changed(good, ("optimizer", "state", 0, name), KeyError), "x.ckpt", options, pipeline)
     if "step" in kept:
         bad = changed(good, ("optimizer", "state", 0, "step"), torch.tensor(-1.0))
         with pytest.raises(UserError, match="fewer than 0 steps"):
-            state.restore(bad, "x.ckpt", options, pipeline)
+            state.resume(bad, "x.ckpt", options, pipeline)
 
 
 def test_files_with_random_damage(tmp_path):
@@ -239,12 +240,12 @@ def test_damaged_checkpoints_in_real_calls(tmp_path, capsys):
 
 
 def test_an_error_that_nobody_foresaw_is_one_line_too_and_shown_on_demand(monkeypatch, capsys):
-    import lib.checkpoint.resume
+    import lib.checkpoint.manager
 
     def broken(*arguments):
         raise LookupError("no such\nthing")
 
-    monkeypatch.setattr(lib.checkpoint.resume, "open_checkpoint", broken)
+    monkeypatch.setattr(lib.checkpoint.manager, "open_checkpoint", broken)
     assert main(["--resume", "last"]) == 1
     assert error_line(capsys.readouterr().err) == (
         "error: unforeseen LookupError: no such thing; --debug-errors shows where it happened"
@@ -254,12 +255,12 @@ def test_an_error_that_nobody_foresaw_is_one_line_too_and_shown_on_demand(monkey
 
 
 def test_an_error_of_the_system_is_shown_on_demand_too(monkeypatch, capsys):
-    import lib.checkpoint.resume
+    import lib.checkpoint.manager
 
     def broken(*arguments):
         raise PermissionError(13, "not yours", "somewhere")
 
-    monkeypatch.setattr(lib.checkpoint.resume, "open_checkpoint", broken)
+    monkeypatch.setattr(lib.checkpoint.manager, "open_checkpoint", broken)
     assert main(["--resume", "last", "--debug-errors"]) == 1
     err = capsys.readouterr().err
     assert err.startswith("Traceback")

@@ -9,10 +9,9 @@ from PIL import Image
 
 import datasets
 from datasets.files import bad_images
-from datasets.files.checked_files import CheckedFiles
-from datasets.image_set import ImageSet
-from datasets.split import Split
-from lib.commands.call import check_same, open_images
+from datasets.files.bad_images import CheckedFiles
+from datasets.image_set import ImageSet, Split
+from lib.commands.call import check_same_images, open_images
 from lib.config import Options
 from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
@@ -32,7 +31,7 @@ def loads(world, local_ranks, wanted=(True, True)):
         noted.append((time.time(), download))
         time.sleep(1.0 if download else 0.0)
         noted.append((time.time(), download))
-        return Split("some", pixels(4), None, (0.5,) * 3, (0.5,) * 3)
+        return Split("some", pixels(4), None)
 
     datasets.load = load
     open_images(
@@ -77,7 +76,7 @@ def compared(world):
     for name, sides in pairs.items():
         images, tests = sides[world.rank]
         try:
-            check_same(world, images, images.fingerprint(), tests)
+            check_same_images(world, images, images.fingerprint(), tests)
         except UserError as error:
             said[name] = str(error)
     return said
@@ -152,7 +151,7 @@ def test_records_of_good_files_by_several_writers_are_joined(folder):
 
 @pytest.mark.parametrize("download", [False, True])
 def test_one_process_waits_for_nobody(download, monkeypatch):
-    split = Split("some", pixels(4), None, (0.5,) * 3, (0.5,) * 3)
+    split = Split("some", pixels(4), None)
     monkeypatch.setattr(datasets, "load", lambda *arguments: split)
     pipeline = open_images(Options(size=8, download=download), World.alone(), ProcessInfo())
     assert len(pipeline.train) == 4

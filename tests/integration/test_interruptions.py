@@ -77,7 +77,7 @@ def test_a_signal_stops_at_the_next_step_and_saves(whole, tmp_path, number, way)
     assert said[0] == f"{number.name}: stopping after this step and saving; once more stops at once"
     place = r"stopped in round \d after \d epochs and \d steps"
     last = re.fullmatch(rf"{number.name}: {place}, saved as (.*\.ckpt); (.*)", said[1])
-    assert last[2] == f"go on with: python3 main.py --resume '{session}'"
+    assert last[2] == f"resume with: python3 main.py --resume '{session}'"
     assert checkpoint.load(last[1])["session"] == "s s"
     assert not (session / "session.lock").exists()
     go_on(session)
@@ -109,7 +109,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(tmp_path, 
     _, err = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "SIGTERM: stopped in round" in err, err
-    assert "go on with: python3 main.py --resume" in err
+    assert "resume with: python3 main.py --resume" in err
     assert "rank 0" not in [line for line in err.splitlines() if line.startswith("error:")]
     saved = checkpoint.load(next(path for path in [session / "checkpoint" / name for name in checkpoints(session)]))
     assert saved["epoch"] + saved["step"] > 0
@@ -288,9 +288,9 @@ def test_a_signal_while_the_finished_network_is_judged(tmp_path, number):
     process.send_signal(number)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 128 + number
-    said = f"{number.name}: stopped while the finished network was judged; it is saved as "
+    said = f"{number.name}: stopped while the finished network was evaluated; it is saved as "
     assert error_line(err).startswith(said)
-    assert "judge it with: python3 main.py --resume " in err
+    assert "evaluate it with: python3 main.py --resume " in err
     go_on(tmp_path / "s")
     assert "linear_fc_top1" in (tmp_path / "s" / "metrics.jsonl").read_text()
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 import main
 from lib.checkpoint import io as checkpoint
-from lib.session.folder import find_checkpoint
+from lib.checkpoint.manager import find_checkpoint
 from tests.helpers.runs import ROOT, call, checkpoints, killed_after, start, wait_for
 
 TINY = [
@@ -400,7 +400,7 @@ def test_mistakes_are_one_line_with_status_2(whole, tmp_path, capsys):
         ([*TINY, "--ANs-size", "50"], "an anchor has only 49 other images"),
         ([*TINY, "--limit-train", "1"], "at least 2 are needed"),
         ([*TINY, "--limit-train", "3"], "no anchor among 3 images in round 1"),
-        ([*TINY, "--sess-dir", whole[0].parent, "--session", "whole"], "exists; go on in it with --resume"),
+        ([*TINY, "--sess-dir", whole[0].parent, "--session", "whole"], "exists; resume it with --resume"),
         (["--cfgs", tmp_path / "none.yaml"], "none.yaml"),
         (["--batchsize", "3"], "did you mean --batch-size"),
     ]
@@ -444,10 +444,10 @@ def test_debug_errors_shows_where_it_happened(tmp_path, capsys):
 
 @pytest.mark.parametrize(("gpus", "back"), [("cpu", ("cpu", "checkpoint")), ("0,1", ("auto", "default"))])
 def test_numbers_of_gpus_stay_where_they_were(monkeypatch, capsys, gpus, back):
-    import lib.checkpoint.resume
+    import lib.checkpoint.manager
 
     resumed = ({"options": {"gpus": gpus}}, Path("some"), ())
-    monkeypatch.setattr(lib.checkpoint.resume, "open_checkpoint", lambda *arguments: resumed)
+    monkeypatch.setattr(lib.checkpoint.manager, "open_checkpoint", lambda *arguments: resumed)
     assert main.main(["--resume", "some", "--print-args"]) == 0
     row = printed_options(capsys)["gpus"]
     assert (row[2], row[-2]) == back

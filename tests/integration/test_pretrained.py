@@ -1,5 +1,6 @@
 """Weights from elsewhere: checkpoints of ours, of the authors' code, state dicts, and files that are none of these."""
 
+import json
 import os
 import pickle
 
@@ -154,6 +155,18 @@ def test_a_network_with_more_than_a_random_last_layer_is_not_used_as_it_is(tmp_p
     found = fitting.fit(fresh("resnet34"), file)
     with pytest.raises(UserError, match=r"does not fit --network resnet34: layer1.2.conv1.weight is not in the file"):
         fitting.complete(found, file, "resnet34")
+
+
+def test_a_description_without_three_means_is_an_error(tmp_path):
+    torch.save(fresh("resnet18").state_dict(), tmp_path / "network.pt")
+    described = {"network": "resnet18", "low_dim": DIM, "stem": "small", "size": SIZE, "resize": None}
+    told = {**described, "shrink": None, "means": [0.5, 0.4, 0.3], "stds": [0.2, 0.2, 0.1]}
+    (tmp_path / "network.json").write_text(json.dumps(told))
+    assert weights_file.read(tmp_path / "network.pt").statistics == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+    for means in ([0.5], [0.5, 0.4, 0.3, 0.2]):
+        (tmp_path / "network.json").write_text(json.dumps({**told, "means": means}))
+        with pytest.raises(UserError, match=r"network\.json beside it is not as --export writes it"):
+            weights_file.read(tmp_path / "network.pt")
 
 
 def test_files_that_hold_no_weights_are_named(tmp_path):
@@ -370,7 +383,7 @@ def test_an_alexnet_that_is_a_list_of_layers_is_taken_whole(tmp_path, wrapper, f
 def test_mistakes_are_one_line(resnet, tmp_path, capsys):
     _, path = resnet
     for arguments, expected in (
-        (["--pretrained", path, "--resume", path], "--pretrained starts a new run and --resume goes on with one"),
+        (["--pretrained", path, "--resume", path], "--pretrained starts a new run and --resume continues one"),
         (["--pretrained", tmp_path / "none.pt"], "there is no such file"),
         (["--pretrained", path, "--network", "alexnet", "--dataset", "digits", "--export", tmp_path / "e"],
          "none of its 122 tensors"),
@@ -407,11 +420,11 @@ def test_what_images_are_normalised_with(arguments, expected):
 
 
 def test_names_of_statistics_are_those_of_the_option():
-    from datasets.transforms.normalisation import NAMED
     from lib.config import OPTIONS
+    from lib.config.registry import NORMALISATIONS
 
     (option,) = (option for option in OPTIONS if option.name == "normalise")
-    assert set(option.choices) == set(NAMED)
+    assert set(option.choices) == set(NORMALISATIONS)
 
 
 def test_files_whose_numbers_are_of_no_use_are_named(tmp_path):

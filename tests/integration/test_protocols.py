@@ -11,9 +11,8 @@ import shutil
 import numpy as np
 import pytest
 
-from datasets.image_set import UNLABELLED, ImageSet
-from datasets.sources.only_classes import only_classes
-from datasets.split import Split
+from datasets.image_set import UNLABELLED, ImageSet, Split
+from datasets.labels import select_classes
 from lib.checkpoint import io as checkpoint
 from main import main
 from tests.helpers.processes import run as run_processes
@@ -125,8 +124,8 @@ def test_more_clusters_than_images_are_refused(tmp_path, capsys, clusters):
 
 def test_images_without_a_label_are_in_no_class():
     images = ImageSet(np.zeros((6, 8, 8, 3), np.uint8), np.array([0, 1, UNLABELLED, 2, UNLABELLED, 2]), ("a", "b", "c"))
-    split = Split("x", images, None, (0.5,) * 3, (0.5,) * 3, ("a note",))
-    chosen = only_classes(split, ["a", "c"])
+    split = Split("x", images, None, ("a note",))
+    chosen = select_classes(split, ["a", "c"])
     assert chosen.train.labels.tolist() == [0, 1, 1]
     assert chosen.train.numbers.tolist() == [0, 3, 5]
     assert (chosen.train.classes, chosen.notes) == (("a", "c"), ("a note",))

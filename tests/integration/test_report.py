@@ -14,6 +14,8 @@ from PIL import Image
 import main
 from datasets.image_set import ImageSet
 from lib.checkpoint import io as checkpoint
+from lib.checkpoint.manager import newest_by_round
+from lib.clustering.clusters import find_clusters
 from lib.clustering.number import choose_number
 from lib.report import Report, pictures
 from lib.report.feature_map import layout
@@ -119,7 +121,7 @@ def test_pairs_are_those_of_the_checkpoints(session, page):
     assert rows[0][:4] == ["round", "pairs", "consistent", "inconsistent"]
     assert [row[0] for row in rows[1:]] == ["0", "1", "2"]
     for number, row in enumerate(rows[2:], 1):
-        saved = checkpoint.load(SessionFolder(session).checkpoints_by_round()[number])
+        saved = checkpoint.load(newest_by_round(session)[number])
         found = saved["ANs_discovery"]
         pairs = [(a, n) for a, row_ in zip(found["anchor_indexes"], found["neighbours"]) for n in row_]
         equal = sum(int(labels[a] == labels[n]) for a, n in pairs)
@@ -130,7 +132,7 @@ def test_pairs_are_those_of_the_checkpoints(session, page):
 def test_anchors_wear_a_border_a_mark_and_words(session, text):
     section = text[text.index('id="anchors"') : text.index('id="map"')]
     labels = digits(60).labels
-    found = checkpoint.load(SessionFolder(session).checkpoints_by_round()[2])["ANs_discovery"]
+    found = checkpoint.load(newest_by_round(session)[2])["ANs_discovery"]
     neighbour_of = dict(zip(found["anchor_indexes"].tolist(), found["neighbours"][:, 0].tolist()))
     shown = re.findall(
         r'alt="Anchor: image (\d+), class (\d)".*?class="pic (same|other)"><img [^>]*'
@@ -186,38 +188,38 @@ def test_where_it_looks_has_a_picture_for_each_image_and_round(page):
 
 
 def test_a_run_that_is_stopped_has_a_report_of_its_rounds(tmp_path, monkeypatch, capsys):
-    from lib.training.trainer import Runner
+    from lib.training.trainer import Trainer
 
-    original = Runner._start_round
+    original = Trainer._start_round
 
     def stop_at_1(self, number):
         if number == 1:
             raise KeyboardInterrupt
         original(self, number)
 
-    monkeypatch.setattr(Runner, "_start_round", stop_at_1)
+    monkeypatch.setattr(Trainer, "_start_round", stop_at_1)
     assert main.main([*SMALL, "--sess-dir", str(tmp_path), "--session", "s"]) == 130
     page = check_rules((tmp_path / "s" / "report.html").read_text(encoding="utf-8"))
-    assert "round 0 of 0 to 2, 2 of its 2 epochs completed. The run was going on, or was stopped" in page.text
+    assert "round 0 of 0 to 2, 2 of its 2 epochs completed. The run was unfinished when" in page.text
     assert "Round 0 has no anchors" in page.text
     assert len(page.tables["rounds"]) == 2
     assert sorted(path.name for path in (tmp_path / "s").glob("report*")) == ["report.html"]
 
 
 def test_a_run_that_is_stopped_in_its_first_round_has_a_report(tmp_path, monkeypatch, capsys):
-    from lib.training.trainer import Runner
+    from lib.training.trainer import Trainer
 
-    original = Runner._train_one_epoch
+    original = Trainer._train_epoch
 
     def stop_in_the_second(self):
         if self.state.epoch == 1:
             raise KeyboardInterrupt
         original(self)
 
-    monkeypatch.setattr(Runner, "_train_one_epoch", stop_in_the_second)
+    monkeypatch.setattr(Trainer, "_train_epoch", stop_in_the_second)
     assert main.main([*SMALL, "--sess-dir", str(tmp_path), "--session", "s"]) == 130
     page = check_rules((tmp_path / "s" / "report.html").read_text(encoding="utf-8"))
-    assert "round 0 of 0 to 2, 1 of its 2 epochs completed. The run was going on, or was stopped" in page.text
+    assert "round 0 of 0 to 2, 1 of its 2 epochs completed. The run was unfinished when" in page.text
 
 
 def test_a_resumed_run_has_the_report_of_one_that_was_not_stopped(session, text, tmp_path, capsys):
@@ -260,7 +262,7 @@ def test_a_session_of_an_older_version_is_measured_by_its_checkpoints(session, t
     page = check_rules((copy / "report.html").read_text(encoding="utf-8"))
     kept, cosines = [], []
     before = {}
-    for path in SessionFolder(copy).checkpoints_by_round().values():
+    for path in newest_by_round(copy).values():
         saved = checkpoint.load(path)
         found, memory = saved["ANs_discovery"], saved["npc"]["memory"].numpy().astype(np.float64)
         now = dict(zip(found["anchor_indexes"].tolist(), found["neighbours"][:, 0].tolist()))
@@ -408,7 +410,7 @@ def test_pictures_without_labels_have_a_report_without_accuracies(tmp_path, caps
 def test_pictures_that_are_all_alike_are_one_cluster_here_as_in_the_log(session):
     images = ImageSet(np.zeros((60, 8, 8, 3), np.uint8))
     memory = torch.nn.functional.normalize(torch.randn(60, 64, generator=torch.Generator().manual_seed(0)), dim=1)
-    sheets = contact_sheets(np.arange(60), memory, Pictures(images), 0)
+    sheets = contact_sheets(np.arange(60), memory, Pictures(images), find_clusters(memory, "auto", 0))
     assert (sheets.count, [cluster.size for cluster in sheets.shown]) == (1, [60])
     assert choose_number(memory, 0).clusters == 1
     assert choose_number(memory, 0).explanation in sheets.why

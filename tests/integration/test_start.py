@@ -15,7 +15,7 @@ from datasets.image_set import limit
 from lib.checkpoint import io as checkpoint
 from lib.method.discovery import discover
 from lib.seeding import derive
-from lib.training.trainer import Runner
+from lib.training.stopping import StopAndSavePolicy
 from tests.helpers.runs import TINY
 
 IMAGES, DIM, SEED = 40, 16, 3
@@ -101,14 +101,14 @@ def test_it_resumes_within_its_first_epoch(tmp_path, monkeypatch, options):
     """SIGTERM after two steps: the bank that was saved is gone on with, not filled anew."""
     arguments = [*RUN, *options, "--max-round", "2", "--sess-dir", tmp_path]
     run(*arguments, "--session", "whole")
-    pause = Runner._pause
+    between_steps = StopAndSavePolicy.between_steps
 
-    def stopped(self, step, underway):
+    def stopped(self, step, progress):
         if step == 2:
-            self.stop.wanted = signal.SIGTERM
-        pause(self, step, underway)
+            self._stop.requested = signal.SIGTERM
+        between_steps(self, step, progress)
 
-    monkeypatch.setattr(Runner, "_pause", stopped)
+    monkeypatch.setattr(StopAndSavePolicy, "between_steps", stopped)
     run(*arguments, "--session", "cut", status=143)
     monkeypatch.undo()
     run("--resume", tmp_path / "cut", "--brief")

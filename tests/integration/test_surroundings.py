@@ -10,8 +10,8 @@ import pytest
 
 import main
 from lib.checkpoint import io as checkpoint
+from lib.checkpoint.manager import find_checkpoint
 from lib.compat import TORCH_RELEASE
-from lib.session.folder import find_checkpoint
 from tests.helpers.runs import ROOT, error_line, start
 
 TINY = [

@@ -7,9 +7,10 @@ import torch
 
 import main
 from lib.checkpoint import io as checkpoint
+from lib.checkpoint.manager import find_checkpoint
+from lib.logger import progress
 from lib.runtime.threads import OtherPrograms
-from lib.session.folder import find_checkpoint
-from lib.training import planning, recorder
+from lib.training import planning
 
 RUN = [
     "--cfgs", "configs/base.yaml", "configs/digits.yaml", "--network", "convnet", "--gpus", "cpu", "--precision",
@@ -106,7 +107,7 @@ def test_steps_are_timed_with_workers_and_in_groups_too(tmp_path, busy, argument
 
 def test_a_run_that_became_slow_says_so_once(tmp_path, monkeypatch):
     rates = iter([None, (10.0, 500.0), None])
-    monkeypatch.setattr(recorder.RateWatch, "see", lambda self, images: next(rates, None))
+    monkeypatch.setattr(progress.RateWatch, "see", lambda self, images: next(rates, None))
     run(tmp_path, *RUN, "--session", "s", "--threads", "2", "--display-freq", "1")
     said = [line for line in (tmp_path / "s" / "log.txt").read_text().splitlines() if "images/s, less" in line]
     assert len(said) == 1

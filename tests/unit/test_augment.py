@@ -202,9 +202,9 @@ def test_flips_and_greys_come_as_often_as_asked():
     assert drawn.greys.float().mean().item() == pytest.approx(0.2, abs=0.012)
 
 
-def device_loader(pixels, recipe, size=32, resize=32, seed=0):
+def device_loader(pixels, recipe, size=32, seed=0):
     images = to_device(pixels, torch.device("cpu"))
-    return DeviceLoader(images, size, resize, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), recipe, seed)
+    return DeviceLoader(images, size, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), recipe, seed)
 
 
 def test_test_images_are_only_normalised():
@@ -215,21 +215,11 @@ def test_test_images_are_only_normalised():
     np.testing.assert_allclose(images.permute(0, 2, 3, 1).numpy(), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("height", "width", "resize", "size"), [(32, 32, 40, 32), (20, 31, 16, 16), (33, 20, 24, 15)])
-def test_test_images_are_resized_and_cut_as_torchvision_does(height, width, resize, size):
-    pixels = pictures(5, height, width)
-    ((images, _),) = device_loader(pixels, None, size, resize).batches([torch.arange(5)], ())
-    ours = images.permute(0, 2, 3, 1).numpy() * [0.2, 0.3, 0.4] + [0.5, 0.4, 0.3]
-    chain = transforms.Compose([transforms.Resize(resize), transforms.CenterCrop(size)])
-    theirs = np.stack([np.asarray(chain(Image.fromarray(p))) for p in pixels])
-    assert np.abs(ours * 255 - theirs).max() <= 1.1
-
-
 def test_the_same_place_in_a_run_gives_the_same_augmentation():
     pixels, order = pictures(9, 8, 8), [torch.tensor([3, 1, 2]), torch.tensor([0, 8])]
 
     def served(seed, salt):
-        return torch.cat([images for images, _ in device_loader(pixels, RECIPE, 8, 8, seed).batches(order, salt)])
+        return torch.cat([images for images, _ in device_loader(pixels, RECIPE, 8, seed).batches(order, salt)])
 
     assert torch.equal(served(1, (2, 5)), served(1, (2, 5)))
     assert not torch.equal(served(1, (2, 5)), served(1, (2, 6)))

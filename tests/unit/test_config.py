@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lib.config import OPTIONS, Options, Settings, collect, markdown, of_older_version, table, to_yaml
 from lib.config.option import BOOL, CHOICE, FLOAT, INT, Bounds
-from lib.config.values import LARGEST, MOST, SMALLEST
+from lib.config.parsing import LARGEST, MOST, SMALLEST
 from lib.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -365,8 +365,8 @@ def test_switches(option):
         ),
         (
             ["--dataset", "cifar"],
-            "--dataset on the command line: expected one of digits, cifar10, cifar100, svhn, imagefolder, imagenet12, "
-            "cub200, dogs, photos, got 'cifar'",
+            "--dataset on the command line: expected one of digits, cifar10, cifar100, svhn, mnist, fashion-mnist, "
+            "imagefolder, imagenet12, cub200, dogs, photos, got 'cifar'",
         ),
         (["--sess-dir", ""], "--sess-dir on the command line: expected a path, got nothing"),
         (["--session", "a/b"], "--session on the command line: expected a plain folder name, or null, got 'a/b'"),
@@ -417,9 +417,9 @@ def test_session_names_with_dots_are_plain():
         ("nesterov: 1\n", ", line 1: nesterov: expected true or false, got '1'"),
         ("scale: [0.2, 0.5, 1]\n", ", line 1: scale: expected 2 numbers, above 0 and at most 1, got '0.2', '0.5', '1'"),
         (
-            "dataset: mnist\n",
-            ", line 1: dataset: expected one of digits, cifar10, cifar100, svhn, imagefolder, imagenet12, cub200, "
-            "dogs, photos, got 'mnist'",
+            "dataset: stl10\n",
+            ", line 1: dataset: expected one of digits, cifar10, cifar100, svhn, mnist, fashion-mnist, imagefolder, "
+            "imagenet12, cub200, dogs, photos, got 'stl10'",
         ),
         ("cfgs: [a.yaml]\n", ", line 1: a config file cannot name others; list them after --cfgs on the command line"),
         ("scale: [[1, 2]]\n", ", line 1: scale: expected a value or a list of values, without nesting or tags"),
@@ -716,8 +716,8 @@ def test_help_fits_and_names_every_option(monkeypatch, capsys, columns):
     joined = " ".join(text.split())
     assert "--batch-size N images in a batch [images; at least 2; default 128]" in joined
     assert (
-        "[one of digits, cifar10, cifar100, svhn, imagefolder, imagenet12, cub200, dogs, photos; default cifar10]"
-        in joined
+        "[one of digits, cifar10, cifar100, svhn, mnist, fashion-mnist, imagefolder, imagenet12, cub200, dogs, photos; "
+        "default cifar10]" in joined
     )
 
 
@@ -797,10 +797,10 @@ def test_digits_need_no_download():
     assert (options.dataset, options.download) == ("digits", False)
 
 
-def test_the_readme_has_the_current_options():
-    from lib.config.__main__ import README, with_options
+def test_the_docs_have_the_current_options():
+    from lib.config.__main__ import OPTIONS_PAGE, with_options
 
-    text = README.read_text(encoding="utf-8")
+    text = OPTIONS_PAGE.read_text(encoding="utf-8")
     assert with_options(text) == text, "run python3 -m lib.config"
 
 

@@ -15,9 +15,8 @@ import torch
 
 from lib import compat
 from lib.checkpoint import io as checkpoint
-from lib.checkpoint.resume import open_checkpoint
-from lib.checkpoint.safe_load import _OLD_START
-from lib.checkpoint.saver import CheckpointSaver, Position
+from lib.checkpoint.manager import CheckpointSaver, Position, open_checkpoint
+from lib.checkpoint.unpickler import _OLD_START
 from lib.errors import UserError
 from lib.session.folder import SessionFolder
 from tests.helpers.checkpoints import Planted, complete, restricted_load
@@ -109,7 +108,7 @@ def test_going_on_falls_back_to_the_one_before(tmp_path):
             assert found.source.name == names[count]
             assert len(found.passed_over) >= count
             assert names[0] in found.passed_over[0]
-            assert f"going on from an earlier one, {found.source}" in found.passed_over[0]
+            assert f"resuming from an earlier one, {found.source}" in found.passed_over[0]
     with pytest.raises(UserError, match="empty"):  # a file that is named is that file
         open_checkpoint(str(session.checkpoints / names[0]), str(tmp_path))
     for path in session.checkpoints.iterdir():

@@ -1,10 +1,12 @@
 """The data sets, reading images, transforms, and loading by workers."""
 
+import gzip
 import hashlib
 import multiprocessing
 import os
 import pickle
 import random
+import struct
 import time
 from pathlib import Path
 
@@ -19,6 +21,7 @@ import datasets
 from datasets.image_set import ImageSet, limit
 from datasets.loaders.workers import WorkerLoader
 from datasets.transforms import pil as transforms
+from lib.config.registry import statistics_of
 from lib.errors import UserError
 from tests.helpers.cifar import CIFAR10, cifar_pixels, write_cifar
 
@@ -214,17 +217,18 @@ def test_digits_are_divided_evenly_and_always_alike():
 def test_digits_state_their_own_mean_and_deviation():
     split = datasets.load("digits", None, False)
     shade = split.train.pixels / 255.0
-    assert split.means == pytest.approx((shade.mean(),) * 3, abs=5e-5)
-    assert split.stds == pytest.approx((shade.std(),) * 3, abs=5e-5)
+    means, stds = statistics_of("digits")
+    assert means == pytest.approx((shade.mean(),) * 3, abs=5e-5)
+    assert stds == pytest.approx((shade.std(),) * 3, abs=5e-5)
 
 
 def test_statistics_are_each_data_sets_own(tmp_path, fake_cifar, fake_svhn):
     cifar10 = datasets.load("cifar10", str(fake_cifar("CIFAR10", tmp_path / "10")), False)
-    assert (cifar10.means, cifar10.stds) == ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+    assert statistics_of(cifar10.name) == ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
     cifar100 = datasets.load("cifar100", str(fake_cifar("CIFAR100", tmp_path / "100")), False)
-    assert (cifar100.means, cifar100.stds) == ((0.5071, 0.4866, 0.4409), (0.2009, 0.1984, 0.2023))
+    assert statistics_of(cifar100.name) == ((0.5071, 0.4866, 0.4409), (0.2009, 0.1984, 0.2023))
     svhn = datasets.load("svhn", str(fake_svhn(tmp_path / "svhn")), False)
-    assert (svhn.means, svhn.stds) == ((0.4377, 0.4438, 0.4728), (0.1201, 0.1231, 0.1052))
+    assert statistics_of(svhn.name) == ((0.4377, 0.4438, 0.4728), (0.1201, 0.1231, 0.1052))
 
 
 @pytest.fixture
@@ -302,7 +306,7 @@ def test_svhn_calls_zero_zero(tmp_path, fake_svhn):
     assert split.train.read(2).getpixel((5, 5)) == (12, 100, 200)
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn"])
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn", "mnist"])
 def test_missing_data_set_says_where_it_looked_and_what_to_do(tmp_path, monkeypatch, name, capfd):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as error:
@@ -382,7 +386,7 @@ def test_cifar10_in_folders(tmp_path):
     split = datasets.load("cifar10", str(tmp_path), False)
     assert split.train.classes == CIFAR10
     assert [split.train.read(i).getpixel((0, 0))[0] for i in range(10)] == split.train.labels.tolist()
-    assert split.means == (0.4914, 0.4822, 0.4465)
+    assert statistics_of(split.name)[0] == (0.4914, 0.4822, 0.4465)
     (tmp_path / "train" / "truck").rename(tmp_path / "train" / "lorry")
     (tmp_path / "test" / "truck").rename(tmp_path / "test" / "lorry")
     with pytest.raises(UserError, match=r"lorry.*not the ten of CIFAR-10"):
@@ -397,9 +401,84 @@ def test_cifar100_folders_must_be_100(tmp_path):
         datasets.load("cifar100", str(tmp_path), False)
 
 
+IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+def write_idx(folder, compressed=False):
+    """Three training and two test images of 4 x 5 pixels in MNIST's format; pixel p of image i is 20 i + p."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, count in zip(IDX_FILES, (3, 3, 2, 2)):
+        if "images" in file:
+            content = struct.pack(">BBBBIII", 0, 0, 8, 3, count, 4, 5) + bytes(range(20 * count))
+        else:
+            content = struct.pack(">BBBBI", 0, 0, 8, 1, count) + bytes((9, 0, 4)[:count])
+        name, content = (f"{file}.gz", gzip.compress(content)) if compressed else (file, content)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "below", "compressed", "classes"),
+    [
+        ("mnist", "", False, "0 4 9"),
+        ("mnist", "MNIST/raw", False, "0 4 9"),
+        ("fashion-mnist", "", True, "T-shirt/top Coat Ankle boot"),
+        ("Fashion-MNIST", "FashionMNIST/raw", True, "T-shirt/top Coat Ankle boot"),
+    ],
+)
+def test_grey_images_in_mnists_format(tmp_path, name, below, compressed, classes):
+    write_idx(tmp_path / below, compressed)
+    split = datasets.load(name, str(tmp_path), False)
+    assert (split.train.pixels.shape, split.test.pixels.shape) == ((3, 4, 5, 3), (2, 4, 5, 3))
+    assert split.train.pixels[2, 1, 3].tolist() == [48, 48, 48]
+    assert (split.train.labels.tolist(), split.test.labels.tolist()) == ([9, 0, 4], [9, 0])
+    assert " ".join(split.train.classes[label] for label in (0, 4, 9)) == classes
+    shade = {"mnist": (0.1307, 0.3081)}.get(name, (0.2860, 0.3530))  # of the 60,000 training images
+    assert statistics_of(split.name) == tuple((value,) * 3 for value in shade)
+    assert split.notes == ()
+
+
+@pytest.mark.parametrize("damage", ["cut", "short", "no gzip", "other kind", "labels lack", "a label too many"])
+def test_a_damaged_file_in_mnists_format_is_named(tmp_path, damage):
+    write_idx(tmp_path, compressed=True)
+    path = tmp_path / (
+        "t10k-images-idx3-ubyte.gz" if damage in ("cut", "short", "no gzip") else "train-labels-idx1-ubyte.gz"
+    )
+    content = {
+        "cut": path.read_bytes()[:-9],
+        "short": gzip.compress(bytes((0, 0, 8, 3, 0))),
+        "no gzip": b"<html>",
+        "other kind": (tmp_path / "train-images-idx3-ubyte.gz").read_bytes(),
+        "labels lack": (tmp_path / "t10k-labels-idx1-ubyte.gz").read_bytes(),
+        "a label too many": gzip.compress(struct.pack(">BBBBI", 0, 0, 8, 1, 3) + bytes((9, 0, 10))),
+    }[damage]
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        datasets.load("fashion-mnist", str(tmp_path), False)
+    assert str(path) in message(error)
+
+
+def test_the_files_of_the_systems_package_are_found_where_there_are_no_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    packaged = write_idx(tmp_path / "usr", compressed=True)
+    monkeypatch.setitem(datasets.PACKAGED, "fashion-mnist", packaged)
+    split = datasets.load("fashion-mnist", None, True)  # nothing is downloaded
+    assert len(split.train) == 3
+    assert str(packaged) in split.notes[0]
+    with pytest.raises(UserError, match="neither train-images-idx3-ubyte nor"):
+        datasets.load("fashion-mnist", str(tmp_path / "mine"), False)
+    write_idx(tmp_path / "data" / "fashion-mnist")
+    assert datasets.load("fashion-mnist", None, False).notes == ()
+
+
+def test_mnist_is_downloaded_by_torchvision(tmp_path, monkeypatch):
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", lambda self: write_idx(Path(self.raw_folder)))
+    assert len(datasets.load("mnist", str(tmp_path), True).train) == 3
+
+
 def test_unknown_data_set_is_told_what_is_known():
-    with pytest.raises(UserError, match=r"--dataset mnist: .*cifar10, cifar100, svhn, digits, imagefolder"):
-        datasets.load("mnist", None, False)
+    with pytest.raises(UserError, match=r"--dataset stl10: .*cifar10, cifar100, svhn, mnist, fashion-mnist"):
+        datasets.load("stl10", None, False)
 
 
 # Folders of images
@@ -421,7 +500,7 @@ def test_folders_at_any_depth_sorted_without_hidden_files(tmp_path):
     assert split.train.labels.tolist() == [0, 1, 1]
     assert split.train.classes == split.test.classes == ("bee", "cat")
     assert split.test.labels.tolist() == [1]
-    assert split.means == (0.485, 0.456, 0.406)
+    assert statistics_of(split.name)[0] == (0.485, 0.456, 0.406)
     assert split.train.pixels is None
 
 

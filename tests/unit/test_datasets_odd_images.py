@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from datasets.files.decode import read_rgb
-from datasets.files.decoded import decoded
+from datasets.files.in_memory import decode_small
 from datasets.image_set import ImageSet
 from datasets.sources.image_folder import read_folder
 from datasets.transforms.pil import test_transform as transform_of_tests
@@ -217,11 +217,11 @@ def test_a_cache_that_is_something_else_is_decoded_again(tmp_path):
     for number in range(3):
         two_halves(size=(8, 8)).save(train / f"{number}.png")
         paths.append(str(train / f"{number}.png"))
-    assert decoded(ImageSet(paths)).pixels.shape == (3, 8, 8, 3)
+    assert decode_small(ImageSet(paths)).pixels.shape == (3, 8, 8, 3)
     (cache,) = (tmp_path / "data" / ".and-cache").glob("*.npy")
     good = cache.read_bytes()
     np.save(cache, np.array([Planted()], dtype=object), allow_pickle=True)
     for content in (cache.read_bytes(), b"", b"PK\3\4", good[:100], b"\x93NUMPY\1\0\xff\xff{", good[:40] + b"((((" * 9):
         cache.write_bytes(content)
-        assert np.array_equal(decoded(ImageSet(paths)).pixels[0], np.asarray(read_rgb(paths[0])))
+        assert np.array_equal(decode_small(ImageSet(paths)).pixels[0], np.asarray(read_rgb(paths[0])))
     assert not (tmp_path / "trap").exists()

@@ -11,6 +11,7 @@ from scipy.io import savemat
 import datasets
 from datasets.sources import imagenet12
 from lib.config import collect
+from lib.config.registry import statistics_of
 from lib.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,7 +60,7 @@ def test_imagenet_is_read_from_train_and_val(imagenet):
     assert shades(split.train) == [0, 2, 10, 12, 20, 22]
     assert split.test.labels.tolist() == [0, 1, 2]
     assert shades(split.test) == [100, 101, 102]
-    assert (split.means, split.stds) == IMAGENET
+    assert statistics_of(split.name) == IMAGENET
 
 
 def test_imagenet_is_listed_and_fingerprinted_without_opening_a_file(imagenet):
@@ -138,7 +139,7 @@ def test_birds_from_their_folder_or_the_one_above(birds):
         assert split.train.classes == ("001.Black_footed_Albatross", "002.Laysan_Albatross", "010.Red winged_Blackbird")
         assert (shades(split.train), split.train.labels.tolist()) == ([1, 2], [0, 1])
         assert (shades(split.test), split.test.labels.tolist()) == ([0, 3], [0, 2])
-        assert (split.means, split.stds) == IMAGENET
+        assert statistics_of(split.name) == IMAGENET
 
 
 def test_missing_birds_say_what_to_link(tmp_path):
@@ -225,7 +226,7 @@ def test_dogs_with_lists_in_their_folder_or_beside_the_images(kennel):
         assert split.train.classes == ("n02085620-Chihuahua", "n02085782-Japanese_spaniel")
         assert (shades(split.train), split.train.labels.tolist()) == ([0, 1, 2], [0, 1, 0])
         assert (shades(split.test), split.test.labels.tolist()) == ([3], [1])
-        assert (split.means, split.stds) == IMAGENET
+        assert statistics_of(split.name) == IMAGENET
         if (kennel / "lists").exists():
             for file in (kennel / "lists").iterdir():
                 file.rename(kennel / file.name)

@@ -7,10 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.files.paths import Paths
-from datasets.image_set import ImageSet
+from datasets.image_set import ImageSet, Paths, Split
 from datasets.pipeline import Pipeline
-from datasets.split import Split
 from lib.config import Options
 from lib.distributed.world import Share
 from lib.errors import UserError
@@ -40,7 +38,7 @@ def split_of(train, test, shape=(13, 11, 3)):
     def images(count):
         return ImageSet(random.randint(0, 256, (count, *shape)).astype(np.uint8), np.arange(count) % 2, ("a", "b"))
 
-    return Split("some", images(train), images(test), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+    return Split("some", images(train), images(test))
 
 
 def options_of(place, **changed):
@@ -135,7 +133,7 @@ def test_a_process_reads_the_images_of_its_share_only(tmp_path):
         Image.new("RGB", (9, 9), (number, 0, 0)).save(tmp_path / f"{number}.png")
     images = ImageSet(tuple(str(tmp_path / f"{number}.png") for number in range(8)))
     options = options_of("workers", batch_size=8)
-    second = Pipeline(Split("some", images, None, (0.0,) * 3, (1.0,) * 3), options, CPU, 1, 2)
+    second = Pipeline(Split("some", images, None), options, CPU, 1, 2)
     for number in range(4):
         (tmp_path / f"{number}.png").unlink()
     ((served, rows),) = second.train_batches([torch.arange(8)], 0, 0)

@@ -18,7 +18,7 @@ from lib.method.discovery import (
     similarity_entropy,
 )
 from lib.method.memory_bank import MemoryBank
-from lib.method.neighbourhoods import Neighbourhoods
+from lib.method.neighbourhoods import SAVED, Neighbourhoods
 from lib.search.exact import nearest
 from tests.helpers import oracles
 from tests.helpers.rows import grid_rows, unit_rows
@@ -150,12 +150,13 @@ def test_labels_decide_nothing():
 
 def test_the_state_goes_into_a_checkpoint_and_back():
     found = discover(unit_rows(20, 4, 1), 1, 0.5, 3, 0.1, "auto", torch.arange(20) % 2)
-    again = Neighbourhoods.from_state_dict(found.state_dict(), torch.device("cpu"))
-    assert set(found.state_dict()) == {
+    saved = {name: getattr(found, name) for name in SAVED}
+    again = Neighbourhoods(**saved)
+    assert set(saved) == {
         "anchor_indexes", "instance_indexes", "position", "neighbours", "entropy", "consistency",
     }  # fmt: skip
-    for name, value in found.state_dict().items():
-        other = again.state_dict()[name]
+    for name, value in saved.items():
+        other = getattr(again, name)
         assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
 
 

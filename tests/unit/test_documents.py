@@ -14,6 +14,7 @@ from lib.runtime.device import precision_note
 from tests.helpers.runs import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = {page.name: page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md")}
 
 
 def section(title):
@@ -26,7 +27,7 @@ def rows(text):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-EQUATIONS = [(cells[0], cells[2]) for cells in rows(section("The code")) if re.match(r"\d", cells[0])]
+EQUATIONS = [(cells[0], cells[2]) for cells in rows(section("The equations")) if re.match(r"\d", cells[0])]
 
 
 @pytest.mark.parametrize(("numbers", "places"), EQUATIONS)
@@ -63,13 +64,13 @@ def test_no_symbol_that_the_paper_does_not_have():
 
 
 def test_every_published_figure_has_its_source():
-    text = section("Published results and ours")
+    text = section("Results")
     table = [cells for cells in rows(text) if cells[0].startswith(("AlexNet", "ResNet18"))]
     assert len(table) == 5
     for cells in table:
         mark = re.match(r"\[[a-z]\]", cells[-1]).group()
         assert f"\n{mark} " in text or f". {mark} " in text, cells
-    assert "96.1, 93.9, 89.8, 82.5 %" in text
+    assert "96.1, 93.9, 89.8, 82.5 %" in DOCS["reproducibility.md"]
     for figures in (["34.5", "12.1", "56.8"], ["80.8", "50.7", "93.6"]):
         source = next(cells[-1] for cells in table if cells[1:4] == figures)
         assert source in ("[a]", "[s]")  # not this paper
@@ -82,6 +83,35 @@ def test_the_line_for_the_published_environment_has_the_versions_of_requirements
     assert len(wanted) == 5
     for name, relation, version in wanted:
         assert f"{name}{'==' if relation == '=' else relation}{version}" in line
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    assert len(README.splitlines()) <= 200
+    assert len(README.split()) <= 1800
+    for name, text in {"README.md": README, **{f"docs/{page}": text for page, text in DOCS.items()}}.items():
+        for target in re.findall(r"\]\(([^)#]*)(?:#[^)]*)?\)", text):
+            if target and "://" not in target:
+                assert ((ROOT / name).parent / target).exists(), f"{name}: {target}"
+
+
+def _anchor(title):
+    """As GitHub makes it of a heading."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def test_every_heading_that_a_link_names_is_there():
+    pages = {ROOT / "README.md": README, **{ROOT / "docs" / page: text for page, text in DOCS.items()}}
+    headings = {page: set(map(_anchor, re.findall(r"^#+ (.*)$", text, re.MULTILINE))) for page, text in pages.items()}
+    for page, text in pages.items():
+        for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]*)\)", text):
+            assert anchor in headings[(page.parent / target).resolve() if target else page], f"{page.name}: #{anchor}"
+
+
+def test_the_project_table_asks_for_what_requirements_txt_lists():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    listed = re.search(r"^dependencies = \[(.*?)^\]", project, re.DOTALL | re.MULTILINE)[1]
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert re.findall(r'"([^"]+)"', listed) == [line for line in lines if line and not line.startswith("#")]
 
 
 def test_the_log_says_how_to_compute_as_the_paper_did():

@@ -9,11 +9,10 @@ from PIL import Image
 
 import datasets
 from datasets.files import found_files
-from datasets.files.found_files import look_through
-from datasets.image_set import UNLABELLED, ImageSet
+from datasets.files.found_files import scan_folder
+from datasets.image_set import UNLABELLED, ImageSet, Split
+from datasets.labels import evaluable, select_classes
 from datasets.pipeline import Pipeline
-from datasets.sources.only_classes import judgeable, only_classes
-from datasets.split import Split
 from lib.config import Options
 from lib.errors import UserError
 
@@ -58,7 +57,7 @@ def test_all_that_pillow_opens_is_a_picture_everywhere(classes, kind):
     assert all(split.train.read(row).size[0] > 0 for row in range(len(expected)))
 
 
-def test_what_is_passed_over_is_counted_and_named_in_every_kind_of_folder(classes):
+def test_what_is_skipped_is_counted_and_named_in_every_kind_of_folder(classes):
     for name in ("a/3.heic", "a/4.CR2", "b/notes.txt", "b/film.mpg", "b/Thumbs.db", "b/noname"):
         text(classes / "train" / name)
     for name in ("@eaDir", "$RECYCLE.BIN", "#recycle", ".thumbnails", "__MACOSX", "lost+found", ".Trash-1000"):
@@ -66,9 +65,9 @@ def test_what_is_passed_over_is_counted_and_named_in_every_kind_of_folder(classe
     split = load(classes)
     assert len(split.train) == 4
     assert split.notes == (
-        "passed over in train: 1 .heic, 1 .cr2 (not readable here; convert them to JPEG to use them)",
-        "passed over in train: 1 .mpg, 1 nameless, 1 .txt (no pictures by their names)",
-        "passed over in train: 1 #recycle, 1 $RECYCLE.BIN, 1 .Trash-1000, 1 .thumbnails, 1 @eaDir, 1 __MACOSX and 1 "
+        "skipped in train: 1 .heic, 1 .cr2 (not readable here; convert them to JPEG to use them)",
+        "skipped in train: 1 .mpg, 1 nameless, 1 .txt (no pictures by their names)",
+        "skipped in train: 1 #recycle, 1 $RECYCLE.BIN, 1 .Trash-1000, 1 .thumbnails, 1 @eaDir, 1 __MACOSX and 1 "
         "others (made by systems, not by people)",
     )
     photos = load(classes / "train", "photos")
@@ -104,7 +103,7 @@ def test_annotations_beside_images_are_no_class(tmp_path):
     assert len(split.test) == 3
     assert split.notes == (
         "no classes, for they hold no pictures: empty/, labels/ in train",
-        "passed over in train: 3 .txt (no pictures by their names)",
+        "skipped in train: 3 .txt (no pictures by their names)",
         "test images: those in valid/",
     )
     pipeline = Pipeline(split, Options(augment_on="workers", workers_num=0), torch.device("cpu"))
@@ -152,13 +151,13 @@ def forbidden(monkeypatch):
     monkeypatch.setattr(found_files.os, "scandir", scan)
 
 
-def test_a_folder_that_may_not_be_entered_is_passed_over_with_a_word(classes, forbidden):
+def test_a_folder_that_may_not_be_entered_is_skipped_with_a_word(classes, forbidden):
     picture(classes / "train" / "a" / "private" / "x.jpg")
     closed = classes / "train" / "a" / "private"
     line = f"{closed} (may not be entered: permission denied)"
-    assert load(classes).notes == (f"passed over in train: {line}",)
-    assert load(classes / "train", "photos").notes == (f"passed over: {line}",)
-    assert look_through(str(classes)).closed == [str(closed)]
+    assert load(classes).notes == (f"skipped in train: {line}",)
+    assert load(classes / "train", "photos").notes == (f"skipped: {line}",)
+    assert scan_folder(str(classes)).closed == [str(closed)]
 
 
 def test_a_class_or_a_whole_folder_that_may_not_be_entered_is_an_error_that_names_it(classes, forbidden):
@@ -177,7 +176,7 @@ def test_names_of_classes_in_other_bytes_are_the_same_names(tmp_path):
     split = load(tmp_path)
     assert (split.train.classes, split.test.classes) == ((apart, "x"), (apart, "x"))
     assert split.test.labels.tolist() == [0]
-    assert only_classes(split, [composed]).train.classes == (apart,)
+    assert select_classes(split, [composed]).train.classes == (apart,)
     picture(tmp_path / "train" / composed / "3.jpg")
     split = load(tmp_path)
     assert (split.train.classes, split.train.labels.tolist()) == ((apart, "x"), [0, 0, 1])
@@ -198,30 +197,30 @@ def labelled(labels, classes):
     ],
 )
 def test_classes_are_all_names_or_all_numbers(words, kept, note):
-    split = Split("x", labelled([0, 1, 2], "123"), None, (0.5,) * 3, (0.5,) * 3)
-    chosen = only_classes(split, words.split())
+    split = Split("x", labelled([0, 1, 2], "123"), None)
+    chosen = select_classes(split, words.split())
     assert "".join(chosen.train.classes) == kept
     assert chosen.notes == (() if note is None else (note,))
 
 
 def test_names_and_numbers_do_not_mix():
-    split = Split("x", labelled([0, 1, 2], ("1", "cat", "dog")), None, (0.5,) * 3, (0.5,) * 3)
+    split = Split("x", labelled([0, 1, 2], ("1", "cat", "dog")), None)
     with pytest.raises(UserError, match="--classes 2: x has no such class beside the other words; name all or number"):
-        only_classes(split, ["cat", "2"])
+        select_classes(split, ["cat", "2"])
     with pytest.raises(UserError, match="--classes cow: x has no such class; name all or number all from 0 to 2: 1, "):
-        only_classes(split, ["cat", "cow"])
-    digits = Split("x", labelled(range(10), "0123456789"), None, (0.5,) * 3, (0.5,) * 3)
-    assert only_classes(digits, ["3", "5"]).notes == ()
+        select_classes(split, ["cat", "cow"])
+    digits = Split("x", labelled(range(10), "0123456789"), None)
+    assert select_classes(digits, ["3", "5"]).notes == ()
 
 
 def test_images_that_no_vote_can_recognise_are_counted():
     train, test = labelled([0, 0, 1, 1], "abc"), labelled([0, 2, 2], "abc")
-    (line,) = judgeable(train, test)[2]
+    (line,) = evaluable(train, test)[2]
     assert line.startswith("2 test images cannot be recognised, for no other image of their class is there to learn fr")
     assert line.endswith(": c")
-    (line,) = judgeable(labelled([0, 0, 1, UNLABELLED], "ab"), None)[2]
+    (line,) = evaluable(labelled([0, 0, 1, UNLABELLED], "ab"), None)[2]
     assert line.startswith("1 labelled images cannot be recognised")
-    assert judgeable(train, labelled([0, 1], "abc"))[2] == ()
-    assert judgeable(labelled([1, 1], "ab"), labelled([0], "ab"))[0].labels.tolist() == [1, 1]
-    one = judgeable(labelled([1, 1], "ab"), labelled([1], "ab"))
+    assert evaluable(train, labelled([0, 1], "abc"))[2] == ()
+    assert evaluable(labelled([1, 1], "ab"), labelled([0], "ab"))[0].labels.tolist() == [1, 1]
+    one = evaluable(labelled([1, 1], "ab"), labelled([1], "ab"))
     assert [(images.labels, images.classes) for images in one[:2]] == [(None, ("b",))] * 2

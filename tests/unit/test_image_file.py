@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +11,12 @@ import torch
 from PIL import Image
 from torch import nn
 
+import datasets
 from datasets.files.decode import is_image, is_unreadable_image, read_rgb
-from datasets.files.shrunk import shrunk
+from datasets.files.in_memory import shrink
 from datasets.image_set import ImageSet
+from datasets.pipeline import Pipeline
+from lib.config import Options
 from lib.errors import UnreadableImage, UserError
 from lib.export.model import Model, Preprocessing
 
@@ -183,7 +187,7 @@ def test_a_shrinking_network_sees_files_and_images_as_in_training(tmp_path, size
     Image.fromarray(pixels).resize(size, Image.BILINEAR).save(tmp_path / "x.jpg", quality=90)
     path = str(tmp_path / "x.jpg")
     shrinking = Preprocessing(16, 16, (0.5,) * 3, (0.5,) * 3, shrink=32)
-    square = Image.fromarray(shrunk(ImageSet([path]), 32, 0).pixels[0])
+    square = Image.fromarray(shrink(ImageSet([path]), 32, 0).pixels[0])
     expected = Preprocessing(16, 16, (0.5,) * 3, (0.5,) * 3)(square)
     assert torch.equal(shrinking(path), expected)
     assert torch.equal(shrinking(Image.open(path)), expected)
@@ -200,3 +204,36 @@ def test_pictures_are_what_pillow_can_decode():
         assert is_unreadable_image(name), name
         assert not is_image(name), name
     assert not is_unreadable_image("a.txt")
+
+
+@pytest.mark.parametrize(
+    ("side", "changes"),
+    [
+        ((50, 70), {"shrink": 40}),  # files in memory, scaled to 24
+        ((50, 70), {"shrink": 24}),  # not scaled
+        ((30, 20), {}),  # decoded once, not shrunk
+        ((60, 2), {}),  # so long that the middle is taken first
+        ((30, 20), {"resize": 31}),
+        ((24, 24), {}),
+        ((50, 70), {"shrink": 40, "augment_on": "workers"}),
+    ],
+)
+def test_a_picture_has_the_same_pixels_in_a_run_and_by_preprocessing(side, changes, tmp_path):
+    """Bit for bit, also grey ones and rotated ones; --export reads pictures as a run does, --embed by preprocessing."""
+    rng = np.random.default_rng(0)
+    for number in range(9):
+        picture = Image.fromarray(rng.integers(0, 256, (side[1], side[0], 3), dtype=np.uint8))
+        if number % 3 == 1:
+            picture = picture.convert("L")
+        upside_down = picture.getexif()
+        upside_down[0x0112] = 3 if number % 3 == 2 else 1
+        picture.save(tmp_path / f"{number}.{'jpg' if number % 2 else 'png'}", exif=upside_down)
+    options = replace(Options(), size=24, dataset="photos", workers_num=0, **changes)
+    split = datasets.load("photos", str(tmp_path), False)
+    pipeline = Pipeline(split, options, torch.device("cpu"))
+    assert pipeline.on_device == ("augment_on" not in changes)
+    statistics = (pipeline.means, pipeline.stds)
+    preprocessing = Preprocessing.of(options.size, options.resize, statistics, options.shrink)
+    expected = torch.stack([preprocessing(path) for path in split.train.source])
+    assert torch.equal(torch.cat([images for images, _ in pipeline.train_batches_plain()]), expected)
+    assert torch.equal(pipeline.sample(9), expected)

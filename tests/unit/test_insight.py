@@ -9,17 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.image_set import ImageSet
-from lib.clustering.clusters import clusters_of
+from lib.clustering.clusters import round_clusters
 from lib.distributed.world import World
-from lib.evaluation.bank_statistics import Survey, sample_rows, survey
-from lib.evaluation.features import Subject
-from lib.evaluation.knn import LeaveOneOut
+from lib.evaluation.bank_statistics import BankStatistics, bank_statistics
+from lib.evaluation.features import Features
+from lib.evaluation.knn import LeaveOneOutKNN
 from lib.figures import thumbnails as figures
 from lib.figures.thumbnails import NEUTRAL, OTHER, SAME, anchor_grids, thumbnails
 from lib.logger.console import _fitted
 from lib.logger.projector import SIDE, Projector
 from lib.method.discovery import consistency
 from lib.method.neighbourhoods import Neighbourhoods
+from lib.search.exact import sample_rows
 from lib.training.history import History, sizes
 from tests.helpers import oracles
 from tests.helpers.rows import unit_rows
@@ -30,7 +31,7 @@ from tests.helpers.rows import unit_rows
 def test_a_survey_matches_the_oracle(n, largest, tau, seed):
     memory = unit_rows(n, 5, seed)
     rows = sample_rows(n, largest)
-    found = survey(memory, rows, tau)
+    found = bank_statistics(memory, rows, tau)
     exact = memory.double().numpy()
     assert found.entropy.numpy() == pytest.approx(oracles.entropies(exact, tau)[rows.numpy()], abs=2e-6)
     assert found.nearest.tolist() == [oracles.neighbours(exact, row, 1)[0] for row in rows.tolist()]
@@ -41,10 +42,10 @@ def test_a_survey_matches_the_oracle(n, largest, tau, seed):
 
 def test_of_equal_neighbours_the_first_is_the_nearest():
     memory = unit_rows(1, 8, 0).repeat(30, 1)
-    assert survey(memory, sample_rows(30), 0.1).nearest.tolist() == [1] + [0] * 29
+    assert bank_statistics(memory, torch.arange(30), 0.1).nearest.tolist() == [1] + [0] * 29
 
 
-def test_an_even_sample():
+def test_an_sample_rows():
     assert sample_rows(10, 4).tolist() == [0, 2, 5, 7]
     assert sample_rows(3, 4).tolist() == [0, 1, 2]
     assert len(sample_rows(1_281_167)) == 5000
@@ -53,7 +54,7 @@ def test_an_even_sample():
 def a_survey(nearest):
     count = len(nearest)
     empty = torch.zeros(count)
-    return Survey(torch.arange(count), empty, torch.tensor(nearest), empty, torch.zeros(count, 2))
+    return BankStatistics(torch.arange(count), empty, torch.tensor(nearest), empty, torch.zeros(count, 2))
 
 
 def test_how_many_kept_their_neighbour():
@@ -76,8 +77,8 @@ def judged(labels, classes, k, memory):
     )
     pipeline = SimpleNamespace(name="some", train=images, test=None)
     world = World.alone()
-    judge = LeaveOneOut(pipeline, world, "knn", 1, k, 0.1, "auto")
-    found = judge.judge(Subject(None, pipeline, world, 4, memory))
+    judge = LeaveOneOutKNN(pipeline, world, "knn", 1, k, 0.1, "auto")
+    found = judge.evaluate(Features(None, pipeline, world, 4, memory))
     return None if found is None else found.scalars
 
 
@@ -113,9 +114,10 @@ def test_clusters_that_are_there_are_found():
     centres = torch.eye(8)[:3]
     rows = torch.nn.functional.normalize(centres.repeat_interleave(torch.tensor([40, 30, 20]), 0), dim=1)
     rows = torch.nn.functional.normalize(rows + 0.05 * unit_rows(90, 8, 0), dim=1)
-    found = clusters_of(survey(rows, sample_rows(90), 0.1), 0)
-    assert found.sizes.tolist() == [40, 30, 20]
-    assert clusters_of(survey(rows[:5], sample_rows(5), 0.1), 0) is None
+    assert round_clusters(rows, 90, "auto", 0).sizes(rows) == [40, 30, 20]
+    assert round_clusters(rows, 90, "2", 0).sizes(rows) == [50, 40]
+    assert round_clusters(rows[:5], 5, "auto", 0) is None
+    assert round_clusters(rows, 1_000, "2", 0) is None  # 90 of 1,000 images are a small sample for two clusters
 
 
 def colours(count):

@@ -114,3 +114,8 @@ def test_a_pipe_that_was_read_before_is_named(folder):
         datasets.load("photos", str(root), False, f"/dev/fd/{reading}")
     with pytest.raises(UserError, match="t.csv: it is empty$"):
         labels(root, "\n")
+
+
+def test_images_that_are_not_files_take_no_labels():
+    with pytest.raises(UserError, match="--labels folders: the images of digits are not files; leave it out"):
+        datasets.load("digits", None, False, "folders")

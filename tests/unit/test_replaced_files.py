@@ -7,12 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.files import bad_images, image_cache
-from datasets.files.bad_images import readable
-from datasets.files.decoded import decoded
-from datasets.files.shrunk import shrunk
+from datasets.files import bad_images
+from datasets.files.bad_images import readable_images
+from datasets.files.in_memory import decode_small, shrink
 from datasets.image_set import ImageSet
-from lib.checkpoint.schema import check_layout
+from lib.checkpoint.io import check_layout
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +52,7 @@ def unlinked(path, content):
 @pytest.mark.parametrize("replace", [overwrite, by_rename, unlinked])
 def test_a_file_of_the_same_size_and_time_is_read_again(tmp_path, replace):
     images = bitmaps(tmp_path / "p", 3)
-    first = shrunk(images, 4, 0).pixels
+    first = shrink(images, 4, 0).pixels
     assert first[1].max() == 1
     path, kept = images.source[1], times(images.source[1])
     with open(path, "rb") as file:
@@ -62,29 +61,29 @@ def test_a_file_of_the_same_size_and_time_is_read_again(tmp_path, replace):
     os.utime(path, ns=kept)
     assert times(path) == kept
     assert os.path.getsize(path) == len(other)
-    assert shrunk(images, 4, 0).pixels[1].max() == 63
-    assert decoded(images) is None  # too large for that cache, which reads every byte
+    assert shrink(images, 4, 0).pixels[1].max() == 63
+    assert decode_small(images) is None  # too large for that cache, which reads every byte
 
 
 def test_good_files_replaced_by_bad_ones_of_the_same_size_and_time_are_noticed(tmp_path, monkeypatch):
     images = bitmaps(tmp_path / "p", 3)
-    assert readable(images, "training", 0, False)[1] == ()
+    assert readable_images(images, "training", 0, False)[1] == ()
     monkeypatch.setattr(bad_images, "read_rgb", lambda path: pytest.fail("nothing has changed"))
-    assert readable(images, "training", 0, False)[1] == ()
+    assert readable_images(images, "training", 0, False)[1] == ()
     monkeypatch.undo()
     path, kept = images.source[2], times(images.source[2])
     overwrite(path, b"x" * os.path.getsize(path))
     os.utime(path, ns=kept)
-    assert readable(images, "training", 0, False)[1] == (path,)
+    assert readable_images(images, "training", 0, False)[1] == (path,)
 
 
 @pytest.mark.parametrize("side", [8, 70])
 def test_another_way_of_decoding_takes_no_older_cache(tmp_path, monkeypatch, side):
     images = bitmaps(tmp_path / "p", 3, side=side)
-    make = decoded if side == 8 else lambda given: shrunk(given, 4, 0)
+    make = decode_small if side == 8 else lambda given: shrink(given, 4, 0)
     first = make(images).pixels
     cache = next((tmp_path / ".and-cache").iterdir())
-    monkeypatch.setattr(image_cache, "decoder", lambda: "2/pillow_heif 99")
+    monkeypatch.setattr("datasets.files.cache.decoder", lambda: "2/pillow_heif 99")
     read = []
 
     def black(*what, **how):
@@ -92,7 +91,7 @@ def test_another_way_of_decoding_takes_no_older_cache(tmp_path, monkeypatch, sid
         return Image.new("RGB", (8, 8))
 
     monkeypatch.setattr(ImageSet, "read", black)
-    monkeypatch.setattr("datasets.files.shrunk.read_rgb", black)
+    monkeypatch.setattr("datasets.files.in_memory.read_rgb", black)
     assert make(images).pixels.max() == 0 != first.max()
     assert len(read) == 3
     assert cache.exists()

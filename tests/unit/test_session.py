@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from lib.checkpoint import io as checkpoint
+from lib.checkpoint.manager import checkpoint_file, find_checkpoint, newest_checkpoint
 from lib.errors import RunError, UserError
 from lib.logger import console as journal
 from lib.logger.progress import duration
 from lib.session import folder
-from lib.session.folder import SessionFolder, find_checkpoint, newest_checkpoint
+from lib.session.folder import SessionFolder
 from lib.session.records import Metrics
 from tests.helpers.checkpoints import Planted, complete, restricted_load
 
@@ -37,7 +38,7 @@ def test_two_sessions_of_one_second_do_not_share_a_folder(tmp_path, monkeypatch)
 
 def test_a_taken_name_is_refused(tmp_path):
     SessionFolder.create(str(tmp_path), "mine")
-    with pytest.raises(UserError, match=r"session .*mine exists; go on in it with --resume"):
+    with pytest.raises(UserError, match=r"session .*mine exists; resume it with --resume"):
         SessionFolder.create(str(tmp_path), "mine")
 
 
@@ -49,8 +50,8 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
 
 def test_names_of_checkpoints(tmp_path):
     session = SessionFolder(tmp_path)
-    assert session.checkpoint_file(3, 1077).name == "0003-01077.ckpt"
-    assert session.checkpoint_file(4, 1281167, best=True).name == "0004-1281167-best.ckpt"
+    assert checkpoint_file(session.checkpoints, 3, 1077).name == "0003-01077.ckpt"
+    assert checkpoint_file(session.checkpoints, 4, 1281167, "-best").name == "0004-1281167-best.ckpt"
 
 
 def test_the_newest_checkpoint_is_that_of_the_latest_round_and_not_a_best_one(tmp_path):
@@ -65,7 +66,7 @@ def test_the_newest_checkpoint_is_that_of_the_latest_round_and_not_a_best_one(tm
 
 def test_last_is_the_session_written_to_last(tmp_path):
     for name, age in (("b", 100), ("a", 200), ("c", 50)):
-        file = SessionFolder.create(str(tmp_path), name).checkpoint_file(0, 0)
+        file = checkpoint_file(SessionFolder.create(str(tmp_path), name).checkpoints, 0, 0)
         file.write_text("")
         os.utime(file, (1e9 + age, 1e9 + age))
     assert find_checkpoint("last", str(tmp_path)).parts[-3] == "a"

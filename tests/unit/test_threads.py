@@ -11,11 +11,12 @@ from lib.config import Options, collect
 from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
 from lib.errors import UserError
+from lib.logger import progress
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.nn.embedder import Embedder
 from lib.runtime import threads
-from lib.training import planning, recorder
+from lib.training import planning
 from lib.training.optim import build_optimizer
 from lib.training.state import TrainingState
 from lib.training.step import Step
@@ -90,7 +91,7 @@ def test_omp_num_threads_is_a_wish_unless_torchrun_made_it(monkeypatch, value, l
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if value is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", value)
-    assert threads.wished(launched) == expected
+    assert threads.requested_threads(launched) == expected
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "2.5", "many", "1000"])
@@ -158,7 +159,7 @@ def test_the_fastest_number_and_nothing_after_a_hopeless_one(monkeypatch):
 
 def test_a_step_is_given_up_between_two_layers():
     network = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Identity())
-    with planning.given_up(network) as until:
+    with planning.time_limit(network) as until:
         until(60.0)
         assert network(1) == 1
         until(-1.0)
@@ -212,7 +213,7 @@ def test_faiss_computes_with_pytorchs_number():
 
 def test_a_rate_that_falls_to_a_third_is_noticed_once():
     now = [0.0]
-    watch = recorder.RateWatch(lambda: now[0])
+    watch = progress.RateWatch(lambda: now[0])
 
     def train(images, seconds):
         now[0] += seconds

@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from lib.distributed.shard import Shard
 from lib.method.discovery import discover, similarity_entropy
-from lib.method.tiled_entropy import MEMORY_BUDGET, BestTiles, Grid, entropies_and_best_tiles, streamed_entropies, suits
+from lib.method.tiled_entropy import (
+    MEMORY_BUDGET,
+    BestTiles,
+    Grid,
+    entropies_and_best_tiles,
+    one_shift_fits,
+    streamed_entropies,
+)
 from lib.method.tiled_neighbours import neighbours_from_best_tiles, tiles_to_keep
 from tests.helpers import oracles
 from tests.helpers.rows import grid_rows, unit_rows
@@ -31,7 +38,7 @@ def one_pass(memory, tau, anchors, k, tile, panel_tiles=2):
 )
 def test_entropies_and_neighbours_match_the_oracle(n, k, tile, tau, seed):
     memory, k = unit_rows(n, 5, seed), min(k, n - 1)
-    assert suits(memory, tau, Shard.whole(memory))
+    assert one_shift_fits(memory, tau, Shard.whole(memory))
     anchors = torch.from_numpy(np.random.default_rng(seed).permutation(n)[: max(1, n // 2)])
     entropy, found = one_pass(memory, tau, anchors, k, tile)
     exact = memory.double().numpy()
@@ -50,15 +57,15 @@ def test_ties_go_to_the_lower_index_whatever_the_tile(n, k, tile, seed):
 
 def test_rows_that_are_not_of_unit_length_are_within_reach():
     memory = torch.rand(50, 8, generator=torch.Generator().manual_seed(0)) - 0.5  # as the bank begins
-    assert suits(memory, 0.1, Shard.whole(memory))
+    assert one_shift_fits(memory, 0.1, Shard.whole(memory))
     entropy, _ = one_pass(memory, 0.1, torch.arange(5), 1, 7)
     torch.testing.assert_close(entropy, similarity_entropy(memory, 0.1), atol=1e-4, rtol=1e-4)
 
 
 def test_rows_of_very_different_length_are_refused():
     memory = torch.tensor([[3.0, 0.0], [0.1, 0.0]])
-    assert not suits(memory, 0.1, Shard.whole(memory))
-    assert suits(memory, 1.0, Shard.whole(memory))
+    assert not one_shift_fits(memory, 0.1, Shard.whole(memory))
+    assert one_shift_fits(memory, 1.0, Shard.whole(memory))
 
 
 @pytest.mark.parametrize("tile", [1, 2, 7])
@@ -91,8 +98,8 @@ def test_rows_of_very_different_length_are_discovered_all_the_same():
 
 def test_best_tiles_by_hand():
     best = BestTiles(2, torch.zeros(1), 3)
-    best.offer(1, torch.tensor([[1.0, 5.0], [3.0, 4.0], [2.0, 6.0]]), 7)
-    best.offer(0, torch.tensor([[0.5, 2.5]]), 2)
+    best.add(1, torch.tensor([[1.0, 5.0], [3.0, 4.0], [2.0, 6.0]]), 7)
+    best.add(0, torch.tensor([[0.5, 2.5]]), 2)
     assert best.value[:, 1:].tolist() == [[3.0, 6.0], [2.5, 5.0]]
     assert best.tile[:, 1:].tolist() == [[8, 9], [2, 7]]
     assert best.value[:, 0].tolist() == [0.5, float("-inf")]

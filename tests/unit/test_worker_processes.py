@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.files.parallel import in_processes
+from datasets.files.parallel import map_in_workers
 from datasets.image_set import ImageSet
 from datasets.loaders import worker_processes
-from datasets.loaders.worker_processes import ON_LINUX, HandedOver, SharedBatches, affordable
+from datasets.loaders.worker_processes import ON_LINUX, SharedBatches, WorkerBatch, affordable_workers
 from datasets.loaders.workers import WorkerLoader
 from lib.errors import UserError
 from lib.logger.console import LOGGER
@@ -103,9 +103,9 @@ def resident():
 
 def test_only_numbers_pass_through_the_queue():
     """A tensor would go by torch's shared memory again."""
-    batch = HandedOver([torch.ones(3, 2, 2)] * 2, (5, 6), None)
+    batch = WorkerBatch([torch.ones(3, 2, 2)] * 2, (5, 6), None)
     assert not any(isinstance(value, torch.Tensor) for value in vars(batch).values())
-    pixels, rows = batch.taken()
+    pixels, rows = batch.receive()
     assert rows.tolist() == [5, 6]
     assert torch.equal(pixels, torch.ones(2, 3, 2, 2))
 
@@ -115,7 +115,7 @@ def test_the_thread_that_pins_takes_a_batch_by_its_own_method(monkeypatch):
     from torch.utils.data._utils.pin_memory import pin_memory
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *device: tensor + 1)
-    pixels, rows = pin_memory(HandedOver([torch.ones(3, 2, 2)] * 2, (5, 6), None))
+    pixels, rows = pin_memory(WorkerBatch([torch.ones(3, 2, 2)] * 2, (5, 6), None))
     assert torch.equal(pixels, torch.full((2, 3, 2, 2), 2.0))
     assert rows.tolist() == [6, 7]
 
@@ -143,7 +143,7 @@ def test_where_no_semaphore_can_be_made_this_process_loads(monkeypatch, warnings
     [line] = warnings_of()
     assert line.startswith("workers   none: this process loads the images, which is slower, since ")
     assert words in line
-    assert list(in_processes(abs, range(-100, 0), 2, "--shrink")) == list(range(100, 0, -1))
+    assert list(map_in_workers(abs, range(-100, 0), 2, "--shrink")) == list(range(100, 0, -1))
 
 
 @pytest.mark.parametrize(
@@ -181,20 +181,20 @@ def test_the_limit_of_open_files_decides_how_many_start(monkeypatch, warnings_of
         monkeypatch.setattr("resource.getrlimit", lambda which: (soft, hard))
 
     allow(1024, 4096)
-    assert affordable(4) == 4
+    assert affordable_workers(4) == 4
     allow(-1, -1)
-    assert affordable(4) == 4
+    assert affordable_workers(4) == 4
     assert limits == []
     allow(40, 4096)  # 16 are open, 24 are left to the run, 4 for each worker
-    assert affordable(4) == 4
+    assert affordable_workers(4) == 4
     assert limits == [(56, 4096)]
     allow(40, 49)
-    assert affordable(4) == 2
+    assert affordable_workers(4) == 2
     allow(32, 32)
-    assert affordable(4) == 0
-    assert affordable(0) == 0
+    assert affordable_workers(4) == 0
+    assert affordable_workers(0) == 0
     monkeypatch.setattr("os.listdir", refuse)
-    assert affordable(4) == 4
+    assert affordable_workers(4) == 4
     assert warnings_of() == [
         "workers   2 of 4 start, since only 49 files may be open; for all of them: ulimit -n 56",
         "workers   none: this process loads the images, since only 32 files may be open; for all of them: ulimit -n 56",
@@ -202,8 +202,8 @@ def test_the_limit_of_open_files_decides_how_many_start(monkeypatch, warnings_of
 
 
 def test_work_in_processes_gives_what_work_here_gives_and_its_first_error():
-    assert list(in_processes(abs, range(-100, 0), 2, "--shrink")) == list(range(100, 0, -1))
-    results = in_processes(refuse_42, range(100), 2, "--shrink")
+    assert list(map_in_workers(abs, range(-100, 0), 2, "--shrink")) == list(range(100, 0, -1))
+    results = map_in_workers(refuse_42, range(100), 2, "--shrink")
     assert [next(results) for _ in range(42)] == list(range(42))
     with pytest.raises(UserError, match="^no 42$"):
         next(results)
@@ -220,7 +220,7 @@ def refuse_42(number):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_run_that_waits_for_a_batch(monkeypatch, number):
     """The second worker is stopped, as by a disk that does not answer."""
-    monkeypatch.setattr(stop_signals, "PATIENCE", 1.0)
+    monkeypatch.setattr(stop_signals, "BATCH_TIMEOUT", 1.0)
     loader = loader_of(images_of(600))
     batches = loader.batches(torch.arange(600), ())
     next(batches)
@@ -235,7 +235,7 @@ def test_a_signal_ends_a_run_that_waits_for_a_batch(monkeypatch, number):
             list(batches)
     timer.join()
     assert 1.0 < time.monotonic() - started < 5.0
-    assert stop.wanted == number
+    assert stop.requested == number
     assert not multiprocessing.active_children()
     assert (signal.getsignal(number), signal.getsignal(signal.SIGALRM)) == before
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
@@ -243,7 +243,7 @@ def test_a_signal_ends_a_run_that_waits_for_a_batch(monkeypatch, number):
 
 
 def test_a_signal_leaves_a_run_alone_whose_batches_come(monkeypatch):
-    monkeypatch.setattr(stop_signals, "PATIENCE", 1.0)
+    monkeypatch.setattr(stop_signals, "BATCH_TIMEOUT", 1.0)
 
     def slow(image):
         time.sleep(0.15)
@@ -254,5 +254,5 @@ def test_a_signal_leaves_a_run_alone_whose_batches_come(monkeypatch):
     with StopSignals(False, True, lambda: loader.waiting_since, lambda number: TimeoutError(number.name)) as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         exactly(images, loader.batches(torch.arange(24), ()))
-    assert stop.wanted == signal.SIGTERM
+    assert stop.requested == signal.SIGTERM
     loader.close()

@@ -1,0 +1,167 @@
+"""What the runs came to: a report in Markdown, the same as JSON, and a plot for each item."""
+
+import datetime
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional
+
+from benchmarks.paper.items import Item, Measure, Plan, Statement
+from benchmarks.paper.plot import plot
+from benchmarks.paper.runs import Result, config_as_json
+from benchmarks.paper.statistics import Mean, mean_of, paired, verdict
+from benchmarks.report import processor
+from lib.runtime.atomic import replace_text
+from lib.session.provenance import git_revision
+
+Results = Mapping[str, Mapping[int, Result]]
+"""By the variant's name and the seed."""
+
+
+def measured(results: Results, measure: Measure) -> dict[int, float]:
+    """The measure of the runs that have it, by seed."""
+    found = {seed: result.measure(measure.what) for seed, result in results.get(measure.variant, {}).items()}
+    return {seed: value for seed, value in found.items() if value is not None}
+
+
+def assess(results: Results, statement: Statement) -> tuple[Optional[Mean], str]:
+    """The paired difference of a statement, in shares, and its verdict."""
+    first = measured(results, statement.first)
+    second = (
+        measured(results, statement.second)
+        if isinstance(statement.second, Measure)
+        else dict.fromkeys(first, statement.second)
+    )
+    difference = paired(first, second)
+    return difference, verdict(difference)
+
+
+def as_json(plan: Plan, results: Results, machine: str, date: str) -> dict[str, Any]:
+    """The report as plain values: shares of 1 by seed, statements with their differences in shares of 1."""
+    items = {}
+    for name, item in plan.items.items():
+        variants = {each.name: each for each in plan.variants_of(name) if results.get(each.name)}
+        if not variants:
+            continue
+        items[name] = {
+            "variants": {each: _variant_as_json(plan, results[each], each) for each in variants},
+            "statements": [_statement_as_json(statement, *assess(results, statement)) for statement in item.statements],
+        }
+    return {"commit": _codes(results), "machine": machine, "date": date, "items": items}
+
+
+def _variant_as_json(plan: Plan, results: Mapping[int, Result], name: str) -> dict[str, Any]:
+    found = {
+        "options": config_as_json(plan.scale.options(plan.variants[name])),
+        "knn": {str(seed): result.knn for seed, result in sorted(results.items())},
+    }
+    for more in ("linear", "consistency", "baselines", "features"):
+        values = {str(seed): getattr(result, more) for seed, result in sorted(results.items())}
+        if any(value is not None and value != {} for value in values.values()):
+            found[more] = values
+    return found
+
+
+def _statement_as_json(statement: Statement, difference: Optional[Mean], said: str) -> dict[str, Any]:
+    return {
+        "text": statement.text,
+        "difference": None if difference is None else difference.mean,
+        "interval": None if difference is None or difference.interval is None else list(difference.interval),
+        "n": 0 if difference is None else difference.n,
+        "verdict": said,
+    }
+
+
+def write(plan: Plan, results: Results, folder: Path) -> Path:
+    """Write paper-SCALE.md, paper-SCALE.json and paper-SCALE-ITEM.svg into a folder. Returns the first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"paper-{plan.scale.name}"
+    date = datetime.date.today().isoformat()
+    found = as_json(plan, results, processor(), date)
+    replace_text(folder / f"{stem}.json", json.dumps(found, indent=1) + "\n")
+    for name in found["items"]:
+        plot(plan.items[name], {row: mean_of(_values(results, row.measure)) for row in plan.items[name].rows},
+             folder / f"{stem}-{name}.svg")  # fmt: skip
+    notes = folder / f"{stem}-notes.md"
+    text = markdown(plan, results, found, notes.read_text(encoding="utf-8") if notes.is_file() else "")
+    replace_text(folder / f"{stem}.md", text)
+    return folder / f"{stem}.md"
+
+
+def markdown(plan: Plan, results: Results, found: Mapping[str, Any], notes: str = "") -> str:
+    """The report.
+
+    Args:
+        found: from `as_json`.
+        notes: written by hand, in Markdown; its last part.
+    """
+    scale = plan.scale.name
+    count = sum(map(len, results.values()))
+    lines = [
+        f"# The paper's tables and figures at scale {scale}",
+        "",
+        f"- command: `python3 -m benchmarks.paper ITEM ... --scale {scale} --seeds N`; recipe: "
+        f"[benchmarks/scales/{scale}.yaml](../scales/{scale}.yaml) over configs/base.yaml",
+        f"- {count} finished runs, {found['date']}, {found['machine']}, {_devices(results)}; commits of the runs: "
+        f"{found['commit']}",
+        "- accuracies: of the last network, kNN with training features recomputed; mean over the seeds with its 95 % t "
+        "interval, which tells of the seeds alone: the test images are the same",
+        "- differences: paired by seed, in points, with their 95 % t interval; *holds* and *opposite*: it lies on one "
+        f"side of 0, with 3 seeds or more. {_count(found)} statements are tested, each at 95 %",
+        "",
+        "## The paper's statements, and ours",
+        "",
+        "| item | statement | difference | 95 % interval | n | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, item in found["items"].items():
+        lines += [_statement_line(name, each) for each in item["statements"]]
+    for name, item in plan.items.items():
+        lines += ["", f"## {name}: {item.title}", "", *([item.note, ""] if item.note else [])]
+        lines += _item_lines(item, results, f"paper-{scale}-{name}.svg" if name in found["items"] else None)
+    return "\n".join([*lines, "", *([notes.strip(), ""] if notes else [])])
+
+
+def _item_lines(item: Item, results: Results, picture: Optional[str]) -> list[str]:
+    if not item.rows:
+        return ["Not run at this scale."]
+    lines = ["| | ours | 95 % interval | n | published |", "|---|---|---|---|---|"]
+    for row in item.rows:
+        mean = mean_of(_values(results, row.measure))
+        published = "" if row.published is None else f"{row.published:.1f} %"
+        if mean is None:
+            lines.append(f"| {row.label} | not run | | 0 | {published} |")
+            continue
+        lines.append(f"| {row.label} | {100 * mean.mean:.2f} % | {_interval(mean)} | {mean.n} | {published} |")
+    return [*lines, *(["", f"![{item.title}]({picture})"] if picture else [])]
+
+
+def _statement_line(item: str, each: Mapping[str, Any]) -> str:
+    if each["difference"] is None:
+        return f"| {item} | {each['text']} | not run | | 0 | {each['verdict']} |"
+    interval = _interval(Mean(each["difference"], each["interval"] and tuple(each["interval"]), each["n"]), sign="+")
+    difference = f"{100 * each['difference']:+.2f}"
+    return f"| {item} | {each['text']} | {difference} | {interval} | {each['n']} | **{each['verdict']}** |"
+
+
+def _interval(mean: Mean, sign: str = "") -> str:
+    if mean.interval is None:
+        return "-"
+    return " to ".join(f"{100 * limit:{sign}.2f}" for limit in mean.interval)
+
+
+def _values(results: Results, measure: Measure) -> list[float]:
+    return list(measured(results, measure).values())
+
+
+def _count(found: Mapping[str, Any]) -> int:
+    return sum(len(item["statements"]) for item in found["items"].values())
+
+
+def _codes(results: Results) -> str:
+    codes = {result.code for runs in results.values() for result in runs.values()}
+    return ", ".join(sorted(codes)) or git_revision()
+
+
+def _devices(results: Results) -> str:
+    return "; ".join(sorted({result.device for runs in results.values() for result in runs.values()})) or "no device"
