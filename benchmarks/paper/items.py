@@ -133,7 +133,7 @@ class Plan:
         note = (
             "Ours. As many epochs in all. The rate of instance learning falls once over all of them, in the same "
             "proportions; with restarts it has AND's course, and round r has r anchors of all images. The published "
-            "80.8 % is in neither of the authors' papers, probably from Super-AND (Han et al. 2019)."
+            "80.8 % is in neither of the authors' papers, probably from Super-AND (Han et al., arXiv 2002.12158)."
         )
         return Item("instance", "AND against instance learning", tuple(rows), tuple(statements), note)
 

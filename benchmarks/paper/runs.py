@@ -137,7 +137,7 @@ class Run:
         return BEGUN if final is None else FINISHED
 
     def command(self) -> list[str]:
-        """The arguments of main.py that make the run, or go on with it."""
+        """The arguments of main.py that make the run, or resume it."""
         session = ["--sess-dir", str(self.folder.parent)]
         data = [] if self._data_root() is None else ["--data-root", str(self._data_root())]
         if self._has_checkpoint():
@@ -265,7 +265,7 @@ class Maker:
             signal.signal(number, before)
 
     def make(self, run: Run, watch: Callable[[], None]) -> str:
-        """Make a run or go on with it, to its end. Returns an empty text, or the last line of what went wrong.
+        """Make or resume a run, to its end. Returns an empty text, or the last line of what went wrong.
 
         Args:
             watch: called once a second.

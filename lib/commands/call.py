@@ -184,7 +184,7 @@ def _add(digest: Any, tensors: Mapping[str, Any]) -> None:
 
 
 def load_network(network: nn.Module, options: Options, start: Start) -> WeightsFile:
-    """Load a network that is not trained further. A checkpoint must match; other weights may lack the last layer.
+    """Load a network that is not trained further. A checkpoint must match; other weights need no last layer.
 
     Returns:
         the file's content, without its memory bank if that cannot hold features of this network.

@@ -81,7 +81,7 @@ class Options:
         bounds=_at_least(0),
     )
     prefetch: int = _data(
-        2, "batches that each loader process holds ready; fewer take less memory", "batches", bounds=_at_least(1)
+        2, "batches that each DataLoader worker holds ready; fewer take less memory", "batches", bounds=_at_least(1)
     )
     skip_bad_images: bool = _data(
         False,
@@ -149,7 +149,7 @@ class Options:
     )
     augment_on: str = _data(
         "auto",
-        "augment whole batches on the device, or each image in the loader processes; auto: on the device if"
+        "augment whole batches on the device, or each image in the DataLoader workers; auto: on the device if"
         " the images are one array that fits (CIFAR, SVHN, digits, folders of small images of one size)",
         choices=("auto", "device", "workers"),
     )
@@ -383,7 +383,7 @@ class Options:
     gpus: str = _devices(
         "auto",
         "where to compute; auto: a GPU for each process if there are any, else the CPU; several indices: a process for "
-        "each. --resume does not bring indices back, and cpu to one process only: say it anew",
+        "each. --resume does not restore indices, and restores cpu in one process only: pass --gpus again",
         form=_GPUS,
     )
     threads: str = _devices(

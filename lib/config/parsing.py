@@ -7,7 +7,8 @@ nearest name. The grammar is small: `--name` or `--name=value`, and the values u
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Union, cast
 
 from lib.config.option import ANY_LENGTH, AUTO, BOOL, CHOICE, FLOAT, INT, PATH, TEXT, Option
@@ -95,12 +96,8 @@ def from_text(option: Option, raw: Raw) -> Any:
     Raises:
         ValueError: it is not a value of this option; the message says what is expected.
     """
-    try:
+    with _naming_mismatch(option, raw):
         return _scanned(option, raw)
-    except _NotComputable as error:
-        raise _mismatch(option, raw, str(error)) from None
-    except (ValueError, OverflowError):
-        raise _mismatch(option, raw) from None
 
 
 def from_value(option: Option, value: Any) -> Any:
@@ -109,12 +106,19 @@ def from_value(option: Option, value: Any) -> Any:
     Raises:
         ValueError: it is not a value of this option; the message says what is expected.
     """
-    try:
+    with _naming_mismatch(option, value):
         return _checked(option, value)
+
+
+@contextmanager
+def _naming_mismatch(option: Option, got: Any) -> Iterator[None]:
+    """Turn what does not fit the option into the ValueError that says what is expected."""
+    try:
+        yield
     except _NotComputable as error:
-        raise _mismatch(option, value, str(error)) from None
+        raise _mismatch(option, got, str(error)) from None
     except (ValueError, OverflowError):
-        raise _mismatch(option, value) from None
+        raise _mismatch(option, got) from None
 
 
 class _NotComputable(ValueError):

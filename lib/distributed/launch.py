@@ -60,7 +60,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
             return 2
         raise RunError(
             f"rank {rank} (process {failure.pid}) {_end(failure.exitcode)}, so all {processes} processes were ended; "
-            "what was saved is intact: go on with --resume last and the same --gpus"
+            "what was saved is intact: resume with --resume last and the same --gpus"
         ) from None
     return 0
 
