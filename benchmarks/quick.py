@@ -14,8 +14,8 @@ from benchmarks import runs
 from benchmarks.runs import Cell, Store
 
 DATA = ("cifar-small", "cifar", "fashion", "digits")
-STILL, RIVALS = ("pixels", "untrained"), ("simclr", "byol")
-VARIANTS = (*STILL, "quick", "simclr", "byol", "instance", "paper")
+STILL, RIVALS = ("pixels", "untrained"), ("simclr", "byol", "simclr-whitenet")
+VARIANTS = (*STILL, "quick", "simclr", "byol", "simclr-whitenet", "instance", "paper")
 TRIAL = 2
 """Minutes, at most, of the runs that choose a rival's learning rate: the budget is the shortest one asked for."""
 

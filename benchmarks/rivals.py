@@ -5,8 +5,8 @@
 
 ResNet18 with the small stem (torchvision's; features: the 512 numbers before the heads), batches of 128, lightly's
 transforms for small images (no blur), SGD with momentum 0.9 and weight decay 5e-4, cosine over the budget, bfloat16
-where the hardware has it. The heads have the sizes of lightly's CIFAR-10 benchmark. Every budget is a run of its own at
-each of the rates, and the best is shown.
+where the hardware is faster in it. The heads have the sizes of lightly's CIFAR-10 benchmark. `simclr-whitenet` is SimCLR
+on the network of configs/quick.yaml. Every budget is a run of its own at each of the rates, and the best is shown.
 """
 
 import argparse
@@ -24,9 +24,11 @@ from benchmarks import runs
 from benchmarks.readout import CPU, Images
 from benchmarks.runs import Cell
 from lib.errors import UserError
+from lib.pretrained.bank import STATISTICS
 from lib.runtime.device import choose_precision
+from models.whitenet import WhiteNet
 
-METHODS = ("simclr", "byol", "moco", "fastsiam")
+METHODS = ("simclr", "byol", "moco", "fastsiam", "simclr-whitenet")
 RATES = (0.03, 0.06, 0.12)
 BATCH, WIDTH = 128, 512
 SMALL = {"gaussian_blur": 0.0}
@@ -53,27 +55,46 @@ def _lightly() -> Any:
     return lightly
 
 
-def backbone() -> nn.Module:
+def resnet18() -> nn.Module:
     """torchvision's ResNet18 with a 3x3 stem of stride 1 and no max-pooling: (B, 3, S, S) -> (B, 512)."""
-    from torchvision.models import resnet18
+    import torchvision
 
-    network = resnet18()
+    network = torchvision.models.resnet18()
     network.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
     network.maxpool, network.fc = nn.Identity(), nn.Identity()
     return network
+
+
+class WhiteNetBackbone(nn.Module):
+    """The project's whitenet without its last layer: (B, 3, S, S) -> (B, 512).
+
+    Args:
+        sample: (n, 3, S, S) training images that its first layer is fitted to.
+    """
+
+    def __init__(self, sample: Tensor):
+        super().__init__()
+        self.network = WhiteNet(128, small_stem=True)
+        self.network.fit_stem(sample)
+        self.network.fc = nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.network.stage_outputs(images)["layer2"]
+        return self.network.avgpool(maps).flatten(1)
 
 
 class Rival(nn.Module):
     """What the methods share: a backbone with heads, and the momentum copies that some have.
 
     Args:
+        backbone: (B, 3, S, S) -> (B, 512).
         transform: a PIL image -> V views (3, S, S).
         heads: applied one after the other behind the backbone.
     """
 
-    def __init__(self, transform: Any, *heads: nn.Module):
+    def __init__(self, backbone: nn.Module, transform: Any, *heads: nn.Module):
         super().__init__()
-        self.transform, self.backbone, self.heads = transform, backbone(), nn.ModuleList(heads)
+        self.transform, self.backbone, self.heads = transform, backbone, nn.ModuleList(heads)
         self.dtype = choose_precision("auto", CPU)
 
     def through(self, batch: Tensor, *parts: nn.Module) -> Tensor:
@@ -86,7 +107,7 @@ class Rival(nn.Module):
 
     def features(self, batch: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, 512)."""
-        return self.through(batch.contiguous(memory_format=torch.channels_last), self.backbone)
+        return self.through(batch, self.backbone)
 
     def loss(self, views: list[Tensor]) -> Tensor:
         """Of V batches (B, 3, S, S) of the same images."""
@@ -99,9 +120,9 @@ class Rival(nn.Module):
 class SimCLR(Rival):
     """Chen et al. 2020."""
 
-    def __init__(self, lightly: Any, **view: Any):
+    def __init__(self, lightly: Any, backbone: nn.Module, **view: Any):
         head = lightly.models.modules.SimCLRProjectionHead(WIDTH, WIDTH, 128)
-        super().__init__(lightly.transforms.SimCLRTransform(cj_strength=0.5, **SMALL, **view), head)
+        super().__init__(backbone, lightly.transforms.SimCLRTransform(cj_strength=0.5, **SMALL, **view), head)
         self._loss = lightly.loss.NTXentLoss()
 
     def loss(self, views: list[Tensor]) -> Tensor:
@@ -111,8 +132,8 @@ class SimCLR(Rival):
 class _WithMomentum(Rival):
     """A method whose targets come from averaged weights: momentum from 0.99 to 1 along half a cosine."""
 
-    def __init__(self, lightly: Any, transform: Any, *heads: nn.Module):
-        super().__init__(transform, *heads)
+    def __init__(self, lightly: Any, backbone: nn.Module, transform: Any, *heads: nn.Module):
+        super().__init__(backbone, transform, *heads)
         self._lightly = lightly
         self.average = nn.ModuleList([copy.deepcopy(self.backbone), copy.deepcopy(self.heads[0])])
         lightly.models.utils.deactivate_requires_grad(self.average)
@@ -130,13 +151,13 @@ class _WithMomentum(Rival):
 class BYOL(_WithMomentum):
     """Grill et al. 2020."""
 
-    def __init__(self, lightly: Any, **view: Any):
+    def __init__(self, lightly: Any, backbone: nn.Module, **view: Any):
         modules, byol = lightly.models.modules, lightly.transforms.byol_transform
         transform = byol.BYOLTransform(
             byol.BYOLView1Transform(**SMALL, **view), byol.BYOLView2Transform(**SMALL, **view)
         )
         heads = modules.BYOLProjectionHead(WIDTH, 1024, 256), modules.BYOLPredictionHead(256, 1024, 256)
-        super().__init__(lightly, transform, *heads)
+        super().__init__(lightly, backbone, transform, *heads)
         self._loss = lightly.loss.NegativeCosineSimilarity()
 
     def loss(self, views: list[Tensor]) -> Tensor:
@@ -148,9 +169,9 @@ class BYOL(_WithMomentum):
 class MoCo(_WithMomentum):
     """MoCo v2 (Chen et al. 2020) with a queue of 4,096 keys and a symmetric loss."""
 
-    def __init__(self, lightly: Any, **view: Any):
+    def __init__(self, lightly: Any, backbone: nn.Module, **view: Any):
         transform = lightly.transforms.MoCoV2Transform(**SMALL, **view)
-        super().__init__(lightly, transform, lightly.models.modules.MoCoProjectionHead(WIDTH, WIDTH, 128))
+        super().__init__(lightly, backbone, transform, lightly.models.modules.MoCoProjectionHead(WIDTH, WIDTH, 128))
         self._loss = lightly.loss.NTXentLoss(temperature=0.1, memory_bank_size=(4096, 128))
 
     def loss(self, views: list[Tensor]) -> Tensor:
@@ -162,10 +183,10 @@ class MoCo(_WithMomentum):
 class FastSiam(Rival):
     """Pototzky et al. 2022: four views, each of which predicts the mean of the others."""
 
-    def __init__(self, lightly: Any, **view: Any):
+    def __init__(self, lightly: Any, backbone: nn.Module, **view: Any):
         modules = lightly.models.modules
         heads = modules.SimSiamProjectionHead(WIDTH, WIDTH, 128), modules.SimSiamPredictionHead(128, 64, 128)
-        super().__init__(lightly.transforms.FastSiamTransform(**SMALL, **view), *heads)
+        super().__init__(backbone, lightly.transforms.FastSiamTransform(**SMALL, **view), *heads)
         self._loss = lightly.loss.NegativeCosineSimilarity()
 
     def loss(self, views: list[Tensor]) -> Tensor:
@@ -176,7 +197,7 @@ class FastSiam(Rival):
         return sum(self._loss(p, (total - z) / others) for p, z in zip(predictions, fixed)) / len(views)
 
 
-_CLASSES = dict(zip(METHODS, (SimCLR, BYOL, MoCo, FastSiam)))
+_CLASSES = {"simclr": SimCLR, "byol": BYOL, "moco": MoCo, "fastsiam": FastSiam}
 
 
 def train(
@@ -199,8 +220,9 @@ def train(
     torch.manual_seed(seed)
     normalise = {"mean": list(pipeline.means), "std": list(pipeline.stds)}
     flip = 0.5 if options.random_horizontal_flip else 0.0
-    rival = _CLASSES[method](lightly, input_size=options.size, hf_prob=flip, normalize=normalise)
-    rival = rival.to(memory_format=torch.channels_last)
+    kind, _, network = method.partition("-")
+    backbone = WhiteNetBackbone(pipeline.sample(STATISTICS)) if network else resnet18()
+    rival = _CLASSES[kind](lightly, backbone, input_size=options.size, hf_prob=flip, normalize=normalise)
     trained = [weight for weight in rival.parameters() if weight.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=rate, momentum=0.9, weight_decay=5e-4)
     pictures = [Image.fromarray(np.asarray(pixels)) for pixels in pipeline.train.pixels]
@@ -216,7 +238,7 @@ def train(
         batches = [torch.stack(each) for each in zip(*(rival.transform(pictures[row]) for row in rows))]
         optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * progress)) / 2
         rival.before_step(progress)
-        loss = rival.loss([each.contiguous(memory_format=torch.channels_last) for each in batches])
+        loss = rival.loss(batches)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -30,6 +30,7 @@ NAMES = {
     "quick": "AND, configs/quick.yaml",
     "instance": "AND, configs/quick.yaml, round 0 alone",
     "paper": "AND, configs/base.yaml (the paper's recipe) cut to the time",
+    "simclr-whitenet": "SimCLR (lightly) on the network of configs/quick.yaml",
     "simclr": "SimCLR (lightly)",
     "byol": "BYOL (lightly)",
     "moco": "MoCo v2 (lightly)",

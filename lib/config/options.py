@@ -395,7 +395,7 @@ class Options:
     )
     precision: str = _devices(
         "auto",
-        "what the network computes in; auto: bf16 where the hardware multiplies in it, else fp32, in which the paper's "
+        "what the network computes in; auto: bf16 where the hardware is faster in it, else fp32, in which the paper's "
         "numbers were made. Features, loss, bank and entropies are float32 in any case",
         choices=("auto", "fp32", "bf16"),
     )

@@ -15,19 +15,34 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
-    ("flags", "expected"),
-    [({"avx2"}, None), ({"avx512f", "avx512_bf16"}, torch.bfloat16), ({"amx_bf16"}, torch.bfloat16), (set(), None)],
+    ("vendor", "flags", "expected"),
+    [
+        ("AuthenticAMD", {"avx2"}, None),
+        ("AuthenticAMD", {"avx512f", "avx512_bf16"}, torch.bfloat16),
+        ("GenuineIntel", {"avx512f", "avx512_bf16"}, None),
+        ("GenuineIntel", {"avx512_bf16", "amx_bf16"}, torch.bfloat16),
+        ("", set(), None),
+    ],
 )
-def test_auto_takes_bf16_where_the_cpu_multiplies_in_it(monkeypatch, flags, expected):
-    monkeypatch.setattr(device, "_cpu_flags", lambda: flags)
+def test_auto_takes_bf16_where_the_cpu_is_faster_in_it(monkeypatch, vendor, flags, expected):
+    monkeypatch.setattr(device, "_cpu", lambda: (vendor, flags))
     monkeypatch.setattr(device, "TORCH_RELEASE", (2, 4))
     assert choose_precision("auto", CPU) == expected
     assert choose_precision("fp32", CPU) is None
     assert choose_precision("bf16", CPU) == torch.bfloat16
 
 
+def test_the_cpu_is_read_from_what_linux_says_of_it(monkeypatch, tmp_path):
+    said = tmp_path / "cpuinfo"
+    said.write_text("processor\t: 0\nvendor_id\t: GenuineIntel\nflags\t\t: fpu amx_bf16\n\nprocessor\t: 1\n")
+    monkeypatch.setattr(device, "Path", lambda _: said)
+    assert device._cpu() == ("GenuineIntel", {"fpu", "amx_bf16"})
+    said.unlink()
+    assert device._cpu() == ("", set())
+
+
 def test_auto_is_fp32_on_a_cpu_before_torch_2(monkeypatch):
-    monkeypatch.setattr(device, "_cpu_flags", lambda: {"avx512_bf16"})
+    monkeypatch.setattr(device, "_cpu", lambda: ("GenuineIntel", {"amx_bf16"}))
     monkeypatch.setattr(device, "TORCH_RELEASE", (1, 10))
     assert choose_precision("auto", CPU) is None
 
