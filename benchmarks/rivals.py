@@ -5,8 +5,8 @@
 
 ResNet18 with the small stem (torchvision's; features: the 512 numbers before the heads), batches of 128, lightly's
 transforms for small images (no blur), SGD with momentum 0.9 and weight decay 5e-4, cosine over the budget, bfloat16
-where the hardware is faster in it. The heads have the sizes of lightly's CIFAR-10 benchmark. `simclr-whitenet` is SimCLR
-on the network of configs/quick.yaml. Every budget is a run of its own at each of the rates, and the best is shown.
+where that is faster. The heads have the sizes of lightly's CIFAR-10 benchmark. `simclr-whitenet` is SimCLR on the
+network of configs/quick.yaml. Every budget is a run of its own at each of the rates, and the best is shown.
 """
 
 import argparse
