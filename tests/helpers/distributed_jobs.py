@@ -19,8 +19,7 @@ from lib.evaluation.knn import weighted_knn
 from lib.method.discovery import discover
 from lib.method.memory_bank import GlobalBatch, MemoryBank
 from lib.method.objective import and_loss
-from lib.nn.bn_folding import plain_copy
-from lib.nn.embedder import Embedder
+from lib.nn.embedder import Embedder, plain_copy
 from lib.nn.sync_batch_norm import synchronise
 from lib.search.approximate import ApproximateSearch, recall
 from lib.search.exact import nearest, sample_rows
