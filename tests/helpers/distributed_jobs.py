@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from datasets.image_set import UNLABELLED, ImageSet
-from lib.distributed.shard import Shard
+from lib.distributed.world import Shard
 from lib.evaluation import knn as judging
 from lib.evaluation.bank_statistics import bank_statistics
 from lib.evaluation.features import Features, FeatureSpace
