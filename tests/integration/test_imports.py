@@ -85,7 +85,7 @@ def started(tmp_path_factory):
     ("missing file", 2, {"yaml"}),
     ("print-args", 0, {"yaml", "prettytable"}),
     ("compare", 0, {"yaml", "prettytable", "numpy", "PIL", "matplotlib", "jinja2"}),
-    ("run", 130, {"yaml", "torch", "torchvision", "numpy", "PIL", "tensorboardX"}),
+    ("run", 130, {"yaml", "torch", "torchvision", "numpy", "PIL", "tqdm", "tensorboardX"}),
 ])  # fmt: skip
 def test_a_call_imports_what_it_uses(started, name, status, packages):
     assert started[name][:2] == (status, packages), started[name][2]
