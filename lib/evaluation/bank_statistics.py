@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from lib.distributed.world import Shard
-from lib.method.tiled_entropy import Grid
-from lib.method.tiled_neighbours import anchor_panels
+from lib.method.tiled_discovery import Grid, anchor_panels
 from lib.search.exact import check_k, inner_products, merge_nearest
 
 _TILE_ELEMENTS = 2**22

@@ -5,10 +5,10 @@ Huang, Dong, Gong and Zhu, "Unsupervised Deep Learning by Neighbourhood Discover
 ========  ===================================================  =======================================================
 equation  what                                                 where
 ========  ===================================================  =======================================================
-1         neighbourhood of an anchor                           tiled_neighbours.neighbours_from_best_tiles
+1         neighbourhood of an anchor                           tiled_discovery.neighbours_from_best_tiles
 2         probability p_ij, loss of an instance                objective.sum_over_bank, objective.logits_within_set
 3, 4      loss of an anchor; probability of its neighbourhood  objective.neighbourhood_log_likelihood
-5         entropy                                              tiled_entropy.entropies_and_best_tiles
+5         entropy                                              tiled_discovery.entropies_and_best_tiles
 5         choice of the anchors by their entropy               discovery.select_anchors
 6         share of anchors in round r                          discovery.anchor_count
 7         loss of a batch                                      objective.and_loss

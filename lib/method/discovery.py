@@ -13,15 +13,17 @@ from torch import Tensor
 
 from lib.distributed.world import Shard
 from lib.method.neighbourhoods import Neighbourhoods
-from lib.method.tiled_entropy import (
+from lib.method.tiled_discovery import (
     MEMORY_BUDGET,
     BestTiles,
     Grid,
+    anchor_panels,
     entropies_and_best_tiles,
+    neighbours_from_best_tiles,
     one_shift_fits,
     streamed_entropies,
+    tiles_to_keep,
 )
-from lib.method.tiled_neighbours import anchor_panels, neighbours_from_best_tiles, tiles_to_keep
 from lib.search.approximate import ApproximateSearch, recall
 from lib.search.exact import CPU_TILE_ELEMENTS, GPU_TILE_ELEMENTS, ExactSearch
 
@@ -53,7 +55,7 @@ def similarity_entropy(
     """Equation 5: H_i = -sum_j p_ij log p_ij, where x_i is the bank row m_i and p_ii is included.
 
     A log-sum-exp gives log p_ij, so that a p_ij too small for float32 adds 0 and not 0 * log 0. This form holds whole
-    rows of N logits; `discover` runs `tiled_entropy` over the whole bank.
+    rows of N logits; `discover` runs `tiled_discovery` over the whole bank.
 
     Args:
         memory: (N, D) bank rows.

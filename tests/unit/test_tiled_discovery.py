@@ -8,15 +8,16 @@ from hypothesis import strategies as st
 
 from lib.distributed.world import Shard
 from lib.method.discovery import discover, similarity_entropy
-from lib.method.tiled_entropy import (
+from lib.method.tiled_discovery import (
     MEMORY_BUDGET,
     BestTiles,
     Grid,
     entropies_and_best_tiles,
+    neighbours_from_best_tiles,
     one_shift_fits,
     streamed_entropies,
+    tiles_to_keep,
 )
-from lib.method.tiled_neighbours import neighbours_from_best_tiles, tiles_to_keep
 from tests.helpers import oracles
 from tests.helpers.rows import grid_rows, unit_rows
 

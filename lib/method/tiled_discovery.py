@@ -1,8 +1,8 @@
-"""Equation 5 for all rows of the bank, tile by tile, together with the tiles that hold each row's nearest neighbours.
+"""Equations 5 and 1 for a whole bank, in tiles of its N x N similarities.
 
-The N x N similarities are symmetric, so each tile above the diagonal serves its rows and its columns: half of the
-products give every entropy, and the maximum of each row in each tile. The tiles with a row's largest maxima hold its
-neighbours; `tiled_neighbours` searches only these.
+The similarities are symmetric, so each tile above the diagonal serves its rows and its columns: half of the products
+give every entropy (5), and the maximum of each row in each tile. The tiles with an anchor's largest maxima hold its
+neighbours (1), and only these are searched.
 
 The processes compute the tiles in turn. Every process holds two panels of the bank at a time.
 """
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lib.distributed.world import Shard, World
+from lib.search.exact import inner_products, merge_nearest
 
 CPU_TILE_ROWS = 1024
 """Rows of a tile on a CPU: 4 MiB of similarities; of 256, 512 and 1024 the fastest at N = 20,000."""
@@ -35,6 +36,10 @@ CHUNK_ELEMENTS = 2**18
 
 SAFE_SPREAD = 60.0
 """The largest range of squared lengths / tau for which one shift keeps every sum within float32."""
+
+
+SPARE_TILES = 2
+"""Tiles kept beyond K, so that a tie for place K seldom reaches the last one."""
 
 
 @dataclass(frozen=True)
@@ -252,9 +257,11 @@ def _panel_pair(
 
 
 def streamed_entropies(memory: Tensor, temperature: float, grid: Grid, shard: Shard) -> Tensor:
-    """Equation 5 for rows of any length, where no single shift fits: each row has a running maximum.
+    """Equation 5 for rows of any length, where no single shift fits, such as those of a bank from another program.
 
-    The processes take the rows of a tile in turn, so that one process sums all of a row in a fixed order.
+    A row's probabilities are a mixture of those within each tile, with the tiles' sums as weights w. By the chain rule
+    H = sum w H_tile - sum w log w, added up tile by tile. The processes take the rows of a tile in turn, so that one
+    process sums all of a row in a fixed order.
 
     Args:
         memory: this process's bank rows.
@@ -265,42 +272,146 @@ def streamed_entropies(memory: Tensor, temperature: float, grid: Grid, shard: Sh
     Returns:
         (N,) entropies in nats, float32, the same on every process.
     """
-    world = shard.world
-    entropy = memory.new_zeros(shard.count)
+    world, tile_rows = shard.world, grid.tile_rows
+    entropy = torch.zeros(shard.count, dtype=torch.float64, device=memory.device)
+    log_sum = torch.full_like(entropy, -1e300)  # of the tiles so far: none, without an infinity whose product is NaN
     for start, stop in grid.panels(shard.count):
         rows = shard.fetch(memory, start, stop)
-        own = [(a, part) for a, part in enumerate(rows.split(grid.tile_rows)) if a % world.size == world.rank]
-        running = [_RunningSums(part, temperature) for _, part in own]
+        own = [(start + first, part) for first, part in zip(range(0, len(rows), tile_rows), rows.split(tile_rows))]
         for other_start, other_stop in grid.panels(shard.count):
             columns = rows if other_start == start else shard.fetch(memory, other_start, other_stop)
-            for each in running:
-                for part in columns.split(grid.tile_rows):
-                    each.add(part)
-        for (a, part), each in zip(own, running):
-            first = start + a * grid.tile_rows
-            entropy[first : first + len(part)] = each.entropy()
-    return world.all_reduce_sum(entropy)  # the other processes have 0 there
+            for first, part in own[world.rank :: world.size]:
+                here = slice(first, first + len(part))
+                for other in columns.split(tile_rows):
+                    z = (part / temperature) @ other.t()  # (T, T)
+                    largest = z.amax(dim=1, keepdim=True)
+                    log_p = z.sub_(largest).log_softmax(dim=1)
+                    of_tile = -(log_p.exp() * log_p).sum(dim=1).double()
+                    sum_of_tile = largest.double()[:, 0] + z.logsumexp(dim=1)
+                    both = torch.logaddexp(log_sum[here], sum_of_tile)
+                    before, added = log_sum[here] - both, sum_of_tile - both
+                    entropy[here] = before.exp() * (entropy[here] - before) + added.exp() * (of_tile - added)
+                    log_sum[here] = both
+    return world.all_reduce_sum(entropy).to(memory.dtype)  # the other processes have 0 there
 
 
-class _RunningSums:
-    """Sums of exp(z - c) and exp(z - c) (z - c) over the logits z of a tile's rows, c the running maximum."""
+def tiles_to_keep(k: int, tiles: int) -> int:
+    """The number of best tiles of a row that `neighbours_from_best_tiles` needs."""
+    return min(k + SPARE_TILES, tiles)
 
-    def __init__(self, rows: Tensor, temperature: float):
-        self._rows, self._temperature = rows, temperature
-        self._maximum = rows.new_full((len(rows), 1), float("-inf"))
-        self._total, self._weighted = torch.zeros_like(self._maximum), torch.zeros_like(self._maximum)
 
-    def add(self, part: Tensor) -> None:
-        z = (self._rows / self._temperature) @ part.t()  # (T, T)
-        higher = torch.maximum(self._maximum, z.amax(dim=1, keepdim=True))
-        step = (self._maximum - higher).clamp_(min=-1e30)  # the first is -inf, and -inf times 0 is NaN
-        shrink = step.exp()
-        self._weighted.add_(step * self._total).mul_(shrink)
-        self._total.mul_(shrink)
-        weights = z.sub_(higher).exp()
-        self._total.add_(weights.sum(dim=1, keepdim=True))
-        self._weighted.add_(z.mul_(weights).sum(dim=1, keepdim=True))
-        self._maximum = higher
+def neighbours_from_best_tiles(
+    memory: Tensor, anchors: Tensor, k: int, best: BestTiles, grid: Grid, shard: Shard
+) -> Tensor:
+    """Equation 1: the K nearest bank rows of each anchor.
 
-    def entropy(self) -> Tensor:
-        return (self._total.log() - self._weighted / self._total).clamp_(min=0.0)[:, 0]
+    The K largest tile maxima are K different rows, so the K-th of them is a bound: tiles with a lower maximum hold no
+    neighbour. If the last tile kept ties with the bound, others may too, and all tiles are searched.
+
+    Each process searches its own rows.
+
+    Args:
+        memory: this process's bank rows.
+        anchors: (A,) int64, the same on every process.
+        k: K, at most N - 1.
+        best: from `entropies_and_best_tiles` with the same grid and `tiles_to_keep` tiles.
+        grid, shard: as there.
+
+    Returns:
+        (A, K) int64, nearest first, ties by index; the same on every process.
+    """
+    neighbours = torch.empty(len(anchors), k, dtype=torch.int64, device=memory.device)
+    for places, numbers, queries in anchor_panels(memory, anchors, k, grid, shard):
+        row, tile, everywhere = _tiles_to_search(best, numbers, k, grid.tiles(shard.count))
+        found = _search_own_tiles(memory, queries, numbers, k, (row, tile, everywhere), grid.tile_rows, shard)
+        neighbours[places] = merge_nearest(*found, shard.world)[1]
+    return neighbours
+
+
+def _tiles_to_search(best: BestTiles, numbers: Tensor, k: int, tiles: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs of a query and a tile, ordered by tile; and the queries that search all tiles."""
+    if k >= tiles:
+        none = numbers.new_empty(0)
+        return none, none, torch.arange(len(numbers), device=numbers.device)
+    value, tile = best.value[:, numbers], best.tile[:, numbers]  # (kept, R)
+    bound = value[k - 1]
+    # products of other shapes may round differently: the margin keeps a tile that ties with the bound
+    lowest = bound - 1e-4 * bound.abs().clamp(min=1.0)
+    listed = value >= lowest
+    everywhere = listed[-1].clone() if len(value) < tiles else torch.zeros_like(listed[-1])
+    listed &= ~everywhere
+    tile, order = tile[listed].long().sort(stable=True)
+    row = listed.nonzero()[:, 1][order]
+    return row, tile, everywhere.nonzero().flatten()
+
+
+def _search_own_tiles(
+    memory: Tensor,
+    queries: Tensor,
+    numbers: Tensor,
+    k: int,
+    where: tuple[Tensor, Tensor, Tensor],
+    tile_rows: int,
+    shard: Shard,
+) -> tuple[Tensor, Tensor]:
+    """(R, K) similarities and row numbers of the nearest rows of this process, padded with -inf."""
+    row, tile, everywhere = where
+    best = memory.new_full((len(queries), k), float("-inf"))
+    best_index = torch.full((len(queries), k), shard.count, dtype=torch.int64, device=memory.device)
+    first_tile, tiles = shard.start // tile_rows, -(-shard.stop // tile_rows)
+    bounds = torch.searchsorted(tile, torch.arange(first_tile, tiles + 1, device=tile.device)).tolist()
+    at_once = 2 * tile_rows if k == 1 else max(1, tile_rows // 4)  # sorting takes more memory
+    for number, (first, last) in enumerate(zip(bounds, bounds[1:]), first_tile):
+        start = max(number * tile_rows, shard.start)
+        part = memory[start - shard.start : min((number + 1) * tile_rows, shard.stop) - shard.start]
+        for rows in torch.cat([row[first:last], everywhere]).split(at_once):
+            if len(rows) == 0 or len(part) == 0:
+                continue
+            found = inner_products(queries[rows], part)  # (R, T)
+            own = numbers[rows] - start
+            inside = ((own >= 0) & (own < len(part))).nonzero().flatten()
+            found[inside, own[inside]] = float("-inf")
+            index = torch.arange(start, start + len(part), device=memory.device).expand(len(rows), -1)
+            best[rows], best_index[rows] = _merge(best[rows], best_index[rows], found, index, k)
+    return best, best_index
+
+
+def _merge(best: Tensor, best_index: Tensor, found: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of both, highest first; ties by index.
+
+    The tiles come in order, so that earlier results have lower indices, which a stable sort keeps first.
+    """
+    if k == 1:  # no sort: the first maximum of the tile, if it exceeds the best so far
+        value = found.amax(dim=1, keepdim=True)
+        first = (found == value).to(torch.uint8).argmax(dim=1, keepdim=True)
+        better = value > best
+        return torch.where(better, value, best), torch.where(better, index.gather(1, first), best_index)
+    values, positions = torch.sort(torch.cat([best, found], dim=1), dim=1, descending=True, stable=True)
+    return values[:, :k], torch.cat([best_index, index], dim=1).gather(1, positions[:, :k])
+
+
+def anchor_panels(
+    memory: Tensor, anchors: Tensor, k: int, grid: Grid, shard: Shard
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield the bank rows of the anchors, panel by panel in the order of their row numbers, on every process.
+
+    Args:
+        memory: this process's bank rows.
+        anchors: (A,) int64, no row twice, the same on every process.
+        k: neighbours of each anchor; a chunk is small enough for them to need no more memory than a panel.
+        grid: gives the rows of a panel.
+        shard: which rows `memory` is.
+
+    Yields:
+        for each chunk its positions in `anchors` (R,), the anchors (R,), and their bank rows (R, D).
+    """
+    ascending, places = anchors.sort()
+    at_once = max(1, grid.panel_rows * memory.shape[1] // (8 * k))
+    for start, stop in grid.panels(shard.count):
+        bounds = torch.tensor([start, stop], device=anchors.device)
+        first, last = torch.searchsorted(ascending, bounds).tolist()
+        if first == last:
+            continue
+        rows = shard.fetch(memory, start, stop)
+        for chunk, numbers in zip(places[first:last].split(at_once), ascending[first:last].split(at_once)):
+            yield chunk, numbers, rows[numbers - start]
