@@ -12,8 +12,8 @@ from sklearn.metrics import silhouette_score
 from torch import Tensor
 from torch.nn import functional as F
 
+from lib.clustering.clusters import NEIGHBOURS, choose_number, neighbour_graph
 from lib.clustering.kmeans import spherical_kmeans
-from lib.clustering.number import NEIGHBOURS, choose_number, neighbour_graph
 from lib.seeding import generator
 
 MOST = 20

@@ -1,16 +1,27 @@
-"""The clusters of a round: one clustering for tables, TensorBoard, the report, --export and --embed."""
+"""The clusters of a round, one clustering for tables, TensorBoard, the report, --export and --embed; and their number.
+
+The number comes from the features alone. In the graph of nearest neighbours a class is a region with many edges inside
+and few to the outside. Small groups are merged, the most linked first. The number of clusters is the largest K at which
+no two of K groups have a linkage of `THRESHOLD` or more: roughly, the share of a group's edges that lead to one other
+group.
+
+`python3 -m benchmarks.cluster_number --sessions FOLDER` measures this against the eigengap, silhouettes, prediction
+strength and other criteria; the constants below were chosen with it.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Optional
 
+import numpy as np
+import scipy.sparse
 import torch
 from torch import Tensor
 
 from lib.clustering.kmeans import spherical_kmeans
-from lib.clustering.number import choose_number
 from lib.errors import UserError
 from lib.search.exact import LARGEST_SAMPLE, nearest, sample_rows
+from lib.seeding import derive, generator
 
 AUTO = "auto"
 FEWEST = 20
@@ -19,6 +30,22 @@ ROWS_PER_CLUSTER = 50
 """k-means runs on an even sample of `LARGEST_SAMPLE` images, or of so many for each cluster if that is more."""
 COUNTED = 2_000
 """Size of the even sample on which the number of clusters is found: with 5,000 it takes 30 s on a busy core."""
+
+NEIGHBOURS = 10
+GROUP = 5
+"""Mean rows in one of the groups that the merging starts from, by k-means; more where they would be too many."""
+MOST_GROUPS = 1000
+GROUPS_IN_CLUSTER = 5
+"""The largest K considered is the number of groups divided by this: single groups tell nothing."""
+THRESHOLD = 0.05
+"""Threshold of the linkage. With 0.045 to 0.055 all networks of the benchmark's digits were within one of the truth."""
+CLEARLY = 2.0
+"""A linkage above so many times the threshold means that K is too large; larger K are ignored."""
+SPAN = 1.5
+"""The confidence covers thresholds from `THRESHOLD` / SPAN to `THRESHOLD` * SPAN."""
+RUNS = 5
+SAMPLE = 10_000
+"""Rows of one run, drawn anew for each where there are more. A class needs some dozens among them to be seen."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,3 +141,142 @@ def clusters_of(kept: Optional[Mapping[str, Any]], features: Tensor, number: str
     if kept and kept["asked"] == number:
         return Clusters(kept["centres"], kept["asked"], kept["explanation"])
     return find_clusters(features, number, seed)
+
+
+@dataclass(frozen=True)
+class NumberOfClusters:
+    """The number of clusters and the evidence for it.
+
+    Attributes:
+        clusters: the number found.
+        candidates: every K considered, from 2 on; empty for less than two rows.
+        criterion: its value for each of them; the largest K with a value below `threshold` is the
+            number, 1 if none; K after a value of twice the threshold do not count.
+        criterion_name: what it is, for the axis of a plot.
+        threshold: the value that the criterion is compared with.
+        confidence: the share of the checks that give the same number, 0 to 1; a check is one run with one threshold.
+        explanation: the confidence in words.
+    """
+
+    clusters: int
+    candidates: tuple[int, ...]
+    criterion: tuple[float, ...]
+    criterion_name: str
+    threshold: float
+    confidence: float
+    explanation: str
+
+
+def choose_number(features: Tensor, seed: int = 0, runs: int = RUNS) -> NumberOfClusters:
+    """The number of clusters. The same features and seed give the same answer.
+
+    Args:
+        features: (N, D) float32 unit rows, N at least 1.
+        seed: of the samples and of k-means.
+        runs: samples and first groups; the median of their linkages counts.
+    """
+    if len(features) < 2:
+        return NumberOfClusters(1, (), (), "linkage", THRESHOLD, 1.0, "there is a single image")
+    found = [_linkages(features, seed, run) for run in range(runs)]
+    length = min(map(len, found))
+    linkages = np.stack([run[:length] for run in found])  # (runs, K - 2)
+    criterion = np.median(linkages, axis=0)
+    clusters = _largest_below(criterion, THRESHOLD)
+    thresholds = THRESHOLD * np.geomspace(1 / SPAN, SPAN, 11)
+    answers = [_largest_below(run, threshold) for run in linkages for threshold in thresholds]
+    agreeing = sum(answer == clusters for answer in answers) / len(answers)
+    others = sorted({answer for answer in answers if answer != clusters})
+    explanation = f"{100 * agreeing:.0f} % of {len(answers)} checks say {clusters}"
+    if others:
+        explanation += f", the others {others[0]}" + (f" to {others[-1]}" if len(others) > 1 else "")
+    if clusters == length + 1:
+        explanation += f"; more than {clusters} are not looked for among so few images"
+    shown = min(length, max(20, 2 * clusters))
+    return NumberOfClusters(
+        clusters,
+        tuple(range(2, shown + 2)),
+        tuple(criterion[:shown].tolist()),
+        "linkage of the closest two of K groups",
+        THRESHOLD,
+        agreeing,
+        explanation,
+    )
+
+
+def _linkages(features: Tensor, seed: int, run: int) -> np.ndarray:
+    """The result of `merge_linkages` for a sample of the rows."""
+    if len(features) > SAMPLE:
+        order = torch.randperm(len(features), generator=generator(seed, "number of clusters", run))
+        features = features[order[:SAMPLE].to(features.device)]
+    count = len(features)
+    groups = min(max(2, count // GROUP), MOST_GROUPS)
+    first = spherical_kmeans(features, groups, derive(seed, "groups", run), restarts=1, iterations=15)
+    linkages = merge_linkages(neighbour_graph(features, NEIGHBOURS), first.assignments.numpy())
+    return linkages[: max(1, groups // GROUPS_IN_CLUSTER - 1)]
+
+
+def _largest_below(linkages: np.ndarray, threshold: float) -> int:
+    """The largest K, from 2 on, with a linkage below the threshold, before one is first above `CLEARLY` times that.
+
+    1 if there is none. Among images without any clusters the linkage falls again for large K.
+    """
+    above = np.flatnonzero(linkages > CLEARLY * threshold)
+    below = np.flatnonzero(linkages[: above[0] if len(above) else None] < threshold)
+    return int(below[-1]) + 2 if len(below) else 1
+
+
+def neighbour_graph(features: Tensor, neighbours: int) -> scipy.sparse.csr_matrix:
+    """Rows i and j are joined if one is among the nearest of the other: weight 1/2, or 1 if each is the other's.
+
+    Args:
+        features: (N, D) float32 unit rows, N at least 2.
+        neighbours: nearest rows of each, itself not counted; N - 1 where there are fewer.
+
+    Returns:
+        (N, N) symmetric, float64, nothing on the diagonal.
+    """
+    count = len(features)
+    neighbours = min(neighbours, count - 1)
+    _, indices = nearest(features, features, neighbours, own=torch.arange(count, device=features.device))
+    row_ends = np.arange(count + 1) * neighbours
+    one_way = scipy.sparse.csr_matrix(
+        (np.ones(count * neighbours), indices.cpu().numpy().ravel(), row_ends), shape=(count, count)
+    )
+    return (0.5 * (one_way + one_way.T)).tocsr()
+
+
+def merge_linkages(graph: scipy.sparse.csr_matrix, groups: np.ndarray) -> np.ndarray:
+    """Repeatedly merge the two groups of the highest linkage; returns these linkages.
+
+    The linkage of groups A and B is w_AB w' / (w_A w_B), where w_AB is the weight of the edges from A to B, w_A that of
+    all edges at the rows of A, and w' the mean of w_A over the K groups: for groups of equal size the share of A's
+    edges that lead to B. (Times K it is the inverse of the distance of Bonald et al. 2018, which compares w_AB with
+    edges laid at random; but whether two groups are one should not depend on how many others there are.) It is divided
+    by n K / N where the smaller group, of n rows, is smaller than the mean of K groups of N rows: small groups must
+    stand further apart.
+
+    Args:
+        graph: (N, N) symmetric weights.
+        groups: (N,) int64 from 0, the group of each row.
+
+    Returns:
+        (M - 1,) the linkage of the two most linked of K = 2, 3, ..., M groups, where M are not empty.
+    """
+    count, rows = int(groups.max()) + 1, len(groups)
+    member = scipy.sparse.csr_matrix((np.ones(rows), (np.arange(rows), groups)), shape=(rows, count))
+    weights = (member.T @ graph @ member).toarray()  # (M, M), inside the groups on the diagonal
+    sizes = np.bincount(groups, minlength=count).astype(float)
+    weights, sizes = weights[np.ix_(sizes > 0, sizes > 0)], sizes[sizes > 0]
+    linkages = []
+    for left in range(len(sizes), 1, -1):
+        edges = weights.sum(axis=1)
+        share = np.minimum(1.0, sizes * left / rows)
+        links = weights * edges.mean() / np.outer(edges, edges) / np.minimum.outer(share, share)
+        np.fill_diagonal(links, -1.0)
+        one, other = np.unravel_index(links.argmax(), links.shape)
+        linkages.append(links[one, other])
+        weights[one] += weights[other]
+        weights[:, one] += weights[:, other]
+        sizes[one] += sizes[other]
+        weights, sizes = np.delete(np.delete(weights, other, 0), other, 1), np.delete(sizes, other)
+    return np.array(linkages[::-1])

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from datasets.image_set import UNLABELLED
 from datasets.pipeline import Pipeline
+from lib.clustering.clusters import AUTO, NumberOfClusters, choose_number
 from lib.clustering.kmeans import Clustering, spherical_kmeans
-from lib.clustering.number import NumberOfClusters, choose_number, plot_number
 from lib.config import Options
 from lib.distributed.world import World
 from lib.evaluation.evaluator import Protocol, Results
@@ -23,7 +23,6 @@ from lib.evaluation.features import Features
 from lib.logger.console import LOGGER
 from lib.seeding import derive
 
-AUTO = "auto"
 WIDEST, LONGEST = 20, 60
 """Classes and clusters up to which the confusion table is shown; the file has all."""
 
@@ -227,3 +226,28 @@ def silhouette(features: Tensor, assignments: np.ndarray, seed: int) -> Optional
     if not 2 <= len(np.unique(chosen)) < len(rows):
         return None
     return float(silhouette_score(features[rows].numpy(), chosen, metric="cosine"))
+
+
+def plot_number(number: NumberOfClusters, path: Path) -> Path:
+    """Draw the criterion over K, with the number found and the threshold marked, into a PNG file. Returns its path."""
+    from lib.figures import as_shipped
+
+    with as_shipped():
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: it would ask for a screen
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+
+        figure = Figure(figsize=(8, 4.5), dpi=120)
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        axes.plot(number.candidates, number.criterion, marker="o", markersize=4, color="#4878a8")
+        axes.axhline(number.threshold, color="#888888", linewidth=1)
+        axes.axvline(number.clusters, color="#c44e52", linestyle="--")
+        axes.set_xlabel("number of clusters K")
+        axes.set_ylabel(number.criterion_name)
+        axes.set_title(f"{number.clusters} clusters, confidence {number.confidence:.2f}", loc="left")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        figure.tight_layout()
+        figure.savefig(path)
+    return path

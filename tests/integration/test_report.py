@@ -15,8 +15,7 @@ import main
 from datasets.image_set import ImageSet
 from lib.checkpoint import io as checkpoint
 from lib.checkpoint.manager import newest_by_round
-from lib.clustering.clusters import find_clusters
-from lib.clustering.number import choose_number
+from lib.clustering.clusters import choose_number, find_clusters
 from lib.report import Report, pictures
 from lib.report.feature_map import layout
 from lib.report.galleries import Certainty, contact_sheets

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from lib.clustering.clusters import choose_number, merge_linkages, neighbour_graph
 from lib.clustering.kmeans import spherical_kmeans
-from lib.clustering.number import choose_number, merge_linkages, neighbour_graph, plot_number
+from lib.evaluation.clusters import plot_number
 from tests.helpers.rows import unit_rows
 
 
@@ -125,7 +126,7 @@ def test_the_number_is_a_function_of_the_seed():
 
 
 def test_samples_of_many_rows(monkeypatch):
-    monkeypatch.setattr("lib.clustering.number.SAMPLE", 500)
+    monkeypatch.setattr("lib.clustering.clusters.SAMPLE", 500)
     assert choose_number(blobs([400, 300, 300])[0]).clusters == 3
 
 
