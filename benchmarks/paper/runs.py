@@ -22,7 +22,8 @@ from lib.config import OPTIONS, Options, collect
 from lib.errors import UserError
 from lib.session.folder import SessionFolder
 from lib.session.lock import SessionLock
-from lib.session.records import read_final, read_lines
+from lib.session.metrics import read_lines
+from lib.session.records import read_final
 
 MISSING, BEGUN, FINISHED, NO_DATA = "missing", "begun", "finished", "no data"
 

@@ -400,7 +400,7 @@ def _are_clusters(value: Mapping[str, Any], dim: int) -> bool:
 
 
 def _is_summary(entry: Any) -> bool:
-    """Whether it can be a `RoundSummary`."""
+    """Whether it can be a `lib.session.metrics.Round`."""
     return isinstance(entry, Mapping) and all(_is_figure(name, value) for name, value in entry.items())
 
 

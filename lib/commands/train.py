@@ -31,8 +31,8 @@ from lib.runtime.packages import has
 from lib.session import provenance
 from lib.session.folder import SessionFolder, check_own_files
 from lib.session.lock import SessionLock
-from lib.session.records import Metrics, append_start
-from lib.training.history import UNLABELLED_LEGEND
+from lib.session.metrics import UNLABELLED_LEGEND, Metrics
+from lib.session.records import append_start
 from lib.training.planning import time_threads, within_minutes
 from lib.training.recorder import Recorder, SessionRecorder
 from lib.training.state import TrainingState
@@ -131,8 +131,8 @@ def _measure_baselines(
     options = call.options
     if pixels is not None:
         name = UNTRAINED if isinstance(call.start, Fresh) else PRETRAINED
-        vote, size, dim, bank = evaluator.knn[0], options.size, options.low_dim, state.bank.memory
-        state.baselines = baselines(pipeline, call.world, vote, state.embedder, size, dim, name, pixels, bank)
+        knn, size, dim, bank = evaluator.knn[0], options.size, options.low_dim, state.bank.memory
+        state.baselines = baselines(pipeline, call.world, knn, state.embedder, size, dim, name, pixels, bank)
     if state.baselines:
         shown = ", ".join(f"{name} {100 * top1:.2f} %" for name, top1 in state.baselines.items())
         log.info("baselines %s of %s", evaluator.title, shown)

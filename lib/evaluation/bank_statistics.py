@@ -1,12 +1,15 @@
-"""Entropy and nearest neighbour of sampled rows of the memory bank."""
+"""Diagnostics of the memory bank: entropy, nearest neighbours and clusters of sampled rows."""
 
-from dataclasses import dataclass
-from typing import Optional
+from dataclasses import dataclass, field
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
 from lib.distributed.world import Shard
+from lib.method.memory_bank import MemoryBank
+from lib.method.neighbourhoods import Neighbourhoods
+from lib.method.objective import ABSENT
 from lib.method.tiled_discovery import Grid, anchor_panels
 from lib.search.exact import check_k, inner_products, merge_nearest
 
@@ -96,3 +99,64 @@ def _nearest(similarities: Tensor, numbers: Tensor, shard: Shard) -> tuple[Tenso
         index = columns.where(similarities == best[:, None], index[:, None]).amin(dim=1) + shard.start
     best, index = merge_nearest(best[:, None], index[:, None], shard.world)
     return best[:, 0], index[:, 0]
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """Diagnostics of the bank after an epoch. They need no labels.
+
+    Attributes:
+        values: by their names in metrics.jsonl. entropy, anchor_entropy: mean over all images and over the round's
+            anchors, in nats. neighbours_kept: share of images whose nearest neighbour is that of the end of the round
+            before. neighbour_cosine: mean cosine to the nearest neighbour. clusters: their sizes, after the last epoch
+            of a round.
+        statistics: of each sampled row.
+        clusters: (S,) the cluster of each sampled row on the CPU, after the last epoch of a round. Only the first
+            process has them.
+        clustering: the clusters of the round that has ended, as its checkpoint keeps them (`Clusters.state`).
+    """
+
+    values: dict[str, Any]
+    statistics: BankStatistics
+    clusters: Optional[Tensor] = None
+    clustering: dict[str, Any] = field(default_factory=dict)
+
+
+def diagnose(
+    bank: MemoryBank,
+    neighbourhoods: Neighbourhoods,
+    before: Optional[Tensor],
+    rows: Tensor,
+    temperature: float,
+    seed: int,
+    number: Optional[str] = None,
+) -> Diagnostics:
+    """Compute entropy, nearest neighbours and clusters of the sampled rows. All processes must call it.
+
+    Args:
+        neighbourhoods: of the round.
+        before: (S,) the nearest neighbours at the end of the round before, or None.
+        rows: (S,) the sampled rows, as `sample_rows` gives them.
+        temperature: tau.
+        seed: of the clusters.
+        number: --num-clusters; None: the round has not ended, and no clusters are computed.
+    """
+    found = bank_statistics(bank.memory, rows, temperature, bank.shard)
+    anchors = neighbourhoods.position[found.rows] != ABSENT
+    values: dict[str, Any] = {
+        "entropy": found.entropy.mean().item(),
+        "anchor_entropy": found.entropy[anchors].mean().item() if anchors.any() else None,
+        "neighbours_kept": found.kept(before),
+        "neighbour_cosine": found.cosine.mean().item(),
+        "clusters": None,
+    }
+    if number is None or not bank.shard.world.is_first:
+        return Diagnostics(values, found)
+    from lib.clustering.clusters import round_clusters  # scikit-learn takes a second to import
+
+    features = found.features.cpu()
+    clusters = round_clusters(features, len(bank), number, seed)
+    if clusters is None:
+        return Diagnostics(values, found)
+    values["clusters"] = clusters.sizes(features)
+    return Diagnostics(values, found, clusters.assign(features), clusters.state())

@@ -82,7 +82,7 @@ def measurable(pipeline: Pipeline, world: World) -> bool:
 def baselines(
     pipeline: Pipeline,
     world: World,
-    vote: KNN,
+    knn: KNN,
     embedder: Embedder,
     size: int,
     dim: int,
@@ -93,7 +93,7 @@ def baselines(
     """Top-1 of kNN on each baseline, a share of 1. All processes must call it.
 
     Args:
-        vote: the kNN protocol; the data set has the labels that it needs.
+        knn: the protocol; the data set has the labels that it needs.
         embedder, size, dim: the network before the first step, the side of its images, and D.
         network: its name in the result.
         pixels, features: of this process's training images. Where the pixels are not complete, both are read here, in
@@ -122,7 +122,7 @@ def baselines(
         WHITENED: _Precomputed(whiten(pixels.values), None if test is None else whiten(test[0])),
         network: _Precomputed(features, None if test is None else test[1]),
     }
-    return {name: vote.accuracy(cast(Features, subject)).top1 for name, subject in given.items()}
+    return {name: knn.accuracy(cast(Features, rows)).top1 for name, rows in given.items()}
 
 
 def _centred(rows: Tensor, whiten: Whitening) -> Tensor:

@@ -147,10 +147,10 @@ class Contrast:
             "top-1 at the end of each round": lambda entry: _percent(entry.knn_last),
             "consistent pairs in each round": lambda entry: _percent(entry.consistency),
             "loss at the end of each round": lambda entry: _number(entry.loss),
-            "share that kept their neighbour in each round": lambda entry: _percent(entry.last.get("neighbours_kept")),
-            "mean entropy at the end of each round": lambda entry: _number(entry.last.get("entropy")),
+            "share that kept their neighbour in each round": lambda entry: _percent(entry.neighbours_kept),
+            "mean entropy at the end of each round": lambda entry: _number(entry.entropy),
         }
-        rounds = [{entry.number: entry for entry in record.rounds} for record in self.records]
+        rounds = [{entry.round: entry for entry in record.rounds} for record in self.records]
         numbers = sorted(set().union(*rounds))
         tables = {}
         for title, figure in figures.items():
@@ -370,7 +370,7 @@ def _charts(contrast: Contrast) -> list[tuple[str, Any]]:
         points = [contrast.curve(place, key) for place in range(len(contrast.records))]
         charts.append((caption, _chart(name, caption, "epochs completed", contrast, points, **keywords)))
     points = [
-        [(entry.number, entry.consistency) for entry in record.rounds if entry.consistency is not None]
+        [(entry.round, entry.consistency) for entry in record.rounds if entry.consistency is not None]
         for record in contrast.records
     ]
     charts.append(

@@ -157,7 +157,11 @@ def _spread(count: int, wanted: int) -> list[int]:
 def _charts(record: SessionRecord, images: int) -> list[tuple[str, Any, str]]:
     """Caption, figure and explanation of each curve over the epochs of the run."""
     x = [record.run_epoch(epoch) for epoch in record.epochs]
-    borders = [record.run_epoch(entry.last) for entry in record.rounds[:-1]]
+    borders = [
+        record.run_epoch(epoch)
+        for epoch, after in zip(record.epochs, record.epochs[1:])
+        if epoch["round"] != after["round"]
+    ]
 
     def chart(name: str, caption: str, key: str, up: str, note: str, **keywords: bool) -> Optional[tuple]:
         line = Curve(up, x, [epoch.get(key) for epoch in record.epochs])

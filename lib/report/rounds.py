@@ -20,7 +20,8 @@ from lib.figures.charts import Curve, bars, curves
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.report.pictures import Pictures, uri_of
 from lib.search.exact import nearest
-from lib.session.records import RoundRecord, SessionRecord
+from lib.session.metrics import Round
+from lib.session.records import SessionRecord
 
 SIDE = 80
 """Pixels of a picture of where the network looks."""
@@ -166,18 +167,19 @@ class Quality:
 
 def quality(record: SessionRecord, views: Sequence[RoundView], pictures: Pictures) -> Quality:
     """Compute it from metrics.jsonl and the checkpoints of the rounds."""
-    of_all = any(entry.latest("neighbour_cosine") is not None for entry in record.rounds)
+    entries, k = record.rounds, record.value("ANs_size")
+    of_all = any(entry.neighbour_cosine is not None for entry in entries)
     by_number = {each.number: each for each in views}
     rounds = []
-    for entry in record.rounds:
-        now, before = by_number.get(entry.number), by_number.get(entry.number - 1)
+    for entry in entries:
+        now, before = by_number.get(entry.round), by_number.get(entry.round - 1)
         if of_all:
-            kept, cosine = entry.latest("neighbours_kept"), entry.latest("neighbour_cosine")
+            kept, cosine = entry.neighbours_kept, entry.neighbour_cosine
         else:
             kept = None if now is None or before is None else stability(before.found, now.found)
             cosine = None if now is None else now.closeness
-        equal = _pairs_of_round(entry, now, pictures)
-        rounds.append(RoundQuality(entry.number, entry.pairs, *equal, kept, cosine, entry.latest("entropy")))
+        equal = _pairs_of_round(entry, k, now, pictures)
+        rounds.append(RoundQuality(entry.round, entry.anchors * k, *equal, kept, cosine, entry.entropy))
     counted = [
         (each, each.consistent, each.inconsistent)
         for each in rounds
@@ -196,8 +198,9 @@ def pairs_by_label(found: Neighbourhoods, pictures: Pictures) -> tuple[int, int]
 
 
 def _pairs_of_round(
-    entry: RoundRecord, now: Optional[RoundView], pictures: Pictures
+    entry: Round, k: int, now: Optional[RoundView], pictures: Pictures
 ) -> tuple[Optional[int], Optional[int]]:
+    """Pairs with equal labels, and with different ones; None where that is not known."""
     if entry.consistency is None:
         return None, None
     if now is not None and pictures.labelled:
@@ -205,8 +208,9 @@ def _pairs_of_round(
     # the share is of the pairs with two labels, whose number only the checkpoint has
     if pictures.labelled and (given(pictures.labels) < 0).any():
         return None, None
-    consistent = given(entry.consistent)  # as its share is
-    return consistent, entry.pairs - consistent
+    pairs = entry.anchors * k
+    consistent = round(entry.consistency * pairs)
+    return consistent, pairs - consistent
 
 
 def _bars(counted: Sequence[tuple[RoundQuality, int, int]]) -> Optional[Markup]:

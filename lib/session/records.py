@@ -1,9 +1,7 @@
-"""The records of a session, written and read without PyTorch: metrics.jsonl, starts.jsonl, final.json, config.yaml."""
+"""A session as its files record it, without PyTorch: config.yaml, starts.jsonl, metrics.jsonl and final.json."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Optional
 
@@ -11,8 +9,9 @@ from lib.config import OPTIONS, Options, of_older_version
 from lib.config.parsing import from_text
 from lib.config.yaml_file import read as read_yaml
 from lib.errors import UserError
-from lib.runtime.atomic import append_line, replace_text, writing
+from lib.runtime.atomic import append_line, replace_text
 from lib.session.folder import SessionFolder
+from lib.session.metrics import History, Round, read_lines
 
 _BY_NAME = {option.name: option for option in OPTIONS}
 _DEFAULTS = Options()
@@ -20,73 +19,6 @@ _REQUIRED = {"round", "epoch", "anchors", "consistency", "loss", "lr", "knn_top1
 _OF_PROTOCOLS = ("knn_features_", "nn_", "linear_", "cluster_")  # beginnings of the names of results
 _SHARES = ("top1", "top5", "accuracy", "confidence")  # ends of the names of those between 0 and 1
 _COUNTED_BY = ("first_round", "max_round", "max_epoch", "ANs_size")  # options without which epochs cannot be counted
-
-
-class Metrics:
-    """metrics.jsonl: a JSON object on a line for each epoch, in order.
-
-    Resuming from an earlier epoch moves the lines of later ones to metrics.superseded.jsonl.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def _lines(self) -> list[str]:
-        return [line for _, line in _complete_lines(self.path)] if self.path.exists() else []
-
-    def append(self, record: dict[str, Any]) -> None:
-        """Add a line and flush it to the disk.
-
-        Raises:
-            RunError: it cannot be written.
-        """
-        append_line(self.path, json.dumps(record))
-
-    def last(self) -> dict[str, Any]:
-        """The last line, empty if there is none."""
-        lines = self._lines()
-        return json.loads(lines[-1]) if lines else {}
-
-    def amend_last(self, values: Mapping[str, Any]) -> None:
-        """Add values to the last line, or replace those it has: results that came after the line was written.
-
-        Raises:
-            RunError: it cannot be written.
-        """
-        lines = self._lines()
-        if not lines:
-            return
-        lines[-1] = json.dumps({**json.loads(lines[-1]), **values})
-        replace_text(self.path, "".join(line + "\n" for line in lines))
-
-    def rewind(self, round_number: int, epoch: int) -> None:
-        """Discard the lines after (round, epoch), and lines that are no records of epochs.
-
-        Raises:
-            RunError: writing fails.
-        """
-        if not self.path.exists():
-            return
-        kept: list[str] = []
-        superseded: list[str] = []
-        for line in self._lines():
-            position = _position(line)
-            is_kept = position is not None and position <= (round_number, epoch)
-            (kept if is_kept else superseded).append(line + "\n")
-        if superseded:
-            aside = self.path.with_name("metrics.superseded.jsonl")
-            with writing(aside), open(aside, "a", encoding="utf-8") as file:
-                file.writelines(superseded)
-        replace_text(self.path, "".join(kept))
-
-
-def _position(line: str) -> Optional[tuple[int, int]]:
-    """Round and epoch of a line; None if it has none: the file may be damaged."""
-    try:
-        record = json.loads(line)
-        return int(record["round"]), int(record["epoch"])
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-        return None
 
 
 def append_start(path: Path, record: dict[str, Any]) -> None:
@@ -140,90 +72,6 @@ def read_final(path: Path, round_number: int, epoch: int) -> Optional[dict[str, 
         raise ValueError(f"{path}: not what a run writes there; remove it") from None
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file with one on each line; none without a file. A last line cut off by a kill is left out.
-
-    Raises:
-        ValueError: a line is not a JSON object; the message names file and line.
-    """
-    if not path.is_file():
-        return []
-    records = []
-    for number, line in _complete_lines(path):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}, line {number}: not a JSON object")
-        records.append(record)
-    return records
-
-
-def _complete_lines(path: Path) -> list[tuple[int, str]]:
-    """The lines that end in a line break and are not blank, with their numbers from 1."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-
-
-@dataclass(frozen=True)
-class RoundRecord:
-    """A round, from its lines in metrics.jsonl. Accuracies are in [0, 1]; None where nothing was measured."""
-
-    number: int
-    epochs: list[dict[str, Any]]
-    neighbours: int
-    """Neighbours of an anchor, k."""
-
-    @property
-    def last(self) -> dict[str, Any]:
-        """The line of the last epoch."""
-        return self.epochs[-1]
-
-    def latest(self, key: str) -> Any:
-        """The last value of a key that not every epoch has; None if none has it."""
-        return _latest(self.epochs, key)
-
-    @property
-    def anchors(self) -> int:
-        return self.last["anchors"]
-
-    @property
-    def consistency(self) -> Optional[float]:
-        return self.last["consistency"]
-
-    @property
-    def pairs(self) -> int:
-        """The number of (anchor, neighbour) pairs."""
-        return self.anchors * self.neighbours
-
-    @property
-    def consistent(self) -> Optional[int]:
-        """The number of pairs with equal labels. It is exact if all images have a label."""
-        return None if self.consistency is None else round(self.consistency * self.pairs)
-
-    @property
-    def loss(self) -> float:
-        return self.last["loss"]
-
-    @property
-    def knn_last(self) -> Optional[float]:
-        """The kNN accuracy of the last epoch that was evaluated."""
-        return self.latest("knn_top1")
-
-    @property
-    def best(self) -> Optional[dict[str, Any]]:
-        """The line of the best epoch, the earlier among equals."""
-        evaluated = [epoch for epoch in self.epochs if epoch["knn_top1"] is not None]
-        return max(evaluated, key=lambda epoch: epoch["knn_top1"]) if evaluated else None
-
-    @property
-    def seconds(self) -> float:
-        """The time of its epochs, evaluation included."""
-        return sum(epoch["seconds"] for epoch in self.epochs)
-
-
 @dataclass(frozen=True)
 class SessionRecord:
     """A session, from its records."""
@@ -269,12 +117,9 @@ class SessionRecord:
         return self.folder.path.resolve().name
 
     @property
-    def rounds(self) -> list[RoundRecord]:
+    def rounds(self) -> list[Round]:
         """The rounds that have begun, in order."""
-        k = self.value("ANs_size")
-        return [
-            RoundRecord(number, list(lines), k) for number, lines in groupby(self.epochs, lambda line: line["round"])
-        ]
+        return History.of(self.epochs).rounds
 
     def value(self, name: str) -> Any:
         """The value of an option. One that config.yaml lacks has the value in effect in the version that wrote
@@ -291,7 +136,7 @@ class SessionRecord:
 
     def latest(self, key: str) -> Any:
         """The last value of a key that not every epoch has; None if none has it."""
-        return _latest(self.epochs, key)
+        return next((epoch[key] for epoch in reversed(self.epochs) if epoch.get(key) is not None), None)
 
     @property
     def results(self) -> dict[str, float]:
@@ -330,10 +175,6 @@ class SessionRecord:
             for name, value in self.options.items()
             if name in _BY_NAME and value != getattr(_DEFAULTS, name)
         }
-
-
-def _latest(epochs: list[dict[str, Any]], key: str) -> Any:
-    return next((epoch[key] for epoch in reversed(epochs) if epoch.get(key) is not None), None)
 
 
 def result_words(key: str) -> str:

@@ -22,6 +22,7 @@ from lib.checkpoint.manager import AsyncCheckpointSaver, CheckpointSaver, Positi
 from lib.config import Options
 from lib.distributed.world import World
 from lib.errors import RunError, given
+from lib.evaluation.bank_statistics import Diagnostics
 from lib.evaluation.evaluator import Evaluated, Evaluator
 from lib.evaluation.features import Features
 from lib.export.kept_features import KeptFeatures
@@ -33,8 +34,8 @@ from lib.method.neighbourhoods import Neighbourhoods
 from lib.report import Report
 from lib.search.exact import sample_rows
 from lib.session.folder import SessionFolder
-from lib.session.records import Metrics, write_final
-from lib.training.history import Diagnostics
+from lib.session.metrics import Metrics
+from lib.session.records import write_final
 from lib.training.state import TrainingState, not_finite
 from lib.training.step import NotFinite
 
@@ -148,10 +149,10 @@ class Recorder:
         log.info("%s", state.history.current.closing_line(self.evaluator.title), extra=RESULT)
         self.write_report()
 
-    def run_finished(self, state: TrainingState, results: Evaluated, subject: Features) -> None:
-        """Record the results of the finished network; `subject` has its features."""
-        if not (subject.space.is_plain or self.options.debug):
-            subject.all_train()  # sends this process's features to the first one
+    def run_finished(self, state: TrainingState, results: Evaluated, features: Features) -> None:
+        """Record the results of the finished network; `features`: its features."""
+        if not (features.space.is_plain or self.options.debug):
+            features.all_train()  # sends this process's features to the first one
 
     def conclude(self, state: TrainingState, results: Evaluated) -> None:
         """Write final.json, the report and the files of the results, and log where they are."""
@@ -279,9 +280,8 @@ class SessionRecorder(Recorder):
             self._board.anchors(round_number, {grid.part: grid.picture for grid in grids})
 
     def diagnosed(self, state: TrainingState, found: Diagnostics) -> None:
-        survey = found.survey
-        assert survey is not None  # the epoch was evaluated
-        entropy, cosine = survey.entropy.cpu().numpy(), survey.cosine.cpu().numpy()
+        statistics = found.statistics
+        entropy, cosine = statistics.entropy.cpu().numpy(), statistics.cosine.cpu().numpy()
         self._board.bank_statistics(state.round, state.epoch, entropy, cosine)
         if state.epoch == self.options.max_epoch:
             self._embed(state.round, found)
@@ -296,11 +296,11 @@ class SessionRecorder(Recorder):
         self._add_results(state, results)
         super().evaluated(state, results)
 
-    def run_finished(self, state: TrainingState, results: Evaluated, subject: Features) -> None:
+    def run_finished(self, state: TrainingState, results: Evaluated, features: Features) -> None:
         # metrics.jsonl has the kNN accuracy of the last epoch; that of recomputed features goes to final.json
         self._add_results(state, [each for each in results if each[0] not in self.evaluator.knn])
-        if not subject.space.is_plain:  # the bank does not hold these features
-            KeptFeatures(subject.space, given(subject.all_train()), state.round, state.epoch).write(
+        if not features.space.is_plain:  # the bank does not hold these features
+            KeptFeatures(features.space, given(features.all_train()), state.round, state.epoch).write(
                 self.session.features
             )
         self._board.finish()
@@ -367,16 +367,15 @@ class SessionRecorder(Recorder):
         """Write features at the end of a round for the projector."""
         if self._board.folder is None or self.options.tfb_projector == 0:
             return
-        survey = found.survey
-        assert survey is not None  # the epoch was evaluated
+        statistics = found.statistics
         if self._shown is None:
-            self._shown = sample_rows(len(survey.rows), self.options.tfb_projector)
-            self._board.thumbnails(thumbnails(self.pipeline.train, survey.rows.cpu()[self._shown].tolist(), SIDE))
+            self._shown = sample_rows(len(statistics.rows), self.options.tfb_projector)
+            self._board.thumbnails(thumbnails(self.pipeline.train, statistics.rows.cpu()[self._shown].tolist(), SIDE))
         shown = self._shown
-        rows = survey.rows.cpu()[shown].tolist()
+        rows = statistics.rows.cpu()[shown].tolist()
         about = {
             "image": self._names(rows),
-            "entropy": [f"{value:.3f}" for value in survey.entropy.cpu()[shown].tolist()],
+            "entropy": [f"{value:.3f}" for value in statistics.entropy.cpu()[shown].tolist()],
         }
         if found.clusters is not None:
             about["cluster"] = [str(number) for number in found.clusters[shown].tolist()]
@@ -385,7 +384,7 @@ class SessionRecorder(Recorder):
             about["label"] = [
                 classes[label] if label >= 0 else "?" for label in self._labels[torch.tensor(rows)].tolist()
             ]
-        self._board.embeddings(f"after-round-{round_number}", survey.features.cpu()[shown].numpy(), about)
+        self._board.embeddings(f"after-round-{round_number}", statistics.features.cpu()[shown].numpy(), about)
 
     def _names(self, rows: Sequence[int]) -> list[str]:
         """The names of images: their files below the common folder, or their numbers."""

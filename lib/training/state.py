@@ -22,8 +22,8 @@ from lib.nn.winograd import use_winograd
 from lib.pretrained.fitting import check_network
 from lib.runtime.determinism import without_adaptive_pooling
 from lib.seeding import generator
+from lib.session.metrics import History, Round
 from lib.training.epoch import EpochProgress
-from lib.training.history import History, RoundSummary
 from lib.training.optim import build_optimizer, check_state
 
 
@@ -45,7 +45,7 @@ class TrainingState:
     Attributes:
         round, epoch: `epoch` epochs of round `round` are completed.
         progress: progress within the next epoch.
-        history: a summary of each round.
+        history: the rounds that have begun.
         nearest: {round: (S,) nearest images of the sampled rows}, of this round and the one before.
         clusters: of the round that has just ended, as `Clusters.state` gives them; otherwise empty.
         baselines: accuracies without learning, see `lib.evaluation.baselines`.
@@ -172,7 +172,7 @@ class TrainingState:
         self.neighbourhoods = Neighbourhoods(**{**found, **tensors})
         self.round, self.epoch = saved["round"], saved["epoch"]
         self.progress = _epoch_progress(saved.get("step", 0), saved.get("underway", {}))
-        self.history.rounds = [RoundSummary(**entry) for entry in saved.get("history", [])]
+        self.history.rounds = [Round(**entry) for entry in saved.get("history", [])]
         rounds = [entry.round for entry in self.history.rounds]
         if not rounds or rounds != list(range(min(rounds[0], 1), self.round + 1)):
             raise ValueError(f"its history is of rounds {rounds}, and it is of round {self.round}")

@@ -17,15 +17,16 @@ from lib.config import Options
 from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
 from lib.errors import Interrupted, UserError
+from lib.evaluation.bank_statistics import Diagnostics, diagnose
 from lib.evaluation.evaluator import Evaluated, Evaluator, Protocol
 from lib.logger.console import LOGGER
 from lib.method.discovery import anchor_count, discover
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.runtime.stop_signals import BATCH_TIMEOUT, StopSignals
 from lib.search.exact import sample_rows
+from lib.session.metrics import DIAGNOSTICS
 from lib.training.cuda_graph import CapturedStep, can_be_captured
 from lib.training.epoch import EpochProgress, EpochResult, NotFiniteError, StepFunction, train_epoch, with_same_masks
-from lib.training.history import Diagnostics, diagnose
 from lib.training.optim import start_schedule
 from lib.training.recorder import Recorder
 from lib.training.state import TrainingState
@@ -117,8 +118,8 @@ class Trainer:
             )
             self.recorder.discovered(round_number, found, started)
         state.neighbourhoods, state.round, state.epoch = found, round_number, 0
-        state.history.start_round(round_number, len(found.anchor_indexes), found.consistency)
-        state.history.current.seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        state.history.start_round(round_number, len(found.anchor_indexes), found.consistency, seconds)
         self.recorder.round_started(round_number, found)
 
     def _train_round(self) -> None:
@@ -143,13 +144,12 @@ class Trainer:
         state.embedder.sync_buffers()
         state.epoch += 1
         self.recorder.evaluating()
-        votes: dict[str, Optional[float]] = {"knn_top1": None, "knn_top5": None}
-        votes.update(self.evaluator.evaluate_bank(state.embedder, state.bank.memory, state.epoch))
-        seen = self._diagnose()
+        accuracies = self.evaluator.evaluate_bank(state.embedder, state.bank.memory, state.epoch)
+        found = self._diagnose()
         seconds = begun.seconds + time.perf_counter() - started
-        is_best = state.history.current.add_epoch(state.epoch, votes["knn_top1"], seconds)
-        state.history.observe(result.loss, seen.values)
-        self.recorder.epoch_finished(state, self._record(result, rate, votes, seen, seconds), is_best)
+        record = self._record(result, rate, accuracies, found, seconds)
+        is_best = state.history.current.add(record)
+        self.recorder.epoch_finished(state, record, is_best)
         self._evaluate(self.evaluator.due(state.round, state.epoch))
         signal_number = self.policy.after_epoch()
         if signal_number is not None:
@@ -197,13 +197,13 @@ class Trainer:
         self.state.progress = EpochProgress()
         self.recorder.resume_timing()
 
-    def _diagnose(self) -> Diagnostics:
-        """The diagnostics of the bank after an epoch, if it is evaluated."""
+    def _diagnose(self) -> Optional[Diagnostics]:
+        """The diagnostics of the bank after an epoch; None if it is not evaluated."""
         options, state = self.options, self.state
         is_last = state.epoch == options.max_epoch
         if not is_last and state.epoch % options.eval_freq != 0:
             state.clusters = {}
-            return Diagnostics()
+            return None
         before = state.nearest.get(state.round - 1)
         number = options.num_clusters if is_last else None
         tau = options.npc_temperature
@@ -211,13 +211,17 @@ class Trainer:
         state.clusters = found.clustering
         if is_last:
             state.nearest = {} if before is None else {state.round - 1: before}
-            assert found.survey is not None
-            state.nearest[state.round] = found.survey.nearest
+            state.nearest[state.round] = found.statistics.nearest
         self.recorder.diagnosed(state, found)
         return found
 
     def _record(
-        self, result: EpochResult, rate: float, votes: dict[str, Any], seen: Diagnostics, seconds: float
+        self,
+        result: EpochResult,
+        rate: float,
+        accuracies: dict[str, Optional[float]],
+        found: Optional[Diagnostics],
+        seconds: float,
     ) -> dict[str, Any]:
         """The line of an epoch in metrics.jsonl."""
         state = self.state
@@ -228,8 +232,8 @@ class Trainer:
             "consistency": state.history.current.consistency,
             "loss": result.loss,
             "lr": rate,
-            **votes,
-            **seen.values,
+            **{"knn_top1": None, "knn_top5": None, **accuracies},
+            **(dict.fromkeys(DIAGNOSTICS) if found is None else found.values),
             "images_per_second": result.images / result.rate_seconds,
             "seconds": seconds,
         }
@@ -245,8 +249,8 @@ class Trainer:
         """Evaluate the finished network by all protocols, with every feature recomputed."""
         self.recorder.flush()
         self.stop.raise_at_once(self._stopped_while_evaluating)
-        results, subject = self.evaluator.evaluate_finished(self.state.embedder)
-        self.recorder.run_finished(self.state, results, subject)
+        results, features = self.evaluator.evaluate_finished(self.state.embedder)
+        self.recorder.run_finished(self.state, results, features)
         return results
 
     def _evaluate_what_is_missing(self) -> None:

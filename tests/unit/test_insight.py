@@ -21,7 +21,7 @@ from lib.logger.projector import SIDE, Projector
 from lib.method.discovery import consistency
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.search.exact import sample_rows
-from lib.training.history import History, sizes
+from lib.session.metrics import History, sizes
 from tests.helpers import oracles
 from tests.helpers.rows import unit_rows
 
@@ -180,7 +180,8 @@ def test_cluster_sizes_in_words():
 def test_tables_fit_a_narrow_terminal():
     history = History()
     history.start_round(0, 0, None)
-    history.observe(1.5, {"entropy": 2.0, "neighbour_cosine": 0.9, "clusters": [9, 3]})
+    found = {"entropy": 2.0, "neighbour_cosine": 0.9, "clusters": [9, 3]}
+    history.current.add({"loss": 1.5, "knn_top1": None, "seconds": 1.0, **found})
     for width in (40, 60, 80, 120):
         assert max(map(len, history.unlabelled_table(width).splitlines())) <= max(width, 40)
         assert max(map(len, history.table({}, width).splitlines())) <= max(width, 40)

@@ -19,7 +19,7 @@ from lib.logger import console as journal
 from lib.logger.console import duration
 from lib.session import folder
 from lib.session.folder import SessionFolder
-from lib.session.records import Metrics
+from lib.session.metrics import Metrics
 from tests.helpers.checkpoints import Planted, complete, restricted_load
 
 

@@ -16,8 +16,8 @@ from lib.errors import RunError
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.nn.embedder import Embedder
+from lib.session.metrics import History, Round
 from lib.training.epoch import train_epoch, with_same_masks
-from lib.training.history import History, RoundSummary
 from lib.training.optim import build_optimizer, start_schedule
 from lib.training.step import Step
 from lib.training.trainer import curriculum_note
@@ -252,11 +252,15 @@ def test_the_last_batch_is_smaller_and_never_a_single_image_after_others(count, 
 def test_the_best_epoch_is_the_earliest_of_equals():
     history = History()
     history.start_round(0, 0, None)
-    improved = [history.current.add_epoch(e, top1, 1.0) for e, top1 in enumerate([0.5, None, 0.7, 0.7, 0.6], 1)]
+    epochs = [
+        {"round": 0, "epoch": epoch, "anchors": 0, "consistency": None, "loss": 3.0, "knn_top1": top1, "seconds": 1.0}
+        for epoch, top1 in enumerate([0.5, None, 0.7, 0.7, 0.6], 1)
+    ]
+    improved = [history.current.add(epoch) for epoch in epochs]
     assert improved == [True, False, True, False, False]
     summary = history.current
     assert (summary.knn_last, summary.knn_best, summary.best_epoch, summary.seconds) == (0.6, 0.7, 3, 5.0)
-    assert [RoundSummary(**asdict(entry)) for entry in history.rounds] == history.rounds
+    assert [Round(**asdict(entry)) for entry in history.rounds] == History.of(epochs).rounds == history.rounds
 
 
 @pytest.mark.parametrize(
