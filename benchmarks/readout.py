@@ -33,14 +33,16 @@ class Images:
         options: the merged options.
         pipeline: serves the images.
         labels: (N,) and (Q,) int64, of training and test images.
+        ks: neighbours that vote, each K a reading of its own.
     """
 
     options: Options
     pipeline: Pipeline
     labels: tuple[Tensor, Tensor]
+    ks: tuple[int, ...] = KS
 
     @classmethod
-    def of(cls, arguments: Sequence[str]) -> "Images":
+    def of(cls, arguments: Sequence[str], ks: tuple[int, ...] = KS) -> "Images":
         """Those that main.py would take with these arguments.
 
         Raises:
@@ -48,7 +50,9 @@ class Images:
         """
         options = collect(arguments).options
         pipeline = Pipeline(datasets.load(options.dataset, options.data_root, options.download), options, CPU)
-        return cls(options, pipeline, tuple(torch.from_numpy(each.labels) for each in (pipeline.train, pipeline.test)))
+        return cls(
+            options, pipeline, tuple(torch.from_numpy(each.labels) for each in (pipeline.train, pipeline.test)), ks
+        )
 
     def accuracies(self, extract: Extract) -> dict[str, dict[str, float]]:
         """kNN top-1 in % by kind (`plain` or `whitened`) and K, on all test images.
@@ -70,7 +74,7 @@ class Images:
     def _knn(self, train: Tensor, test: Tensor) -> dict[str, float]:
         labels, of_test = self.labels
         classes = len(self.pipeline.train.classes)
-        found = {k: weighted_knn(test, of_test, train, labels, classes, k, SIGMA) for k in KS}
+        found = {k: weighted_knn(test, of_test, train, labels, classes, k, SIGMA) for k in self.ks}
         return {str(k): round(100 * accuracy.top1, 2) for k, accuracy in found.items()}
 
 

@@ -151,8 +151,17 @@ class Recorder:
 
     def run_finished(self, state: TrainingState, results: Evaluated, subject: Features) -> None:
         """Record the results of the finished network; `subject` has its features."""
+        self._log_rank(subject)
         if not (subject.space.is_plain or self.options.debug):
             subject.all_train()  # sends this process's features to the first one
+
+    def _log_rank(self, subject: Features) -> float:
+        """Log the effective rank of the finished network's features, and return it."""
+        level, dim = subject.space.level, subject.train.shape[1]
+        log.info(
+            "last network: RankMe (effective rank) of its training features %.1f of %d (%s)", subject.rank, dim, level
+        )
+        return subject.rank
 
     def conclude(self, state: TrainingState, results: Evaluated) -> None:
         """Write final.json, the report and the files of the results, and log where they are."""
@@ -300,6 +309,7 @@ class SessionRecorder(Recorder):
     def run_finished(self, state: TrainingState, results: Evaluated, subject: Features) -> None:
         # metrics.jsonl has the kNN accuracy of the last epoch; that of recomputed features goes to final.json
         self._add_results(state, [each for each in results if each[0] not in self.evaluator.knn])
+        self._metrics.amend_last({f"rankme_{subject.space.level}": self._log_rank(subject)})
         if not subject.space.is_plain:  # the bank does not hold these features
             KeptFeatures(subject.space, given(subject.all_train()), state.round, state.epoch).write(
                 self.session.features
