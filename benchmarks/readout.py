@@ -14,10 +14,11 @@ from datasets.pipeline import Pipeline
 from lib.config import Options, collect
 from lib.distributed.world import World
 from lib.evaluation.features import BACKBONE, EMBEDDING, Whitening
-from lib.evaluation.knn import weighted_knn
+from lib.evaluation.knn import log_votes, rank_of_truth
 from lib.nn.embedder import Embedder
 from lib.pretrained.bank import STATISTICS, fit_batch_norm
 from lib.runtime.device import choose_precision
+from lib.search.exact import nearest
 
 KS = (20, 200)
 SIGMA = 0.1
@@ -74,8 +75,12 @@ class Images:
     def _knn(self, train: Tensor, test: Tensor) -> dict[str, float]:
         labels, of_test = self.labels
         classes = len(self.pipeline.train.classes)
-        found = {k: weighted_knn(test, of_test, train, labels, classes, k, SIGMA) for k in self.ks}
-        return {str(k): round(100 * accuracy.top1, 2) for k, accuracy in found.items()}
+        similarities, indices = nearest(test, train, max(self.ks), backend="torch")  # one search, ordered by similarity
+        found = {}
+        for k in self.ks:
+            votes = log_votes(similarities[:, :k], labels[indices[:, :k]], classes, SIGMA)
+            found[str(k)] = round(100 * (rank_of_truth(votes, of_test) == 0).double().mean().item(), 2)
+        return found
 
 
 @torch.no_grad()

@@ -14,8 +14,7 @@ from torch.nn import functional as F
 
 from lib.distributed import process_group as group
 from lib.distributed.process_info import ProcessInfo
-from lib.distributed.shard import Shard
-from lib.distributed.world import World
+from lib.distributed.world import Shard, World
 from lib.method.discovery import discover
 from lib.method.objective import and_loss
 from lib.runtime.memory import keep_freed_memory

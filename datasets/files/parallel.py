@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from datasets.loaders.worker_processes import affordable_workers, fork_context, ignore_signals
 from datasets.loaders.workers import load_batches
 from lib.errors import RunError, UserError
-from lib.logger.console import LOGGER
-from lib.logger.progress import LINE_EVERY, duration
+from lib.logger.console import LINE_EVERY, LOGGER, duration
 
 log = logging.getLogger(LOGGER)
 

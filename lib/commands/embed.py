@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -36,8 +35,7 @@ from lib.export.result_folder import (
     result_folder,
     write_table,
 )
-from lib.logger.console import LOGGER, RESULT, close_log, is_terminal, open_log
-from lib.logger.progress import tqdm
+from lib.logger.console import LOGGER, RESULT, close_log, open_log, progress_bar
 from lib.nn.embedder import Embedder
 from lib.pretrained.weights_file import WeightsFile
 from lib.session.folder import SessionFolder, check_own_files
@@ -194,8 +192,8 @@ def _check_sizes(options: Options, images: int) -> None:
 def _features(model: Model, paths: Sequence[str], options: Options) -> Tensor:
     features = []
     workers = options.workers_num if len(paths) > _FEW else 0
-    silent = options.brief or tqdm is None or not is_terminal(sys.stderr)
-    with nullcontext() if silent else tqdm(total=len(paths), unit="img", leave=False) as progress:
+    bar = progress_bar(len(paths), options.brief, unit="img")
+    with nullcontext() if bar is None else bar as progress:
         for batch, _ in model.batches(paths, workers):
             features.append(batch)
             if progress is not None:

@@ -6,8 +6,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from lib.distributed.shard import Shard
-from lib.distributed.world import World
+from lib.distributed.world import Shard, World
 from lib.method.tiled_entropy import Grid
 from lib.method.tiled_neighbours import anchor_panels
 from lib.search.exact import check_k, inner_products, merge_nearest

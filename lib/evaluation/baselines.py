@@ -9,8 +9,7 @@ from torch.nn import functional as F
 
 from datasets.pipeline import Pipeline
 from lib.config import Options
-from lib.distributed.shard import Shard
-from lib.distributed.world import World
+from lib.distributed.world import Shard, World
 from lib.evaluation.evaluator import Protocol, Results
 from lib.evaluation.features import Features, Whitening, extract
 from lib.evaluation.knn import KNN

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datasets.pipeline import Pipeline
-from lib.distributed.shard import Shard
-from lib.distributed.world import World
+from lib.distributed.world import Shard, World
 from lib.errors import given
 from lib.evaluation.bank_statistics import effective_rank
 from lib.nn.embedder import Embedder

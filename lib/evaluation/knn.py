@@ -9,8 +9,7 @@ from torch import Tensor
 
 from datasets.pipeline import Pipeline
 from lib.config import Options
-from lib.distributed.shard import Shard
-from lib.distributed.world import World
+from lib.distributed.world import Shard, World
 from lib.errors import given
 from lib.evaluation.evaluator import Protocol, Results
 from lib.evaluation.features import Features

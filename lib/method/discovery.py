@@ -11,7 +11,7 @@ from typing import Optional, Union
 import torch
 from torch import Tensor
 
-from lib.distributed.shard import Shard
+from lib.distributed.world import Shard
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.method.tiled_entropy import (
     MEMORY_BUDGET,

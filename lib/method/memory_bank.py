@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib.distributed.shard import BLOCK_ROWS, Shard
-from lib.distributed.world import World
+from lib.distributed.world import BLOCK_ROWS, Shard, World
 
 
 class MemoryBank(nn.Module):

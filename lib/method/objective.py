@@ -27,7 +27,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from lib.distributed.shard import Shard
+from lib.distributed.world import Shard
 from lib.method.memory_bank import GlobalBatch
 
 ABSENT = -1

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lib.distributed.shard import Shard
-from lib.distributed.world import World
+from lib.distributed.world import Shard, World
 
 CPU_TILE_ROWS = 1024
 """Rows of a tile on a CPU: 4 MiB of similarities; of 256, 512 and 1024 the fastest at N = 20,000."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lib.distributed.shard import Shard
+from lib.distributed.world import Shard
 from lib.method.tiled_entropy import BestTiles, Grid
 from lib.search.exact import inner_products, merge_nearest
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from lib.config import OPTIONS, in_effect, value_text
 from lib.errors import UserError
-from lib.logger.progress import duration
+from lib.logger.console import duration
 from lib.runtime.packages import has
 from lib.session.records import SessionRecord, result_text, result_words
 

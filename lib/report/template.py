@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from lib.logger.console import duration
 from lib.runtime.atomic import replace_file
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -58,13 +59,6 @@ def number(value: Any, digits: int = 4) -> str:
 def fixed(value: Any, places: int = 3) -> str:
     """With so many decimals; a dash for None."""
     return "–" if value is None else f"{value:.{places}f}"
-
-
-def duration(seconds: float) -> str:
-    """42 s, 7 min, 3 h 20 min."""
-    from lib.logger.progress import duration as words  # tqdm, which comes with it, is not needed to fill a page
-
-    return words(seconds)
 
 
 def _part(name: str) -> Markup:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lib.distributed.shard import Shard
+from lib.distributed.world import Shard
 from lib.search.exact import ExactSearch, as_array, check_k, merge_nearest
 
 TRAINING_ROWS_PER_LIST = 64

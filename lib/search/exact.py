@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lib.distributed.shard import Shard
-from lib.distributed.world import World
+from lib.distributed.world import Shard, World
 
 CPU_TILE_ELEMENTS, GPU_TILE_ELEMENTS = 2**24, 2**27
 """Similarities that a search holds at a time; faiss searches on the CPU."""

@@ -26,8 +26,7 @@ from lib.evaluation.evaluator import Evaluated, Evaluator
 from lib.evaluation.features import Features
 from lib.export.kept_features import KeptFeatures
 from lib.figures.thumbnails import anchor_grids, thumbnails
-from lib.logger.console import LOGGER, RESULT
-from lib.logger.progress import Progress, RateWatch
+from lib.logger.console import LOGGER, RESULT, Progress, RateWatch
 from lib.logger.projector import SIDE
 from lib.logger.tensorboard import TensorBoardWriter
 from lib.method.neighbourhoods import Neighbourhoods

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from datasets.image_set import UNLABELLED, ImageSet
-from lib.distributed.shard import Shard
+from lib.distributed.world import Shard
 from lib.evaluation import knn as judging
 from lib.evaluation.bank_statistics import bank_statistics
 from lib.evaluation.features import Features, FeatureSpace
@@ -19,8 +19,7 @@ from lib.evaluation.knn import weighted_knn
 from lib.method.discovery import discover
 from lib.method.memory_bank import GlobalBatch, MemoryBank
 from lib.method.objective import and_loss
-from lib.nn.bn_folding import plain_copy
-from lib.nn.embedder import Embedder
+from lib.nn.embedder import Embedder, plain_copy
 from lib.nn.sync_batch_norm import synchronise
 from lib.search.approximate import ApproximateSearch, recall
 from lib.search.exact import nearest, sample_rows

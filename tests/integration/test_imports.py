@@ -84,7 +84,7 @@ def started(tmp_path_factory):
     ("mistake", 2, set()),
     ("missing file", 2, {"yaml"}),
     ("print-args", 0, {"yaml", "prettytable"}),
-    ("compare", 0, {"yaml", "prettytable", "tqdm", "numpy", "PIL", "matplotlib", "jinja2"}),
+    ("compare", 0, {"yaml", "prettytable", "numpy", "PIL", "matplotlib", "jinja2"}),
     ("run", 130, {"yaml", "torch", "torchvision", "numpy", "PIL", "tqdm", "tensorboardX"}),
 ])  # fmt: skip
 def test_a_call_imports_what_it_uses(started, name, status, packages):

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import subprocess
 import sys
 from importlib import metadata
 
@@ -10,9 +9,9 @@ import pytest
 
 import main
 from lib.errors import UserError
-from lib.logger import progress
+from lib.logger import console
 from lib.runtime.packages import check_packages
-from tests.helpers.runs import ROOT, TINY, error_line
+from tests.helpers.runs import TINY, error_line
 from tests.helpers.sessions import make
 
 
@@ -56,13 +55,6 @@ def test_it_is_said_in_one_line_before_anything_else(monkeypatch, capsys):
     assert captured.out == ""
 
 
-def test_progress_and_log_load_without_tqdm():
-    """In a fresh interpreter: a module that is None in sys.modules fails to import as one that is not installed."""
-    script = "import sys; sys.modules['tqdm'] = None; import lib.logger.progress as p; print(p.tqdm)"
-    ran = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert ran.stdout == "None\n"
-
-
 @pytest.fixture
 def without_tqdm_and_jinja2(monkeypatch):
     """Of a package in `sys.modules` as None an import fails as that of one that is not installed."""
@@ -71,12 +63,11 @@ def without_tqdm_and_jinja2(monkeypatch):
         importlib.util, "find_spec", lambda name, *rest: None if name == "jinja2" else found(name, *rest)
     )
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    monkeypatch.setattr(progress, "tqdm", None)
-    monkeypatch.delitem(sys.modules, "tqdm", raising=False)
+    monkeypatch.setitem(sys.modules, "tqdm", None)
 
 
 def test_a_run_needs_neither_tqdm_nor_jinja2(without_tqdm_and_jinja2, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
+    monkeypatch.setattr(console, "LINE_EVERY", 0.0)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     shown = ["--no-brief", "--report", "--display-freq", "1"]
     arguments = [*TINY, *shown, "--sess-dir", str(tmp_path), "--session", "s"]

@@ -8,7 +8,7 @@ import torch
 import main
 from lib.checkpoint import io as checkpoint
 from lib.checkpoint.manager import find_checkpoint
-from lib.logger import progress
+from lib.logger import console
 from lib.runtime.threads import OtherPrograms
 from lib.training import planning
 
@@ -107,7 +107,7 @@ def test_steps_are_timed_with_workers_and_in_groups_too(tmp_path, busy, argument
 
 def test_a_run_that_became_slow_says_so_once(tmp_path, monkeypatch):
     rates = iter([None, (10.0, 500.0), None])
-    monkeypatch.setattr(progress.RateWatch, "see", lambda self, images: next(rates, None))
+    monkeypatch.setattr(console.RateWatch, "see", lambda self, images: next(rates, None))
     run(tmp_path, *RUN, "--session", "s", "--threads", "2", "--display-freq", "1")
     said = [line for line in (tmp_path / "s" / "log.txt").read_text().splitlines() if "images/s, less" in line]
     assert len(said) == 1

@@ -16,7 +16,7 @@ from lib.checkpoint import io as checkpoint
 from lib.checkpoint.manager import checkpoint_file, find_checkpoint, newest_checkpoint
 from lib.errors import RunError, UserError
 from lib.logger import console as journal
-from lib.logger.progress import duration
+from lib.logger.console import duration
 from lib.session import folder
 from lib.session.folder import SessionFolder
 from lib.session.records import Metrics
@@ -203,7 +203,7 @@ def test_durations(seconds, text):
 
 
 def test_the_bar_is_shown_on_a_terminal_only(monkeypatch):
-    from lib.logger.progress import Progress
+    from lib.logger.console import Progress
 
     plain = Progress(100, 0, quiet=False)
     assert plain._bar is None

@@ -11,7 +11,7 @@ from lib.config import Options, collect
 from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
 from lib.errors import UserError
-from lib.logger import progress
+from lib.logger import console
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.nn.embedder import Embedder
@@ -213,7 +213,7 @@ def test_faiss_computes_with_pytorchs_number():
 
 def test_a_rate_that_falls_to_a_third_is_noticed_once():
     now = [0.0]
-    watch = progress.RateWatch(lambda: now[0])
+    watch = console.RateWatch(lambda: now[0])
 
     def train(images, seconds):
         now[0] += seconds

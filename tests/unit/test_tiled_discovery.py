@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.distributed.shard import Shard
+from lib.distributed.world import Shard
 from lib.method.discovery import discover, similarity_entropy
 from lib.method.tiled_entropy import (
     MEMORY_BUDGET,

@@ -12,8 +12,7 @@ import main
 import models
 from lib.compat import HAS_FAST_BATCHED_PRODUCTS
 from lib.nn import winograd
-from lib.nn.bn_folding import plain_copy
-from lib.nn.embedder import Embedder
+from lib.nn.embedder import Embedder, plain_copy
 from lib.nn.winograd import WinogradConvolution, convolution, count_winograd, use_winograd
 from tests.helpers.runs import TINY
 
