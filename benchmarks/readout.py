@@ -34,14 +34,16 @@ class Images:
         options: the merged options.
         pipeline: serves the images.
         labels: (N,) and (Q,) int64, of training and test images.
+        ks: neighbours that vote, each K a reading of its own.
     """
 
     options: Options
     pipeline: Pipeline
     labels: tuple[Tensor, Tensor]
+    ks: tuple[int, ...] = KS
 
     @classmethod
-    def of(cls, arguments: Sequence[str]) -> "Images":
+    def of(cls, arguments: Sequence[str], ks: tuple[int, ...] = KS) -> "Images":
         """Those that main.py would take with these arguments.
 
         Raises:
@@ -49,7 +51,9 @@ class Images:
         """
         options = collect(arguments).options
         pipeline = Pipeline(datasets.load(options.dataset, options.data_root, options.download), options, CPU)
-        return cls(options, pipeline, tuple(torch.from_numpy(each.labels) for each in (pipeline.train, pipeline.test)))
+        return cls(
+            options, pipeline, tuple(torch.from_numpy(each.labels) for each in (pipeline.train, pipeline.test)), ks
+        )
 
     def accuracies(self, extract: Extract) -> dict[str, dict[str, float]]:
         """kNN top-1 in % by kind (`plain` or `whitened`) and K, on all test images.
@@ -71,9 +75,9 @@ class Images:
     def _knn(self, train: Tensor, test: Tensor) -> dict[str, float]:
         labels, of_test = self.labels
         classes = len(self.pipeline.train.classes)
-        similarities, indices = nearest(test, train, max(KS), backend="torch")  # one search, ordered by similarity
+        similarities, indices = nearest(test, train, max(self.ks), backend="torch")  # one search, ordered by similarity
         found = {}
-        for k in KS:
+        for k in self.ks:
             votes = log_votes(similarities[:, :k], labels[indices[:, :k]], classes, SIGMA)
             found[str(k)] = round(100 * (rank_of_truth(votes, of_test) == 0).double().mean().item(), 2)
         return found

@@ -5,14 +5,26 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Optional, Union
 
-from benchmarks.paper.scales import FULL, Scale, Variant
-from lib.config import Options
+from benchmarks.paper.scales import FULL, ROOT, Scale, Variant
+from lib.config import Options, collect
 
 BASE = "and"
 """The variant that is the scale's recipe as it stands: anchors over the instances."""
 KNN, LINEAR, FEATURES = "knn", "linear", "features"
+WHITENED_OUTPUT, BACKBONE, WHITENED_BACKBONE = "embedding, whitened", "backbone, plain", "backbone, whitened"
+"""Readings of the networks of `ladder`, beside `KNN`."""
 _TWO_SIZES = ("fashion", "cifar-small")
 """Scales whose runs take minutes: neighbourhoods of 1 and 10 there."""
+_STEPS = {
+    "features": ("bank_init",),
+    "optimiser": ("optimizer", "base_lr", "lr_policy", "lr_warmup"),
+    "augmentation": ("scale", "ratio", "colorjitter", "random_grayscale", "random_horizontal_flip"),
+}
+"""The options of each step of `ladder`."""
+_PUBLISHED, _QUICK = (
+    collect(["--cfgs", *(str(ROOT / "configs" / f"{name}.yaml") for name in names)]).options
+    for names in (("base",), ("base", "quick"))
+)
 _PIXELS, _WHITENED, _UNTRAINED = "pixels", "whitened pixels", "untrained network"
 
 
@@ -23,7 +35,8 @@ class Measure:
     Attributes:
         variant: its name.
         what: `knn`; `features`, kNN on what --features and --whiten ask for; `linear`, on the last stage before the
-            output; `consistency R` of a round; `least consistency`; or a baseline as a run names it.
+            output; `consistency R` of a round; `least consistency`; a reading of a network that is read out; or a
+            baseline as a run names it. A `Column` may also name `rank`, `views` or `processor`, which are no shares.
     """
 
     variant: str
@@ -49,14 +62,35 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Column:
+    """A number of each row's variant; see `Measure.what`."""
+
+    title: str
+    what: str
+    is_share: bool = True
+
+
+@dataclass(frozen=True)
 class Item:
-    """A table or a figure."""
+    """A table or a figure. With `columns` its table has these in place of the rows' own measures."""
 
     name: str
     title: str
     rows: tuple[Row, ...]
     statements: tuple[Statement, ...]
     note: str = ""
+    columns: tuple[Column, ...] = ()
+
+
+_READINGS = (
+    Column("output", KNN),
+    Column("output, whitened", WHITENED_OUTPUT),
+    Column("backbone", BACKBONE),
+    Column("backbone, whitened", WHITENED_BACKBONE),
+    Column("RankMe", "rank", is_share=False),
+    Column("views", "views", is_share=False),
+    Column("processor s", "processor", is_share=False),
+)
 
 
 class Plan:
@@ -72,7 +106,7 @@ class Plan:
         self.base = self._variant(BASE, protocol=(KNN, LINEAR))
         makers = (
             self._instance, self._table1, self._table2, self._table3, self._table4, self._table5, self._table6,
-            self._figure4, self._figure5, self._figure6, self._epochs, self._precision, self._init,
+            self._figure4, self._figure5, self._figure6, self._epochs, self._precision, self._init, self._ladder,
         )  # fmt: skip
         found = {item.name: item for item in (make() for make in makers)}
         self.items = {name: found[name] for name in NAMES}
@@ -85,9 +119,9 @@ class Plan:
             measures += [side for side in (statement.first, statement.second) if isinstance(side, Measure)]
         return [self.variants[name] for name in dict.fromkeys(measure.variant for measure in measures)]
 
-    def _variant(self, name: str, configs: tuple[str, ...] = (), **changes: Any) -> str:
+    def _variant(self, name: str, configs: tuple[str, ...] = (), is_read_out: bool = False, **changes: Any) -> str:
         """The name of the variant that has these options."""
-        variant = Variant(name, changes, configs)
+        variant = Variant(name, changes, configs, is_read_out)
         options = self.scale.options(variant)
         known = self._by_options.setdefault(options, name)
         self.variants.setdefault(known, variant)
@@ -312,6 +346,52 @@ class Plan:
         statement = Statement(text, Measure(names["released"]), Measure(names["torchvision"]))
         return Item("init", "Initialisation of the weights", rows, (statement,), "Ours.")
 
+    def _ladder(self) -> Item:
+        title = "From the paper's recipe to the quick one, step by step"
+        if self.scale.name == FULL:
+            return Item("ladder", title, (), ())
+        sources = {"features": _QUICK, "optimiser": _QUICK, "augmentation": self.scale.base}
+
+        def variant(name: str, *taken: str) -> str:
+            changes: dict[str, Any] = {"features": "embedding", "whiten": False}
+            for step, options in _STEPS.items():
+                source = sources[step] if step in taken else _PUBLISHED
+                changes.update({option: getattr(source, option) for option in options})
+            return self._variant(f"ladder-{name}", is_read_out=True, **changes)
+
+        faithful = variant("faithful")
+        alone = {step: variant(step, step) for step in _STEPS}
+        features, two = alone["features"], variant("features-optimiser", "features", "optimiser")
+        quick = variant("quick", *_STEPS)
+        rows = [
+            Row("faithful", Measure(faithful)),
+            Row("bank from features alone", Measure(features)),
+            Row("AdamW and cosine alone", Measure(alone["optimiser"])),
+            Row("the scale's augmentation alone", Measure(alone["augmentation"])),
+            Row("bank from features + AdamW and cosine", Measure(two)),
+            Row("+ the scale's augmentation: the quick recipe", Measure(quick)),
+        ]
+        pairs = [(row.label, row.measure.variant, "faithful", faithful) for row in rows[1:4]]
+        pairs += [(rows[4].label, two, rows[1].label, features), (rows[5].label, quick, rows[4].label, two)]
+        statements = []
+        for what, reading in ((KNN, "output"), (WHITENED_BACKBONE, "whitened backbone")):
+            statements += [
+                Statement(f"{label}, over {other}: {reading}", Measure(first, what), Measure(second, what))
+                for label, first, other, second in pairs
+            ]
+        statements += [
+            Statement(f"{label}: whitened backbone over output", Measure(name, WHITENED_BACKBONE), Measure(name))
+            for label, name in ((rows[0].label, faithful), (rows[5].label, quick))
+        ]
+        text = "the quick recipe's whitened backbone over faithful's output"
+        statements.append(Statement(text, Measure(quick, WHITENED_BACKBONE), Measure(faithful)))
+        note = (
+            "Ours. Faithful: the bank, optimiser and augmentation of configs/base.yaml with the scale's network and "
+            "epochs, the course of the rate in proportion. AdamW and cosine: as in configs/quick.yaml. All have as "
+            "many views of an image; processor seconds, evaluation included, stand beside them."
+        )
+        return Item("ladder", title, tuple(rows), tuple(statements), note, _READINGS)
+
     def _same_or(self, name: str, **change: Any) -> str:
         """The base variant if it has this option already."""
         ((option, value),) = change.items()
@@ -320,7 +400,7 @@ class Plan:
 
 NAMES = (
     "table1", "table2", "table3", "table4", "table5", "table6", "figure4", "figure5", "epochs", "figure6",
-    "instance", "precision", "init",
+    "instance", "precision", "init", "ladder",
 )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
-from benchmarks.paper.items import Item, Measure, Plan, Statement
+from benchmarks.paper.items import Column, Item, Measure, Plan, Statement
 from benchmarks.paper.plot import plot
 from benchmarks.paper.runs import Result, config_as_json
 from benchmarks.paper.statistics import Mean, mean_of, paired, verdict
@@ -55,7 +55,7 @@ def _variant_as_json(plan: Plan, results: Mapping[int, Result], name: str) -> di
         "options": config_as_json(plan.scale.options(plan.variants[name])),
         "knn": {str(seed): result.knn for seed, result in sorted(results.items())},
     }
-    for more in ("linear", "consistency", "baselines", "features"):
+    for more in ("linear", "consistency", "baselines", "features", "readouts", "rank", "processor"):
         values = {str(seed): getattr(result, more) for seed, result in sorted(results.items())}
         if any(value is not None and value != {} for value in values.values()):
             found[more] = values
@@ -125,6 +125,9 @@ def markdown(plan: Plan, results: Results, found: Mapping[str, Any], notes: str 
 def _item_lines(item: Item, results: Results, picture: Optional[str]) -> list[str]:
     if not item.rows:
         return ["Not run at this scale."]
+    end = ["", f"![{item.title}]({picture})"] if picture else []
+    if item.columns:
+        return [*_columns(item, results), *end]
     lines = ["| | ours | 95 % interval | n | published |", "|---|---|---|---|---|"]
     for row in item.rows:
         mean = mean_of(_values(results, row.measure))
@@ -133,7 +136,28 @@ def _item_lines(item: Item, results: Results, picture: Optional[str]) -> list[st
             lines.append(f"| {row.label} | not run | | 0 | {published} |")
             continue
         lines.append(f"| {row.label} | {100 * mean.mean:.2f} % | {_interval(mean)} | {mean.n} | {published} |")
-    return [*lines, *(["", f"![{item.title}]({picture})"] if picture else [])]
+    return [*lines, *end]
+
+
+def _columns(item: Item, results: Results) -> list[str]:
+    lines = [
+        "| | " + " | ".join(column.title for column in item.columns) + " | n |",
+        "|---" * (len(item.columns) + 2) + "|",
+    ]
+    for row in item.rows:
+        means = [mean_of(_values(results, Measure(row.measure.variant, column.what))) for column in item.columns]
+        cells = [_cell(column, mean) for column, mean in zip(item.columns, means)]
+        lines.append(f"| {row.label} | {' | '.join(cells)} | {0 if means[0] is None else means[0].n} |")
+    return lines
+
+
+def _cell(column: Column, mean: Optional[Mean]) -> str:
+    if mean is None:
+        return "not run"
+    if not column.is_share:
+        return f"{mean.mean:.4g}"
+    half = "" if mean.interval is None else f" ± {100 * (mean.interval[1] - mean.mean):.2f}"
+    return f"{100 * mean.mean:.2f}{half} %"
 
 
 def _statement_line(item: str, each: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from benchmarks.paper.scales import Scale, Variant
 from datasets import PACKAGED
 from lib.config import OPTIONS, Options, collect
 from lib.errors import UserError
+from lib.runtime.atomic import append_line, replace_text
 from lib.session.folder import SessionFolder
 from lib.session.lock import SessionLock
 from lib.session.metrics import read_lines
@@ -35,6 +36,9 @@ _GROUPS = ("data", "network", "method", "optimisation", "evaluation")
 _FREE = {"data_root", "labels", "workers_num", "prefetch", "augment_on", "num_clusters"}
 _RECIPE = {option.name for option in OPTIONS if option.kept and option.group in _GROUPS} - _FREE | {"seed", "precision"}
 """Options that a finished run must share with the variant to stand for it."""
+
+READOUTS, PROCESSOR = "readouts.json", "processor.jsonl"
+"""Files of a run's session: its `Result.readouts`, and the processor seconds of each start."""
 
 _WITHOUT_FILES = ("digits",)
 
@@ -76,6 +80,10 @@ class Result:
         features: of the features that --features and --whiten ask for, where these are not the output as it is.
         seconds: of training, by the clock.
         code, device: commit and machine, as the run told them.
+        rank: RankMe of the finished network's training features.
+        processor: processor seconds of all starts but killed ones, evaluation included; None where they were not kept.
+        views: augmented views of each image.
+        readouts: kNN by level and kind, such as `backbone, whitened`, where the variant is read out.
     """
 
     knn: float
@@ -86,10 +94,14 @@ class Result:
     seconds: float = 0.0
     code: str = "unknown"
     device: str = "unknown"
+    rank: Optional[float] = None
+    processor: Optional[float] = None
+    views: int = 0
+    readouts: dict[str, float] = field(default_factory=dict)
 
     def measure(self, what: str) -> Optional[float]:
         """The number that a `Measure` names, None where the run has none."""
-        if what in ("knn", "features"):
+        if what in ("knn", "features", "rank", "processor", "views"):
             return getattr(self, what)
         if what == "linear":
             stages = [stage for stage in self.linear if stage != "fc"]
@@ -98,7 +110,7 @@ class Result:
             return min(self.consistency.values(), default=None)
         if what.startswith("consistency "):
             return self.consistency.get(int(what.split()[1]))
-        return self.baselines.get(what)
+        return self.readouts.get(what, self.baselines.get(what))
 
 
 class Run:
@@ -135,15 +147,27 @@ class Run:
             final = read_final(session.final, self.options.max_round - 1, self.options.max_epoch)
         except ValueError as error:
             raise UserError(str(error)) from None
-        return BEGUN if final is None else FINISHED
+        is_read = not self.variant.is_read_out or (self.folder / READOUTS).is_file()
+        return FINISHED if final is not None and is_read else BEGUN
 
     def command(self) -> list[str]:
         """The arguments of main.py that make the run, or resume it."""
         session = ["--sess-dir", str(self.folder.parent)]
-        data = [] if self._data_root() is None else ["--data-root", str(self._data_root())]
+        data = self._data_arguments()
         if self._has_checkpoint():
             return ["--resume", str(self.folder), *session, *data, "--brief", *self._call.extra]
         return [*self._recipe, *_SESSION, *session, "--session", self.name, *data, *self._call.extra]
+
+    def read_out(self) -> None:
+        """Read out the finished network, and keep what is found in the session."""
+        from benchmarks.readout import Images, of_session
+
+        k = self.options.knn_k
+        levels = of_session(Images.of([*self._recipe, *self._data_arguments()], (k,)), str(self.folder))
+        found = {
+            f"{level}, {kind}": of_k[str(k)] / 100 for level, kinds in levels.items() for kind, of_k in kinds.items()
+        }
+        replace_text(self.folder / READOUTS, json.dumps(found) + "\n")
 
     def prepare(self) -> None:
         """Take away what a run left that ended before its first checkpoint.
@@ -187,6 +211,7 @@ class Run:
         linear = {name[len(prefix) : -len(suffix)]: last[name] for name in last if _is_between(name, prefix, suffix)}
         consistency = {line["round"]: line["consistency"] for line in lines if line.get("consistency") is not None}
         start = starts[-1] if starts else {}
+        processor, readouts = read_lines(self.folder / PROCESSOR), self.folder / READOUTS
         return Result(
             final["top1"],
             linear,
@@ -196,10 +221,17 @@ class Run:
             sum(line.get("seconds") or 0.0 for line in lines),
             start.get("code", "unknown"),
             start.get("device", "unknown"),
+            next((last[name] for name in last if name.startswith("rankme_")), None),
+            sum(line["seconds"] for line in processor) if processor else None,
+            self.epochs,
+            json.loads(readouts.read_text(encoding="utf-8")) if readouts.is_file() else {},
         )
 
     def _has_checkpoint(self) -> bool:
         return any((self.folder / "checkpoint").glob("*.ckpt"))
+
+    def _data_arguments(self) -> list[str]:
+        return [] if self._data_root() is None else ["--data-root", str(self._data_root())]
 
     def _data_root(self) -> Optional[Path]:
         """--data-root, or the folder in it that is named after the data set."""
@@ -279,7 +311,7 @@ class Maker:
         handle, output = tempfile.mkstemp(suffix=".txt", dir=run.folder.parent)
         os.close(handle)
         try:
-            self._process = self._context.Process(target=_train, args=(run.command(), output))
+            self._process = self._context.Process(target=_train, args=(run, output))
             self._process.start()
             self._pass_on()
             while self._process.is_alive():
@@ -310,8 +342,8 @@ class Maker:
             os.kill(self._process.pid, number)
 
 
-def _train(arguments: list[str], output: str) -> None:
-    """In the run's own process: what `python3 main.py ARGUMENTS` does."""
+def _train(run: Run, output: str) -> None:
+    """In the run's own process: what `python3 main.py ARGUMENTS` does, and the reading of the finished network."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     os.setsid()  # a terminal's Ctrl-C reaches the run once, by way of the process that waits for it
     with open(output, "wb", buffering=0) as file:
@@ -319,8 +351,14 @@ def _train(arguments: list[str], output: str) -> None:
         os.dup2(file.fileno(), 2)
     import main
 
+    arguments = run.command()
     sys.argv = ["main.py", *arguments]
-    sys.exit(main.main(arguments))
+    status = main.main(arguments)
+    if run.folder.is_dir():
+        append_line(run.folder / PROCESSOR, json.dumps({"seconds": time.process_time()}))
+    if status == 0 and run.variant.is_read_out:
+        run.read_out()
+    sys.exit(status)
 
 
 def results_of(runs: list[Run]) -> dict[int, Result]:

@@ -24,11 +24,13 @@ class Variant:
         name: becomes the name of its sessions.
         changes: options, by name, that differ from the scale's.
         configs: files of configs/, by name, that follow the scale's, before the changes.
+        is_read_out: whether the finished network is read out at the output and at the backbone, plain and whitened.
     """
 
     name: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     configs: tuple[str, ...] = ()
+    is_read_out: bool = False
 
 
 @dataclass(frozen=True)

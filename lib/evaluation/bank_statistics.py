@@ -1,4 +1,4 @@
-"""Diagnostics of the memory bank: entropy, nearest neighbours and clusters of sampled rows."""
+"""Statistics of the memory bank after an epoch: entropy, neighbours and clusters of sampled rows; effective rank."""
 
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -6,7 +6,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from lib.distributed.world import Shard
+from lib.distributed.world import Shard, World
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.method.objective import ABSENT
@@ -14,6 +14,7 @@ from lib.method.tiled_discovery import Grid, anchor_panels
 from lib.search.exact import check_k, inner_products, merge_nearest
 
 _TILE_ELEMENTS = 2**22
+_RANK_EPSILON = 1e-7
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,27 @@ def _nearest(similarities: Tensor, numbers: Tensor, shard: Shard) -> tuple[Tenso
         index = columns.where(similarities == best[:, None], index[:, None]).amin(dim=1) + shard.start
     best, index = merge_nearest(best[:, None], index[:, None], shard.world)
     return best[:, 0], index[:, 0]
+
+
+@torch.no_grad()
+def effective_rank(rows: Tensor, world: World) -> float:
+    """RankMe (Garrido et al. 2023, equation 1): exp(-sum_k p_k log p_k), p_k = s_k / sum_j s_j + 1e-7, of the singular
+    values s of the features, which are not centred.
+
+    It needs no labels. Features of one direction have rank 1, equally spread ones min(N, D).
+
+    Args:
+        rows: (n, D), those of this process; the N rows of all processes count, and all must call it.
+    """
+    gram = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
+    for chunk in rows.split(max(1, _TILE_ELEMENTS // rows.shape[1])):
+        exact = chunk.double()
+        gram.addmm_(exact.t(), exact)
+    count = world.all_reduce_sum(torch.tensor([float(len(rows))], dtype=torch.float64, device=rows.device))
+    squares = torch.linalg.eigvalsh(world.all_reduce_sum(gram).cpu())  # ascending
+    values = squares[-min(int(count), len(squares)) :].clamp_(min=0).sqrt_()
+    p = values / values.sum() + _RANK_EPSILON
+    return torch.exp(-(p * p.log()).sum()).item()
 
 
 @dataclass(frozen=True)

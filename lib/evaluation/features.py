@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from datasets.pipeline import Pipeline
 from lib.distributed.world import Shard, World
 from lib.errors import given
+from lib.evaluation.bank_statistics import effective_rank
 from lib.nn.embedder import Embedder
 
 EMBEDDING, BACKBONE = "embedding", "backbone"
@@ -188,6 +189,7 @@ class Features:
         self.embedder, self.pipeline, self.world, self.space = embedder, pipeline, world, space
         self._dim, self._train = dim, train
         self._test: Optional[Tensor] = None
+        self._rank: Optional[float] = None
 
     @property
     def train(self) -> Tensor:
@@ -195,9 +197,19 @@ class Features:
         if self._train is None:
             rows = self.world.rows(len(self.pipeline.train))
             found = extract(self.embedder, self.pipeline.train_batches_plain(), rows, self._dim, self.space)
+            if self.space.whitened:
+                self._rank = effective_rank(found, self.world)
             self.space = self.space.fitted(found, self.world)
             self._train = self.space(found)
         return self._train
+
+    @property
+    def rank(self) -> float:
+        """The effective rank of the training features, before whitening; see `effective_rank`."""
+        rows = self.train
+        if self._rank is None:
+            self._rank = effective_rank(rows, self.world)
+        return self._rank
 
     @property
     def all_test(self) -> Tensor:

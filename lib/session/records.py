@@ -16,7 +16,7 @@ from lib.session.metrics import History, Round, read_lines
 _BY_NAME = {option.name: option for option in OPTIONS}
 _DEFAULTS = Options()
 _REQUIRED = {"round", "epoch", "anchors", "consistency", "loss", "lr", "knn_top1", "seconds"}
-_OF_PROTOCOLS = ("knn_features_", "nn_", "linear_", "cluster_")  # beginnings of the names of results
+_OF_PROTOCOLS = ("knn_features_", "nn_", "linear_", "cluster_", "rankme_")  # beginnings of the names of results
 _SHARES = ("top1", "top5", "accuracy", "confidence")  # ends of the names of those between 0 and 1
 _COUNTED_BY = ("first_round", "max_round", "max_epoch", "ANs_size")  # options without which epochs cannot be counted
 

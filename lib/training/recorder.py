@@ -151,8 +151,17 @@ class Recorder:
 
     def run_finished(self, state: TrainingState, results: Evaluated, features: Features) -> None:
         """Record the results of the finished network; `features`: its features."""
+        self._log_rank(features)
         if not (features.space.is_plain or self.options.debug):
             features.all_train()  # sends this process's features to the first one
+
+    def _log_rank(self, features: Features) -> float:
+        """Log the effective rank of the finished network's features, and return it."""
+        level, dim = features.space.level, features.train.shape[1]
+        log.info(
+            "last network: RankMe (effective rank) of its training features %.1f of %d (%s)", features.rank, dim, level
+        )
+        return features.rank
 
     def conclude(self, state: TrainingState, results: Evaluated) -> None:
         """Write final.json, the report and the files of the results, and log where they are."""
@@ -299,6 +308,7 @@ class SessionRecorder(Recorder):
     def run_finished(self, state: TrainingState, results: Evaluated, features: Features) -> None:
         # metrics.jsonl has the kNN accuracy of the last epoch; that of recomputed features goes to final.json
         self._add_results(state, [each for each in results if each[0] not in self.evaluator.knn])
+        self._metrics.amend_last({f"rankme_{features.space.level}": self._log_rank(features)})
         if not features.space.is_plain:  # the bank does not hold these features
             KeptFeatures(features.space, given(features.all_train()), state.round, state.epoch).write(
                 self.session.features

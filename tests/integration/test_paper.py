@@ -66,6 +66,22 @@ def test_an_item_from_one_command(made):
     assert (folder / "r" / "paper-tiny-figure6.svg").is_file()
 
 
+def test_the_ladder_reads_its_networks_out(scale, tmp_path):
+    status, _, err = call(*arguments(scale, tmp_path, "ladder", seeds=1), program=PROGRAM, timeout=300)
+    assert (status, err) == (0, "")
+    ladder = json.loads((tmp_path / "r" / "paper-tiny.json").read_text())["items"]["ladder"]
+    assert len(ladder["variants"]) == 6
+    for name, found in ladder["variants"].items():
+        session = tmp_path / "s" / "tiny" / f"{name}-s0"
+        readouts = json.loads((session / "readouts.json").read_text())
+        assert list(readouts) == ["embedding, plain", "embedding, whitened", "backbone, plain", "backbone, whitened"]
+        assert readouts["embedding, plain"] == pytest.approx(found["knn"]["0"], abs=1e-4)  # read by other code
+        last = json.loads((session / "metrics.jsonl").read_text().splitlines()[-1])
+        assert found["rank"]["0"] == last["rankme_embedding"]
+        assert 1 < last["rankme_embedding"] <= 16.01
+        assert found["processor"]["0"] > 0
+
+
 def test_finished_runs_are_used_again(made, scale):
     folder, _ = made
     before = (folder / "s" / "tiny" / "and-s0" / "starts.jsonl").read_text()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from datasets.image_set import ImageSet
 from lib.clustering.clusters import round_clusters
 from lib.distributed.world import World
-from lib.evaluation.bank_statistics import BankStatistics, bank_statistics
+from lib.evaluation.bank_statistics import BankStatistics, bank_statistics, effective_rank
 from lib.evaluation.features import Features
 from lib.evaluation.knn import LeaveOneOutKNN
 from lib.figures import thumbnails as figures
@@ -49,6 +49,22 @@ def test_an_sample_rows():
     assert sample_rows(10, 4).tolist() == [0, 2, 5, 7]
     assert sample_rows(3, 4).tolist() == [0, 1, 2]
     assert len(sample_rows(1_281_167)) == 5000
+
+
+@pytest.mark.parametrize("count", [300, 24, 7])
+def test_the_effective_rank_is_that_of_the_singular_values(count):
+    rows = unit_rows(count, 24, 3) * torch.logspace(-3, 0, 24) + 0.1
+    values = np.linalg.svd(rows.double().numpy(), compute_uv=False)
+    p = values / values.sum() + 1e-7
+    assert effective_rank(rows, World.alone()) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-5)
+
+
+def test_the_effective_rank_by_hand():
+    assert effective_rank(torch.eye(6), World.alone()) == pytest.approx(6, abs=1e-4)
+    assert effective_rank(unit_rows(1, 6, 0).repeat(9, 1), World.alone()) == pytest.approx(1, abs=1e-4)
+    two = torch.tensor([[3.0, 0.0, 0.0], [0.0, 1.0, 0.0]])  # p = 3/4, 1/4
+    expected = (4 / 3) ** 0.75 * 4**0.25
+    assert effective_rank(two, World.alone()) == pytest.approx(expected, abs=1e-4)
 
 
 def a_survey(nearest):

@@ -135,6 +135,34 @@ def test_every_item_of_the_issue_has_its_statements():
     assert len(texts["figure4"]) == len(texts["figure5"]) == 3
 
 
+def test_the_ladder_goes_from_the_papers_recipe_to_the_quick_one_at_equal_views():
+    plan = Plan(Scale.of("cifar-small"))
+    variants = {variant.name: plan.scale.options(variant) for variant in plan.variants_of("ladder")}
+    assert {options.max_round * options.max_epoch for options in variants.values()} == {100}
+    published, quick = (
+        collect(["--cfgs", *(str(ROOT / "configs" / f"{name}.yaml") for name in names)]).options
+        for names in (("base",), ("base", "quick"))
+    )
+    names = ["optimizer", "base_lr", "momentum", "weight_decay", "lr_policy", "lr_warmup", "bank_init"]
+    names += ["scale", "colorjitter", "random_grayscale", "random_horizontal_flip"]
+    for variant, recipe in (("ladder-faithful", published), ("ladder-quick", quick)):
+        assert [getattr(variants[variant], name) for name in names] == [getattr(recipe, name) for name in names]
+    assert (variants["ladder-faithful"].lr_decay_offset, variants["ladder-faithful"].lr_decay_step) == (8, 4)
+    differing = {
+        variant: {name for name in names if getattr(options, name) != getattr(published, name)}
+        for variant, options in variants.items()
+    }
+    optimiser, jitter = (
+        {"optimizer", "base_lr", "lr_policy", "lr_warmup"},
+        {"scale", "colorjitter", "random_horizontal_flip"},
+    )
+    assert differing == {
+        "ladder-faithful": set(), "ladder-features": {"bank_init"}, "ladder-optimiser": optimiser,
+        "ladder-augmentation": jitter, "ladder-features-optimiser": {"bank_init"} | optimiser,
+        "ladder-quick": {"bank_init"} | optimiser | jitter,
+    }  # fmt: skip
+
+
 # Reports
 
 
@@ -212,6 +240,18 @@ def test_the_plot_is_the_same_file_from_the_same_numbers(tmp_path):
     ).read_bytes()
 
 
+def test_the_ladder_shows_four_readings_and_the_cost(tmp_path):
+    more = {"rank": 31.4, "processor": 512.4, "views": 100}
+    readouts = {"embedding, whitened": 0.4, "backbone, plain": 0.5, "backbone, whitened": 0.625}
+    found = {"ladder-faithful": {seed: Result(0.25, **more, readouts=readouts) for seed in range(3)}}
+    text = write(DIGITS, found, tmp_path).read_text()
+    assert "| | output | output, whitened | backbone | backbone, whitened | RankMe | views | processor s | n |" in text
+    cells = ["25.00 ± 0.00 %", "40.00 ± 0.00 %", "50.00 ± 0.00 %", "62.50 ± 0.00 %", "31.4", "100", "512.4", "3"]
+    assert f"| faithful | {' | '.join(cells)} |" in text
+    statement = "| ladder | faithful: whitened backbone over output | +37.50 | +37.50 to +37.50 | 3 | **holds** |"
+    assert statement in text
+
+
 def test_a_report_of_nothing_says_so():
     found = as_json(DIGITS, {}, "machine", "2026-01-01")
     assert found["items"] == {}
@@ -255,8 +295,24 @@ def test_the_states_of_a_run_and_what_it_came_to(tmp_path):
     (run.folder / "final.json").write_text(json.dumps({"round": 4, "epoch": 8, "top1": 0.875, "top5": 1.0}))
     assert run.state == FINISHED
     assert run.result() == Result(
-        0.875, {"layer3": 0.75}, {1: 0.8, 2: 0.7, 3: pytest.approx(0.6), 4: 0.5}, {}, None, 10.0, "abc", "CPU"
+        0.875, {"layer3": 0.75}, {1: 0.8, 2: 0.7, 3: pytest.approx(0.6), 4: 0.5}, {}, None, 10.0, "abc", "CPU", views=40
     )
+
+
+def test_a_run_is_finished_once_it_is_read_out(tmp_path):
+    run = base_run(tmp_path, variant="ladder-quick")
+    session(run)
+    assert run.state == BEGUN
+    (run.folder / "readouts.json").write_text(json.dumps({"backbone, whitened": 0.9}))
+    (run.folder / "processor.jsonl").write_text('{"seconds": 3.5}\n{"seconds": 2}\n')
+    assert run.state == FINISHED
+    result = run.result()
+    assert [result.measure(what) for what in ("knn", "backbone, whitened", "processor", "views")] == [
+        0.875,
+        0.9,
+        5.5,
+        40,
+    ]
 
 
 def test_a_session_of_another_recipe_is_not_taken_for_the_run(tmp_path):
