@@ -1,7 +1,10 @@
-"""TensorBoard files: one writer for the whole run, and one a round so that rounds can be laid over each other."""
+"""TensorBoard files: scalars, histograms and pictures of a run and of each of its rounds, and the embedding projector.
+
+Each round has an event file of its own beside that of the run, so that rounds can be laid over each other.
+"""
 
 import logging
-import os
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,10 +12,10 @@ from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
+from PIL import Image
 
 from lib.errors import one_line
 from lib.logger.console import LOGGER
-from lib.logger.projector import Projector
 
 # tensorboardX is imported where it is used: it takes a second, which --no-log-tfb need not pay
 
@@ -20,6 +23,9 @@ log = logging.getLogger(LOGGER)
 
 OVERVIEW, ANCHORS, IMAGES = "1_Overview", "2_Anchors", "3_Images"
 """Groups of charts that come before all others: TensorBoard sorts groups by their names."""
+
+SIDE = 48
+"""Pixels of a projector's thumbnail. 10,000 make a sheet of 4,800 x 4,800 pixels; browsers accept up to 8,192."""
 
 _IN_OVERVIEW = {
     "1_Loss": "Train/Loss",
@@ -39,6 +45,9 @@ _NOT_COMPARED = frozenset(
     ]
 )
 """Options that no result depends on."""
+
+_AT_START, _AT_END = slice(0, 2), slice(2, 3)
+"""Parts of the page HParams as tensorboardX makes them: the experiment and the run's options; the end of the run."""
 
 _UNLABELLED_METRICS = ("Train/Loss", "Neighbours/Kept", "Neighbours/Cosine", "Neighbours/Entropy", "Clusters/Number")
 _LABELLED_METRICS = ("Evaluate/Rank-1", "Evaluate/best_acc", "ANs/Consistency")
@@ -65,11 +74,11 @@ class TensorBoardWriter:
 
         A resumed session keeps its first options: TensorBoard reads only those.
         """
-        if self.folder is None:
-            return
         run = self._file("run")
-        for summary in (_layout(labelled), *_start_of_hyperparameters(options, labelled)):
-            run.add_summary(summary)
+        run.add(None, "custom_scalars", _layout(labelled))
+        compared = {name: _cell(value) for name, value in options.items() if name not in _NOT_COMPARED}
+        metrics = (*_LABELLED_METRICS, *_UNLABELLED_METRICS) if labelled else _UNLABELLED_METRICS
+        run.add_hyperparameters(_AT_START, compared, dict.fromkeys(metrics, 0))
         run.flush()
 
     def epoch(self, record: dict[str, Any], best_of_round: Optional[float], best_of_run: Optional[float]) -> None:
@@ -87,14 +96,14 @@ class TensorBoardWriter:
         }
         best = {"run": best_of_run}
         for name, file, step in self._files_of(record["round"], record["epoch"]):
-            file.add_scalars({**scalars, "Evaluate/best_acc": best.get(name, best_of_round)}, step)
+            file.add_scalars(step, {**scalars, "Evaluate/best_acc": best.get(name, best_of_round)})
             if name == "run":
-                file.add_scalars(_overview(scalars), step)
+                file.add_scalars(step, _overview(scalars))
 
     def scalars(self, round_number: int, epoch: int, values: Mapping[str, Optional[float]]) -> None:
         """Write more numbers of an epoch, each as Evaluate/NAME."""
         for _, file, step in self._files_of(round_number, epoch):
-            file.add_scalars({f"Evaluate/{key}": value for key, value in values.items()}, step)
+            file.add_scalars(step, {f"Evaluate/{key}": value for key, value in values.items()})
 
     def discovery(
         self, round_number: int, anchors: int, consistency: Optional[float], entropy: Optional[np.ndarray]
@@ -102,17 +111,17 @@ class TensorBoardWriter:
         """Write the discovery of a round: number of anchors, consistency, and the histogram of entropies (N,)."""
         found = {"ANs/Number": anchors, "ANs/Consistency": consistency}
         for name, file, step in self._files_of(round_number, 0):
-            file.add_scalars(found, step)
+            file.add_scalars(step, found)
             if name == "run":
-                file.add_scalars(_overview(found), step)
+                file.add_scalars(step, _overview(found))
             if entropy is not None:
-                file.add_histogram("ANs/Entropy", entropy, step)
+                file.add(step, "histogram", "ANs/Entropy", entropy, _histogram_edges())
 
     def bank_statistics(self, round_number: int, epoch: int, entropy: np.ndarray, cosine: np.ndarray) -> None:
         """Write histograms of entropy and of the distance to the nearest neighbour, 1 - cosine; (S,) both."""
-        run, step = self._file("run"), round_number * self.max_epoch + epoch
-        run.add_histogram(f"{IMAGES}/Entropy", entropy, step)
-        run.add_histogram(f"{IMAGES}/Distance_to_nearest", 1 - cosine, step)
+        step = round_number * self.max_epoch + epoch
+        for name, values in (("Entropy", entropy), ("Distance_to_nearest", 1 - cosine)):
+            self._file("run").add(step, "histogram", f"{IMAGES}/{name}", values, _histogram_edges())
 
     def anchors(self, round_number: int, pictures: Mapping[str, np.ndarray]) -> None:
         """Write pictures of anchors and their neighbours at the start of a round.
@@ -120,8 +129,10 @@ class TensorBoardWriter:
         Args:
             pictures: (H, W, 3) uint8 by the part of the anchors, e.g. `lowest` for those of lowest entropy; in order.
         """
+        step = round_number * self.max_epoch
         for number, (part, picture) in enumerate(pictures.items(), 1):
-            self._file("run").add_image(f"{ANCHORS}/{number}_{part}_entropy", picture, round_number * self.max_epoch)
+            tag = f"{ANCHORS}/{number}_{part}_entropy"
+            self._file("run").add(step, "image", tag, picture, dataformats="HWC")
 
     def thumbnails(self, squares: np.ndarray) -> None:
         """Write the thumbnails of the images that `embeddings` shows, (S, SIDE, SIDE, 3) uint8."""
@@ -137,8 +148,7 @@ class TensorBoardWriter:
 
     def finish(self) -> None:
         """Write that the run is complete."""
-        if self.folder is not None:
-            self._file("run").add_summary(_end_of_hyperparameters())
+        self._file("run").add_hyperparameters(_AT_END)
 
     def close(self) -> None:
         """Flush and close all files."""
@@ -194,47 +204,34 @@ class EventFile:
         if folder is None:
             return
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.event_pb2 import SessionLog
 
         with self._or_give_up():
-            os.makedirs(folder, exist_ok=True)
-            self._writer = EventsWriter(os.path.join(folder, "events"))
+            folder.mkdir(parents=True, exist_ok=True)
+            self._writer = EventsWriter(str(folder / "events"))
         if purge_step is not None:
-            self._add(Event(session_log=SessionLog(status=SessionLog.START)), purge_step)
+            self._write(purge_step, session_log=SessionLog(status=SessionLog.START))
 
-    def add_scalar(self, tag: str, value: float, step: int) -> None:
-        """Write a number."""
+    def add(self, step: Optional[int], kind: str, *values: Any, **settings: Any) -> None:
+        """Write a summary: `kind` is the function of tensorboardX.summary that makes it of the values."""
         if self._writer is not None:
             from tensorboardX import summary
 
-            self.add_summary(summary.scalar(tag, value), step)
+            self._write(step, summary=getattr(summary, kind)(*values, **settings))
 
-    def add_scalars(self, values: Mapping[str, Optional[float]], step: int) -> None:
+    def add_scalars(self, step: int, values: Mapping[str, Optional[float]]) -> None:
         """Write numbers by their tags; those that are None are left out."""
         for tag, value in values.items():
             if value is not None:
-                self.add_scalar(tag, value, step)
+                self.add(step, "scalar", tag, value)
 
-    def add_histogram(self, tag: str, values: np.ndarray, step: int) -> None:
-        """Write the histogram of an array."""
+    def add_hyperparameters(self, parts: slice, options: Optional[dict] = None, metrics: Optional[dict] = None) -> None:
+        """Write the parts of the page HParams: `_AT_START` options and the tags of metrics, `_AT_END` the end."""
         if self._writer is not None:
-            from tensorboardX import summary
+            from tensorboardX.summary import hparams
 
-            self.add_summary(summary.histogram(tag, values, _histogram_edges()), step)
-
-    def add_image(self, tag: str, picture: np.ndarray, step: int) -> None:
-        """Write a picture (H, W, 3) uint8."""
-        if self._writer is not None:
-            from tensorboardX import summary
-
-            self.add_summary(summary.image(tag, picture, dataformats="HWC"), step)
-
-    def add_summary(self, summary: Any, step: Optional[int] = None) -> None:
-        """Write a summary made by tensorboardX.summary."""
-        if self._writer is not None:
-            from tensorboardX.proto.event_pb2 import Event
-
-            self._add(Event(summary=summary), step)
+            for part in hparams(options or {}, metrics or {})[parts]:
+                self._write(None, summary=part)
 
     def flush(self) -> None:
         """Write what is buffered."""
@@ -249,16 +246,16 @@ class EventFile:
                 self._writer.close()
         self._writer = None
 
-    def _add(self, event: Any, step: Optional[int]) -> None:
-        event.wall_time = time.time()
-        if step is not None:
-            event.step = step
+    def _write(self, step: Optional[int], **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
         if self._writer is not None:
             with self._or_give_up():
-                self._writer.write_event(event)
+                self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
 
     @contextmanager
     def _or_give_up(self) -> Iterator[None]:
+        """If writing fails within it, logs a warning and drops the file."""
         try:
             yield
         except OSError as error:
@@ -268,6 +265,68 @@ class EventFile:
                 self._folder,
                 error.strerror or error,
             )
+
+
+class Projector:
+    """Writes `projector/` and projector_config.pbtxt, which lists its contents.
+
+    Args:
+        folder: of the run's event files.
+        squares: (S, SIDE, SIDE, 3) uint8, one for each image that is shown.
+    """
+
+    def __init__(self, folder: Path, squares: np.ndarray):
+        self._folder = folder
+        self._files = folder / "projector"
+        self._files.mkdir(parents=True, exist_ok=True)
+        _sheet(squares).save(self._files / "thumbnails.png")
+
+    def add(self, name: str, features: np.ndarray, about: Mapping[str, Sequence[str]]) -> None:
+        """Write features; they replace those of the same name.
+
+        Args:
+            name: a plain word.
+            features: (S, D).
+            about: columns of S texts each, by their names.
+        """
+        np.savetxt(self._files / f"{name}.tsv", features, fmt="%.5g", delimiter="\t")
+        rows = list(zip(*about.values()))
+        if len(about) > 1:  # a single column has no heading in this format
+            rows.insert(0, tuple(about))
+        text = "".join("\t".join(map(_plain, row)) + "\n" for row in rows)
+        (self._files / f"{name}-about.tsv").write_text(text, encoding="utf-8")
+        self._list()
+
+    def _list(self) -> None:
+        """Write projector_config.pbtxt, with the newest first: the page opens with the first name."""
+        from google.protobuf import text_format
+        from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
+
+        config = ProjectorConfig()
+        about = sorted(self._files.glob("*-about.tsv"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        for number, path in enumerate(about, 1):
+            name = path.name[: -len("-about.tsv")]
+            entry = config.embeddings.add()
+            entry.tensor_name = f"{number:03d}-{name}"
+            entry.tensor_path = f"projector/{name}.tsv"
+            entry.metadata_path = f"projector/{path.name}"
+            entry.sprite.image_path = "projector/thumbnails.png"
+            entry.sprite.single_image_dim.extend([SIDE, SIDE])
+        (self._folder / "projector_config.pbtxt").write_text(text_format.MessageToString(config), encoding="utf-8")
+
+
+def _sheet(squares: np.ndarray) -> Image.Image:
+    """All thumbnails in one square picture, row by row."""
+    across = math.ceil(math.sqrt(len(squares)))
+    whole = np.full((across * across, SIDE, SIDE, 3), 255, dtype=np.uint8)
+    whole[: len(squares)] = squares
+    grid = whole.reshape(across, across, SIDE, SIDE, 3).swapaxes(1, 2)
+    return Image.fromarray(grid.reshape(across * SIDE, across * SIDE, 3))
+
+
+def _plain(cell: str) -> str:
+    """The text without characters that would end a cell or a line; a file's name may hold any."""
+    return "".join(letter if letter.isprintable() else " " for letter in cell)
 
 
 def _histogram_edges() -> np.ndarray:
@@ -284,9 +343,8 @@ def _overview(scalars: Mapping[str, Optional[float]]) -> dict[str, Optional[floa
     return {f"{OVERVIEW}/{short}": scalars[tag] for short, tag in _IN_OVERVIEW.items() if tag in scalars}
 
 
-def _layout(labelled: bool) -> Any:
+def _layout(labelled: bool) -> dict[str, Any]:
     """The charts of the page Custom Scalars."""
-    from tensorboardX.summary import custom_scalars
 
     def chart(*names: str) -> list[Any]:
         return ["Multiline", [f"{OVERVIEW}/{name}$" for name in names]]
@@ -294,39 +352,20 @@ def _layout(labelled: bool) -> Any:
     by_labels = {"kNN accuracy": chart("2_kNN_accuracy")} if labelled else {}
     consistency = {"anchors whose neighbours have their label": chart("7_Consistency")} if labelled else {}
     kept = "share of images whose nearest neighbour is that of the round before"
-    return custom_scalars(
-        {
-            "Does it learn?": {**by_labels, "loss": chart("1_Loss"), kept: chart("3_Nearest_neighbour_kept")},
-            "Neighbourhoods": {
-                **consistency,
-                "cosine to the nearest neighbour": chart("4_Cosine_to_nearest"),
-                "entropy, of all images and of anchors": chart("5_Entropy", "6_Entropy_of_anchors"),
-                "clusters": chart("8_Clusters"),
-            },
-            "How the run goes (each round from its own start, too)": {
-                "anchors": ["Multiline", ["ANs/Number$"]],
-                "learning rate": ["Multiline", ["Train/Learning_Rate$"]],
-                "images per second": ["Multiline", ["Train/Images_per_second$"]],
-            },
-        }
-    )
-
-
-def _start_of_hyperparameters(options: Mapping[str, Any], labelled: bool) -> list[Any]:
-    """The page HParams: the options of the run, and the tags of its metrics."""
-    from tensorboardX.summary import hparams
-
-    compared = {name: _cell(value) for name, value in options.items() if name not in _NOT_COMPARED}
-    metrics = (*_LABELLED_METRICS, *_UNLABELLED_METRICS) if labelled else _UNLABELLED_METRICS
-    experiment, start, _ = hparams(compared, dict.fromkeys(metrics, 0))
-    return [experiment, start]
-
-
-def _end_of_hyperparameters() -> Any:
-    """The page HParams: the run is complete."""
-    from tensorboardX.summary import hparams
-
-    return hparams({}, {})[2]
+    return {
+        "Does it learn?": {**by_labels, "loss": chart("1_Loss"), kept: chart("3_Nearest_neighbour_kept")},
+        "Neighbourhoods": {
+            **consistency,
+            "cosine to the nearest neighbour": chart("4_Cosine_to_nearest"),
+            "entropy, of all images and of anchors": chart("5_Entropy", "6_Entropy_of_anchors"),
+            "clusters": chart("8_Clusters"),
+        },
+        "How the run goes (each round from its own start, too)": {
+            "anchors": ["Multiline", ["ANs/Number$"]],
+            "learning rate": ["Multiline", ["Train/Learning_Rate$"]],
+            "images per second": ["Multiline", ["Train/Images_per_second$"]],
+        },
+    }
 
 
 def _cell(value: Any) -> Any:

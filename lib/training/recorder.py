@@ -28,8 +28,7 @@ from lib.evaluation.features import Features
 from lib.export.kept_features import KeptFeatures
 from lib.figures.thumbnails import anchor_grids, thumbnails
 from lib.logger.console import LOGGER, RESULT, Progress, RateWatch
-from lib.logger.projector import SIDE
-from lib.logger.tensorboard import TensorBoardWriter
+from lib.logger.tensorboard import SIDE, TensorBoardWriter
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.report import Report
 from lib.search.exact import sample_rows

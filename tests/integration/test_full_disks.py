@@ -9,8 +9,7 @@ import pytest
 
 from lib.checkpoint import io as checkpoint
 from lib.logger import console as journal
-from lib.logger.projector import SIDE
-from lib.logger.tensorboard import EventFile, TensorBoardWriter
+from lib.logger.tensorboard import SIDE, EventFile, TensorBoardWriter
 from main import main
 from tests.helpers.disks import mount, small_disk
 from tests.helpers.runs import TINY, call, checkpoints, error_line, start, wait_for
@@ -92,9 +91,9 @@ def test_tensorboard_files_that_find_no_space_end_with_a_warning(tmp_path):
     logging.getLogger(journal.LOGGER).addHandler(listener)
     try:
         with small_disk(tmp_path / "disk", 16384) as disk:
-            writer = EventFile(str(disk / "board"))
+            writer = EventFile(disk / "board")
             for step in range(3000):
-                writer.add_scalar("Train/Loss", 1.0, step)
+                writer.add_scalars(step, {"Train/Loss": 1.0})
             writer.flush()
             writer.close()
     finally:

@@ -17,7 +17,7 @@ from lib.evaluation.knn import LeaveOneOutKNN
 from lib.figures import thumbnails as figures
 from lib.figures.thumbnails import NEUTRAL, OTHER, SAME, anchor_grids, thumbnails
 from lib.logger.console import _fitted
-from lib.logger.projector import SIDE, Projector
+from lib.logger.tensorboard import SIDE, Projector
 from lib.method.discovery import consistency
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.search.exact import sample_rows
