@@ -21,8 +21,8 @@ import main
 
 ROOT = Path(__file__).resolve().parents[1]
 ROUNDS, EPOCHS, STEPS = 2, 2, 4
-RUN = ["--cfgs", "configs/base.yaml", "configs/digits.yaml", "--gpus", "cpu", "--no-report", "--session", "route"]
-RUN += ["--limit-train", str(STEPS * 128), "--limit-test", "200", "--max-epoch", str(EPOCHS)]
+RUN = ["--cfgs", "configs/base.yaml", "configs/digits.yaml", "--gpus", "cpu", "--threads", "1", "--no-report"]
+RUN += ["--session", "route", "--limit-train", str(STEPS * 128), "--limit-test", "200", "--max-epoch", str(EPOCHS)]
 CHECKPOINT = ("save", "checkpoint", "restore")
 """Functions of lib/training that, like every function of lib/checkpoint, write or read a checkpoint."""
 
