@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
+from torch import Tensor
 
 from datasets.image_set import ImageSet
 from lib.checkpoint.manager import newest_by_round
@@ -55,54 +56,81 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
     if not files:
         raise UserError(f"session {session.path} has no checkpoint yet, and so nothing to report")
     newest = checked(files[max(files)], images, fingerprint)
-    memory, seed = newest["npc"]["memory"].float(), derive(newest["options"].get("seed", 0), "report")
     watched = evenly(len(images), WATCHED)
     views = _views(files, newest, images, fingerprint, watched, kept)
     here = views[-1]
     kept_features = _kept_features(record, files[max(files)], newest)
-    features = memory if kept_features is None else kept_features.train
+    features = newest["npc"]["memory"].float() if kept_features is None else kept_features.train
+    seed = derive(newest["options"].get("seed", 0), "report")
     certainty = Certainty.measured(here.found, features, newest["options"]["npc_temperature"], seed)
+    most, least = ends(certainty, pictures)
+    return render(
+        "report.html",
+        record=record,
+        pictures=pictures,
+        small=min(pictures.thumbnail(watched[0]).size) <= 32,
+        **_run(record, newest),
+        **_results(record, newest, len(images)),
+        quality=quality(record, views, pictures),
+        here=here,
+        features=None if kept_features is None else str(kept_features.space),
+        certainty=certainty,
+        groups=anchors_with_neighbours(here.found, certainty, features, pictures),
+        **_map_and_clusters(record, newest, kept_features, features, pictures, seed),
+        most=most,
+        least=least,
+        watched=[pictures.picture(index) for index in watched],
+        looked=[views[place] for place in _spread(len(views), ROUNDS_WATCHED)],
+    )
+
+
+def _run(record: SessionRecord, newest: dict[str, Any]) -> dict[str, Any]:
+    """What was run: command, versions, data and options."""
+    return {
+        "made": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+        "start": record.starts[-1] if record.starts else None,
+        "data": newest["dataset"],
+        "options": [(name, value_text(value)) for name, value in record.options.items()],
+        "changed": [(name, value_text(now), value_text(usual)) for name, (now, usual) in record.changed.items()],
+    }
+
+
+def _results(record: SessionRecord, newest: dict[str, Any], images: int) -> dict[str, Any]:
+    """Results by round and epoch, with what needs no learning beside them."""
+    shared = shared_in(record.epochs[-1]) if record.epochs else None
+    return {
+        "rounds": record.rounds,
+        "baselines": newest.get("baselines", {}),
+        "beside_pixels": None if shared is None else shared_words(shared, images),
+        "charts": _charts(record, images),
+        "results": [(result_words(key), result_text(key, value)) for key, value in record.results.items()],
+        "epochs": record.epochs[:: max(1, -(-len(record.epochs) // EPOCH_ROWS))],
+    }
+
+
+def _map_and_clusters(
+    record: SessionRecord,
+    newest: dict[str, Any],
+    kept_features: Optional[KeptFeatures],
+    features: Tensor,
+    pictures: Pictures,
+    seed: int,
+) -> dict[str, Any]:
+    """The map of the features, coloured by their clusters, and the sheets of the clusters."""
     clusters = clusters_of(
         newest.get("clusters") if kept_features is None else None,
         features,
         newest["options"].get("num_clusters", AUTO),
         newest["options"].get("seed", 0),
     )
-    clustered = sample_rows(len(images)).numpy()
-    sheets = contact_sheets(clustered, features, pictures, clusters)
-    mapped = sample(len(clustered), ON_THE_MAP, seed)
-    most, least = ends(certainty, pictures)
-    looked = [views[place] for place in _spread(len(views), ROUNDS_WATCHED)]
-    shared = shared_in(record.epochs[-1]) if record.epochs else None
-    return render(
-        "report.html",
-        record=record,
-        rounds=record.rounds,
-        made=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
-        start=record.starts[-1] if record.starts else None,
-        options=[(name, value_text(value)) for name, value in record.options.items()],
-        changed=[(name, value_text(now), value_text(usual)) for name, (now, usual) in record.changed.items()],
-        data=newest["dataset"],
-        baselines=newest.get("baselines", {}),
-        beside_pixels=None if shared is None else shared_words(shared, len(images)),
-        pictures=pictures,
-        charts=_charts(record, len(images)),
-        results=[(result_words(key), result_text(key, value)) for key, value in record.results.items()],
-        epochs=record.epochs[:: max(1, -(-len(record.epochs) // EPOCH_ROWS))],
-        quality=quality(record, views, pictures),
-        here=here,
-        certainty=certainty,
-        groups=anchors_with_neighbours(here.found, certainty, features, pictures),
-        features=None if kept_features is None else str(kept_features.space),
-        map=map_section(clustered[mapped], features, pictures, sheets.assignments[mapped]),
-        sheets=sheets,
-        other_counts=_other_counts(record, sheets.count),
-        most=most,
-        least=least,
-        watched=[pictures.picture(index) for index in watched],
-        looked=looked,
-        small=min(pictures.thumbnail(watched[0]).size) <= 32,
-    )
+    rows = sample_rows(len(features)).numpy()
+    sheets = contact_sheets(rows, features, pictures, clusters)
+    mapped = sample(len(rows), ON_THE_MAP, seed)
+    return {
+        "map": map_section(rows[mapped], features, pictures, sheets.assignments[mapped]),
+        "sheets": sheets,
+        "other_counts": _other_counts(record, sheets.count),
+    }
 
 
 def _kept_features(record: SessionRecord, file: Path, saved: dict[str, Any]) -> Optional[KeptFeatures]:
