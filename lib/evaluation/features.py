@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from datasets.pipeline import Pipeline
 from lib.distributed.world import Shard, World
-from lib.errors import given
 from lib.evaluation.bank_statistics import effective_rank
 from lib.nn.embedder import Embedder
 
@@ -217,7 +216,8 @@ class Features:
         if self._test is None:
             if self.space.whitened:
                 _ = self.train  # fits the whitening
-            count = len(given(self.pipeline.test))
+            assert self.pipeline.test is not None
+            count = len(self.pipeline.test)
             own = extract(self.embedder, self.pipeline.test_batches(), self.world.rows(count), self._dim, self.space)
             self._test = self.space(self.world.gather_rows(own, self.world.shares(count)))
         return self._test

@@ -10,7 +10,6 @@ from torch import Tensor
 from datasets.pipeline import Pipeline
 from lib.config import Options
 from lib.distributed.world import Shard, World
-from lib.errors import given
 from lib.evaluation.evaluator import Protocol, Results
 from lib.evaluation.features import Features
 from lib.search.exact import ExactSearch, sample_rows
@@ -193,7 +192,8 @@ class KNN(Protocol):
 
     def accuracy(self, features: Features) -> Accuracy:
         """The accuracy on the test images."""
-        train, test = self.pipeline.train, given(self.pipeline.test)
+        train, test = self.pipeline.train, self.pipeline.test
+        assert test is not None  # otherwise `create` takes LeaveOneOutKNN
         queries = features.all_test
         device = queries.device
         return weighted_knn(

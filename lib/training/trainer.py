@@ -1,5 +1,6 @@
 """The curriculum: round 0 learns instances, every later round first discovers anchors and neighbours in the bank."""
 
+import functools
 import logging
 import math
 import signal
@@ -61,7 +62,7 @@ class Trainer:
         world: World,
         is_resumed: bool = False,
     ):
-        self.options, self.labels, self.world = options, labels, world
+        self.options, self.world = options, world
         self.state, self.pipeline, self.evaluator, self.recorder = state, pipeline, evaluator, recorder
         self.step = _step_function(options, state, pipeline, world)
         self.stop = StopSignals(
@@ -72,6 +73,16 @@ class Trainer:
         )
         every = SaveEvery() if options.debug else SaveEvery.parse(options.save_every)
         self.policy = StopAndSavePolicy(every, self.stop, world, self._save)
+        self._discover = functools.partial(
+            discover,
+            select_rate=options.select_rate,
+            k=options.ANs_size,
+            temperature=options.npc_temperature,
+            backend=options.knn_backend,
+            labels=labels,
+            shard=state.bank.shard,
+            memory_budget=options.discovery_memory * 2**20,
+        )
         self._rows = sample_rows(len(pipeline.train))  # (S,) of the diagnostics
         is_between_epochs = state.epoch > 0 and state.progress.step == 0
         self._may_lack_results = is_resumed and not options.debug and is_between_epochs
@@ -105,17 +116,7 @@ class Trainer:
         if round_number == 0:
             found = Neighbourhoods.none(len(self.pipeline.train), options.ANs_size, self.world.device)
         else:
-            found = discover(
-                state.bank.memory,
-                round_number,
-                options.select_rate,
-                options.ANs_size,
-                options.npc_temperature,
-                options.knn_backend,
-                self.labels,
-                state.bank.shard,
-                options.discovery_memory * 2**20,
-            )
+            found = self._discover(state.bank.memory, round_number)
             self.recorder.discovered(round_number, found, started)
         state.neighbourhoods, state.round, state.epoch = found, round_number, 0
         seconds = time.perf_counter() - started
