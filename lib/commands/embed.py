@@ -104,9 +104,9 @@ def _known_features(call: Call, file: WeightsFile, embedder: Embedder) -> tuple[
                 "--dataset, --data-root, --limit-train and --seed it was made with"
             )
         log.info("features   %s, computed from %s training images", space, f"{len(pipeline.train):,}")
-        subject = Features(embedder, pipeline, world, space.dim(embedder.network, options.low_dim), space=space)
-        train = subject.all_train()  # fits the whitening
-        return subject.space, rounded(given(train))
+        features = Features(embedder, pipeline, world, space.dim(embedder.network, options.low_dim), space=space)
+        train = features.all_train()  # fits the whitening
+        return features.space, rounded(given(train))
     finally:
         pipeline.close()
 

@@ -112,15 +112,15 @@ def write_export(
         RunError: the folder could not be written, or network.onnx does not compute what the network computes.
     """
     space = FeatureSpace(options.features, options.whiten)
-    subject = Features(embedder, pipeline, world, space.dim(embedder.network, options.low_dim), space=space)
-    train = subject.all_train()
-    test = None if pipeline.test is None else subject.all_test.cpu()
+    computed = Features(embedder, pipeline, world, space.dim(embedder.network, options.low_dim), space=space)
+    train = computed.all_train()
+    test = None if pipeline.test is None else computed.all_test.cpu()
     compared = None
     if PixelNeighbours.measurable(pipeline):
-        compared = PixelNeighbours(pipeline, world, options.size).evaluate(subject)
+        compared = PixelNeighbours(pipeline, world, options.size).evaluate(computed)
     if train is None:
         return
-    space = subject.space
+    space = computed.space
     sets = [("train", pipeline.train)] + ([] if pipeline.test is None else [("test", pipeline.test)])
     log.info("features   %s, of %s", space, ", ".join(f"{len(images):,} {split} images" for split, images in sets))
     similarities, rows = _neighbours(train, test, options)

@@ -252,9 +252,9 @@ class SessionRecorder(Recorder):
         self.session, self._labels, self._report = session, labels, report
         self._metrics = Metrics(session.metrics)
         folder = session.tensorboard if options.log_tfb else None
-        self._board = TensorBoardWriter(folder, options.max_epoch, (state.round, state.epoch))
+        self._tensorboard = TensorBoardWriter(folder, options.max_epoch, (state.round, state.epoch))
         self._kept_options = options.as_dict()
-        self._board.start(self._kept_options, evaluator.has_knn)
+        self._tensorboard.start(self._kept_options, evaluator.has_knn)
         self._shown: Optional[Tensor] = None  # indices of the projector's images among the rows of the diagnostics
         # a process that is forked while a thread holds a lock could wait for it forever
         saver = CheckpointSaver if pipeline.starts_processes else AsyncCheckpointSaver
@@ -282,22 +282,22 @@ class SessionRecorder(Recorder):
 
     def round_started(self, round_number: int, found: Neighbourhoods) -> None:
         entropy = found.entropy.cpu().numpy() if round_number > 0 else None
-        self._board.discovery(round_number, len(found.anchor_indexes), found.consistency, entropy)
-        if self._board.folder is not None and self.options.tfb_anchors > 0:
+        self._tensorboard.discovery(round_number, len(found.anchor_indexes), found.consistency, entropy)
+        if self._tensorboard.folder is not None and self.options.tfb_anchors > 0:
             grids = anchor_grids(found, self.pipeline.train, self._labels, self.options.tfb_anchors)
-            self._board.anchors(round_number, {grid.part: grid.picture for grid in grids})
+            self._tensorboard.anchors(round_number, {grid.part: grid.picture for grid in grids})
 
     def diagnosed(self, state: TrainingState, found: Diagnostics) -> None:
         statistics = found.statistics
         entropy, cosine = statistics.entropy.cpu().numpy(), statistics.cosine.cpu().numpy()
-        self._board.bank_statistics(state.round, state.epoch, entropy, cosine)
+        self._tensorboard.bank_statistics(state.round, state.epoch, entropy, cosine)
         if state.epoch == self.options.max_epoch:
             self._embed(state.round, found)
 
     def epoch_finished(self, state: TrainingState, record: dict[str, Any], is_best: bool) -> None:
         """As `Recorder.epoch_finished`. The checkpoint is written last, after its epoch's metrics."""
         self._metrics.append(record)
-        self._board.epoch(record, state.history.current.knn_best, state.history.best_top1)
+        self._tensorboard.epoch(record, state.history.current.knn_best, state.history.best_top1)
         super().epoch_finished(state, record, is_best)
 
     def evaluated(self, state: TrainingState, results: Evaluated) -> None:
@@ -312,7 +312,7 @@ class SessionRecorder(Recorder):
             KeptFeatures(features.space, given(features.all_train()), state.round, state.epoch).write(
                 self.session.features
             )
-        self._board.finish()
+        self._tensorboard.finish()
 
     def conclude(self, state: TrainingState, results: Evaluated) -> None:
         accuracy, of_features = self.evaluator.knn_accuracy(results), self.evaluator.knn_feature_accuracy(results)
@@ -355,14 +355,14 @@ class SessionRecorder(Recorder):
 
     def close(self) -> None:
         super().close()
-        self._board.close()
+        self._tensorboard.close()
         self._checkpoints.close()
 
     def _add_results(self, state: TrainingState, results: Evaluated) -> None:
         """Add results to the line of the last epoch in metrics.jsonl and to TensorBoard."""
         for _, each in results:
             self._metrics.amend_last(each.scalars)
-            self._board.scalars(state.round, state.epoch, each.scalars)
+            self._tensorboard.scalars(state.round, state.epoch, each.scalars)
 
     def _bad_images(self, place: tuple[int, int, int], what: str, rows: Tensor) -> str:
         try:
@@ -374,12 +374,14 @@ class SessionRecorder(Recorder):
 
     def _embed(self, round_number: int, found: Diagnostics) -> None:
         """Write features at the end of a round for the projector."""
-        if self._board.folder is None or self.options.tfb_projector == 0:
+        if self._tensorboard.folder is None or self.options.tfb_projector == 0:
             return
         statistics = found.statistics
         if self._shown is None:
             self._shown = sample_rows(len(statistics.rows), self.options.tfb_projector)
-            self._board.thumbnails(thumbnails(self.pipeline.train, statistics.rows.cpu()[self._shown].tolist(), SIDE))
+            self._tensorboard.thumbnails(
+                thumbnails(self.pipeline.train, statistics.rows.cpu()[self._shown].tolist(), SIDE)
+            )
         shown = self._shown
         rows = statistics.rows.cpu()[shown].tolist()
         about = {
@@ -393,7 +395,7 @@ class SessionRecorder(Recorder):
             about["label"] = [
                 classes[label] if label >= 0 else "?" for label in self._labels[torch.tensor(rows)].tolist()
             ]
-        self._board.embeddings(f"after-round-{round_number}", statistics.features.cpu()[shown].numpy(), about)
+        self._tensorboard.embeddings(f"after-round-{round_number}", statistics.features.cpu()[shown].numpy(), about)
 
     def _names(self, rows: Sequence[int]) -> list[str]:
         """The names of images: their files below the common folder, or their numbers."""

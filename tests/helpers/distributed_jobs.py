@@ -236,8 +236,8 @@ def leave_one_out(world):
         pipeline, memory = SimpleNamespace(name="some", train=images, test=None), unit_rows(53, 6, 9)
         judging.LARGEST_SAMPLE = largest
         judge = judging.LeaveOneOutKNN(pipeline, world, "knn", 1, 5, 0.1, "auto")
-        subject = Features(None, pipeline, world, 6, memory[world.rows(53)])
-        found[known, largest] = judge.evaluate(subject).scalars
+        features = Features(None, pipeline, world, 6, memory[world.rows(53)])
+        found[known, largest] = judge.evaluate(features).scalars
     judging.LARGEST_SAMPLE = before
     return found
 
@@ -261,9 +261,9 @@ def feature_spaces(world):
         )
         for level in ("embedding", "backbone"):
             space = FeatureSpace(level, True)
-            subject = Features(embedder, pipeline, world, space.dim(embedder.network, 6), space=space)
-            test = subject.all_test
-            found[count, level] = {"test": test, "train": world.gather_rows(subject.train, world.shares(count))}
+            features = Features(embedder, pipeline, world, space.dim(embedder.network, 6), space=space)
+            test = features.all_test
+            found[count, level] = {"test": test, "train": world.gather_rows(features.train, world.shares(count))}
     return found
 
 

@@ -242,8 +242,8 @@ def test_linear_probes_whose_training_rows_do_not_fit(exact, monkeypatch):
         torch.manual_seed(0)
         embedder = Embedder(models.build("resnet18", 16, "small", 8), device)
         world = World.alone(device)
-        subject = Features(embedder, pipeline, world, 16)
-        return linear.Linear(pipeline, world, 0, 0, 8).evaluate(subject).scalars
+        features = Features(embedder, pipeline, world, 16)
+        return linear.Linear(pipeline, world, 0, 0, 8).evaluate(features).scalars
 
     plain = judged(CPU)
     places = itertools.cycle([CPU, GPU])
