@@ -1,5 +1,6 @@
 """The anchors of a round with their neighbours, and the set N_k(i) of every image."""
 
+import math
 from dataclasses import dataclass
 from typing import Optional
 
@@ -56,6 +57,19 @@ class Neighbourhoods:
         position[anchors] = torch.arange(len(anchors), device=entropy.device)
         instances = torch.nonzero(position == ABSENT).flatten()
         return cls(anchors, instances, position, neighbours, entropy, consistency, recall)
+
+    def __str__(self) -> str:
+        """What discovery found, in one line."""
+        entropy, images = self.entropy[self.anchor_indexes], len(self.entropy)
+        if len(entropy) == 0:
+            return f"no anchors, {images} instances"
+        text = f"{len(entropy)} anchors of {images} images, "
+        text += f"entropy up to {entropy.max().item():.3f} (log N is {math.log(images):.3f})"
+        if self.recall is not None:
+            text += f", {100 * self.recall:.2f} % of nearest neighbours are the true ones"
+        if self.consistency is not None:
+            text += f", consistency {100 * self.consistency:.2f} %"
+        return text
 
     def members(self, indices: Tensor) -> Tensor:
         """The set N_k(i) of each image of a batch: itself first, then its neighbours if it is an anchor.

@@ -1,6 +1,7 @@
 """A session as its files record it, without PyTorch: config.yaml, starts.jsonl, metrics.jsonl and final.json."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -55,6 +56,40 @@ def write_final(
     if features is not None:
         final["features"] = features
     replace_text(path, json.dumps(final) + "\n")
+
+
+def write_bad_batch(
+    folder: Path,
+    round_number: int,
+    epoch: int,
+    step: int,
+    what: str,
+    rows: Sequence[int],
+    files: Optional[Sequence[str]],
+) -> Path:
+    """Write the batch that produced a non-finite value to `not-finite-rRRRR-eEEEE-sSSSSSS.json`.
+
+    Args:
+        folder: of the session.
+        epoch, step: counted from 1, as in the log.
+        what: loss or gradient.
+        rows: of the B training images.
+        files: their paths, or None for images in memory.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path = folder / f"not-finite-r{round_number:04d}-e{epoch:04d}-s{step:06d}.json"
+    note = {
+        "round": round_number,
+        "epoch": epoch,
+        "step": step,
+        "not_finite": what,
+        "indices": list(rows),
+        "files": files if files is None else list(files),
+    }
+    path.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+    return path
 
 
 def read_final(path: Path, round_number: int, epoch: int) -> Optional[dict[str, Any]]:

@@ -3,9 +3,7 @@
 The files are metrics.jsonl, TensorBoard's, checkpoints, report.html, features.npz and final.json.
 """
 
-import json
 import logging
-import math
 import os
 import shlex
 import time
@@ -34,7 +32,7 @@ from lib.report import Report
 from lib.search.exact import sample_rows
 from lib.session.folder import SessionFolder
 from lib.session.metrics import Metrics
-from lib.session.records import write_final
+from lib.session.records import write_bad_batch, write_final
 from lib.training.state import TrainingState, not_finite
 from lib.training.step import NotFinite
 
@@ -77,8 +75,8 @@ class Recorder:
 
     def discovered(self, round_number: int, found: Neighbourhoods, started: float) -> None:
         """Log the anchors and neighbours of a round; `started`: the start of their search, by time.perf_counter()."""
-        # described first, which waits for the device
-        log.info("round %d: %s, found in %.1f s", round_number, _describe(found), time.perf_counter() - started)
+        described = str(found)  # waits for the device
+        log.info("round %d: %s, found in %.1f s", round_number, described, time.perf_counter() - started)
 
     def round_started(self, round_number: int, found: Neighbourhoods) -> None:
         """Record the anchors and neighbours of a round."""
@@ -367,7 +365,7 @@ class SessionRecorder(Recorder):
     def _bad_images(self, place: tuple[int, int, int], what: str, rows: Tensor) -> str:
         try:
             files = self.pipeline.files_of(rows.tolist())
-            return f"the images are listed in {write_bad_batch(self.session.path, *place, what, rows, files)}"
+            return f"the images are listed in {write_bad_batch(self.session.path, *place, what, rows.tolist(), files)}"
         except OSError as failure:
             images = super()._bad_images(place, what, rows)
             return f"{images} (the list of all could not be written: {failure.strerror})"
@@ -409,42 +407,3 @@ class SessionRecorder(Recorder):
 
 def _position(state: TrainingState) -> Position:
     return Position(state.round, state.epoch, state.progress.step)
-
-
-def _describe(found: Neighbourhoods) -> str:
-    entropy = found.entropy[found.anchor_indexes]
-    text = f"{len(entropy)} anchors of {len(found.entropy)} images, "
-    text += f"entropy up to {entropy.max().item():.3f} (log N is {math.log(len(found.entropy)):.3f})"
-    if found.recall is not None:
-        text += f", {100 * found.recall:.2f} % of nearest neighbours are the true ones"
-    if found.consistency is not None:
-        text += f", consistency {100 * found.consistency:.2f} %"
-    return text
-
-
-def write_bad_batch(
-    folder: Path, round_number: int, epoch: int, step: int, what: str, rows: Tensor, files: Optional[Sequence[str]]
-) -> Path:
-    """Write the batch that produced a non-finite value to `not-finite-rRRRR-eEEEE-sSSSSSS.json`.
-
-    Args:
-        folder: of the session.
-        epoch, step: counted from 1, as in the log.
-        what: loss or gradient.
-        rows: (B,) int64, of the training images.
-        files: their paths, or None for images in memory.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    path = folder / f"not-finite-r{round_number:04d}-e{epoch:04d}-s{step:06d}.json"
-    note = {
-        "round": round_number,
-        "epoch": epoch,
-        "step": step,
-        "not_finite": what,
-        "indices": rows.tolist(),
-        "files": files if files is None else list(files),
-    }
-    path.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
-    return path
