@@ -30,7 +30,7 @@ from models.whitenet import WhiteNet
 
 METHODS = ("simclr", "byol", "moco", "fastsiam", "simclr-whitenet")
 RATES = (0.03, 0.06, 0.12)
-BATCH, WIDTH = 128, 512
+BATCH, HIDDEN = 128, 512
 SMALL = {"gaussian_blur": 0.0}
 """lightly's advice for images as small as CIFAR's."""
 
@@ -61,12 +61,13 @@ def resnet18() -> nn.Module:
 
     network = torchvision.models.resnet18()
     network.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
+    network.width = network.fc.in_features
     network.maxpool, network.fc = nn.Identity(), nn.Identity()
     return network
 
 
 class WhiteNetBackbone(nn.Module):
-    """The project's whitenet without its last layer: (B, 3, S, S) -> (B, 512).
+    """The project's whitenet without its last layer: (B, 3, S, S) -> (B, 1536).
 
     Args:
         sample: (n, 3, S, S) training images that its first layer is fitted to.
@@ -76,18 +77,19 @@ class WhiteNetBackbone(nn.Module):
         super().__init__()
         self.network = WhiteNet(128, small_stem=True)
         self.network.fit_stem(sample)
+        self.width = self.network.fc.in_features
         self.network.fc = nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
-        maps = self.network.stage_outputs(images)["layer2"]
-        return self.network.avgpool(maps).flatten(1)
+        maps = self.network.stage_outputs(images)
+        return self.network.pooled(maps["layer1"], maps["layer2"])
 
 
 class Rival(nn.Module):
     """What the methods share: a backbone with heads, and the momentum copies that some have.
 
     Args:
-        backbone: (B, 3, S, S) -> (B, 512).
+        backbone: (B, 3, S, S) -> (B, d), with `width` d.
         transform: a PIL image -> V views (3, S, S).
         heads: applied one after the other behind the backbone.
     """
@@ -106,7 +108,7 @@ class Rival(nn.Module):
         return batch.float()
 
     def features(self, batch: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, 512)."""
+        """(B, 3, S, S) -> (B, d)."""
         return self.through(batch, self.backbone)
 
     def loss(self, views: list[Tensor]) -> Tensor:
@@ -121,7 +123,7 @@ class SimCLR(Rival):
     """Chen et al. 2020."""
 
     def __init__(self, lightly: Any, backbone: nn.Module, **view: Any):
-        head = lightly.models.modules.SimCLRProjectionHead(WIDTH, WIDTH, 128)
+        head = lightly.models.modules.SimCLRProjectionHead(backbone.width, HIDDEN, 128)
         super().__init__(backbone, lightly.transforms.SimCLRTransform(cj_strength=0.5, **SMALL, **view), head)
         self._loss = lightly.loss.NTXentLoss()
 
@@ -156,7 +158,7 @@ class BYOL(_WithMomentum):
         transform = byol.BYOLTransform(
             byol.BYOLView1Transform(**SMALL, **view), byol.BYOLView2Transform(**SMALL, **view)
         )
-        heads = modules.BYOLProjectionHead(WIDTH, 1024, 256), modules.BYOLPredictionHead(256, 1024, 256)
+        heads = modules.BYOLProjectionHead(backbone.width, 1024, 256), modules.BYOLPredictionHead(256, 1024, 256)
         super().__init__(lightly, backbone, transform, *heads)
         self._loss = lightly.loss.NegativeCosineSimilarity()
 
@@ -171,7 +173,8 @@ class MoCo(_WithMomentum):
 
     def __init__(self, lightly: Any, backbone: nn.Module, **view: Any):
         transform = lightly.transforms.MoCoV2Transform(**SMALL, **view)
-        super().__init__(lightly, backbone, transform, lightly.models.modules.MoCoProjectionHead(WIDTH, WIDTH, 128))
+        head = lightly.models.modules.MoCoProjectionHead(backbone.width, HIDDEN, 128)
+        super().__init__(lightly, backbone, transform, head)
         self._loss = lightly.loss.NTXentLoss(temperature=0.1, memory_bank_size=(4096, 128))
 
     def loss(self, views: list[Tensor]) -> Tensor:
@@ -185,7 +188,7 @@ class FastSiam(Rival):
 
     def __init__(self, lightly: Any, backbone: nn.Module, **view: Any):
         modules = lightly.models.modules
-        heads = modules.SimSiamProjectionHead(WIDTH, WIDTH, 128), modules.SimSiamPredictionHead(128, 64, 128)
+        heads = modules.SimSiamProjectionHead(backbone.width, HIDDEN, 128), modules.SimSiamPredictionHead(128, 64, 128)
         super().__init__(backbone, lightly.transforms.FastSiamTransform(**SMALL, **view), *heads)
         self._loss = lightly.loss.NegativeCosineSimilarity()
 

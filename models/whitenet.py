@@ -11,13 +11,13 @@ _SHRINK = 0.01
 
 
 class WhiteNet(nn.Module):
-    """Whitened 3x3 patches, two residual blocks (64 and 128 channels), 2x2 means and a linear map to D; for runs of
-    minutes.
+    """Whitened 3x3 patches, two residual blocks of 64 and 128 channels, and a linear map of both to D; for short runs.
 
     The 54 filters of the stem are the eigenvectors of the training images' patches, scaled to unit variance, and their
     negatives; ReLU and 2x2 means follow. They are fitted to the images before the first step (`fit_stem`) and never
     trained (the idea: Coates, Ng and Lee 2011; Jordan 2024, airbench). All else starts from PyTorch's defaults. `fc`
-    takes the maps as 2x2 means, which keep coarse positions.
+    takes 4x4 means of layer1's maps and 2x2 means of layer2's (1,536 numbers), which keep coarse positions: against
+    layer2's alone kNN gains 2.5 points on whitened backbone features (benchmarks/reports/2026-11-25-short-budgets.md).
 
     Args:
         low_dim: length D of the feature.
@@ -37,8 +37,8 @@ class WhiteNet(nn.Module):
         self.stem = nn.Sequential(whiten, nn.ReLU(inplace=True), nn.AvgPool2d(2))
         self.layer1 = _Residual(filters, self.WIDTHS[0], stride=1)
         self.layer2 = _Residual(self.WIDTHS[0], self.WIDTHS[1], stride=2)
-        self.avgpool = nn.AdaptiveAvgPool2d(2)
-        self.fc = nn.Linear(4 * self.WIDTHS[1], low_dim)
+        self.pool1, self.pool2 = nn.AdaptiveAvgPool2d(4), nn.AdaptiveAvgPool2d(2)
+        self.fc = nn.Linear(16 * self.WIDTHS[0] + 4 * self.WIDTHS[1], low_dim)
 
     @torch.no_grad()
     def fit_stem(self, images: Tensor) -> None:
@@ -61,12 +61,16 @@ class WhiteNet(nn.Module):
         """(B, 3, S, S) -> (B, D) float32, rows of unit length."""
         return self.stage_outputs(images)["fc"]
 
+    def pooled(self, maps1: Tensor, maps2: Tensor) -> Tensor:
+        """The maps of layer1 and layer2 -> (B, 1536), what `fc` takes."""
+        return torch.cat([self.pool1(maps1).flatten(1), self.pool2(maps2).flatten(1)], dim=1)
+
     def stage_outputs(self, images: Tensor) -> dict[str, Tensor]:
         """The activations after each stage, by name; `fc` is the feature."""
         outputs = {"stem": self.stem(images)}
         outputs["layer1"] = self.layer1(outputs["stem"])
         outputs["layer2"] = self.layer2(outputs["layer1"])
-        features = self.fc(self.avgpool(outputs["layer2"]).flatten(1))
+        features = self.fc(self.pooled(outputs["layer1"], outputs["layer2"]))
         # autocast leaves half precision here, whose squares may underflow
         outputs["fc"] = F.normalize(features.float(), dim=1)
         return outputs

@@ -49,6 +49,17 @@ def test_its_maps_and_what_is_trained():
     assert {name: tuple(maps.shape[1:]) for name, maps in outputs.items()} == {
         "stem": (54, 8, 8), "layer1": (64, 8, 8), "layer2": (128, 4, 4), "fc": (16,),
     }  # fmt: skip
+    means = [
+        maps.detach()
+        .numpy()
+        .reshape(4, channels, side, maps.shape[2] // side, side, -1)
+        .mean(axis=(3, 5))
+        .reshape(4, -1)
+        for maps, channels, side in ((outputs["layer1"], 64, 4), (outputs["layer2"], 128, 2))
+    ]
+    rows = np.hstack(means) @ network.fc.weight.detach().numpy().T + network.fc.bias.detach().numpy()
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    np.testing.assert_allclose(outputs["fc"].detach().numpy(), rows, atol=1e-5)
     large = models.build("whitenet", 16, "large", 64)
     assert tuple(large.stage_outputs(images(2, 64))["stem"].shape[1:]) == (54, 16, 16)
     outputs["fc"].square().sum().backward()
