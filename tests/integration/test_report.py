@@ -419,11 +419,13 @@ def test_what_protocols_found_is_shown(session, tmp_path):
     copy = shutil.copytree(session, tmp_path / "s")
     lines = (copy / "metrics.jsonl").read_text().splitlines()
     found = {"linear_layer1_top1": 0.5, "cluster_nmi": 0.25, "cluster_count": 12, "nn_top5": 0.75}
-    lines[-1] = json.dumps({**json.loads(lines[-1]), **found})
+    last = json.loads(lines[-1])
+    lines[-1] = json.dumps({**last, **found})
     (copy / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     assert main.main(["--resume", str(copy), "--report-only"]) == 0
     page = check_rules((copy / "report.html").read_text(encoding="utf-8"))
     assert page.tables["findings"][1:] == [
+        ["rankme, embedding", f"{last['rankme_embedding']:.4g}"],
         ["linear, layer1 top-1", "50.00 %"],
         ["cluster, NMI", "0.25"],
         ["cluster, count", "12"],
