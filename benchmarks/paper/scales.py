@@ -35,7 +35,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Scale:
-    """A recipe: configs/base.yaml with the scale's file over it."""
+    """A recipe: the scale's file over configs/base.yaml, and over the file of its images in benchmarks/images, if any."""
 
     file: Path
 
@@ -79,7 +79,8 @@ class Scale:
 
     def arguments(self, variant: Variant) -> list[str]:
         """What main.py is told to train the variant, but for the seed and where the session lies."""
-        files = [ROOT / "configs" / "base.yaml", self.file]
+        images = ROOT / "benchmarks" / "images" / f"{self.name}.yaml"
+        files = [ROOT / "configs" / "base.yaml", *([images] if images.is_file() else []), self.file]
         files += [ROOT / "configs" / f"{name}.yaml" for name in variant.configs]
         words = ["--cfgs", *map(str, files)]
         for name, value in variant.changes.items():

@@ -138,7 +138,7 @@ def test_every_item_of_the_issue_has_its_statements():
 def test_the_ladder_goes_from_the_papers_recipe_to_the_quick_one_at_equal_views():
     plan = Plan(Scale.of("cifar-small"))
     variants = {variant.name: plan.scale.options(variant) for variant in plan.variants_of("ladder")}
-    assert {options.max_round * options.max_epoch for options in variants.values()} == {100}
+    assert {options.max_round * options.max_epoch for options in variants.values()} == {50}
     published, quick = (
         collect(["--cfgs", *(str(ROOT / "configs" / f"{name}.yaml") for name in names)]).options
         for names in (("base",), ("base", "quick"))
