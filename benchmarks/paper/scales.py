@@ -35,7 +35,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Scale:
-    """A recipe: the scale's file over configs/base.yaml, and over the file of its images in benchmarks/images, if any."""
+    """A recipe: the scale's file over configs/base.yaml, with its images of benchmarks/images, if any, between them."""
 
     file: Path
 

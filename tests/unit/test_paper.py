@@ -147,7 +147,7 @@ def test_the_ladder_goes_from_the_papers_recipe_to_the_quick_one_at_equal_views(
     names += ["scale", "colorjitter", "random_grayscale", "random_horizontal_flip"]
     for variant, recipe in (("ladder-faithful", published), ("ladder-quick", quick)):
         assert [getattr(variants[variant], name) for name in names] == [getattr(recipe, name) for name in names]
-    assert (variants["ladder-faithful"].lr_decay_offset, variants["ladder-faithful"].lr_decay_step) == (8, 4)
+    assert (variants["ladder-faithful"].lr_decay_offset, variants["ladder-faithful"].lr_decay_step) == (4, 2)
     differing = {
         variant: {name for name in names if getattr(options, name) != getattr(published, name)}
         for variant, options in variants.items()
