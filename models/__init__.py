@@ -12,7 +12,7 @@ from lib.seeding import derive
 __all__ = ["build", "stem_for"]
 
 _STEMS = ("auto", "small", "large")
-_LARGE_FROM = 64  # pixels; below this the stride of a large stem leaves too little to look at
+_LARGE_FROM = 64  # pixels; below this the stride of a large stem leaves maps of too few positions
 
 
 def stem_for(stem: str, size: int) -> str:

@@ -25,7 +25,7 @@ from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World, int_digest
 from lib.errors import PeerFailure, RunError, UnreadableImage, UserError
 from lib.logger.console import LOGGER
-from lib.pretrained.fitting import complete, fit, load_exactly, report
+from lib.pretrained.fitting import check_complete, fit, load_exactly, report
 from lib.pretrained.weights_file import WeightsFile, of_checkpoint
 from lib.runtime.determinism import choose_algorithms
 from lib.runtime.device import choose_precision
@@ -198,7 +198,7 @@ def load_network(network: nn.Module, options: Options, start: Start) -> WeightsF
     assert isinstance(start, FromWeights)  # only training starts fresh
     weights = start.file
     fitted = fit(network, weights)
-    complete(fitted, weights, options.network)
+    check_complete(fitted, weights, options.network)
     for line in report(fitted, weights, options.network):
         # --test-only shows warnings alone
         log.log(logging.WARNING if fitted.misfits else logging.INFO, "weights    %s", line)

@@ -21,7 +21,7 @@ from lib.commands.call import Call, load_network
 from lib.commands.export import is_of, log_network
 from lib.commands.start import Resumed, resumed_path
 from lib.config import Options
-from lib.errors import UserError, given
+from lib.errors import UserError, not_none
 from lib.evaluation.features import Features, FeatureSpace
 from lib.export.kept_features import KeptFeatures, rounded
 from lib.export.model import Model, Preprocessing, pictures_in, training_paths
@@ -57,8 +57,8 @@ def embed(call: Call) -> None:
         raise UserError("--embed runs in one process; start it without torchrun and with one device in --gpus")
     open_log(None, options.brief)
     try:
-        output = output_folder(options, resumed_path(start) or Path(given(options.pretrained)))
-        paths = pictures_in(given(options.embed))
+        output = output_folder(options, resumed_path(start) or Path(not_none(options.pretrained)))
+        paths = pictures_in(not_none(options.embed))
         network = models.build(options.network, options.low_dim, options.stem, options.size, options.init, options.seed)
         file = load_network(network, options, start)
         statistics = normalisation(options, file.statistics)
@@ -106,7 +106,7 @@ def _known_features(call: Call, file: WeightsFile, embedder: Embedder) -> tuple[
         log.info("features   %s, computed from %s training images", space, f"{len(pipeline.train):,}")
         features = Features(embedder, pipeline, world, space.dim(embedder.network, options.low_dim), space=space)
         train = features.all_train()  # fits the whitening
-        return features.space, rounded(given(train))
+        return features.space, rounded(not_none(train))
     finally:
         pipeline.close()
 
@@ -123,7 +123,7 @@ def output_folder(options: Options, source: Path) -> Path:
     if options.output is not None:
         output = Path(options.output)
     else:
-        output = default_output(source, given(options.embed))
+        output = default_output(source, not_none(options.embed))
         if Path(os.path.abspath(source)).parent.name == "checkpoint":
             check_own_files(SessionFolder(output.parent.parent))
     check_free("--output", output, options.overwrite)
@@ -151,7 +151,7 @@ def write_embedding(options: Options, model: Model, file: WeightsFile, paths: Se
     if options.skip_bad_images:
         pictures, _ = readable_images(pictures, "new", options.workers_num, report=True)
     log.info("pictures   %s in %s", f"{len(pictures):,}", options.embed)
-    paths = given(pictures.paths)
+    paths = not_none(pictures.paths)
     features = _features(model, paths, options)
     columns: dict[str, Sequence[Any]] = {"row": range(len(features)), "path": paths}
     similarities = rows = None

@@ -16,7 +16,7 @@ from lib.clustering.clusters import check_number, clusters_of
 from lib.commands.call import Call, load_network, open_images
 from lib.config import Options
 from lib.distributed.world import World
-from lib.errors import UserError, given
+from lib.errors import UserError, not_none
 from lib.evaluation.baselines import PixelNeighbours
 from lib.evaluation.features import Features, FeatureSpace
 from lib.export.kept_features import rounded
@@ -50,7 +50,7 @@ def export(call: Call) -> None:
         UserError, RunError: as `check_export` and `write_export`.
     """
     options, world = call.options, call.world
-    check_free("--export", Path(given(options.export)), options.overwrite)  # before a large data set is read
+    check_free("--export", Path(not_none(options.export)), options.overwrite)  # before a large data set is read
     pipeline = open_images(options, world, call.process)
     embedder = build_embedder(options, world, call.dtype)
     open_log(None, options.brief, silent=not world.is_first)
@@ -137,7 +137,7 @@ def write_export(
         "features_computed_in": describe_precision(embedder.dtype),
         **({} if compared is None else compared.scalars),
     }
-    with result_folder("--export", Path(given(options.export)), options.overwrite) as folder:
+    with result_folder("--export", Path(not_none(options.export)), options.overwrite) as folder:
         np.save(folder / FEATURES, features.numpy())
         np.save(folder / NEIGHBOURS, rows.numpy())
         np.save(folder / DISTANCES, cosine_distances(similarities).numpy())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 
 from lib.config import Settings, collect, of_older_version
 from lib.distributed.process_info import ProcessInfo
-from lib.errors import UserError, given, one_line
+from lib.errors import UserError, not_none, one_line
 from lib.logger.console import print_error
 
 if TYPE_CHECKING:
@@ -87,14 +87,14 @@ def _from_resume(
     from lib.checkpoint.manager import open_checkpoint
     from lib.pretrained import weights_file
 
-    options, resume = settings.options, given(settings.options.resume)
+    options, resume = settings.options, not_none(settings.options.resume)
     try:
-        saved, path, passed_over = open_checkpoint(resume, options.sess_dir)
+        saved, path, unreadable = open_checkpoint(resume, options.sess_dir)
     except UserError as refusal:
         weights = weights_file.instead_of_checkpoint(Path(resume), refusal)
         note = f"{weights.name}: {weights.kind}; its network is used as with --pretrained"
         return _with_weights_of(weights, settings, arguments), FromWeights(weights, note)
-    for line in passed_over if process.rank == 0 else ():
+    for line in unreadable if process.rank == 0 else ():
         print_error(f"warning: {one_line(line)}")
     return _with_options_of(saved, settings, arguments, is_joined), Resumed(saved, path)
 

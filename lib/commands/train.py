@@ -31,7 +31,7 @@ from lib.runtime.packages import has
 from lib.session import provenance
 from lib.session.folder import SessionFolder, check_own_files
 from lib.session.lock import SessionLock
-from lib.session.metrics import UNLABELLED_LEGEND, Metrics
+from lib.session.metrics import DIAGNOSTICS_LEGEND, Metrics
 from lib.session.records import append_start
 from lib.training.planning import time_threads, within_minutes
 from lib.training.recorder import Recorder, SessionRecorder
@@ -212,7 +212,7 @@ def _open_session(call: Call, at_end: ExitStack) -> Optional[SessionFolder]:
 
 def _lock(session: SessionFolder, at_end: ExitStack) -> None:
     lock = SessionLock(session.path)
-    lock.take()
+    lock.acquire()
     at_end.callback(lock.release)
 
 
@@ -346,7 +346,7 @@ def _log_results(state: TrainingState, evaluator: Evaluator, results: Evaluated)
     if evaluator.has_knn:
         last_row = None if of_features is None else (str(evaluator.space), of_features[0])
         log.info("%s", state.history.table(state.baselines, width, last_row), extra=RESULT)
-    log.info("%s\n%s", state.history.unlabelled_table(width), UNLABELLED_LEGEND, extra=RESULT)
+    log.info("%s\n%s", state.history.diagnostics_table(width), DIAGNOSTICS_LEGEND, extra=RESULT)
     for protocol, each in results:
         who = "" if protocol.name == results[0][0].name == "knn" else f"{protocol.name} "
         log.info("last network, training features recomputed: %s%s", who, each.summary, extra=RESULT)

@@ -1,6 +1,6 @@
 """Options in YAML files: reading them with their line numbers, and writing the merged ones.
 
-PyYAML is loaded only where a file is read or written, since `--help` needs none.
+PyYAML is imported only where a file is read or written: `--help` does not need it.
 """
 
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ class Entry(NamedTuple):
 
 
 def read(path: str) -> list[Entry]:
-    """The entries of a YAML file. Nothing is constructed from it: values stay text, which their option reads.
+    """The entries of a YAML file. Values stay text, which their option converts; no YAML object is constructed.
 
     Raises:
         UserError: the file cannot be read, is not YAML, is not a flat mapping, or has a key twice.

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from datasets.pipeline import Pipeline
 from lib.config import Options
 from lib.distributed.world import World
-from lib.errors import RunError, given
+from lib.errors import RunError, not_none
 from lib.evaluation.evaluator import Protocol, Results
 from lib.evaluation.features import Features
 from lib.evaluation.knn import Accuracy, classes_ahead, one_class
@@ -281,7 +281,7 @@ class Linear(Protocol):
 
     def _passes(self, widths: dict[str, int]) -> list[list[str]]:
         """Which stages are computed together: all if they take little memory, else one at a time."""
-        images = (len(self.pipeline.train) + len(given(self.pipeline.test))) / self.world.size
+        images = (len(self.pipeline.train) + len(not_none(self.pipeline.test))) / self.world.size
         if 4 * images * sum(widths.values()) <= TOGETHER:
             return [list(widths)]
         return [[stage] for stage in widths]
@@ -304,7 +304,7 @@ class Linear(Protocol):
         test.sub_(mean.to(test.device)).div_(deviation.to(test.device))  # each lies where it has room
         penalty, held_out_top1, start = self._choose_penalty(train, labels, classes)
         classifier = fit(train, labels, classes, penalty, world, start, STEPS)
-        images = given(self.pipeline.test)
+        images = not_none(self.pipeline.test)
         truth = torch.from_numpy(images.labels)[world.rows(len(images))]
         accuracy = _accuracy(classifier, test, truth, classes, world)
         seconds += time.perf_counter() - started
@@ -324,7 +324,7 @@ class Linear(Protocol):
                 best = (penalty, top1, start)
             elif without_gain == PATIENCE:
                 break
-        return given(best)
+        return not_none(best)
 
 
 def _place(size: int, device: torch.device) -> torch.device:

@@ -55,9 +55,9 @@ def start_bank(
     """Fill the memory bank of a new run. All processes must call it; each fills its own rows.
 
     With --pretrained the rows are the file's bank if it belongs to these training images. They are the network's
-    features of the training images, prepared as test images, for --pretrained without such a bank (random rows would
-    spoil a trained network in its first steps), for --bank-init features, and without round 0, since the next round
-    discovers its anchors in them. Else they stay random.
+    features of the training images, preprocessed as test images, for --pretrained without such a bank (random rows
+    would spoil a trained network in its first steps), for --bank-init features, and without round 0, since round 1
+    discovers its anchors in them. Otherwise they stay random.
 
     Args:
         pixels: copies the pixels of the training images from the pass that fills the rows, which saves the baselines

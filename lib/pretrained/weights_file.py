@@ -195,8 +195,8 @@ def _described_beside(path: Path) -> tuple[dict[str, Any], Optional[Statistics],
         return {name: told[name] for name in DESCRIPTION}, statistics, shrink
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
-            f"--pretrained {path}: {description} beside it is not as --export writes it ({error}); mend it or move it "
-            "away"
+            f"--pretrained {path}: {description} beside it is not as --export writes it ({error}); correct it or move "
+            "it away"
         ) from error
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from datasets.image_set import UNLABELLED, ImageSet
-from lib.errors import given
+from lib.errors import not_none
 
 SIDE = 64
 """Pixels of a thumbnail; smaller images stay as they are and the page enlarges them."""
@@ -68,9 +68,9 @@ class Pictures:
 
     def label_number(self, index: int) -> Optional[int]:
         """The class of an image, an index into `classes`; None where it has no label."""
-        if not self.labelled or given(self.labels)[index] == UNLABELLED:
+        if not self.labelled or not_none(self.labels)[index] == UNLABELLED:
             return None
-        return int(given(self.labels)[index])
+        return int(not_none(self.labels)[index])
 
     def label(self, index: int) -> Optional[str]:
         number = self.label_number(index)

@@ -14,7 +14,7 @@ import models
 from datasets.image_set import ImageSet
 from datasets.transforms.pil import test_transform
 from lib.checkpoint import io as checkpoint
-from lib.errors import UserError, given
+from lib.errors import UserError, not_none
 from lib.figures.attention import attention, overlaid
 from lib.figures.charts import Curve, bars, curves
 from lib.method.neighbourhoods import Neighbourhoods
@@ -191,7 +191,7 @@ def quality(record: SessionRecord, views: Sequence[RoundView], pictures: Picture
 
 def pairs_by_label(found: Neighbourhoods, pictures: Pictures) -> tuple[int, int]:
     """How many pairs have equal labels and how many different ones; pairs without both labels are in neither."""
-    labels = given(pictures.labels)
+    labels = not_none(pictures.labels)
     own, others = labels[found.anchor_indexes.numpy()][:, None], labels[found.neighbours.numpy()]
     known = (own >= 0) & (others >= 0)
     return int(((own == others) & known).sum()), int(((own != others) & known).sum())
@@ -206,7 +206,7 @@ def _pairs_of_round(
     if now is not None and pictures.labelled:
         return pairs_by_label(now.found, pictures)
     # the share is of the pairs with two labels, whose number only the checkpoint has
-    if pictures.labelled and (given(pictures.labels) < 0).any():
+    if pictures.labelled and (not_none(pictures.labels) < 0).any():
         return None, None
     pairs = entry.anchors * k
     consistent = round(entry.consistency * pairs)
@@ -239,5 +239,5 @@ def _charts(rounds: Sequence[RoundQuality]) -> list[tuple[str, Markup]]:
         line = Curve(caption, [each.number for each in rounds], [getattr(each, key) for each in rounds])
         if len(line.points) > 1:
             described = f"{caption}. " + ", ".join(f"round {x}: {y:.3f}" for x, y in line.points)
-            charts.append((caption, given(curves(key, described, "round", up, [line], percent=key == "kept"))))
+            charts.append((caption, not_none(curves(key, described, "round", up, [line], percent=key == "kept"))))
     return charts

@@ -1,4 +1,4 @@
-"""The metrics of a run: a line of metrics.jsonl for each epoch, the rounds that they add up to, and their tables.
+"""The metrics of a run: a line of metrics.jsonl for each epoch, summaries of rounds made from them, and their tables.
 
 Written and read without PyTorch.
 """
@@ -12,7 +12,7 @@ from typing import Any, Optional
 from lib.runtime.atomic import append_line, replace_text, writing
 
 DIAGNOSTICS = ("entropy", "anchor_entropy", "neighbours_kept", "neighbour_cosine", "clusters")
-"""What a line holds of the memory bank, see `lib.evaluation.bank_statistics`; None where it is not evaluated."""
+"""Keys of the diagnostics of the memory bank (`lib.evaluation.bank_statistics`); None where not evaluated."""
 
 
 class Metrics:
@@ -111,13 +111,13 @@ def _complete_lines(path: Path) -> list[tuple[int, str]]:
 
 @dataclass
 class Round:
-    """One round: what its epochs in metrics.jsonl add up to. Checkpoints keep it.
+    """A summary of one round, from its epochs in metrics.jsonl. Checkpoints contain it.
 
     Accuracies are shares of 1, None where nothing was evaluated. Diagnostics are of the last epoch that was evaluated.
 
     Attributes:
         round: its number.
-        seconds: time of its epochs, evaluation included; in the run itself of discovery, too.
+        seconds: time of its epochs, evaluation included; in the run itself also that of discovery.
         clusters: their sizes.
     """
 
@@ -226,7 +226,7 @@ class History:
             rows.append({"round": finished[0], **empty, "kNN last": _percent(finished[1])})
         return _table(rows, ("kNN best", "seconds", "anchors"), width)
 
-    def unlabelled_table(self, width: Optional[int] = None) -> str:
+    def diagnostics_table(self, width: Optional[int] = None) -> str:
         """The table of diagnostics by round, as `table`."""
         rows = [
             {
@@ -245,12 +245,12 @@ class History:
         return _table(rows, ("anchors'", "seconds", "anchors", "clusters", "cosine"), width)
 
 
-def _table(rows: list[dict[str, str]], least: tuple[str, ...], width: Optional[int]) -> str:
-    """A table of rows with the same columns; where it is too wide, columns are dropped in the order of `least`."""
+def _table(rows: list[dict[str, str]], droppable: tuple[str, ...], width: Optional[int]) -> str:
+    """A table of rows with the same columns; where it is too wide, the columns in `droppable` are dropped in order."""
     from prettytable import PrettyTable
 
     columns = list(rows[0]) if rows else []
-    for dropped in (None, *least):
+    for dropped in (None, *droppable):
         columns = [column for column in columns if column != dropped]
         table = PrettyTable(columns)
         table.align = "r"
@@ -262,11 +262,11 @@ def _table(rows: list[dict[str, str]], least: tuple[str, ...], width: Optional[i
     return text
 
 
-UNLABELLED_LEGEND = (
+DIAGNOSTICS_LEGEND = (
     "entropy: mean over all images, and over the round's anchors; kept: images whose nearest neighbour is that of the "
     "round before; cosine: mean to the nearest; clusters: how many, of what sizes (-: too few images to tell)"
 )
-"""Explains `History.unlabelled_table`."""
+"""Explains `History.diagnostics_table`."""
 
 
 def sizes(clusters: list[int]) -> str:

@@ -175,5 +175,5 @@ def with_same_masks(
     for step, batch in enumerate(batches, start):
         torch.manual_seed(derive(seed, "dropout", *place, step))
         for layer in layers:
-            layer.take(world.rows(sizes[step]).start, sizes[step])
+            layer.set_rows(world.rows(sizes[step]).start, sizes[step])
         yield batch

@@ -14,7 +14,7 @@ from datasets.pipeline import Pipeline
 from lib.config import Options, Settings
 from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
-from lib.errors import UserError, given
+from lib.errors import UserError, not_none
 from lib.runtime.threads import AUTO, OtherPrograms, cores, is_busy, requested_threads
 from lib.training.state import TrainingState
 from lib.training.step import Step
@@ -228,7 +228,7 @@ def within_minutes(settings: Settings, state: TrainingState, pipeline: Pipeline,
     options = settings.options
     if settings.sources["max_epoch"] == "command line":
         raise UserError("--minutes chooses --max-epoch by the speed of this machine; give one of them")
-    minutes = given(options.minutes)
+    minutes = not_none(options.minutes)
     image_seconds = _image_seconds(settings, state, pipeline, world)
     test = 0 if pipeline.test is None else len(pipeline.test)
     rounds = options.max_round - options.first_round

@@ -19,7 +19,7 @@ from datasets.pipeline import Pipeline
 from lib.checkpoint.manager import AsyncCheckpointSaver, CheckpointSaver, Position
 from lib.config import Options
 from lib.distributed.world import World
-from lib.errors import RunError, given
+from lib.errors import RunError, not_none
 from lib.evaluation.bank_statistics import Diagnostics
 from lib.evaluation.evaluator import Evaluated, Evaluator
 from lib.evaluation.features import Features
@@ -307,7 +307,7 @@ class SessionRecorder(Recorder):
         self._add_results(state, [each for each in results if each[0] not in self.evaluator.knn])
         self._metrics.amend_last({f"rankme_{features.space.level}": self._log_rank(features)})
         if not features.space.is_plain:  # the bank does not hold these features
-            KeptFeatures(features.space, given(features.all_train()), state.round, state.epoch).write(
+            KeptFeatures(features.space, not_none(features.all_train()), state.round, state.epoch).write(
                 self.session.features
             )
         self._tensorboard.finish()

@@ -8,7 +8,7 @@ import torch
 from torch import distributed
 
 from lib.distributed.world import World
-from lib.errors import given
+from lib.errors import not_none
 from lib.runtime.stop_signals import StopSignals
 from lib.training.epoch import EpochProgress
 
@@ -27,7 +27,7 @@ class SaveEvery(NamedTuple):
         """The option --save-every: `500`, `10min`, or None."""
         if text is None:
             return cls()
-        number, unit = given(re.fullmatch(r"([0-9]+) ?([a-z]*)", text)).groups()
+        number, unit = not_none(re.fullmatch(r"([0-9]+) ?([a-z]*)", text)).groups()
         if unit in _UNITS:
             return cls(seconds=int(number) * _UNITS[unit])
         return cls(steps=int(number))
@@ -130,4 +130,4 @@ class Consensus:
             return 0
         self._exchange.wait()
         self._exchange = None
-        return int(given(self._request))
+        return int(not_none(self._request))

@@ -216,7 +216,7 @@ def test_a_step_is_captured_while_pages_are_pinned(tmp_path):
 @pytest.mark.skipif(not HAS_SEEDS_IN_GRAPHS, reason="such steps are not captured in this PyTorch")
 def test_a_replay_drops_by_the_seed_that_was_set_before_it():
     layer, rows = SharedDropout(0.5), torch.ones(64, 64, device=GPU)
-    layer.take(0, 64)
+    layer.set_rows(0, 64)
     layer(rows)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

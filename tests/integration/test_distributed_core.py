@@ -234,7 +234,7 @@ def test_surveys_are_those_of_one_process(alone, together):
 def test_a_gpu_without_images_sends_what_the_others_send(monkeypatch, dtype):
     """Their statistics are float32 whatever the images are; PyTorch would take the type of the images it has not."""
     seen = []
-    monkeypatch.setattr(sync_batch_norm, "HAS_SYNC_BATCH_NORM_OF_NOTHING", True)
+    monkeypatch.setattr(sync_batch_norm, "HAS_EMPTY_SYNC_BATCH_NORM", True)
     monkeypatch.setattr(nn.SyncBatchNorm, "forward", lambda layer, rows: seen.append((len(rows), rows.dtype)) or rows)
     plain = nn.BatchNorm2d(3)
     layer = synchronise(plain, World(0, 2, torch.device("cuda")))
@@ -247,5 +247,5 @@ def test_a_gpu_without_images_sends_what_the_others_send(monkeypatch, dtype):
 
 
 def test_where_pytorch_refuses_no_images_ours_is_taken(monkeypatch):
-    monkeypatch.setattr(sync_batch_norm, "HAS_SYNC_BATCH_NORM_OF_NOTHING", False)
+    monkeypatch.setattr(sync_batch_norm, "HAS_EMPTY_SYNC_BATCH_NORM", False)
     assert isinstance(synchronise(nn.BatchNorm2d(3), World(0, 2, torch.device("cuda"))), SynchronisedBatchNorm)

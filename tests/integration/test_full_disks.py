@@ -23,7 +23,7 @@ def test_no_space_for_the_second_checkpoint(tmp_path, capsys):
         status, _, err = call(*TINY, "--sess-dir", disk, "--session", "s")
         assert status == 1
         message = error_line(err)
-        assert "could not be written: No space left on device; the one before it is as it was" in message
+        assert "could not be written: No space left on device; the one before it is unchanged" in message
         assert os.listdir(disk / "s" / "checkpoint") == ["0000-00000.ckpt"]
         assert checkpoint.load(disk / "s" / "checkpoint" / "0000-00000.ckpt")["step"] == 2
         shutil.copytree(disk / "s", tmp_path / "s")
@@ -116,7 +116,7 @@ def test_a_write_beyond_the_limit_of_a_file_leaves_the_one_before(tmp_path):
     status, out, err = call(tmp_path / "x.ckpt", program=("-c", code))
     assert status == 0, err
     message, weights = out.splitlines()
-    assert "could not be written: File too large; the one before it is as it was" in message
+    assert "could not be written: File too large; the one before it is unchanged" in message
     assert weights == "[0.0, 1.0, 2.0]"
     assert os.listdir(tmp_path) == ["x.ckpt"]
 

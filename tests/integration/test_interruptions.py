@@ -149,19 +149,19 @@ def test_whose_locks_are_respected(tmp_path):
     other = SessionLock(tmp_path)
     file.write_text(stale())  # ours, alive
     with pytest.raises(UserError, match=f"in use by process {os.getpid()} on this host"):
-        other.take()
+        other.acquire()
     file.write_text(stale(host="elsewhere"))
     with pytest.raises(UserError, match="on host elsewhere since .*; if that run is gone, delete .*session.lock"):
-        other.take()
+        other.acquire()
     file.write_text(stale(process="another start of the machine 5"))  # the number was given to another process
-    other.take()
+    other.acquire()
     assert json.loads(file.read_text())["pid"] == os.getpid()
     other.release()
     assert not file.exists()
     nobody = stale(pid=99999999999999999999, process=None)
     for damaged in ("", "{", "[1]", '{"pid": "x", "host": 3}', nobody):
         file.write_text(damaged)
-        other.take()
+        other.acquire()
         other.release()
     assert list(tmp_path.iterdir()) == []
 
@@ -170,17 +170,17 @@ def test_a_lock_of_a_process_that_nobody_has_buried_is_taken_over(tmp_path):
     """Killed, and its parent has not asked about it: a zombie has a number, but will write no more."""
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom lib.session.lock import SessionLock\n"
-        "SessionLock(Path(sys.argv[1])).take()\nprint('taken', flush=True)\ntime.sleep(60)\n"
+        "SessionLock(Path(sys.argv[1])).acquire()\nprint('taken', flush=True)\ntime.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"taken\n"
     with pytest.raises(UserError, match=f"in use by process {process.pid} on this host"):
-        SessionLock(tmp_path).take()
+        SessionLock(tmp_path).acquire()
     os.kill(process.pid, signal.SIGKILL)
     wait_until_dead = time.monotonic() + 10
     while "Z" not in Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]:
         assert time.monotonic() < wait_until_dead
-    SessionLock(tmp_path).take()
+    SessionLock(tmp_path).acquire()
     process.wait()
     process.stdout.close()
 
@@ -188,7 +188,7 @@ def test_a_lock_of_a_process_that_nobody_has_buried_is_taken_over(tmp_path):
 @pytest.mark.parametrize("pid", [0, -1, True, 1.5, None])
 def test_a_lock_of_no_process_is_taken_over(tmp_path, pid):
     (tmp_path / "session.lock").write_text(stale(pid=pid))
-    SessionLock(tmp_path).take()
+    SessionLock(tmp_path).acquire()
     assert json.loads((tmp_path / "session.lock").read_text())["pid"] == os.getpid()
 
 
@@ -199,7 +199,7 @@ def test_of_many_that_find_a_stale_lock_one_gets_it(tmp_path):
         "import sys, time\nfrom pathlib import Path\nfrom lib.errors import UserError\n"
         "from lib.session.lock import SessionLock\nlock = SessionLock(Path(sys.argv[1]))\n"
         "time.sleep(max(0, float(sys.argv[2]) - time.time()))\n"
-        "try:\n    lock.take()\n    print('mine')\nexcept UserError:\n    print('theirs')\n"
+        "try:\n    lock.acquire()\n    print('mine')\nexcept UserError:\n    print('theirs')\n"
         "sys.stdout.flush()\nsys.stdin.read()\n"
     )
     begin = str(time.time() + 2)

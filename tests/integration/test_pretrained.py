@@ -76,7 +76,7 @@ def test_the_authors_checkpoints_are_taken_whole(resnet, tmp_path, prefix, flat)
     file = weights_file.read(path)
     network = fresh()
     found = fitting.fit(network, file)
-    assert (found.misfits, found.left) == ((), ())
+    assert (found.misfits, found.missing) == ((), ())
     assert same_weights(network, saved["net"])
     assert torch.equal(file.memory, saved["npc"]["memory"])
     assert file.kind == "a checkpoint of the authors' code"
@@ -88,7 +88,7 @@ def test_a_bottleneck_network_of_the_authors_is_taken_whole(tmp_path):
     theirs, ours = fresh("resnet50"), fresh("resnet50")
     torch.nn.init.normal_(theirs.fc.weight)
     torch.save(authors_checkpoint(theirs.state_dict(), torch.zeros(3, DIM)), tmp_path / "x.ckpt")
-    assert fitting.fit(ours, weights_file.read(tmp_path / "x.ckpt")).left == ()
+    assert fitting.fit(ours, weights_file.read(tmp_path / "x.ckpt")).missing == ()
     assert same_weights(ours, theirs.state_dict())
 
 
@@ -101,7 +101,7 @@ def test_files_of_python_2_are_read(resnet, tmp_path, monkeypatch, way):
         as_before_1_13(monkeypatch)
     file = weights_file.read(path)
     network = fresh()
-    assert fitting.fit(network, file).left == ()
+    assert fitting.fit(network, file).missing == ()
     assert same_weights(network, saved["net"])
     assert torch.equal(file.memory, saved["npc"]["memory"])
 
@@ -138,7 +138,7 @@ def test_torchvisions_resnet_fits_but_for_its_last_layer_which_is_named(tmp_path
     )
     assert torch.equal(ours.layer4[1].conv2.weight, theirs.layer4[1].conv2.weight)
     assert torch.equal(ours.fc.weight, untouched.fc.weight)
-    fitting.complete(found, file, "resnet18")  # of use for a new run, and as it is
+    fitting.check_complete(found, file, "resnet18")  # of use for a new run, and as it is
     assert "does not fit: fc.weight is 1000 x 512 in the file, 16 x 512 here" in fitting.report(found, file, "resnet18")
 
 
@@ -147,14 +147,14 @@ def test_a_network_with_more_than_a_random_last_layer_is_not_used_as_it_is(tmp_p
     file = weights_file.read(tmp_path / "w.pt")
     found = fitting.fit(fresh("resnet18"), file)
     assert any("layer3.5.conv1.weight of the file is not in the network" in line for line in found.misfits)
-    assert found.left == ()  # all that resnet18 has is there, and more
+    assert found.missing == ()  # all that resnet18 has is there, and more
     with pytest.raises(UserError, match="resnet18: layer1.2.conv1.weight of the file is not in the network"):
-        fitting.complete(found, file, "resnet18")
+        fitting.check_complete(found, file, "resnet18")
     torch.save(fresh("resnet18").state_dict(), tmp_path / "w.pt")
     file = weights_file.read(tmp_path / "w.pt")
     found = fitting.fit(fresh("resnet34"), file)
     with pytest.raises(UserError, match=r"does not fit --network resnet34: layer1.2.conv1.weight is not in the file"):
-        fitting.complete(found, file, "resnet34")
+        fitting.check_complete(found, file, "resnet34")
 
 
 def test_a_description_without_three_means_is_an_error(tmp_path):
@@ -239,7 +239,7 @@ def test_a_new_run_takes_network_and_bank(trained, tmp_path, capsys):
     saved, path = trained
     still = ["--base-lr", "1e-30", "--weight-decay", "0", "--npc-momentum", "0.9999999", "--sess-dir", tmp_path]
     out = log_of(capsys, *RUN, *still, "--session", "ours", "--pretrained", path)
-    assert "26 of its 26 tensors taken into convnet" in out
+    assert "26 of its 26 tensors loaded into convnet" in out
     assert f"memory bank taken from the file ({IMAGES} rows)" in out
     new = checkpoint.load(tmp_path / "ours" / "checkpoint" / "0000-00000.ckpt")
     for name, value in saved["net"].items():
@@ -377,7 +377,7 @@ def test_an_alexnet_that_is_a_list_of_layers_is_taken_whole(tmp_path, wrapper, f
     torch.save({**net, "classifier.2.running_mean": torch.zeros(4096)}, tmp_path / "b.pt")
     file = weights_file.read(tmp_path / "b.pt")
     with pytest.raises(UserError, match=r"hidden.2.running_mean of the file is not in the network"):
-        fitting.complete(fitting.fit(ours, file), file, "alexnet")
+        fitting.check_complete(fitting.fit(ours, file), file, "alexnet")
 
 
 def test_mistakes_are_one_line(resnet, tmp_path, capsys):

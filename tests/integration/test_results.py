@@ -226,7 +226,7 @@ def test_networks_whose_pooling_does_not_divide_evenly(name, stem, size, tmp_pat
     if size == 20:
         note = network_files.write_onnx(network, size, tmp_path / "network.onnx")
         assert note.startswith(("network.onnx written", "network.onnx left out; to get it too: pip install onnx"))
-        if "tried with onnxruntime" in note:  # and another network would have been noticed
+        if "checked with onnxruntime" in note:  # and another network would have been noticed
             other = models.build(name, 8, stem, size).eval()
             assert network_files._difference(tmp_path / "network.onnx", other, images) > network_files.TOLERANCE
 

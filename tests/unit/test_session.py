@@ -93,7 +93,7 @@ def test_a_write_that_fails_leaves_the_checkpoint_before(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(RunError, match=r"could not be written: .*No space left.*; the one before it is as it was"):
+    with pytest.raises(RunError, match=r"could not be written: .*No space left.*; the one before it is unchanged"):
         checkpoint.save(complete(epoch=2), path)
     monkeypatch.undo()
     assert checkpoint.load(path)["epoch"] == 1

@@ -313,7 +313,7 @@ def test_shared_dropout_is_dropout_otherwise():
     layer = SharedDropout(0.5)
     torch.manual_seed(0)
     assert torch.equal(layer(rows), expected)
-    layer.take(0, 4)
+    layer.set_rows(0, 4)
     assert torch.equal(layer.eval()(rows), rows)
     leaf = rows.bfloat16().requires_grad_()
     result = layer.train()(leaf)
