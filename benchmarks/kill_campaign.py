@@ -100,20 +100,20 @@ class Campaign:
 
     def _start(self, arguments: list[str]) -> _Process:
         # read again when something goes wrong
-        self._said = open(self._folder / "said.txt", "w+b")  # noqa: SIM115
+        self._warned = open(self._folder / "said.txt", "w+b")  # noqa: SIM115
         arguments = [*arguments, "--sess-dir", str(self._folder), "--brief"]
         if not self._fresh:
-            return _Forked(arguments, self._said.fileno())
+            return _Forked(arguments, self._warned.fileno())
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         command = [sys.executable, "main.py", *arguments]
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=self._said, stderr=self._said)
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=self._warned, stderr=self._warned)
 
     def _finish(self, process: _Process) -> None:
         status = process.wait(_PATIENCE)
-        self._said.seek(0)
+        self._warned.seek(0)
         if status != 0:
-            raise SystemExit(f"a run failed with status {status}: {self._said.read().decode(errors='replace')}")
-        self._said.close()
+            raise SystemExit(f"a run failed with status {status}: {self._warned.read().decode(errors='replace')}")
+        self._warned.close()
 
     def _kill(self, process: _Process, session: Path) -> bool:
         """Kill at a random moment of the training; False if the run was faster and has ended."""
@@ -134,7 +134,7 @@ class Campaign:
         process.kill()
         if process.wait() == 0:
             return False
-        self._said.close()
+        self._warned.close()
         self.count["kills"] += 1
         if any(checkpoints.glob("*.tmp")):
             self.count["while a checkpoint was being written"] += 1

@@ -187,7 +187,7 @@ def _make(queue: Queue, reports: Path) -> int:
                 queue.states[run.name] = run.state
                 if maker.stopped is None and failure:
                     failures.append(run.name)
-                _say(f"{head}: {failure}" if failure else f"{head}: {_summary(run)}; {_left(queue)}")
+                _say(f"{head}: {failure}" if failure else f"{head}: {_summary(run)}; {_slot(queue)}")
             if maker.stopped is not None:
                 break
             if place > before:
@@ -206,14 +206,14 @@ def _summary(run: Run) -> str:
     return f"{100 * result.knn:.2f} %, {_time(result.seconds)}"
 
 
-def _left(queue: Queue) -> str:
+def _slot(queue: Queue) -> str:
     return f"{len(queue.left)} runs left, {queue.estimate(queue.left)}"
 
 
 def _progress(queue: Queue, run: Run, head: str) -> None:
     """One line that is written over and over, where there is a terminal."""
     if sys.stdout.isatty():
-        text = f"{head}: epoch {run.epochs_done()}/{run.epochs}; {_left(queue)}"
+        text = f"{head}: epoch {run.epochs_done()}/{run.epochs}; {_slot(queue)}"
         width = shutil.get_terminal_size().columns - 1
         print(f"\r{text[:width]:{width}}", end="", flush=True)
 

@@ -36,7 +36,7 @@ def print_results(call: Call, pipeline: Pipeline, evaluator: Evaluator, embedder
     saved = call.start.checkpoint if isinstance(call.start, Resumed) else {}
     data = saved.get("dataset", {})
     other = data.get("fingerprint", pipeline.fingerprint) != pipeline.fingerprint
-    if call.world.is_first and (other or pipeline.train.replaced(data.get("contents")).are_others):
+    if call.world.is_first and (other or pipeline.train.replaced(data.get("contents")).are_other_pictures):
         session = None
         print(
             f"{source}: trained on other images ({data.get('name')}, {data.get('size')}) than these ({pipeline.name}, "

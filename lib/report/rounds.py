@@ -70,7 +70,7 @@ def checked(path: Path, images: ImageSet, fingerprint: str) -> dict[str, Any]:
     saved = checkpoint.load(path)
     rows, data = len(saved["npc"]["memory"]), saved.get("dataset", {})
     other = rows != len(images) or data.get("fingerprint", fingerprint) != fingerprint
-    if other or images.replaced(data.get("contents")).are_others:
+    if other or images.replaced(data.get("contents")).are_other_pictures:
         raise UserError(
             f"checkpoint {path} belongs to {rows} other training images than the {len(images)} that are here; "
             "for its report use the --dataset, --data-root, --limit-train and --seed it was made with"

@@ -201,7 +201,7 @@ class TrainingState:
                 "--data-root, --limit-train and --seed it was made with"
             )
         replaced = pipeline.train.replaced(data.get("contents"))
-        if replaced.are_others and not options.restart:
+        if replaced.are_other_pictures and not options.restart:
             raise UserError(
                 f"checkpoint {source}: its memory bank belongs to other pictures of the same names: {replaced} hold "
                 "something else; put those back, start anew from its network with --pretrained in place of --resume, "

@@ -127,7 +127,7 @@ def test_one_class_shows_no_accuracies(tmp_path, capsys):
     base = [*RUN, "--dataset", "imagefolder", "--data-root", tmp_path / "d", "--sess-dir", tmp_path / "s"]
     out = call(capsys, *base)
     assert "one class only (images): every accuracy would be 100 %, so none is computed" in out
-    assert "no classes, for they hold no pictures: labels/ in train" in out
+    assert "not classes, since they hold no pictures: labels/ in train" in out
     for word in ("top-1", "consistency", "accuracy 1", "100.00"):
         assert word not in out
     (line, *_) = (tmp_path / "s" / "x" / "metrics.jsonl").read_text().splitlines()
