@@ -145,7 +145,7 @@ def test_classes_without_a_readable_training_image_are_named(tmp_path, capsys):
         path.write_bytes(b"broken")
     base = [*RUN, "--dataset", "imagefolder", "--data-root", tmp_path / "d", "--sess-dir", tmp_path / "s"]
     out = call(capsys, *base, "--skip-bad-images", "--brief", "--no-report", "--max-round", "1")
-    assert "2 test images cannot be recognised, for no other image of their class is there to learn from: c" in out
+    assert "2 test images cannot be recognised: the training images hold no other image of their class: c" in out
     assert "cannot be recognised" in call(capsys, "--resume", tmp_path / "s" / "x", "--test-only")
 
 
