@@ -42,7 +42,7 @@ from lib.session.folder import SessionFolder, check_own_files
 
 log = logging.getLogger(LOGGER)
 
-_FEW = 64  # pictures that are not worth starting DataLoader workers for
+_FEW = 64  # pictures up to which no DataLoader workers are started
 
 
 def embed(call: Call) -> None:
@@ -64,7 +64,7 @@ def embed(call: Call) -> None:
         statistics = normalisation(options, file.statistics)
         shrink = options.shrink or file.shrink
         if isinstance(start, Resumed) and options.shrink == start.checkpoint["options"].get("shrink"):
-            shrink = file.shrink  # which the run applied
+            shrink = file.shrink  # as the run applied it
         preprocessing = Preprocessing.of(options.size, options.resize, statistics, shrink)
         log_network(options, file, preprocessing, call.dtype)
         space, memory = _known_features(call, file, Embedder(network, world.device, call.dtype))
@@ -77,8 +77,8 @@ def embed(call: Call) -> None:
 def _known_features(call: Call, file: WeightsFile, embedder: Embedder) -> tuple[FeatureSpace, Optional[Tensor]]:
     """The feature space, and the features of the training images (N, d) on the CPU.
 
-    The memory bank holds the network's output, and the session may keep other features. Otherwise they are computed
-    from the training images.
+    They come from the memory bank, which holds the network's output, or from the session's features.npz; otherwise
+    they are computed from the training images.
 
     Raises:
         UserError: the training images are missing, or are not those of the network's run.
@@ -133,7 +133,7 @@ def output_folder(options: Options, source: Path) -> Path:
 def write_embedding(options: Options, model: Model, file: WeightsFile, paths: Sequence[str], output: Path) -> None:
     """Write the features of pictures with their clusters and nearest training images.
 
-    The training images need not be there: `model` has their features.
+    The training images are not needed: `model` has their features.
 
     Args:
         model: the network of `file`.

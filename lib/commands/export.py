@@ -73,8 +73,8 @@ def check_export(options: Options, pipeline: Pipeline, file: WeightsFile) -> Non
     """Check the options against checkpoint and images before anything is computed.
 
     Raises:
-        UserError: the checkpoint of --resume belongs to other images, or there are fewer
-            training images than neighbours or clusters are asked for.
+        UserError: the checkpoint of --resume belongs to other images, or --neighbours or --num-clusters exceeds the
+            number of training images.
     """
     if options.resume is not None and not is_of(file, pipeline, if_not_known=True):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Training: a new run, or one that is resumed, from the images to the evaluation of the finished network."""
+"""Trains: a new or a resumed run, from opening the images to the evaluation of the finished network."""
 
 import datetime
 import hashlib
@@ -40,7 +40,7 @@ from lib.training.trainer import Trainer, check_curriculum, curriculum_note
 from models.whitenet import WhiteNet
 
 STEM_IMAGES = 1_000
-"""Training images whose patches whitenet's first filters are fitted to."""
+"""Training images to whose patches whitenet's first filters are fitted."""
 
 log = logging.getLogger(LOGGER)
 
@@ -60,7 +60,7 @@ def train(call: Call) -> None:
     plan = None
     if is_planned:
         pipeline.check_batches()
-        call = _with_timed_threads(call, state, pipeline)  # --minutes depends on them
+        call = _with_timed_threads(call, state, pipeline)  # the speed, and so --minutes, depends on them
         settings, plan = within_minutes(call.settings, state, pipeline, world)
         call = replace(call, settings=settings)
     evaluator = Evaluator(call.options, pipeline, world)
@@ -74,7 +74,7 @@ def train(call: Call) -> None:
         open_log(log_file, call.options.brief, silent=not world.is_first)
         at_end.callback(close_log)
         at_end.callback(pipeline.close)
-        world.long_barrier()  # ends at once if the first process cannot write
+        world.long_barrier()  # raises an error at once if the first process cannot write
         if not is_planned:
             call = _with_timed_threads(call, state, pipeline)
         _log_start(call, state, pipeline, evaluator, session, plan)
@@ -108,7 +108,7 @@ def _initialise(
     """Initialise a new run: log how the weights fit, fit whitenet's first filters, and start the memory bank.
 
     Args:
-        pixels: receives the pixels in the pass that fills the bank, if there is one; None: not needed.
+        pixels: receives the pixels in the pass that fills the bank, if there is one; None: no baselines.
     """
     options, start, network = call.options, call.start, state.embedder.network
     if isinstance(start, Resumed):
@@ -143,7 +143,7 @@ def _trainer(
 ) -> Trainer:
     """The trainer of a run, with a recorder that writes into the session if this process has one."""
     world = call.world
-    options = replace(call.options, threads=str(call.threads.threads))  # what checkpoints keep
+    options = replace(call.options, threads=str(call.threads.threads))  # as checkpoints store it
     labels = None if pipeline.train.labels is None else torch.from_numpy(pipeline.train.labels)
     own = None if options.restart else resumed_path(call.start)
     if session is None:
@@ -224,7 +224,7 @@ def _log_start(
     session: Optional[SessionFolder],
     plan: Optional[str],
 ) -> None:
-    """Log what the run starts with. `plan`: the epochs of --minutes, or None."""
+    """Log the circumstances of a start of the run. `plan`: the epochs of --minutes, or None."""
     options = call.options
     _log_machine(call)
     _log_images(options, pipeline)
@@ -335,7 +335,7 @@ def start_record(call: Call, pipeline: Pipeline) -> dict[str, Any]:
 
 
 def _checksum(contents: Sequence[int]) -> Optional[str]:
-    """A digest of the contents of the image files that were read; None where the fingerprint covers them."""
+    """A digest of the checksums of sampled image files; None where the fingerprint covers the pixels."""
     return hashlib.blake2b(repr(list(contents)).encode(), digest_size=8).hexdigest() if contents else None
 
 
@@ -348,8 +348,8 @@ def _log_results(state: TrainingState, evaluator: Evaluator, results: Evaluated)
         log.info("%s", state.history.table(state.baselines, width, last_row), extra=RESULT)
     log.info("%s\n%s", state.history.diagnostics_table(width), DIAGNOSTICS_LEGEND, extra=RESULT)
     for protocol, each in results:
-        who = "" if protocol.name == results[0][0].name == "knn" else f"{protocol.name} "
-        log.info("last network, training features recomputed: %s%s", who, each.summary, extra=RESULT)
+        prefix = "" if protocol.name == results[0][0].name == "knn" else f"{protocol.name} "
+        log.info("last network, training features recomputed: %s%s", prefix, each.summary, extra=RESULT)
         if each.table:
             log.info("%s", each.table, extra=RESULT)
     if accuracy is not None:

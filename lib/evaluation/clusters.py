@@ -230,9 +230,9 @@ def silhouette(features: Tensor, assignments: np.ndarray, seed: int) -> Optional
 
 def plot_number(number: NumberOfClusters, path: Path) -> Path:
     """Draw the criterion over K, with the number found and the threshold marked, into a PNG file. Returns its path."""
-    from lib.figures import as_shipped
+    from lib.figures import default_settings
 
-    with as_shipped():
+    with default_settings():
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: it would ask for a screen
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator

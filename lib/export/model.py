@@ -230,7 +230,7 @@ class Model:
         if images.dim() != 4 or images.shape[1:] != (3, side, side):
             raise UserError(f"a batch of shape {tuple(images.shape)}; this network takes (B, 3, {side}, {side})")
         if not images.is_floating_point():
-            raise UserError(f"a batch of {images.dtype}; this network takes the output of `preprocessing`, float32")
+            raise UserError(f"a batch of {images.dtype}; this network takes float32, the output of `preprocessing`")
         if len(images) == 0:  # PyTorch 1.10 does not convolve nothing
             return self._features_of_batch(images.new_zeros(1, 3, side, side))[:0]
         return self._finish(self._embedder(images.to(self._embedder.device, torch.float32)).float().cpu())

@@ -184,7 +184,7 @@ class TensorBoardWriter:
             yield
         except OSError as error:
             self.projector = None
-            log.warning("the projector's files can no longer be written: %s; the run goes on without", error)
+            log.warning("the projector's files can no longer be written: %s; the run continues without", error)
 
 
 class EventFile:
@@ -261,7 +261,7 @@ class EventFile:
         except OSError as error:
             self._writer = None
             log.warning(
-                "TensorBoard files in %s can no longer be written: %s; the run goes on without",
+                "TensorBoard files in %s can no longer be written: %s; the run continues without",
                 self._folder,
                 error.strerror or error,
             )

@@ -1,4 +1,4 @@
-"""Thumbnails: images of the data set as they go into a page."""
+"""Thumbnails of the data set's images, for the report."""
 
 import base64
 import io
@@ -14,14 +14,14 @@ from datasets.image_set import UNLABELLED, ImageSet
 from lib.errors import not_none
 
 SIDE = 64
-"""Pixels of a thumbnail; smaller images stay as they are and the page enlarges them."""
+"""Pixels of a thumbnail's side; smaller images keep their size, and the page enlarges them."""
 TINY = 24
-"""Images up to this side are kept without loss: they are small, and JPEG would blur them."""
+"""Images up to this side are stored as PNG: JPEG would blur them."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One thumbnail and what is known about its image."""
+    """One thumbnail with the name and label of its image."""
 
     index: int
     uri: str
@@ -32,7 +32,7 @@ class Picture:
 
     @property
     def alt(self) -> str:
-        """What a screen reader says."""
+        """The text for a screen reader."""
         return self.name if self.label is None else f"{self.name}, class {self.label}"
 
 
@@ -63,7 +63,7 @@ class Pictures:
 
     @property
     def labels(self) -> Optional[np.ndarray]:
-        """(N,) int64, `UNLABELLED` where an image has none; or None."""
+        """(N,) int64, `UNLABELLED` for an image without a label; or None."""
         return self.images.labels
 
     def label_number(self, index: int) -> Optional[int]:
@@ -115,7 +115,7 @@ class Pictures:
 
 
 def uri_of(image: Image.Image, lossless: Optional[bool] = None) -> str:
-    """The image as a data URI: PNG where it is tiny or must not lose anything, else JPEG."""
+    """The image as a data URI: PNG where it is tiny or must be lossless, else JPEG."""
     file = io.BytesIO()
     if max(image.size) <= TINY if lossless is None else lossless:
         kind = "png"

@@ -99,7 +99,7 @@ def test_tensorboard_files_that_find_no_space_end_with_a_warning(tmp_path):
     finally:
         logging.getLogger(journal.LOGGER).removeHandler(listener)
     assert len(heard) == 1
-    assert "can no longer be written: No space left on device; the run goes on without" in heard[0]
+    assert "can no longer be written: No space left on device; the run continues without" in heard[0]
 
 
 def test_a_write_beyond_the_limit_of_a_file_leaves_the_one_before(tmp_path):

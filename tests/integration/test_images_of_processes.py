@@ -144,7 +144,7 @@ def test_records_of_good_files_by_several_writers_are_joined(folder):
     paths = sorted(str(path) for path in folder.rglob("*.png"))
     writers = [CheckedFiles(paths) for _ in range(3)]
     for writer, rows in zip(writers, ([0, 1], [2], [5, 6])):
-        writer.remember(rows)
+        writer.add(rows)
     known = set(range(len(paths))) - set(CheckedFiles(paths).unknown())
     assert known == {0, 1, 2, 5, 6}
 

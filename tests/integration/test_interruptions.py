@@ -141,7 +141,7 @@ def stale(**changes):
     """A lock of this very process, before the changes."""
     lock = SessionLock.__new__(SessionLock)
     SessionLock.__init__(lock, ROOT)
-    return json.dumps({**lock._mine, **changes})
+    return json.dumps({**lock._own, **changes})
 
 
 def test_whose_locks_are_respected(tmp_path):

@@ -220,7 +220,7 @@ def test_networks_whose_pooling_does_not_divide_evenly(name, stem, size, tmp_pat
     network = models.build(name, 8, stem, size).eval()
     images = torch.randn(2, 3, size, size)
     plain = network_files._with_plain_pooling(network, images)
-    assert isinstance(plain.fit, network_files._MatrixPool)
+    assert isinstance(plain.avgpool, network_files._MatrixPool)
     with torch.no_grad():
         assert plain(images).numpy() == pytest.approx(network(images).numpy(), abs=1e-6)
     if size == 20:
@@ -564,7 +564,7 @@ torch.save((paths, features, similarities, rows), "found.pt")
         "error: 30 nearest training images were asked for; there are 29",
         f"error: features of shape ({DIM},); (B, {DIM}) is needed",
         f"error: features of shape (11, 3); (B, {DIM}) is needed",
-        "error: a batch of torch.uint8; this network takes what `preprocessing` makes of pictures",
+        "error: a batch of torch.uint8; this network takes float32, the output of `preprocessing`",
         f"error: a batch of shape (1, 3, 9, 9); this network takes (B, 3, {SIDE}, {SIDE})",
         "error: nowhere: there is no such session, checkpoint or exported folder",
         "error: nowhere: there is no such folder of pictures",

@@ -1,4 +1,4 @@
-"""Where the network looks, against another way to compute it."""
+"""Attention maps (Grad-CAM), against an independent computation."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import models
-from lib.figures.attention import attention, overlaid, watched_stage
+from lib.figures.attention import attention, attention_stage, overlaid
 
 
 def by_hooks(network, images, rows, stage):
@@ -86,12 +86,12 @@ def test_the_stage_is_the_last_that_says_where():
         maps = {f"s{number}": torch.zeros(1, 2, number, number) for number in numbers}
         return {**maps, "fc": torch.zeros(1, 2)}
 
-    assert watched_stage(sides(56, 28, 14, 7)) == "s7"
-    assert watched_stage(sides(8, 4, 2, 1)) == "s4"
-    assert watched_stage(sides(3, 2, 1)) == "s3"
+    assert attention_stage(sides(56, 28, 14, 7)) == "s7"
+    assert attention_stage(sides(8, 4, 2, 1)) == "s4"
+    assert attention_stage(sides(3, 2, 1)) == "s3"
 
 
-def test_bright_is_where_it_looks():
+def test_attention_is_bright_where_the_similarity_comes_from():
     attended = np.zeros((4, 4), dtype=np.float32)
     attended[0, 3] = 1
     picture = np.asarray(overlaid(Image.new("RGB", (32, 32), (90, 90, 90)), attended, 80)).sum(axis=2)

@@ -180,7 +180,7 @@ def test_names_of_classes_in_other_bytes_are_the_same_names(tmp_path):
     picture(tmp_path / "train" / composed / "3.jpg")
     split = load(tmp_path)
     assert (split.train.classes, split.train.labels.tolist()) == ((apart, "x"), [0, 0, 1])
-    assert split.notes == (f"two folders in train are called {composed}, in different bytes: one class",)
+    assert split.notes == (f"two folders in train are called {composed} in different bytes: one class",)
 
 
 def labelled(labels, classes):
@@ -216,7 +216,7 @@ def test_names_and_numbers_do_not_mix():
 def test_images_that_no_vote_can_recognise_are_counted():
     train, test = labelled([0, 0, 1, 1], "abc"), labelled([0, 2, 2], "abc")
     (line,) = evaluable(train, test)[2]
-    assert line.startswith("2 test images cannot be recognised, for no other image of their class is there to learn fr")
+    assert line.startswith("2 test images cannot be recognised: the training images hold no other")
     assert line.endswith(": c")
     (line,) = evaluable(labelled([0, 0, 1, UNLABELLED], "ab"), None)[2]
     assert line.startswith("1 labelled images cannot be recognised")

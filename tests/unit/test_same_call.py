@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib.commands.call import _read
+from lib.commands.call import _start_digest
 from lib.commands.start import Fresh, FromWeights, Resumed
 from lib.pretrained.weights_file import WeightsFile
 
@@ -21,7 +21,7 @@ TENSORS = [
 def read(tensors, memory=None, epoch=1):
     weights = {str(number): tensor for number, tensor in enumerate(tensors)}
     saved = {"round": 0, "epoch": epoch, "net": weights, "npc": {"memory": torch.ones(2, 2)}}
-    return _read(Resumed(saved, Path("f"))) + _read(FromWeights(WeightsFile("f", "k", weights, memory)))
+    return _start_digest(Resumed(saved, Path("f"))) + _start_digest(FromWeights(WeightsFile("f", "k", weights, memory)))
 
 
 @pytest.mark.parametrize("number", range(4))
@@ -36,4 +36,4 @@ def test_a_value_that_differs_is_seen_in_any_type(number):
 def test_bank_and_place_in_the_run_count():
     assert read(TENSORS, torch.zeros(2)) != read(TENSORS)
     assert read(TENSORS, epoch=2) != read(TENSORS)
-    assert _read(Fresh()) == _read(Fresh()) != read(TENSORS)
+    assert _start_digest(Fresh()) == _start_digest(Fresh()) != read(TENSORS)
