@@ -87,7 +87,7 @@ def train(call: Call) -> None:
         trainer = _trainer(call, state, pipeline, evaluator, session)
         results = trainer.run()
         _log_results(state, evaluator, results)
-        trainer.recorder.conclude(state, results)
+        trainer.recorder.write_results(state, results)
 
 
 def _load(call: Call, state: TrainingState, pipeline: Pipeline) -> Optional[Fit]:

@@ -476,7 +476,7 @@ def in_effect(name: str, value: Callable[[str], Any]) -> Any:
 
 
 def of_older_version(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The values in effect in older versions of options that they did not have, where these are not today's defaults.
+    """Values that older versions used in place of options they lacked, where these are not today's defaults.
 
     Args:
         options: those in the checkpoint or config.yaml.

@@ -51,7 +51,7 @@ PROTOCOLS = {
     "knn": "lib.evaluation.knn:KNN",
     "nn": "lib.evaluation.knn:KNN",
     "linear": "lib.evaluation.linear:Linear",
-    "cluster": "lib.evaluation.clusters:Cluster",
+    "cluster": "lib.evaluation.cluster:Cluster",
 }
 """Subclasses of `lib.evaluation.evaluator.Protocol`."""
 

@@ -153,7 +153,7 @@ def most_and_least_certain(certainty: Certainty, pictures: Pictures) -> tuple[li
 
 
 @dataclass(frozen=True)
-class Cluster:
+class ClusterSheet:
     """A cluster and the images closest to its centre.
 
     Attributes:
@@ -184,7 +184,7 @@ class ContactSheets:
         assignments: (images,) int64, the cluster of each, from 0.
     """
 
-    shown: list[Cluster]
+    shown: list[ClusterSheet]
     count: int
     explanation: str
     images: int
@@ -211,7 +211,7 @@ def contact_sheets(rows: np.ndarray, features: Tensor, pictures: Pictures, clust
     return ContactSheets(shown, len(present), clusters.explanation, len(rows), assignments)
 
 
-def _cluster(number: int, rows: np.ndarray, cosines: np.ndarray, pictures: Pictures) -> Cluster:
+def _cluster(number: int, rows: np.ndarray, cosines: np.ndarray, pictures: Pictures) -> ClusterSheet:
     closest = rows[np.argsort(-cosines, kind="stable")[:ON_A_SHEET]]
     commonest = share = None
     if pictures.labelled:
@@ -220,4 +220,4 @@ def _cluster(number: int, rows: np.ndarray, cosines: np.ndarray, pictures: Pictu
             commonest, count = labels.most_common(1)[0]
             share = count / sum(labels.values())
     shown = [pictures.picture(row) for row in closest.tolist()]
-    return Cluster(number + 1, len(rows), shown, float(cosines.mean()), commonest, share)
+    return ClusterSheet(number + 1, len(rows), shown, float(cosines.mean()), commonest, share)

@@ -15,7 +15,7 @@ from lib.checkpoint.manager import newest_by_round
 from lib.clustering.clusters import AUTO, clusters_of
 from lib.config import value_text
 from lib.errors import UserError
-from lib.evaluation.baselines import shared_in, shared_words
+from lib.evaluation.baselines import shared_in, shared_text
 from lib.evaluation.features import FeatureSpace
 from lib.export.kept_features import KeptFeatures, rounded
 from lib.figures.charts import Curve, curves
@@ -101,7 +101,7 @@ def _results(record: SessionRecord, newest: dict[str, Any], images: int) -> dict
     return {
         "rounds": record.rounds,
         "baselines": newest.get("baselines", {}),
-        "beside_pixels": None if shared is None else shared_words(shared, images),
+        "beside_pixels": None if shared is None else shared_text(shared, images),
         "charts": _charts(record, images),
         "results": [(result_words(key), result_text(key, value)) for key, value in record.results.items()],
         "epochs": record.epochs[:: max(1, -(-len(record.epochs) // EPOCH_ROWS))],

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from lib.distributed.world import Shard, World
 
 CPU_TILE_ELEMENTS, GPU_TILE_ELEMENTS = 2**24, 2**27
-"""Similarities that a search holds at a time; faiss searches on the CPU."""
+"""Similarities held at a time by a search, on the CPU (also by faiss) and on a GPU."""
 
 MERGED_ELEMENTS = 2**22
 """Similarities of all processes that are merged at a time: 16 MiB, and twice that of row numbers."""
@@ -20,7 +20,7 @@ BLOCK = 16
 """A multiple of the block sizes of matrix products on CPUs; the rest at an edge is summed in another order."""
 
 LARGEST_SAMPLE = 5_000
-"""Rows of the largest sample for diagnostics."""
+"""The most rows in a sample for diagnostics."""
 
 
 def nearest(
@@ -40,7 +40,7 @@ def nearest(
         queries: (Q, D) float32; with several processes the same on each.
         database: (N, D) float32; with several processes those rows that `shard` names.
         k: how many, from 1 to N (N - 1 if `own` is given).
-        own: (Q,) int64, each query's own row in the database, which its result leaves out; or None.
+        own: (Q,) int64, each query's own row in the database, which is excluded from its result; or None.
         backend: `faiss` (flat index, on the CPU), `torch` (on the device of the rows), or `auto`: faiss on a CPU.
         shard: which rows `database` is; None: all of them.
 
@@ -86,7 +86,9 @@ class ExactSearch:
             similarities, indices = _by_torch(queries, self._database, width, own, tile_elements)
         else:
             own_array = None if own is None else own.detach().cpu().numpy()
-            found = _ordered(self._index, as_array(queries), width, own_array, self._tile_elements or CPU_TILE_ELEMENTS)
+            found = _by_faiss(
+                self._index, as_array(queries), width, own_array, self._tile_elements or CPU_TILE_ELEMENTS
+            )
             similarities, indices = (torch.from_numpy(array).to(queries.device) for array in found)
         if self._shard.world.size == 1:
             return similarities, indices
@@ -112,7 +114,8 @@ def inner_products(queries: Tensor, rows: Tensor) -> Tensor:
 
     Equal rows give equal products, to the bit, beside any other rows and in any call, so that ties are exact. A plain
     matrix product rounds differently at its edges, so both sides are padded to whole blocks. PyTorch's libraries do
-    not guarantee that this is enough: we saw no exception on one thread and a few on several threads.
+    not guarantee that this is enough: in our tests ties were exact on one thread, with a few exceptions on several
+        threads.
     """
     spare_queries, spare_rows = -len(queries) % BLOCK, -len(rows) % BLOCK
     if spare_queries > 0:
@@ -122,7 +125,7 @@ def inner_products(queries: Tensor, rows: Tensor) -> Tensor:
         products = queries @ rows.t()
     elif whole == 0:
         products = queries @ F.pad(rows, (0, 0, 0, spare_rows)).t()
-    else:  # the last rows apart: padding all rows would copy them
+    else:  # the last rows separately: padding all rows would copy them
         products = queries.new_empty(len(queries), len(rows))
         torch.mm(queries, rows[:whole].t(), out=products[:, :whole])
         last = queries @ F.pad(rows[whole:], (0, 0, 0, spare_rows)).t()
@@ -193,10 +196,10 @@ def _largest(sims: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, indices
 
 
-def _ordered(
+def _by_faiss(
     index: Any, queries: np.ndarray, k: int, own: Optional[np.ndarray], tile_elements: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Search a faiss index wide enough to see past any tie at place k, then order by (similarity, index).
+    """Search a faiss index for enough rows to resolve ties at place k, then order by (similarity, index).
 
     Args:
         index: a flat index of faiss.
@@ -212,7 +215,7 @@ def _ordered(
         for rows in np.array_split(pending, math.ceil(len(pending) * width / tile_elements)):
             sims, indices = index.search(queries[rows], width)
             if own is not None:
-                sims = np.where(indices == own[rows, None], -np.inf, sims)  # sorts to the very end
+                sims = np.where(indices == own[rows, None], -np.inf, sims)  # so that it is sorted last
             order = np.lexsort((indices, -sims), axis=1)
             sims, indices = np.take_along_axis(sims, order, 1), np.take_along_axis(indices, order, 1)
             # a tie between place k and the last row found may continue beyond it: search wider there

@@ -144,7 +144,7 @@ def test_batches_made_beside_other_work_are_those_of_the_cpu():
 def test_norms_and_sums_tell_what_is_not_finite():
     for value in (1.0, float("nan"), float("inf")):
         watch = FiniteWatch(GPU)
-        watch.see(torch.ones((), device=GPU), [torch.ones(3, 2, device=GPU), torch.tensor([1.0, value], device=GPU)])
+        watch.update(torch.ones((), device=GPU), [torch.ones(3, 2, device=GPU), torch.tensor([1.0, value], device=GPU)])
         assert (watch.found() is None) == (value == 1.0)
 
 

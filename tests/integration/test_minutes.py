@@ -9,7 +9,7 @@ import yaml
 import main
 from lib.checkpoint import io as checkpoint
 from lib.training import planning
-from lib.training.planning import EVALUATION, SHARE, epochs_within
+from lib.training.planning import EVALUATION_COST, STEPS_SHARE, epochs_within
 from tests.helpers.runs import TINY, error_line
 
 RUN = [*TINY, "--no-brief"]
@@ -18,7 +18,7 @@ del RUN[RUN.index("--max-epoch") : RUN.index("--max-epoch") + 2]
 
 def test_epochs_by_hand():
     # an epoch of 100 images and 50 test images takes 120 times 10 ms; 0.85 of a minute holds 42.5 of them
-    assert (SHARE, EVALUATION) == (0.85, 0.4)
+    assert (STEPS_SHARE, EVALUATION_COST) == (0.85, 0.4)
     assert epochs_within(60, 0.01, 100, 50, 1) == 42
     assert epochs_within(60, 0.01, 100, 50, 5) == 8
     assert epochs_within(60, 0.01, 100, 0, 1) == 51

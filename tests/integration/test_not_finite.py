@@ -15,7 +15,7 @@ from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.nn.embedder import Embedder
 from lib.training.epoch import NotFiniteError, train_epoch
-from lib.training.state import not_finite
+from lib.training.state import non_finite_part
 from lib.training.step import FiniteWatch, NotFinite, Step
 from main import main
 from tests.helpers.runs import TINY, error_line
@@ -92,9 +92,9 @@ def test_a_save_looks_first():
 def test_the_watch_counts_through_groups_and_from_where_an_epoch_is_taken_up():
     watch = FiniteWatch(CPU)
     watch.begin(10)
-    watch.see(torch.tensor(1.0))
-    watch.see(torch.tensor(1.0), [torch.ones(3), torch.tensor([1.0, -math.inf])])
-    watch.see(torch.tensor(math.inf))
+    watch.update(torch.tensor(1.0))
+    watch.update(torch.tensor(1.0), [torch.ones(3), torch.tensor([1.0, -math.inf])])
+    watch.update(torch.tensor(math.inf))
     assert watch.found() == NotFinite(11, "gradient")
     watch.begin(0)
     assert watch.found() is None
@@ -125,4 +125,4 @@ def test_a_run_with_too_high_a_rate_says_which_images(tmp_path, capsys):
     else:
         assert "there is no checkpoint from before" in message
     for path in kept:
-        assert not_finite(checkpoint.load(path)) is None, path
+        assert non_finite_part(checkpoint.load(path)) is None, path

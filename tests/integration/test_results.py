@@ -387,7 +387,7 @@ def test_without_its_last_layer_a_network_gives_the_same_features_each_time_and_
         out = call(capsys, "--pretrained", tmp_path / "w.pt", *DESCRIBED, "--embed", data / "new", "--output",
                    tmp_path / name, "--brief")  # fmt: skip
     assert (tmp_path / "one" / "features.npy").read_bytes() == (tmp_path / "two" / "features.npy").read_bytes()
-    assert "the last layer (fc) is random: a feature is a random projection" in out
+    assert "the last layer (fc) is random: features are a random projection" in out
     assert "npc.memory is not used: its rows are not of this last layer" in out
     assert not (tmp_path / "one" / "neighbours.npy").exists()
 

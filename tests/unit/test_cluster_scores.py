@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import silhouette_score
 
-from lib.evaluation.clusters import SAMPLE, contingency, matched, silhouette
+from lib.evaluation.cluster import SAMPLE, contingency, matched, silhouette
 from tests.helpers.rows import unit_rows
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from lib.clustering.clusters import choose_number, merge_linkages, neighbour_graph
 from lib.clustering.kmeans import spherical_kmeans
-from lib.evaluation.clusters import plot_number
+from lib.evaluation.cluster import plot_number
 from tests.helpers.rows import unit_rows
 
 

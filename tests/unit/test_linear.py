@@ -47,10 +47,10 @@ def test_the_objective_in_float64(digits):
 
 def test_rows_that_take_no_part_change_nothing(digits, monkeypatch):
     rows, labels = digits
-    taking_part = torch.arange(700) % 3 > 0
+    included = torch.arange(700) % 3 > 0
     monkeypatch.setattr("lib.evaluation.linear.BLOCK_ELEMENTS", 64 * 100)  # seven blocks
-    some = fit(rows, labels, 10, 0.1, ALONE, steps=200, taking_part=taking_part)
-    alone = fit(rows[taking_part], labels[taking_part], 10, 0.1, ALONE, steps=200)
+    some = fit(rows, labels, 10, 0.1, ALONE, steps=200, included=included)
+    alone = fit(rows[included], labels[included], 10, 0.1, ALONE, steps=200)
     assert np.abs(some.weights - alone.weights).max() < 2e-3
 
 
