@@ -422,9 +422,8 @@ class Options:
     )
     knn_backend: str = _devices(
         "auto",
-        "nearest-neighbour search. faiss, torch: exact, with equal results; auto: the faster of these two for the "
-        "device and the number of neighbours; ivf: discovery searches faiss's inverted lists and misses some "
-        "neighbours (the log says how many)",
+        "nearest-neighbour search. auto, torch: PyTorch; faiss: faiss's flat index, with equal results, slower on a "
+        "CPU; ivf: discovery searches faiss's inverted lists and misses some neighbours (the log says how many)",
         choices=("auto", "faiss", "torch", "ivf"),
     )
     discovery_memory: int = _devices(

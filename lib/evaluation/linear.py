@@ -150,7 +150,7 @@ def fit(
 ) -> Classifier:
     """Minimises the mean cross-entropy + penalty / 2 ||weights||^2; the bias is free.
 
-    scikit-learn's LogisticRegression(C = 1 / (n penalty)) minimises the same. It is deterministic. With several
+    scikit-learn's LogisticRegression(C = 1 / (n penalty)) minimises the same. The fit is deterministic. With several
     processes each has its rows, and all take the same steps.
 
     Args:
