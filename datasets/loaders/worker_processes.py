@@ -78,9 +78,9 @@ def fork_context() -> Optional[Any]:
 
 def kill_workers(loader: DataLoader) -> None:
     """Kill the workers of a loader: torch would wait 5 seconds for each worker that ignores SIGTERM."""
-    mine = getattr(loader.multiprocessing_context, "Process", None)
+    own_kind = getattr(loader.multiprocessing_context, "Process", None)
     for process in multiprocessing.active_children():
-        if mine is not None and type(process) is mine:
+        if own_kind is not None and type(process) is own_kind:
             process.kill()
             process.join()
 
@@ -195,7 +195,7 @@ class DeadWorkers:
     def explain(self, error: RuntimeError) -> Optional[RunError]:
         """The RunError for torch's error about a dead worker; None for any other error.
 
-        torch raises such an error also when a batch does not come in time; the signal's message says more.
+        torch raises such an error also when a batch does not arrive in time; the signal's message has more details.
         """
         return (self.pop_error() or _run_error(str(error))) if _is_about_workers(error) else None
 

@@ -150,7 +150,7 @@ def resize_matrix(start: Tensor, length: Tensor, source: int, target: int) -> Te
 
 
 def crop_resize(images: Tensor, boxes: Tensor, flips: Tensor, size: int) -> Tensor:
-    """Cut a box out of each image, resize it to size x size, and mirror it where `flips` says so.
+    """Cut a box out of each image, resize it to size x size, and mirror it where `flips` is true.
 
     Two small matrix products per image: rows, then columns.
 

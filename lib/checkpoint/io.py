@@ -8,11 +8,11 @@ key                what
 net                state dict of the network
 optimizer          state dict of the optimiser
 npc                {"memory": (N, D) bank}
-ANs_discovery      anchors and neighbours, see `Neighbourhoods.state_dict`
+ANs_discovery      anchors and neighbours, see `lib.method.neighbourhoods.SAVED`
 acc                top-1 of this epoch's evaluation as a share of 1, or None
 epoch              epochs completed in the round
 step               batches trained on in the next epoch; 0 where a checkpoint is written after an epoch
-underway           sums over these batches, see `EpochProgress.state`
+underway           sums over these batches: `EpochProgress` without `step`
 round              number of the round, from 0
 session            name of the session
 format             version of this layout

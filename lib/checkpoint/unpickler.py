@@ -43,8 +43,8 @@ def is_of_old_release(path: str) -> bool:
 class DataUnpickler(pickle._Unpickler):
     """Unpickles numbers, texts, containers and tensors; a pickle can call only the functions of `_CALLABLE`.
 
-    It derives from pickle's Python reader, since the one in C cannot be told what an instruction may do. Only an
-    OrderedDict may be given attributes. The numbers of tensors are not in the pickle, so it is fast enough.
+    It derives from pickle's Python reader, since the handlers of instructions cannot be replaced in the one in C. Only
+    an OrderedDict may be given attributes. The numbers of tensors are not in the pickle, so it is fast enough.
     """
 
     dispatch: ClassVar[dict] = dict(pickle._Unpickler.dispatch)

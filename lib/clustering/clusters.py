@@ -186,7 +186,7 @@ def choose_number(features: Tensor, seed: int = 0, runs: int = RUNS) -> NumberOf
     answers = [_largest_below(run, threshold) for run in linkages for threshold in thresholds]
     agreeing = sum(answer == clusters for answer in answers) / len(answers)
     others = sorted({answer for answer in answers if answer != clusters})
-    explanation = f"{100 * agreeing:.0f} % of {len(answers)} checks say {clusters}"
+    explanation = f"{100 * agreeing:.0f} % of {len(answers)} checks give {clusters}"
     if others:
         explanation += f", the others {others[0]}" + (f" to {others[-1]}" if len(others) > 1 else "")
     if clusters == length + 1:

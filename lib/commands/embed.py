@@ -96,11 +96,11 @@ def _known_features(call: Call, file: WeightsFile, embedder: Embedder) -> tuple[
         split = datasets.load(options.dataset, options.data_root, options.download, options.labels)
         pipeline = Pipeline(split, options, world.device)
     except UserError as error:
-        raise UserError(f"{wanted} are not at hand: {error}") from error
+        raise UserError(f"{wanted} are not available: {error}") from error
     try:
         if not is_of(file, pipeline, if_not_known=True):
             raise UserError(
-                f"{wanted} are not at hand: these are others ({pipeline.name}, {len(pipeline.train)}); use the "
+                f"{wanted} are not available: these are others ({pipeline.name}, {len(pipeline.train)}); use the "
                 "--dataset, --data-root, --limit-train and --seed it was made with"
             )
         log.info("features   %s, computed from %s training images", space, f"{len(pipeline.train):,}")

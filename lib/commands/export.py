@@ -79,7 +79,7 @@ def check_export(options: Options, pipeline: Pipeline, file: WeightsFile) -> Non
     if options.resume is not None and not is_of(file, pipeline, if_not_known=True):
         raise UserError(
             f"--export: {file.name} was trained on other images ({file.about.get('dataset')}, "
-            f"{file.about.get('training_images')}) than those at hand ({pipeline.name}, {len(pipeline.train)}); use "
+            f"{file.about.get('training_images')}) than these ({pipeline.name}, {len(pipeline.train)}); use "
             "the --dataset, --data-root, --limit-train and --seed it was made with, or --pretrained instead of --resume"
         )
     images = len(pipeline.train)

@@ -23,7 +23,7 @@ _NO_FLAGS = {"--no-" + option.name.replace("_", "-"): option for option in OPTIO
 
 
 def asks_for_help(argv: Sequence[str]) -> bool:
-    """Whether `--help` or `-h` stands anywhere."""
+    """Whether `--help` or `-h` is among the arguments."""
     return "--help" in argv or "-h" in argv
 
 
@@ -193,7 +193,7 @@ def _checked(option: Option, value: Any) -> Any:
     if option.length is None:
         return _checked_one(option, value)
     if option.length == ANY_LENGTH and not isinstance(value, (list, tuple)):
-        value = [value]  # as an option that became a list stands in older checkpoints
+        value = [value]  # older checkpoints hold single values of options that are lists now
     if not isinstance(value, (list, tuple)) or (option.length and len(value) != option.length):
         raise ValueError
     return tuple(_checked_one(option, item) for item in value)

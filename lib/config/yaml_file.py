@@ -100,9 +100,9 @@ def _raw(path: str, line: int, key: str, node: Any) -> Raw:
 def to_yaml(settings: Settings) -> str:
     """The merged options as a config file; read again with `--cfgs`, it gives the same options.
 
-    Options of a single call (`Option.kept` false) are comments at the end, so that it starts the same run anew.
+    Options of a single call (`Option.kept` false) are comments at the end, so that the file starts the same run again.
     """
-    lines = ["# All options of a run. To start the same anew: python3 main.py --cfgs THIS_FILE"]
+    lines = ["# All options of a run. To start the same run again: python3 main.py --cfgs THIS_FILE"]
     call = ["", "# of this call, not read back"]
     group = None
     for option in OPTIONS:

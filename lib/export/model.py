@@ -365,9 +365,9 @@ def training_paths(
         # only names are needed: nothing is decoded and no batch is loaded
         pipeline = Pipeline(split, replace(options, augment_on="workers", shrink=None), torch.device("cpu"))
     except UserError as error:
-        return None, f"named by their rows, since the data set is not at hand ({error})"
+        return None, f"named by their rows, since the data set is not available ({error})"
     if not pipeline.are_those_of(fingerprint, contents):
-        return None, f"named by their rows, since the {options.dataset} images at hand are not those of the checkpoint"
+        return None, f"named by their rows, since the {options.dataset} images here are not those of the checkpoint"
     if pipeline.train.paths is None:
         return None, f"named by their rows: {options.dataset} has no files of single images"
     return pipeline.train.paths, "named by their paths"

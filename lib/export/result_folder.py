@@ -96,8 +96,8 @@ def _swap_in(temporary: Path, final: Path) -> None:
 def write_table(path: Path, columns: Mapping[str, Sequence]) -> None:
     """A line of names, then one line a row, in UTF-8.
 
-    Texts stand in quotes, numbers do not; None is an empty text. So a line break in a text is kept, and a text of
-    digits is told from a number. Names of files that are not UTF-8 are written byte for byte: Python gets them back
+    Texts are quoted, numbers are not; None is an empty text. So a line break in a text is kept, and a text of digits
+    differs from a number. Names of files that are not UTF-8 are written byte for byte: Python gets them back
     with `errors="surrogateescape"`.
 
     Args:

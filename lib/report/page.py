@@ -209,6 +209,6 @@ def _charts(record: SessionRecord, images: int) -> list[tuple[str, Any, str]]:
             "accuracy", f"{record.evaluated_by} accuracy", "knn_top1", "top-1", "By the rows of the memory bank.",
             percent=True,
         ),
-        chart("rate", "Learning rate", "lr", "learning rate", "It starts anew in every round.", logarithmic=True),
+        chart("rate", "Learning rate", "lr", "learning rate", "It restarts in every round.", logarithmic=True),
     )  # fmt: skip
     return [each for each in found if each is not None]

@@ -79,7 +79,7 @@ class OtherPrograms:
         self._began, self._own, self._all = time.monotonic(), _own_seconds(), _seconds_of_all()
 
     def cores(self) -> Optional[float]:
-        """Cores that other programs use on average; None if the system does not tell."""
+        """Cores that other programs use on average; None if the system does not report it."""
         time.sleep(max(0.0, SHORTEST_MEASUREMENT - (time.monotonic() - self._began)))
         now, own, elapsed = _seconds_of_all(), _own_seconds(), time.monotonic() - self._began
         if now is None or self._all is None:

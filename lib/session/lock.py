@@ -76,7 +76,7 @@ class SessionLock:
     def _refuse_if_held(self, holder: dict[str, Any]) -> None:
         pid, host = holder.get("pid"), holder.get("host")
         if type(pid) is not int or pid <= 0 or not isinstance(host, str):
-            return  # new, cut short when its disk was full or its machine went down, or not a lock of ours
+            return  # new, cut short when its disk was full or its machine went down, or not a lock file of a run
         since = shown(str(holder.get("since")))
         if host != self._own["host"]:
             raise UserError(

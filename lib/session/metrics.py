@@ -264,7 +264,7 @@ def _table(rows: list[dict[str, str]], droppable: tuple[str, ...], width: Option
 
 DIAGNOSTICS_LEGEND = (
     "entropy: mean over all images, and over the round's anchors; kept: images whose nearest neighbour is that of the "
-    "round before; cosine: mean to the nearest; clusters: how many, of what sizes (-: too few images to tell)"
+    "round before; cosine: mean to the nearest; clusters: how many, of what sizes (-: too few images)"
 )
 """Explains `History.diagnostics_table`."""
 

@@ -94,7 +94,7 @@ def test_a_session_does_not_go_on_with_other_pictures_of_the_same_names(trained,
         capsys, "--resume", trained, "--export", tmp_path / "e", *FEW, status=2
     )
     out = call(capsys, "--resume", trained, "--embed", tmp_path / "p", "--output", tmp_path / "m", *FEW)
-    assert "named by their rows, since the photos images at hand are not those of the checkpoint" in out
+    assert "named by their rows, since the photos images here are not those of the checkpoint" in out
     assert "belongs to 20 other training images" in call(capsys, "--resume", trained, "--report-only", status=2)
     out = call(capsys, *RUN[:-1], "new", "--data-root", tmp_path / "p", "--sess-dir", tmp_path / "s", "--pretrained",
                next((trained / "checkpoint").glob("0001-*.ckpt")), "--no-report")  # fmt: skip

@@ -302,7 +302,7 @@ def test_embedding_new_pictures(session, data, tmp_path, capsys, exported):
 def test_embedding_without_the_training_images_names_rows(session, data, tmp_path, capsys):
     out = call(capsys, "--resume", session, "--embed", data / "new", "--output", tmp_path / "out", "--no-brief",
                "--data-root", tmp_path / "gone", "--neighbours", "2", "--num-clusters", "2")  # fmt: skip
-    assert "named by their rows, since the data set is not at hand" in out
+    assert "named by their rows, since the data set is not available" in out
     rows = read_table(tmp_path / "out" / "images.csv")
     neighbours = np.load(tmp_path / "out" / "neighbours.npy")
     assert [[int(row["nearest_1"]), int(row["nearest_2"])] for row in rows] == neighbours.tolist()
@@ -311,7 +311,7 @@ def test_embedding_without_the_training_images_names_rows(session, data, tmp_pat
         picture(tmp_path / "other" / "train" / f"{name}.png", 10, np.random.default_rng(0))
     out = call(capsys, "--resume", session, "--embed", data / "new", "--output", tmp_path / "out2", "--no-brief",
                "--data-root", tmp_path / "other", "--num-clusters", "2")  # fmt: skip
-    assert "the imagefolder images at hand are not those of the checkpoint" in out
+    assert "the imagefolder images here are not those of the checkpoint" in out
 
 
 def test_one_picture_is_enough_and_the_session_is_where_it_goes(session, data, tmp_path, capsys):

@@ -116,7 +116,7 @@ def test_few_images(count):
 def test_groups_that_run_into_each_other_are_less_sure():
     clear, vague = (choose_number(blobs([80] * 6, noise)[0]) for noise in (0.08, 0.26))
     assert vague.confidence < clear.confidence == 1.0
-    assert clear.explanation == "100 % of 55 checks say 6"
+    assert clear.explanation == "100 % of 55 checks give 6"
     assert "others" in vague.explanation
 
 
