@@ -1,4 +1,4 @@
-"""What the processes of test_distributed_core.py run; every job is a function of a world alone.
+"""What the processes of test_distributed.py run; every job is a function of a world alone.
 
 Each returns plain data or tensors. A job must give the same on every process, or what it gives is named `own`.
 """

@@ -1,4 +1,4 @@
-"""When steps are recorded and replayed. The graphs themselves need a GPU: tests/test_cuda.py."""
+"""When steps are recorded and replayed. The graphs themselves need a GPU: test_cuda.py."""
 
 import contextlib
 import logging
