@@ -1,6 +1,6 @@
 """`--protocol` with several at once, as a user calls it: while training, at the end, on a session, after a kill.
 
-What each protocol computes is tested beside its own oracle: test_linear, test_cluster_scores, test_clustering.
+What each protocol computes is tested beside its own oracle: test_linear, test_clustering.
 """
 
 import csv

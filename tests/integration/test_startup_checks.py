@@ -1,21 +1,25 @@
-"""What two processes do about the images of a run before it starts: fetch, compare, check."""
+"""What the processes of a run fetch and compare before it starts: images, labels, bad images, weights."""
 
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import datasets
 from datasets.files import bad_images
 from datasets.files.bad_images import CheckedFiles
 from datasets.image_set import ImageSet, Split
-from lib.commands.call import check_same_images, open_images
+from lib.commands.call import _read, check_same_images, open_images
+from lib.commands.start import Fresh, FromWeights, Resumed
 from lib.config import Options
 from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
 from lib.errors import UserError
+from lib.pretrained.weights_file import WeightsFile
 from tests.helpers.processes import in_processes
 
 
@@ -155,3 +159,33 @@ def test_one_process_waits_for_nobody(download, monkeypatch):
     monkeypatch.setattr(datasets, "load", lambda *arguments: split)
     pipeline = open_images(Options(size=8, download=download), World.alone(), ProcessInfo())
     assert len(pipeline.train) == 4
+
+
+TENSORS = [
+    torch.arange(6.0).view(2, 3).t(),
+    torch.ones(2, dtype=torch.bfloat16),
+    torch.tensor(3),
+    torch.tensor([True, False]),
+    torch.empty(0, 4),
+]
+
+
+def fingerprint(tensors, memory=None, epoch=1):
+    weights = {str(number): tensor for number, tensor in enumerate(tensors)}
+    saved = {"round": 0, "epoch": epoch, "net": weights, "npc": {"memory": torch.ones(2, 2)}}
+    return _read(Resumed(saved, Path("f"))) + _read(FromWeights(WeightsFile("f", "k", weights, memory)))
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_value_that_differs_is_seen_in_any_type(number):
+    others = [tensor.clone() for tensor in TENSORS]
+    assert fingerprint(others) == fingerprint(TENSORS)
+    first = (0,) * others[number].dim()
+    others[number][first] = 0 if others[number][first] else 1
+    assert fingerprint(others) != fingerprint(TENSORS)
+
+
+def test_bank_and_place_in_the_run_count():
+    assert fingerprint(TENSORS, torch.zeros(2)) != fingerprint(TENSORS)
+    assert fingerprint(TENSORS, epoch=2) != fingerprint(TENSORS)
+    assert _read(Fresh()) == _read(Fresh()) != fingerprint(TENSORS)

@@ -1,20 +1,45 @@
-"""What the benchmarks say a call takes: a call of known size, after preparations of every size."""
+"""Parts of the speed benchmarks: the bare step, the rows of the end of an epoch, and the measured peak of memory."""
 
 import multiprocessing
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from benchmarks.bare_step import BareStep
+from benchmarks.epoch_end import WRITTEN, epoch_end
 from benchmarks.memory import peak_beyond
+from benchmarks.setting import Setting
+from lib.nn.embedder import Embedder
+
+
+def test_the_bare_step_applies_the_given_gradient():
+    network = nn.Linear(3, 2, bias=False)
+    before = network.weight.detach().clone()
+    images, upstream = torch.randn(4, 3), torch.randn(4, 2)
+    embedder = Embedder(network, torch.device("cpu"))
+    step = BareStep(embedder, torch.optim.SGD(network.parameters(), lr=0.1))
+    for number in (1, 2):
+        assert step(images, upstream, 4).shape == ()
+        torch.testing.assert_close(network.weight.detach(), before - 0.1 * number * upstream.t() @ images)
+
+
+def test_the_end_of_an_epoch_is_the_sum_of_its_synchronous_parts():
+    *parts, whole = epoch_end(Setting(torch.device("cpu"), 1, images=50))
+    waited_for = [row.ours for row in parts if not row.what.endswith(WRITTEN)]
+    assert len(parts) == len(waited_for) + 1 == 5
+    assert whole.ours == pytest.approx(sum(waited_for))
+    assert all(row.textbook is None and row.limit is None for row in parts)
+
 
 CPU = torch.device("cpu")
 MIB = 2**20
 
 
-@pytest.fixture(autouse=True, params=["forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
-def beginning(request, monkeypatch):
-    """A benchmark starts fresh interpreters, each of which imports PyTorch; here one imports it for all."""
+@pytest.fixture(params=["forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
+def start_method(request, monkeypatch):
+    """A benchmark starts fresh interpreters, each of which imports PyTorch; the fork server imports it once for all."""
     context = multiprocessing.get_context(request.param)
     context.set_forkserver_preload(["benchmarks.memory"])
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
@@ -34,8 +59,9 @@ def prepare(freed, small, held, kept):
     return call
 
 
+@pytest.mark.usefixtures("start_method")
 @pytest.mark.parametrize(("freed", "small"), [(0, 0), (400, 0), (20, 200)])
-def test_what_was_freed_before_hides_nothing(freed, small):
+def test_the_peak_counts_memory_that_the_preparation_freed(freed, small):
     measured = peak_beyond(prepare, freed, small, 150, 50, device=CPU)
     if measured is None:
         pytest.skip("the peak cannot be read here")
@@ -52,7 +78,8 @@ def freeing(size):
     return call
 
 
-def test_what_a_call_frees_it_may_use_again():
+@pytest.mark.usefixtures("start_method")
+def test_memory_that_a_call_frees_counts_once_if_it_is_used_again():
     measured = peak_beyond(freeing, 150, device=CPU)
     if measured is None:
         pytest.skip("the peak cannot be read here")

@@ -165,3 +165,10 @@ def test_discovery_leaves_the_bank_alone():
     before = bank.memory.clone()
     discover(bank.memory, 1, 0.5, 1, 0.1)
     assert torch.equal(bank.memory, before)
+
+
+def test_pairs_of_unknown_labels_do_not_count():
+    labels = torch.tensor([0, 0, 1, -1, -1])
+    assert consistency(torch.tensor([0, 1, 3, 2]), torch.tensor([[1], [2], [4], [3]]), labels) == 0.5
+    assert consistency(torch.tensor([3, 0]), torch.tensor([[4], [3]]), labels) is None
+    assert consistency(torch.tensor([], dtype=torch.int64), torch.empty(0, 1, dtype=torch.int64), labels) is None

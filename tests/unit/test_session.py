@@ -16,10 +16,10 @@ from lib.checkpoint import io as checkpoint
 from lib.checkpoint.manager import checkpoint_file, find_checkpoint, newest_checkpoint
 from lib.errors import RunError, UserError
 from lib.logger import console as journal
-from lib.logger.console import duration
+from lib.logger.console import _fitted, duration
 from lib.session import folder
 from lib.session.folder import SessionFolder
-from lib.session.metrics import Metrics
+from lib.session.metrics import History, Metrics, sizes
 from tests.helpers.checkpoints import Planted, complete, restricted_load
 
 
@@ -220,3 +220,32 @@ def test_the_bar_is_shown_on_a_terminal_only(monkeypatch):
     shown.close()
     assert "round 0/4 epoch 1/2" in screen.getvalue()
     assert Progress(100, 0, quiet=True)._bar is None
+
+
+def test_cluster_sizes_in_words():
+    assert sizes([40, 30, 20]) == "3 (20 to 40)"
+    assert sizes([90]) == "1 (all 90)"
+
+
+def test_tables_fit_a_narrow_terminal():
+    history = History()
+    history.start_round(0, 0, None)
+    found = {"entropy": 2.0, "neighbour_cosine": 0.9, "clusters": [9, 3]}
+    history.current.add({"loss": 1.5, "knn_top1": None, "seconds": 1.0, **found})
+    for width in (40, 60, 80, 120):
+        assert max(map(len, history.unlabelled_table(width).splitlines())) <= max(width, 40)
+        assert max(map(len, history.table({}, width).splitlines())) <= max(width, 40)
+    assert "| round | anchors |  loss | entropy | anchors' |" in history.unlabelled_table()
+
+
+def test_long_lines_are_broken_on_terminals_only(monkeypatch):
+    text = "options   " + ", ".join(f"name_{number}=value" for number in range(9))
+    assert _fitted(text) == text
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "50")
+    lines = _fitted(text).split("\n")
+    assert max(map(len, lines)) <= 50
+    assert all(line.startswith(" " * 10 + "name_") for line in lines[1:])
+    assert " ".join(line.strip() for line in lines) == " ".join(text.split()).replace("options ", "options   ")
+    command = "command   python3 main.py " + "--cfgs configs/base.yaml " * 4
+    assert _fitted(command) == command
