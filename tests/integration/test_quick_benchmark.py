@@ -81,7 +81,7 @@ def test_a_rival_without_a_budget(images):
 
 def test_averaged_weights_and_the_loss_of_fastsiam_by_hand():
     lightly = pytest.importorskip("lightly") and rivals._lightly()
-    byol = rivals.BYOL(lightly, input_size=8)
+    byol = rivals.BYOL(lightly, rivals.resnet18(), input_size=8)
     own, average = byol.heads[0], byol.average[1]
     before = [weight.clone() for weight in average.parameters()]
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_averaged_weights_and_the_loss_of_fastsiam_by_hand():
     for old, new in zip(before, average.parameters()):
         torch.testing.assert_close(new, 0.99 * old + 0.01 * (old + 1))
 
-    siam, views = rivals.FastSiam(lightly, input_size=8), [torch.randn(4, 3, 8, 8) for _ in range(4)]
+    siam, views = rivals.FastSiam(lightly, rivals.resnet18(), input_size=8), [torch.randn(4, 3, 8, 8) for _ in range(4)]
     siam.dtype = None
     z = [siam.heads[0](siam.backbone(view)) for view in views]
     p = [siam.heads[1](each) for each in z]

@@ -152,7 +152,8 @@ def test_classes_without_a_readable_training_image_are_named(tmp_path, capsys):
 def test_a_shrinking_network_is_described_and_used_as_it_was_trained(tmp_path, capsys, caplog):
     pictures(tmp_path / "p", 12, side=200)
     (tmp_path / "p" / "x.heic").write_text("not readable")
-    call(capsys, *RUN, "--shrink", "24", "--data-root", tmp_path / "p", "--sess-dir", tmp_path / "s", "--no-report")
+    run = [*RUN, "--shrink", "24", "--features", "embedding", "--no-whiten"]  # as --pretrained takes a network
+    call(capsys, *run, "--data-root", tmp_path / "p", "--sess-dir", tmp_path / "s", "--no-report")
     resume = ["--resume", tmp_path / "s" / "x"]
     out = call(capsys, *resume, "--export", tmp_path / "e", *FEW)
     assert "skipped: 1 .heic (not readable here; convert them to JPEG to use them)" in out
