@@ -1,4 +1,4 @@
-"""When steps are recorded and replayed. The graphs themselves need a GPU: test_cuda.py."""
+"""Which steps are captured and replayed. The graphs themselves need a GPU: test_cuda.py."""
 
 import contextlib
 import logging
@@ -61,13 +61,13 @@ def run(step, book, *batches, **kwargs):
     return book.entries[start:]
 
 
-def test_a_kind_of_batch_is_recorded_after_some_ordinary_steps_and_then_replayed(book):
+def test_a_batch_shape_is_captured_after_some_eager_steps_and_then_replayed(book):
     step = CapturedStep(book)
     ran = run(step, book, *[batch(8)] * (EAGER_STEPS + 3))
     assert ran == [("eager", 8)] * EAGER_STEPS + [("recorded", 8)] + [("replayed", 8)] * 3
 
 
-def test_a_smaller_last_batch_and_larger_sets_get_recordings_of_their_own(book):
+def test_a_smaller_last_batch_and_larger_sets_get_graphs_of_their_own(book):
     step = CapturedStep(book)
     run(step, book, *[batch(8)] * (EAGER_STEPS + 1))
     assert run(step, book, batch(5)) == [("eager", 5)]
@@ -77,20 +77,20 @@ def test_a_smaller_last_batch_and_larger_sets_get_recordings_of_their_own(book):
     assert run(step, book, batch(8, members=2)) == [("eager", 8)]
 
 
-def test_a_new_learning_rate_is_recorded_anew(book):
+def test_a_new_learning_rate_is_captured_again(book):
     step = CapturedStep(book)
     run(step, book, *[batch(8)] * (EAGER_STEPS + 1))
     book.optimizer.param_groups[0]["lr"] = 0.01
     assert run(step, book, batch(8), batch(8)) == [("recorded", 8), ("replayed", 8), ("replayed", 8)]
 
 
-def test_batches_that_share_an_optimiser_step_are_never_recorded(book):
+def test_batches_of_accumulated_gradients_are_never_captured(book):
     step = CapturedStep(book)
     for _ in range(3 * EAGER_STEPS):
         assert run(step, book, batch(8), share=0.5, last=False) == [("eager", 8)]
 
 
-def test_a_failed_recording_is_said_and_the_run_goes_on_without(book, monkeypatch):
+def test_a_failed_capture_is_logged_and_the_run_continues_eagerly(book, monkeypatch):
     def fails(step, images, members):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 

@@ -1,4 +1,4 @@
-"""Loader processes that are killed, and how far they load ahead."""
+"""DataLoader workers that are killed, and how far they load ahead."""
 
 import multiprocessing
 import os
@@ -66,7 +66,7 @@ def test_a_killed_worker_is_a_run_error_of_one_line():
     assert none_within(10)  # while the error is still being looked at
 
 
-def test_a_worker_that_dies_while_nobody_loads_disturbs_nobody_until_the_next_batch():
+def test_a_worker_that_dies_between_epochs_is_an_error_at_the_next_batch():
     loader = loader_of(8, 1)
     list(loader.batches(range(8), (0,)))
     os.kill(workers()[0], signal.SIGKILL)
@@ -79,7 +79,7 @@ def test_a_worker_that_dies_while_nobody_loads_disturbs_nobody_until_the_next_ba
     assert none_within(10)
 
 
-def test_one_handler_listens_and_other_children_are_not_its_business():
+def test_one_sigchld_handler_ignores_other_children():
     loader = loader_of(4, 1)
     list(loader.batches(range(4), (0,)))
     handler = signal.getsignal(signal.SIGCHLD)
@@ -90,7 +90,7 @@ def test_one_handler_listens_and_other_children_are_not_its_business():
     loader.close()
 
 
-def test_only_torchs_words_about_workers_are_taken():
+def test_only_torchs_worker_errors_are_translated():
     def heard(number, frame):
         raise RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. ")
 
@@ -112,7 +112,7 @@ def test_only_torchs_words_about_workers_are_taken():
         DeadWorkers(other)(signal.SIGCHLD, None)
 
 
-def test_a_fault_of_the_code_keeps_its_traceback():
+def test_a_programming_error_keeps_its_traceback():
     loader = loader_of(4, 1, "no number")
     with pytest.raises(TypeError):
         list(loader.batches(range(4), (0,)))
@@ -147,7 +147,7 @@ def test_a_run_whose_loader_is_killed_ends_with_one_line(tmp_path):
     assert not any(os.path.exists(f"/proc/{child}") for child in children)
 
 
-def test_a_signal_to_all_leaves_the_workers_at_work():
+def test_a_signal_to_the_process_group_does_not_stop_the_workers():
     loader = loader_of(40, 2)
     batches = loader.batches(range(40), (0,))
     next(batches), next(batches)  # one of each
@@ -161,7 +161,7 @@ def test_a_signal_to_all_leaves_the_workers_at_work():
     assert none_within(10)
 
 
-def test_a_worker_ends_when_its_parent_says_so():
+def test_a_worker_ends_at_its_parents_request():
     loader = loader_of(4000, 1, 0.05)
     batches = loader.batches(range(4000), (0,))
     next(batches)
@@ -172,7 +172,7 @@ def test_a_worker_ends_when_its_parent_says_so():
 
 
 @pytest.mark.parametrize("fresh", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_program_that_ends_with_a_loader_at_work_does_end(fresh):
+def test_a_program_exits_while_a_loader_is_active(fresh):
     """The traceback keeps the loader until the interpreter is taken down, and that waits for all child processes."""
     program = f"from {__name__} import loader_of\n"
     program += "batches = loader_of(40, 2).batches(range(40), (0,))\nnext(batches)\nraise SystemError('kept')\n"
@@ -202,5 +202,5 @@ def test_prefetch_is_what_a_worker_loads_ahead(tmp_path, prefetch):
     batches.close()
 
 
-def test_prefetch_plays_no_part_without_workers():
+def test_prefetch_has_no_effect_without_workers():
     assert len(list(loader_of(4, 0, prefetch=7).batches(range(4), (0,)))) == 2

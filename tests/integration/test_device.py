@@ -1,4 +1,4 @@
-"""Precision, memory format, devices and the allocator."""
+"""Precision, memory format, choice of the device, and the allocator."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_auto_takes_bf16_where_the_cpu_is_faster_in_it(monkeypatch, vendor, flag
     assert choose_precision("bf16", CPU) == torch.bfloat16
 
 
-def test_the_cpu_is_read_from_what_linux_says_of_it(monkeypatch, tmp_path):
+def test_the_cpu_is_read_from_proc_cpuinfo(monkeypatch, tmp_path):
     said = tmp_path / "cpuinfo"
     said.write_text("processor\t: 0\nvendor_id\t: GenuineIntel\nflags\t\t: fpu amx_bf16\n\nprocessor\t: 1\n")
     monkeypatch.setattr(device, "Path", lambda _: said)
@@ -114,7 +114,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def test_kept_memory_is_not_faulted_in_again():
+def test_freed_memory_is_reused_without_page_faults():
     def faults(way):
         return int(call(way, program=("-c", FAULTS))[1])
 
@@ -124,7 +124,7 @@ def test_kept_memory_is_not_faulted_in_again():
     assert kept < 100 < faults("give back")
 
 
-def test_running_out_of_memory_is_told_from_other_failures():
+def test_out_of_memory_errors_are_recognised():
     with pytest.raises(RuntimeError) as error:
         torch.empty(2**50)
     assert is_out_of_memory(error.value)

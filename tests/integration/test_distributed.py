@@ -49,7 +49,7 @@ def assert_same(found, expected, **tolerance):
 EXACT = {"atol": 0.0, "rtol": 0.0}
 
 
-def test_exchanges(together):
+def test_collectives(together):
     size = len(together)
     for found in (each["exchanges"] for each in together):
         assert found["sum"].tolist() == [size, size * (size - 1) / 2]
@@ -101,7 +101,7 @@ def test_loss_and_gradient_match_the_oracle(together):
         np.testing.assert_allclose(found["gradient"].numpy() / 3, oracles.loss_gradient(*exact), atol=3e-4)
 
 
-def test_the_bank_starts_moves_and_is_saved_as_in_one_process(alone, together):
+def test_the_bank_is_initialised_updated_and_saved_as_in_one_process(alone, together):
     for size in (2, 101):
         assert_same(together[0]["banks"][size, "start"], alone["banks"][size, "start"], **EXACT)
         assert_same(together[0]["banks"][size, "loaded"], unit_rows(size, 5, 3), **EXACT)
@@ -110,12 +110,12 @@ def test_the_bank_starts_moves_and_is_saved_as_in_one_process(alone, together):
         assert all((value is None) == ("loss" not in key) for key, value in found["banks"].items())
 
 
-def test_leave_one_out_judges_as_one_process_does(alone, together):
+def test_leave_one_out_is_that_of_one_process(alone, together):
     for found in together:
         assert_same(found["leave_one_out"], alone["leave_one_out"])
 
 
-def test_the_bank_is_the_one_stream_of_random_numbers(monkeypatch):
+def test_the_bank_draws_one_stream_of_random_numbers(monkeypatch):
     whole = MemoryBank(50, 3, 0.5, torch.Generator().manual_seed(1)).memory
     assert torch.equal(whole, torch.rand(50, 3, generator=torch.Generator().manual_seed(1)).mul_(2).sub_(1))
     monkeypatch.setattr("lib.method.memory_bank.BLOCK_ROWS", 7)
@@ -208,7 +208,7 @@ def test_searches_find_the_same_on_any_number_of_processes(alone, together):
         assert_same(found["searches"], alone["searches"], atol=1e-6, rtol=1e-6)
 
 
-def test_lists_find_nearly_all_and_say_how_many(alone, together):
+def test_approximate_search_finds_nearly_all_and_reports_its_recall(alone, together):
     for found in (each["approximate"] for each in (*together, alone)):
         assert found["recall"] > 0.9
         assert found["recall of a round"] > 0.9
@@ -224,14 +224,14 @@ def test_whitened_features_are_those_of_one_process(alone, together):
     assert alone["feature_spaces"][23, "backbone"]["train"].shape == (23, 128)
 
 
-def test_surveys_are_those_of_one_process(alone, together):
+def test_bank_statistics_are_those_of_one_process(alone, together):
     for found in together:
         assert_same(found["surveys"], alone["surveys"], atol=2e-6, rtol=1e-6)
     assert alone["surveys"]["two"].tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_gpu_without_images_sends_what_the_others_send(monkeypatch, dtype):
+def test_batch_norm_of_no_images_computes_in_float32(monkeypatch, dtype):
     """Their statistics are float32 whatever the images are; PyTorch would take the type of the images it has not."""
     seen = []
     monkeypatch.setattr(sync_batch_norm, "HAS_SYNC_BATCH_NORM_OF_NOTHING", True)
@@ -246,6 +246,6 @@ def test_a_gpu_without_images_sends_what_the_others_send(monkeypatch, dtype):
     assert type(without_synchronisation(layer)) is nn.BatchNorm2d
 
 
-def test_where_pytorch_refuses_no_images_ours_is_taken(monkeypatch):
+def test_our_batch_norm_replaces_pytorchs_where_it_refuses_empty_batches(monkeypatch):
     monkeypatch.setattr(sync_batch_norm, "HAS_SYNC_BATCH_NORM_OF_NOTHING", False)
     assert isinstance(synchronise(nn.BatchNorm2d(3), World(0, 2, torch.device("cuda"))), SynchronisedBatchNorm)

@@ -1,4 +1,4 @@
-"""Runs in several processes, driven as a user does: the same numbers as one process, resumed in any number, killed."""
+"""Runs in several processes as a user starts them: the numbers of one process, resumed in any number, killed."""
 
 import json
 import math
@@ -84,7 +84,7 @@ def test_one_process_writes_for_all(sessions):
 
 
 @pytest.mark.parametrize("processes", [1, 3])
-def test_a_run_of_two_goes_on_in_another_number_of_processes(sessions, tmp_path, processes):
+def test_a_run_of_two_processes_resumes_in_another_number(sessions, tmp_path, processes):
     session = tmp_path / "two"
     shutil.copytree(sessions / "two", session)
     run(processes, ["--resume", session, "--max-round", "3", "--brief"])
@@ -100,7 +100,7 @@ def test_a_run_of_two_goes_on_in_another_number_of_processes(sessions, tmp_path,
     assert torch.equal(last["ANs_discovery"]["neighbours"], expected.neighbours)
 
 
-def test_evaluation_in_two_processes_says_the_same_one_line(sessions):
+def test_evaluation_in_two_processes_prints_the_line_of_one(sessions):
     """Two of 30 test images may turn over: a convolution rounds by the size of its batch, and so young features tie."""
     said = [run(processes, ["--resume", sessions / "one", "--test-only"]).stdout for processes in (1, 2)]
     number = r"[\d.]+(?= %)"
@@ -110,7 +110,7 @@ def test_evaluation_in_two_processes_says_the_same_one_line(sessions):
     np.testing.assert_allclose(two, one, atol=100 * 2 / 30 + 0.01)
 
 
-def test_batch_norm_by_process_is_another_run_that_works(sessions, tmp_path):
+def test_a_run_with_batch_norm_by_process(sessions, tmp_path):
     run(2, [*SMALL, "--limit-train", 50, "--no-sync-bn", "--sess-dir", tmp_path, "--session", "apart"])
     apart, two = metrics(tmp_path / "apart"), metrics(sessions / "two")
     assert len(apart) == len(two)
@@ -162,7 +162,7 @@ sys.exit(main.main(sys.argv[1:]))
 """
 
 
-def test_a_process_that_fails_says_why_and_is_named(tmp_path):
+def test_a_failing_process_reports_its_error_and_is_named(tmp_path):
     program = tmp_path / "failing.py"
     program.write_text(FAILING.format(root=str(ROOT)))
     done = launched([*SMALL, "--limit-train", 50, "--sess-dir", tmp_path], program)
@@ -171,7 +171,7 @@ def test_a_process_that_fails_says_why_and_is_named(tmp_path):
     assert re.search(r"error: rank 1 \(process \d+\) ended with status 1, so all 2 processes were ended", done.stderr)
 
 
-def test_an_image_that_one_process_cannot_read_is_a_mistake_in_the_call(tmp_path):
+def test_an_image_that_one_process_cannot_read_is_a_user_error(tmp_path):
     """Each process opens the files of its half of the batch, so that one of them finds this one."""
     folder = tmp_path / "data" / "train" / "a"
     folder.mkdir(parents=True)
@@ -240,7 +240,7 @@ sys.exit(status)
 """
 
 
-def test_two_processes_drop_what_one_drops(tmp_path):
+def test_two_processes_draw_the_dropout_masks_of_one(tmp_path):
     program = tmp_path / "masks.py"
     program.write_text(MASKS.format(root=str(ROOT), folder=str(tmp_path)))
     arguments = [*SMALL, "--network", "alexnet", "--limit-train", 32, "--max-round", 1, "--debug"]
@@ -255,7 +255,7 @@ def test_two_processes_drop_what_one_drops(tmp_path):
         assert torch.equal(whole[known], two[known])
 
 
-def test_a_mistake_is_said_once_by_all_processes(tmp_path):
+def test_a_user_error_is_printed_once_for_all_processes(tmp_path):
     with pytest.raises(AssertionError) as failure:
         run(2, [*SMALL, "--batch-size", "none", "--sess-dir", tmp_path])
     assert str(failure.value).count("error: rank 0: --batch-size") == 1

@@ -1,5 +1,5 @@
-"""What a run is handed down: standard streams, variables of the environment, pipes in place of files, names of others'
-packages. It goes on, and its files are complete."""
+"""What a process inherits: standard streams, environment variables, pipes in place of files, and other packages of
+our names. A run continues, and its files are complete."""
 
 import os
 import subprocess
@@ -133,7 +133,7 @@ class Closed:
 
 
 @pytest.mark.parametrize("kind", [Bare, WriteOnly, WindowGone, Broken, Closed, lambda: None])
-def test_a_run_goes_on_whatever_its_streams_are(tmp_path, monkeypatch, kind):
+def test_a_run_continues_with_any_standard_streams(tmp_path, monkeypatch, kind):
     out, err = kind(), kind()
     monkeypatch.setattr("sys.stdout", out)
     monkeypatch.setattr("sys.stderr", err)
@@ -160,7 +160,7 @@ def test_other_commands_and_mistakes_take_any_stream(session, tmp_path, monkeypa
     assert (session / "report.html").is_file()
 
 
-def test_a_comparison_that_nobody_reads_is_written(session, tmp_path, monkeypatch):
+def test_a_comparison_with_a_closed_reader_is_written(session, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdout", Closed())
     with pytest.raises(ValueError, match="closed file"):
         main.run(main.collect(["--compare", str(session), str(session), "--compare-html", str(tmp_path / "page.html")]),
@@ -181,7 +181,7 @@ def test_a_run_with_closed_streams_is_complete(tmp_path, closed):
     is_complete(tmp_path / "x")
 
 
-def test_a_reader_that_goes_in_the_middle_ends_nothing(tmp_path):
+def test_a_reader_that_closes_during_a_run_does_not_end_it(tmp_path):
     process = start(*TINY, "--sess-dir", tmp_path, "--session", "x")
     assert process.stdout.readline().startswith("command ")
     process.stdout.close()
@@ -224,7 +224,7 @@ def test_an_odd_environment_changes_nothing(tmp_path):
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "abc"}, "MASTER_PORT=abc"),
     ],
 )
-def test_what_another_launcher_left_is_named(monkeypatch, capsys, variables, shown):
+def test_variables_of_another_launcher_are_named(monkeypatch, capsys, variables, shown):
     given = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
     for name, value in {**given, **variables}.items():
         monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
@@ -251,7 +251,7 @@ assert os.environ["MPLBACKEND"] == "module://nowhere"
 """
 
 
-def test_figures_are_drawn_as_matplotlib_ships_whatever_a_user_has_set():
+def test_figures_ignore_the_users_matplotlib_settings():
     done = subprocess.run(
         [sys.executable, "-c", FIGURES], cwd=ROOT, env={**os.environ, "MPLBACKEND": "module://nowhere"},
         capture_output=True, text=True, timeout=100,
@@ -287,7 +287,7 @@ except and_discovery.UserError as error:
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_others_packages_of_our_names_and_ours_work_side_by_side(session, tmp_path, first):
+def test_other_packages_with_our_names_work_beside_ours(session, tmp_path, first):
     for name in ("datasets", "models", "lib"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("WHOSE = 'theirs'\n")
@@ -308,7 +308,7 @@ def test_others_packages_of_our_names_and_ours_work_side_by_side(session, tmp_pa
         ("__path__", ["/home/me/datasets"], "/home/me/datasets"),
     ],
 )
-def test_a_foreign_package_in_the_way_of_main_is_named(monkeypatch, capsys, name, value, shown):
+def test_another_package_that_hides_main_is_named(monkeypatch, capsys, name, value, shown):
     """As in a notebook that has imported Hugging Face's datasets, or a folder of data, and then calls main.main."""
     theirs = types.ModuleType("datasets")
     setattr(theirs, name, value)

@@ -1,4 +1,4 @@
-"""--export, --embed and the Python entry point, on a folder of small pictures and on digits."""
+"""--export, --embed and the Python interface, on a folder of small pictures and on digits."""
 
 import contextlib
 import io
@@ -186,7 +186,7 @@ def test_exported_clusters_are_those_of_the_nearest_centre(exported):
     assert set(dark).isdisjoint(bright)  # the two kinds of pictures could not differ more
 
 
-def test_network_json_tells_all_there_is_to_know(exported, session):
+def test_network_json_is_complete(exported, session):
     told = json.loads((exported[0] / "network.json").read_text())
     assert (told["network"], told["low_dim"], told["stem"], told["size"], told["resize"]) == (
         "convnet", DIM, "small", SIDE, SIDE,
@@ -314,7 +314,7 @@ def test_embedding_without_the_training_images_names_rows(session, data, tmp_pat
     assert "the imagefolder images at hand are not those of the checkpoint" in out
 
 
-def test_one_picture_is_enough_and_the_session_is_where_it_goes(session, data, tmp_path, capsys):
+def test_one_picture_is_embedded_into_the_session(session, data, tmp_path, capsys):
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "a.png").write_bytes((data / "new" / "0.png").read_bytes())
     out = call(capsys, "--resume", session, "--embed", tmp_path / "one", "--num-clusters", "2", "--precision", "bf16")
@@ -366,7 +366,7 @@ def test_a_network_of_the_authors_is_embedded_and_exported(resnet, data, tmp_pat
     assert (np.load(tmp_path / "e" / "features.npy") == np.load(tmp_path / "again" / "features.npy")).all()
 
 
-def test_a_file_without_a_bank_gives_features_alone(session, data, tmp_path, capsys):
+def test_a_file_without_a_bank_gives_only_features(session, data, tmp_path, capsys):
     torch.save(checkpoint.load(last_checkpoint(session))["net"], tmp_path / "w.pt")
     out = call(capsys, "--pretrained", tmp_path / "w.pt", *DESCRIBED, "--embed", data / "new", "--output",
                tmp_path / "out")  # fmt: skip
@@ -375,9 +375,7 @@ def test_a_file_without_a_bank_gives_features_alone(session, data, tmp_path, cap
     assert list(read_table(tmp_path / "out" / "images.csv")[0]) == ["row", "path"]
 
 
-def test_without_its_last_layer_a_network_gives_the_same_features_each_time_and_says_what_they_are(
-    session, data, tmp_path, capsys
-):
+def test_a_network_without_its_last_layer_gives_reproducible_named_features(session, data, tmp_path, capsys):
     saved = checkpoint.load(last_checkpoint(session))
     net = {name: value for name, value in saved["net"].items() if not name.startswith("fc.")}
     torch.save({"net": net, "npc": {"memory": saved["npc"]["memory"]}}, tmp_path / "w.pt")
@@ -392,7 +390,7 @@ def test_without_its_last_layer_a_network_gives_the_same_features_each_time_and_
     assert not (tmp_path / "one" / "neighbours.npy").exists()
 
 
-def test_other_images_are_judged_as_the_runs_own_were_prepared_and_change_nothing_in_it(
+def test_test_only_prepares_other_images_as_the_runs_own_and_writes_nothing(
     session, data, tmp_path, capsys, monkeypatch
 ):
     before = {path: path.read_bytes() for path in session.rglob("*") if path.is_file()}
@@ -493,7 +491,7 @@ def test_a_full_disk_leaves_nothing_and_keeps_what_was_there(session, tmp_path, 
     assert [path.name for path in tmp_path.iterdir()] == ["e"]
 
 
-def test_a_result_takes_its_place_at_once_or_not_at_all(tmp_path):
+def test_a_result_folder_is_replaced_atomically(tmp_path):
     final = tmp_path / "a" / "r"
     with result_folder("--export", final, False) as folder:
         (folder / "images.csv").write_text("1")
@@ -515,7 +513,7 @@ def test_a_result_takes_its_place_at_once_or_not_at_all(tmp_path):
     assert not (tmp_path / "b").exists()
 
 
-def test_any_text_comes_back_from_a_table(tmp_path):
+def test_csv_tables_preserve_any_text(tmp_path):
     texts = ['"', ",", "\n", "\r", "\r\n", "a\udce9b", "日本", "", " x ", "007", "=1"]
     write_table(tmp_path / "t.csv", {"number": range(len(texts)), "text": texts})
     assert [(row["number"], row["text"]) for row in read_table(tmp_path / "t.csv")] == [

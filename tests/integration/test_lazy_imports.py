@@ -1,4 +1,4 @@
-"""What a call imports before it does anything: a fresh interpreter, which each call is forked from."""
+"""Which packages a call imports before it does anything. Each call is forked from one fresh interpreter."""
 
 import json
 
@@ -87,10 +87,10 @@ def started(tmp_path_factory):
     ("compare", 0, {"yaml", "prettytable", "numpy", "PIL", "matplotlib", "jinja2"}),
     ("run", 130, {"yaml", "torch", "torchvision", "numpy", "PIL", "tqdm", "tensorboardX"}),
 ])  # fmt: skip
-def test_a_call_imports_what_it_uses(started, name, status, packages):
+def test_a_call_imports_only_the_packages_it_uses(started, name, status, packages):
     assert started[name][:2] == (status, packages), started[name][2]
 
 
-def test_compare_says_the_same_without_them(started):
+def test_compare_prints_the_same_without_them(started):
     assert "A  a: all 2 rounds completed" in started["compare"][2]
     assert started["page"]

@@ -49,7 +49,7 @@ def pictures(tmp_path):
 
 
 @pytest.mark.parametrize("machine", ["small", pytest.param("read-only", marks=pytest.mark.slow)])
-def test_training_embedding_and_the_api_work(tmp_path, pictures, machine):
+def test_train_embed_and_the_python_interface_work(tmp_path, pictures, machine):
     """A batch takes 1.7 MB and /dev/shm has 1 MiB, and TMPDIR is too long for a socket; or /dev/shm is read-only."""
     temporary = tmp_path / ("t" * 110)
     temporary.mkdir()

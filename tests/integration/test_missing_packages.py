@@ -1,4 +1,4 @@
-"""Environments in which packages are missing or too new: what still works, and what is said."""
+"""Environments in which packages are missing or too new: what still works, and the errors."""
 
 import importlib.util
 import json
@@ -37,7 +37,7 @@ def installed(monkeypatch, **versions):
         (None, "2.0.2", "82.0.1", None),
     ],
 )
-def test_what_an_older_pytorch_does_not_work_with_is_named(monkeypatch, torch, numpy, setuptools, refused):
+def test_packages_too_new_for_an_older_pytorch_are_named(monkeypatch, torch, numpy, setuptools, refused):
     installed(monkeypatch, torch=torch, numpy=numpy, setuptools=setuptools)
     if refused is None:
         check_packages()
@@ -47,7 +47,7 @@ def test_what_an_older_pytorch_does_not_work_with_is_named(monkeypatch, torch, n
     assert str(caught.value) == f"PyTorch {torch} does not work with {refused}"
 
 
-def test_it_is_said_in_one_line_before_anything_else(monkeypatch, capsys):
+def test_an_incompatible_package_is_one_line_before_anything_else(monkeypatch, capsys):
     installed(monkeypatch, torch="1.10.2", numpy="2.0.2")
     assert main.main([*TINY, "--debug"]) == 2
     captured = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Two of torchrun's agents on this machine stand for two machines: what one of them says or lacks, the other learns."""
+"""Two agents of torchrun on this machine stand for two machines: what differs or is missing on one, both report."""
 
 import contextlib
 import json
@@ -77,7 +77,7 @@ def test_a_killed_process_ends_both_within_a_minute(machines, tmp_path, number):
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_a_checkpoint_that_one_machine_lacks_ends_both(machines, tmp_path, number):
+def test_a_checkpoint_missing_on_one_machine_ends_both(machines, tmp_path, number):
     machines.start([*SHORT, "--sess-dir", tmp_path, "--session", "run"])
     assert machines.ends(120)[0] == [0, 0]
     machines.agents, machines.port = [], free_port()
@@ -100,7 +100,7 @@ def test_a_session_that_cannot_be_opened_ends_both(machines, tmp_path):
     assert "error: rank 1: " in said[1]
 
 
-def test_another_option_is_named_by_both(machines, tmp_path):
+def test_an_option_that_differs_is_named_by_both(machines, tmp_path):
     machines.start([*SHORT, "--sess-dir", tmp_path], ["--seed", "1"], ["--seed", "2", "--base-lr", "0.02"])
     statuses, said = machines.ends(60)
     assert all(statuses), said
@@ -109,7 +109,7 @@ def test_another_option_is_named_by_both(machines, tmp_path):
 
 
 @pytest.mark.parametrize("more", ["--restart", "--test-only"])
-def test_an_option_of_one_call_is_named_too(machines, tmp_path, more):
+def test_an_option_given_on_one_machine_is_named(machines, tmp_path, more):
     """A checkpoint does not keep these, but those who have them do something else."""
     run(1, [*SHORT, "--sess-dir", tmp_path, "--session", "run"])
     machines.start(["--gpus", "cpu", "--sess-dir", tmp_path, "--resume", tmp_path / "run"], [], [more])
@@ -119,14 +119,14 @@ def test_an_option_of_one_call_is_named_too(machines, tmp_path, more):
         assert re.search(rf"error: rank \d: rank 1 was started with another (--[a-z]+, )*{more} than rank 0", text)
 
 
-def test_a_mistake_on_one_machine_is_said_there(machines, tmp_path):
+def test_a_user_error_on_one_machine_is_printed_there(machines, tmp_path):
     machines.start([*SHORT, "--sess-dir", tmp_path], [], ["--batch-size", "none"])
     said = machines.agents[1].stderr  # to its end an older agent would wait for the other one
     assert "error: rank 1: --batch-size" in next(line for line in said if line.startswith("error: "))
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_devices_of_other_kinds_are_named_by_both(machines, tmp_path, number):
+def test_different_kinds_of_device_are_named_by_both(machines, tmp_path, number):
     """A process that takes a GPU gets no further than this where there is none."""
     program = tmp_path / "pretending.py"
     program.write_text(PRETENDING.format(root=str(ROOT), number=number))
@@ -153,12 +153,12 @@ sys.exit(main.main(sys.argv[1:]))
 """
 
 
-def test_what_is_of_a_machine_may_differ(machines, tmp_path):
+def test_options_of_a_machine_may_differ(machines, tmp_path):
     machines.start([*SHORT, "--debug"], ["--sess-dir", tmp_path / "a"], ["--sess-dir", tmp_path / "b", "--brief"])
     assert machines.ends(120)[0] == [0, 0]
 
 
-def test_another_checkpoint_is_noticed(machines, tmp_path):
+def test_different_checkpoints_are_noticed(machines, tmp_path):
     run(1, [*SHORT, "--sess-dir", tmp_path, "--session", "early"])
     shutil.copytree(tmp_path / "early", tmp_path / "late")
     run(1, ["--resume", tmp_path / "late", "--max-epoch", "2"])

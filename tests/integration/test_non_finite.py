@@ -1,4 +1,4 @@
-"""A loss, a gradient or a weight that is not finite: found without waiting for the device, named, and never saved."""
+"""Non-finite losses, gradients and weights: found without synchronising, named, and never saved."""
 
 import json
 import math
@@ -53,7 +53,7 @@ def test_the_first_bad_batch_is_named_at_the_end_of_the_epoch(row, value, what, 
     assert error.value.found == NotFinite(step, what)
 
 
-def test_nothing_is_asked_of_the_device_at_every_step(monkeypatch):
+def test_the_check_does_not_synchronise_at_every_step(monkeypatch):
     asked = []
 
     def listening(name):
@@ -74,7 +74,7 @@ def test_nothing_is_asked_of_the_device_at_every_step(monkeypatch):
     assert asked == first  # as often in 20 steps as in 2: the epoch's end alone
 
 
-def test_a_save_looks_first():
+def test_a_save_checks_the_loss_first():
     data = torch.rand(20, 4) + 0.5
     data[5] = math.nan
     saved = []
@@ -89,7 +89,7 @@ def test_a_save_looks_first():
     assert saved == []
 
 
-def test_the_watch_counts_through_groups_and_from_where_an_epoch_is_taken_up():
+def test_the_check_counts_batches_across_groups_and_resumed_epochs():
     watch = FiniteWatch(CPU)
     watch.begin(10)
     watch.see(torch.tensor(1.0))
@@ -100,7 +100,7 @@ def test_the_watch_counts_through_groups_and_from_where_an_epoch_is_taken_up():
     assert watch.found() is None
 
 
-def test_a_run_with_too_high_a_rate_says_which_images(tmp_path, capsys):
+def test_a_diverging_run_lists_the_images_of_the_batch(tmp_path, capsys):
     """Images are files, so their paths are noted; every checkpoint that was written is of finite numbers."""
     train = tmp_path / "data" / "train"
     train.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Runs of the paper's items, made by main.py's trainer: made, killed, gone on with, used again."""
+"""Runs of the paper's items by main.py: made, killed, resumed, reused."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def test_an_item_from_one_command(made):
     assert (folder / "r" / "paper-tiny-figure6.svg").is_file()
 
 
-def test_the_ladder_reads_its_networks_out(scale, tmp_path):
+def test_the_ladder_evaluates_its_networks(scale, tmp_path):
     status, _, err = call(*arguments(scale, tmp_path, "ladder", seeds=1), program=PROGRAM, timeout=300)
     assert (status, err) == (0, "")
     ladder = json.loads((tmp_path / "r" / "paper-tiny.json").read_text())["items"]["ladder"]
@@ -91,7 +91,7 @@ def test_finished_runs_are_used_again(made, scale):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
-def test_a_run_that_was_stopped_is_gone_on_with(made, scale, tmp_path, number):
+def test_a_stopped_run_is_resumed(made, scale, tmp_path, number):
     folder, _ = made
     process = start(*arguments(scale, tmp_path, "figure6"), program=PROGRAM, start_new_session=True)
     session = tmp_path / "s" / "tiny" / "and-s0"
@@ -125,7 +125,7 @@ def test_a_run_that_was_stopped_is_gone_on_with(made, scale, tmp_path, number):
     assert differences(session, folder / "s" / "tiny" / "and-s0") == []
 
 
-def test_a_run_in_use_is_left_to_its_process(made, scale, tmp_path):
+def test_a_run_of_another_process_is_left_alone(made, scale, tmp_path):
     process = start("--cfgs", "configs/base.yaml", scale, "--protocol", "knn", "linear", "--max-epoch", 1, "--sess-dir",
                     tmp_path / "s" / "tiny", "--session", "and-s0", "--gpus", "cpu", "--display-freq", 1)  # fmt: skip
     lock = tmp_path / "s" / "tiny" / "and-s0" / "session.lock"

@@ -70,7 +70,7 @@ def tensors(value, name=""):
         yield name, value
 
 
-def test_the_number_that_was_timed_is_that_of_the_run_and_of_its_resumption(tmp_path, busy):
+def test_the_timed_number_of_threads_holds_for_the_run_and_its_resumption(tmp_path, busy):
     assert run(tmp_path, *RUN, "--session", "auto") == 1
     assert busy == [[1, 2]]
     log = (tmp_path / "auto" / "log.txt").read_text()
@@ -109,7 +109,7 @@ def test_steps_are_timed_with_workers_and_in_groups_too(tmp_path, busy, argument
     assert busy == [[1, 2]]
 
 
-def test_a_run_that_became_slow_says_so_once(tmp_path, monkeypatch):
+def test_a_run_whose_rate_falls_logs_it_once(tmp_path, monkeypatch):
     rates = iter([None, (10.0, 500.0), None])
     monkeypatch.setattr(console.RateWatch, "see", lambda self, images: next(rates, None))
     run(tmp_path, *RUN, "--session", "s", "--threads", "2", "--display-freq", "1")
@@ -123,7 +123,7 @@ WITHOUT_EPOCHS = [*TINY, "--no-brief"]
 del WITHOUT_EPOCHS[WITHOUT_EPOCHS.index("--max-epoch") : WITHOUT_EPOCHS.index("--max-epoch") + 2]
 
 
-def test_epochs_by_hand():
+def test_epochs_within_a_time_by_hand():
     # an epoch of 100 images and 50 test images takes 120 times 10 ms; 0.85 of a minute holds 42.5 of them
     assert (SHARE, EVALUATION) == (0.85, 0.4)
     assert epochs_within(60, 0.01, 100, 50, 1) == 42
@@ -148,7 +148,7 @@ def test_a_run_has_the_epochs_that_fit_and_keeps_them(tmp_path, capsys, monkeypa
     assert len((tmp_path / "s" / "metrics.jsonl").read_text().splitlines()) == 6
 
 
-def test_timing_changes_nothing(tmp_path):
+def test_timing_does_not_change_the_run(tmp_path):
     """The run is the one that --max-epoch starts, to the bit."""
     assert main.main([*WITHOUT_EPOCHS, "--minutes", "1e-9", "--sess-dir", str(tmp_path), "--session", "timed"]) == 0
     assert main.main([*WITHOUT_EPOCHS, "--max-epoch", "1", "--sess-dir", str(tmp_path), "--session", "plain"]) == 0
@@ -157,12 +157,12 @@ def test_timing_changes_nothing(tmp_path):
     assert all(torch.equal(value, plain["net"][name]) for name, value in timed["net"].items())
 
 
-def test_both_are_a_mistake(tmp_path, capsys):
+def test_minutes_with_max_epoch_is_an_error(tmp_path, capsys):
     assert main.main([*WITHOUT_EPOCHS, "--minutes", "1", "--max-epoch", "3", "--debug"]) == 2
     assert "--minutes chooses --max-epoch by the speed of this machine" in error_line(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "soon"])
-def test_a_time_is_a_positive_number(capsys, value):
+def test_minutes_must_be_positive(capsys, value):
     assert main.main([*WITHOUT_EPOCHS, "--minutes", value, "--debug"]) == 2
     assert "--minutes" in error_line(capsys.readouterr().err)

@@ -1,4 +1,4 @@
-"""The report and the comparison in a real browser, as wide as a phone and as a desk."""
+"""The report and the comparison in Chromium, as wide as a phone and as a desktop."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def browser(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["report", "comparison"])
 @pytest.mark.parametrize(("width", "dark"), [(360, False), (360, True), (1280, False), (1280, True)])
-def test_it_fits_and_nothing_complains(pages, browser, name, width, dark):
+def test_pages_fit_the_window_without_console_errors(pages, browser, name, width, dark):
     browser.open_as(pages[name], width, 740, dark)
     assert browser.evaluate("document.documentElement.scrollWidth") == width
     browser.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
@@ -47,7 +47,7 @@ def test_it_fits_and_nothing_complains(pages, browser, name, width, dark):
     assert smallest > 8  # CSS pixels: legible
 
 
-def test_figures_take_the_colours_of_the_scheme(pages, browser):
+def test_figures_follow_the_colour_scheme(pages, browser):
     seen = []
     for dark in (False, True):
         browser.open_as(pages["report"], 1280, 900, dark)
@@ -98,7 +98,7 @@ def test_the_map_shows_images_under_the_pointer_a_finger_and_the_keys(pages, bro
     assert not browser.evaluate(tip)
 
 
-def test_every_stop_of_the_keyboard_is_visible(pages, browser):
+def test_every_focused_element_is_visible(pages, browser):
     """From the skip link to the end: focus moves forward, shows an outline, and leaves the map again."""
     browser.open_as(pages["report"], 1280, 900)
     stops = []

@@ -1,4 +1,4 @@
-"""What a new run starts with: its first round, the rows of its bank; and what an old run resumes with."""
+"""How a run starts: its first round, the first rows of its bank; and the defaults that an old run resumes with."""
 
 import json
 import signal
@@ -58,7 +58,7 @@ def test_a_bank_of_features_is_what_the_untrained_network_makes_of_the_images(tm
     assert not torch.allclose(memory, untrained_features({"released": "torchvision"}.get(init, "released")), atol=1e-2)
 
 
-def test_rows_are_random_unless_asked_for(tmp_path):
+def test_bank_rows_are_random_by_default(tmp_path):
     run(*RUN, *STILL, "--max-round", "1", "--max-epoch", "1", "--sess-dir", tmp_path, "--session", "s")
     memory = checkpoint.load(tmp_path / "s" / "checkpoint" / "0000-00000.ckpt")["npc"]["memory"]
     assert (memory * untrained_features()).sum(dim=1).mean() < 0.5
@@ -87,7 +87,7 @@ def test_the_first_anchors_come_from_the_untrained_network(without_round_0):
     assert [entry["round"] for entry in saved["history"]] == [1]
 
 
-def test_a_run_without_round_0_is_told_as_such(without_round_0):
+def test_a_run_without_round_0_says_so(without_round_0):
     assert [(r["round"], r["epoch"], r["anchors"]) for r in metrics_of(without_round_0)] == [
         (1, 1, 10), (1, 2, 10), (2, 1, 20), (2, 2, 20),
     ]  # fmt: skip
@@ -119,7 +119,7 @@ def test_it_resumes_within_its_first_epoch(tmp_path, monkeypatch, options):
     assert all(torch.equal(value, other["net"][name]) for name, value in one["net"].items())
 
 
-def test_an_old_session_resumes_with_what_it_was_made_with(tmp_path, capsys):
+def test_an_old_session_resumes_with_its_own_defaults(tmp_path, capsys):
     """Its checkpoint has a sigma and a select rate, and says nothing of what came later."""
     run(*RUN, "--max-round", "1", "--npc-temperature", "0.07", "--knn-sigma", "0.1", "--sess-dir", tmp_path,
         "--session", "old")  # fmt: skip

@@ -1,4 +1,4 @@
-"""--skip-bad-images: what is left out, what is remembered, and the whole command on a folder with damaged files."""
+"""--skip-bad-images: which files are left out and remembered, and whole runs on a folder with damaged files."""
 
 import logging
 import os
@@ -75,7 +75,7 @@ def opened(monkeypatch):
     return paths
 
 
-def test_bad_images_are_left_out_on_both_sides(folder):
+def test_bad_images_are_left_out_of_training_and_test_sets(folder):
     before = split_of(folder)
     split, skipped = without_bad_images(before, 0)
     assert names(folder, skipped) == BAD
@@ -127,13 +127,13 @@ def test_changed_and_new_files_are_opened_again(folder, opened):
     assert str(mended) in split.train.source
 
 
-def test_what_was_good_is_looked_at_again_once_it_is_not(folder):
+def test_a_good_file_that_goes_bad_is_checked_again(folder):
     without_bad_images(split_of(folder), 0)
     (folder / "train" / "a" / "0.jpg").write_bytes(b"damaged since")
     assert "train/a/0.jpg" in names(folder, without_bad_images(split_of(folder), 0)[1])
 
 
-def test_another_release_of_pillow_judges_anew(folder, opened, monkeypatch):
+def test_another_pillow_release_checks_all_files_again(folder, opened, monkeypatch):
     without_bad_images(split_of(folder), 0)
     opened.clear()
     monkeypatch.setattr(cache.PIL, "__version__", "0.1")
@@ -169,7 +169,7 @@ def test_where_nothing_can_be_written_every_start_checks(read_only, home, opened
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00", "floats", "objects"])
-def test_a_damaged_or_foreign_record_is_passed_over(folder, opened, content, tmp_path):
+def test_a_damaged_or_foreign_record_is_ignored(folder, opened, content, tmp_path):
     class Planted:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "trap"),)
@@ -189,7 +189,7 @@ def test_a_damaged_or_foreign_record_is_passed_over(folder, opened, content, tmp
     assert len(opened) == len(BAD)
 
 
-def test_a_check_that_is_stopped_goes_on_where_it_was(folder, monkeypatch, opened):
+def test_an_interrupted_check_resumes(folder, monkeypatch, opened):
     note = bad_images.read_rgb
 
     def stop(path):
@@ -207,7 +207,7 @@ def test_a_check_that_is_stopped_goes_on_where_it_was(folder, monkeypatch, opene
     assert str(folder / "train" / "b" / "2.jpg") in opened
 
 
-def test_nothing_left_is_an_error(folder):
+def test_a_folder_of_bad_images_only_is_an_error(folder):
     for path in (folder / "test").rglob("*.jpg"):
         path.write_bytes(b"")
     with pytest.raises(UserError, match=r"no test image can be read; the first: .*test.a.0\.jpg: .*empty"):
@@ -226,7 +226,7 @@ def test_a_killed_process_ends_the_check_with_one_line(folder, monkeypatch):
     assert "\n" not in str(error.value)
 
 
-def test_images_in_memory_all_stay():
+def test_images_in_memory_are_not_checked():
     split = Split("some", ImageSet(np.zeros((3, 4, 4, 3), np.uint8)), None)
     same, skipped = without_bad_images(split, 0)
     assert same.train is split.train
@@ -266,7 +266,7 @@ def test_the_first_ten_are_listed_with_their_reasons(folder, logged):
     assert logged == []
 
 
-def test_a_long_check_says_how_far_it_is(folder, logged, monkeypatch):
+def test_a_long_check_logs_its_progress(folder, logged, monkeypatch):
     monkeypatch.setattr(reading, "LINE_EVERY", 0.0)
     without_bad_images(split_of(folder), 0)
     assert ("WARNING", "--skip-bad-images: checked 12 of 12 training images, 0 s left; this is done once") in logged

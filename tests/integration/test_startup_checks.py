@@ -86,7 +86,7 @@ def compared(world):
     return said
 
 
-def test_processes_with_other_images_are_named(tmp_path):
+def test_a_process_with_other_images_or_labels_is_named(tmp_path):
     first, second = in_processes(compared, 2, tmp_path)
     assert first == second
     images, labels = ["fewer", "others", "no test"], ["no labels", "other labels", "other test labels"]
@@ -154,7 +154,7 @@ def test_records_of_good_files_by_several_writers_are_joined(folder):
 
 
 @pytest.mark.parametrize("download", [False, True])
-def test_one_process_waits_for_nobody(download, monkeypatch):
+def test_one_process_does_not_wait(download, monkeypatch):
     split = Split("some", pixels(4), None)
     monkeypatch.setattr(datasets, "load", lambda *arguments: split)
     pipeline = open_images(Options(size=8, download=download), World.alone(), ProcessInfo())
@@ -177,7 +177,7 @@ def fingerprint(tensors, memory=None, epoch=1):
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_a_value_that_differs_is_seen_in_any_type(number):
+def test_weights_that_differ_are_noticed_in_any_dtype(number):
     others = [tensor.clone() for tensor in TENSORS]
     assert fingerprint(others) == fingerprint(TENSORS)
     first = (0,) * others[number].dim()
@@ -185,7 +185,7 @@ def test_a_value_that_differs_is_seen_in_any_type(number):
     assert fingerprint(others) != fingerprint(TENSORS)
 
 
-def test_bank_and_place_in_the_run_count():
+def test_the_fingerprint_covers_bank_and_epoch():
     assert fingerprint(TENSORS, torch.zeros(2)) != fingerprint(TENSORS)
     assert fingerprint(TENSORS, epoch=2) != fingerprint(TENSORS)
     assert _read(Fresh()) == _read(Fresh()) != fingerprint(TENSORS)

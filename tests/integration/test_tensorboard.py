@@ -1,4 +1,4 @@
-"""TensorBoard on a short run, read back from its files."""
+"""TensorBoard files of a short run, read back."""
 
 import io
 
@@ -18,7 +18,7 @@ def events(digits_session):
     return EventAccumulator(str(digits_session / "tfboard" / "run"), {"images": 0, "histograms": 0}).Reload()
 
 
-def test_the_overview_is_in_the_whole_run_alone(digits_session, events):
+def test_the_overview_is_only_in_the_whole_run(digits_session, events):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     overview = [tag for tag in events.Tags()["scalars"] if tag.startswith("1_Overview/")]

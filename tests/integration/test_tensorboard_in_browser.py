@@ -1,4 +1,4 @@
-"""TensorBoard on a short run, in a real browser."""
+"""TensorBoard on a short run, in Chromium."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Whole commands on folders as other people have them: names in any bytes, other files of the same names, one class."""
+"""Whole commands on unusual folders: names in any bytes, replaced files of the same names, one class."""
 
 import csv
 import json
@@ -81,7 +81,7 @@ def trained(tmp_path, capsys):
     return tmp_path / "s" / "x"
 
 
-def test_a_session_does_not_go_on_with_other_pictures_of_the_same_names(trained, tmp_path, capsys):
+def test_a_session_does_not_resume_with_other_pictures_of_the_same_names(trained, tmp_path, capsys):
     shutil.copytree(tmp_path / "p", tmp_path / "kept")
     pictures(tmp_path / "p", 20, seed=1)
     resume = ["--resume", trained, "--max-epoch", "2", "--no-report"]
@@ -106,7 +106,7 @@ def test_a_session_does_not_go_on_with_other_pictures_of_the_same_names(trained,
     assert "have changed" not in call(capsys, *resume)
 
 
-def test_edited_pictures_are_named_and_sessions_of_before_go_on(trained, tmp_path, capsys):
+def test_edited_pictures_are_named_and_older_sessions_resume(trained, tmp_path, capsys):
     Image.new("RGB", (70, 70)).save(tmp_path / "p" / "3.png")
     out = call(capsys, "--resume", trained, "--max-epoch", "2", "--no-report")
     name = tmp_path / "p" / "3.png"
@@ -149,7 +149,7 @@ def test_classes_without_a_readable_training_image_are_named(tmp_path, capsys):
     assert "cannot be recognised" in call(capsys, "--resume", tmp_path / "s" / "x", "--test-only")
 
 
-def test_a_shrinking_network_is_described_and_used_as_it_was_trained(tmp_path, capsys, caplog):
+def test_export_and_embed_shrink_pictures_as_in_training(tmp_path, capsys, caplog):
     pictures(tmp_path / "p", 12, side=200)
     (tmp_path / "p" / "x.heic").write_text("not readable")
     run = [*RUN, "--shrink", "24", "--features", "embedding", "--no-whiten"]  # as --pretrained takes a network
@@ -205,7 +205,7 @@ def test_whitened_features_of_a_picture_are_the_same_everywhere(kept, tmp_path, 
         torch.testing.assert_close(and_discovery.load(place).features(paths), exported, atol=1e-5, rtol=0)
 
 
-def test_a_run_on_images_in_memory_shrinks_no_pictures_later(tmp_path, capsys):
+def test_a_model_trained_on_arrays_shrinks_no_pictures(tmp_path, capsys):
     """--shrink is about files: neither the run's images nor new pictures go through it."""
     pictures(tmp_path / "p", 3, side=40)
     run = [*RUN, "--dataset", "digits", "--limit-train", "40", "--size", "8", "--shrink", "16"]

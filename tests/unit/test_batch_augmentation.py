@@ -1,4 +1,4 @@
-"""The batched augmentation against torchvision on PIL images: each operation, then the drawn parameters."""
+"""Augmentation of whole batches against torchvision on PIL images: each operation, then the drawn parameters."""
 
 import math
 
@@ -187,7 +187,7 @@ def test_colour_factors_are_distributed_as_torchvisions():
     assert ((counts - 4000 / 24) ** 2 / (4000 / 24)).sum() < 49.7
 
 
-def test_hue_comes_equally_often_at_each_place_of_a_small_batch():
+def test_hue_is_applied_equally_often_at_each_position_of_a_batch():
     places = torch.stack(
         [(augment_batch.draw_orders(5, generator(0, "x", batch)) == HUE).long().argmax(dim=1) for batch in range(2000)]
     )
@@ -215,7 +215,7 @@ def test_test_images_are_only_normalised():
     np.testing.assert_allclose(images.permute(0, 2, 3, 1).numpy(), expected, atol=1e-5)
 
 
-def test_the_same_place_in_a_run_gives_the_same_augmentation():
+def test_augmentation_depends_on_the_position_in_the_run():
     pixels, order = pictures(9, 8, 8), [torch.tensor([3, 1, 2]), torch.tensor([0, 8])]
 
     def served(seed, salt):
@@ -226,7 +226,7 @@ def test_the_same_place_in_a_run_gives_the_same_augmentation():
     assert not torch.equal(served(1, (2, 5)), served(2, (2, 5)))
 
 
-def test_turning_the_hue_of_all_or_of_those_due_is_the_same():
+def test_hue_of_all_images_or_of_those_due_is_the_same():
     images = torch.rand(9, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     due = torch.tensor([True, False, True, False, False, True, False, True, False])
     shift = torch.linspace(-0.5, 0.5, 9)

@@ -56,7 +56,7 @@ def test_k_means_is_a_function_of_the_seed():
     assert not torch.equal(first.assignments, other.assignments)
 
 
-def test_as_many_clusters_as_rows_and_more_than_differ():
+def test_as_many_clusters_as_rows_and_more_than_distinct_rows():
     rows = unit_rows(7, 5, 2)
     assert spherical_kmeans(rows, 7).sizes.tolist() == [1] * 7
     assert spherical_kmeans(rows, 1).sizes.tolist() == [7]
@@ -103,7 +103,7 @@ def test_the_number_of_clear_groups_is_found(sizes):
 
 
 @pytest.mark.parametrize(("count", "dim"), [(400, 8), (400, 64), (1500, 128)])
-def test_there_is_one_cluster_where_there_are_no_groups(count, dim):
+def test_rows_without_groups_are_one_cluster(count, dim):
     assert choose_number(unit_rows(count, dim, 3)).clusters == 1
 
 
@@ -114,7 +114,7 @@ def test_few_images(count):
     assert 0 <= found.confidence <= 1
 
 
-def test_groups_that_run_into_each_other_are_less_sure():
+def test_overlapping_groups_are_less_certain():
     clear, vague = (choose_number(blobs([80] * 6, noise)[0]) for noise in (0.08, 0.26))
     assert vague.confidence < clear.confidence == 1.0
     assert clear.explanation == "100 % of 55 checks say 6"
@@ -131,7 +131,7 @@ def test_samples_of_many_rows(monkeypatch):
     assert choose_number(blobs([400, 300, 300])[0]).clusters == 3
 
 
-def test_the_plot_is_a_picture(tmp_path):
+def test_the_plot_of_the_number_is_a_png(tmp_path):
     from PIL import Image
 
     path = plot_number(choose_number(blobs([40] * 3)[0]), tmp_path / "number.png")
@@ -140,7 +140,7 @@ def test_the_plot_is_a_picture(tmp_path):
     plot_number(choose_number(unit_rows(1, 4, 0)), tmp_path / "one.png")  # nothing to draw, and no error
 
 
-def test_accuracy_by_hand():
+def test_cluster_accuracy_by_hand():
     table = contingency(np.array([0, 0, 0, 1, 1, 2]), np.array([1, 1, 0, 0, 0, 1]), 3, 2)
     assert table.tolist() == [[1, 2], [2, 0], [0, 1]]
     accuracy, class_of = matched(table)
@@ -149,7 +149,7 @@ def test_accuracy_by_hand():
 
 
 @pytest.mark.parametrize(("clusters", "classes"), [(4, 4), (5, 3), (3, 5), (1, 4)])
-def test_accuracy_is_that_of_the_best_matching(clusters, classes):
+def test_cluster_accuracy_is_that_of_the_best_matching(clusters, classes):
     rng = np.random.default_rng(clusters)
     assignments, labels = rng.integers(0, clusters, 60), rng.integers(0, classes, 60)
     best = 0
@@ -178,7 +178,7 @@ def test_no_silhouette_of_one_cluster_or_of_single_rows():
     assert silhouette(rows, torch.arange(5).numpy(), 0) is None
 
 
-def test_clusters_that_are_there_are_found():
+def test_round_clusters_finds_separated_groups():
     centres = torch.eye(8)[:3]
     rows = torch.nn.functional.normalize(centres.repeat_interleave(torch.tensor([40, 30, 20]), 0), dim=1)
     rows = torch.nn.functional.normalize(rows + 0.05 * unit_rows(90, 8, 0), dim=1)

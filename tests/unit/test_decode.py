@@ -1,4 +1,4 @@
-"""One function reads every picture: what a viewer shows, the same from a file and from an opened image."""
+"""read_rgb decodes every picture as a viewer shows it, the same from a file and from an opened image."""
 
 import io
 import struct
@@ -82,7 +82,7 @@ def test_one_transparent_value_of_a_png_of_any_depth_shows_white(bits, colours, 
 
 @pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP", b"tEXt"])
 @pytest.mark.parametrize("behind", [False, True])
-def test_texts_and_profiles_of_any_length_are_passed_over(tmp_path, kind, behind):
+def test_png_texts_and_profiles_of_any_length_are_ignored(tmp_path, kind, behind):
     text = b"a" * (70 << 20 if kind == b"tEXt" else 3 << 20)  # Pillow takes 64 MiB and 1 MiB
     packed = {b"zTXt": b"k\0\0", b"iCCP": b"k\0\0", b"iTXt": b"k\0\1\0\0\0", b"tEXt": b"k\0"}[kind]
     long = chunk(kind, packed + (text if kind == b"tEXt" else zlib.compress(text)))
@@ -93,7 +93,7 @@ def test_texts_and_profiles_of_any_length_are_passed_over(tmp_path, kind, behind
     assert np.asarray(read_rgb(str(tmp_path / "x.png"))).tolist() == [[[0, 1, 2], [3, 4, 5]]]
 
 
-def test_greys_of_a_tiff_mean_what_the_file_says(tmp_path):
+def test_tiff_greys_follow_the_photometric_interpretation(tmp_path):
     values = np.array([[0, 257 * 100, 65535]], dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / "x.tif", tiffinfo={262: 0})  # 0 is white
     assert np.asarray(read_rgb(tmp_path / "x.tif"))[0, :, 0].tolist() == [255, 155, 0]
@@ -139,7 +139,7 @@ def odd_pictures(folder):
     return sorted(folder.iterdir())
 
 
-def test_an_opened_picture_gives_what_its_file_gives(model, tmp_path):
+def test_an_opened_image_gives_the_features_of_its_file(model, tmp_path):
     for path in odd_pictures(tmp_path):
         of_file = model.features(path)
         decoded = Image.open(path)
@@ -157,7 +157,7 @@ def io_image(path):
     return Image.open(io.BytesIO(path.read_bytes()))
 
 
-def test_what_has_no_meaning_as_colours_is_refused_in_either_way(model, tmp_path):
+def test_images_without_colours_are_refused_as_file_and_opened(model, tmp_path):
     Image.fromarray(np.zeros((9, 9), dtype=np.float32)).save(tmp_path / "x.tif")
     for given in (tmp_path / "x.tif", Image.open(tmp_path / "x.tif"), Image.new("F", (9, 9))):
         with pytest.raises(UnreadableImage, match="floating-point"):
@@ -170,7 +170,7 @@ def test_what_has_no_meaning_as_colours_is_refused_in_either_way(model, tmp_path
             model.features(given)
 
 
-def test_what_is_no_picture_is_named(model):
+def test_an_argument_that_is_no_picture_is_named(model):
     file = io.BytesIO(b"a\nb")
     for given in (np.zeros((8, 8, 3)), [b"a.png"], b"a.png", None, [None], 7, file, [file]):
         kind = "(ndarray|bytes|NoneType|int|BytesIO)"
@@ -181,7 +181,7 @@ def test_what_is_no_picture_is_named(model):
 
 
 @pytest.mark.parametrize("size", [(60, 90), (900, 700)])
-def test_a_shrinking_network_sees_files_and_images_as_in_training(tmp_path, size):
+def test_a_model_shrinks_files_and_images_as_in_training(tmp_path, size):
     """Of large JPEG files less is decoded; a file and an image that was opened but not decoded are treated alike."""
     pixels = np.random.RandomState(0).randint(0, 256, (size[1] // 10, size[0] // 10, 3)).astype(np.uint8)
     Image.fromarray(pixels).resize(size, Image.BILINEAR).save(tmp_path / "x.jpg", quality=90)

@@ -1,4 +1,4 @@
-"""Files as they lie in real folders: each read as a person would see it, or named in an error of one line."""
+"""Image files of unusual kinds: each is decoded as a viewer shows it, or is an error of one line that names it."""
 
 import os
 import resource
@@ -43,7 +43,7 @@ def near(image, place, colour, within=12):
         ("bmp", "RGB", {}),
     ],
 )
-def test_kinds_of_colour(tmp_path, suffix, mode, options):
+def test_colour_modes(tmp_path, suffix, mode, options):
     path = tmp_path / f"x.{suffix}"
     two_halves(mode).save(path, **options)
     image = read_rgb(str(path))
@@ -52,7 +52,7 @@ def test_kinds_of_colour(tmp_path, suffix, mode, options):
     assert near(image, (35, 10), BLUE, 25)
 
 
-def test_sixteen_bits_and_one(tmp_path):
+def test_images_of_16_bits_and_1_bit(tmp_path):
     values = np.array([[0, 257 * 100], [257 * 200, 65535]], dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / "x.png")
     assert np.asarray(read_rgb(str(tmp_path / "x.png")))[..., 0].tolist() == [[0, 100], [200, 255]]
@@ -94,7 +94,7 @@ def test_a_turned_photograph_is_upright(tmp_path, orientation):
     assert np.array_equal(np.asarray(read_rgb(str(tmp_path / "x.png"))), np.asarray(scene))
 
 
-def test_a_wrong_suffix_does_not_matter_and_no_image_is_named(tmp_path):
+def test_a_wrong_suffix_is_accepted_and_a_file_that_is_no_image_is_named(tmp_path):
     two_halves().save(tmp_path / "x.jpg", format="PNG")
     assert near(read_rgb(str(tmp_path / "x.jpg")), (5, 10), RED, 0)
     (tmp_path / "y.jpg").write_text("hello")
@@ -103,7 +103,7 @@ def test_a_wrong_suffix_does_not_matter_and_no_image_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "tif", "bmp"])
-def test_cut_short_anywhere_is_named(tmp_path, suffix):
+def test_a_file_truncated_anywhere_is_named(tmp_path, suffix):
     path = tmp_path / f"x.{suffix}"
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
@@ -138,7 +138,7 @@ def test_extreme_sizes_become_squares_in_little_memory(tmp_path, size):
     assert int(out) < 300  # MiB
 
 
-def test_the_middle_of_a_long_image_is_what_it_was_before():
+def test_the_test_transform_of_a_long_image_equals_resize_and_crop():
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (10, 900, 3), dtype=np.uint8))  # 90 times as long as wide
     from torchvision.transforms import functional as F
@@ -197,7 +197,7 @@ def test_links_that_loop_are_named_or_followed_once(tmp_path):
             images.read(row)
 
 
-def test_a_pipe_and_a_device_are_passed_over(tmp_path):
+def test_pipes_and_devices_are_skipped(tmp_path):
     train = tmp_path / "train"
     train.mkdir()
     two_halves().save(train / "1.png")
@@ -206,7 +206,7 @@ def test_a_pipe_and_a_device_are_passed_over(tmp_path):
     assert len(read_folder(train, "imagefolder", None)) == 1
 
 
-def test_a_cache_that_is_something_else_is_decoded_again(tmp_path):
+def test_a_cache_of_another_kind_is_ignored(tmp_path):
     class Planted:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "trap"),)

@@ -1,4 +1,4 @@
-"""What README, docs and docstrings say of the paper, held against the code."""
+"""Statements of README, docs and docstrings about the paper, checked against the code."""
 
 import importlib
 import re
@@ -47,7 +47,7 @@ def test_the_functions_of_the_table_say_which_equation_they_are(numbers, places)
         assert "its gradient is" in docstrings[0]
 
 
-def test_the_numbering_is_the_papers():
+def test_equations_have_the_papers_numbers():
     numbered = dict(EQUATIONS)
     assert "anchor_count" in numbered["6"]  # the share of anchors, S = r / R
     assert "neighbourhood_log_likelihood" in numbered["3, 4"]
@@ -114,7 +114,7 @@ def test_the_project_table_asks_for_what_requirements_txt_lists():
     assert re.findall(r'"([^"]+)"', listed) == [line for line in lines if line and not line.startswith("#")]
 
 
-def test_the_log_says_how_to_compute_as_the_paper_did():
+def test_the_log_names_the_papers_precision():
     assert precision_note("auto", torch.bfloat16).endswith("--precision fp32 computes in it")
     assert (
         precision_note("bf16", torch.bfloat16) is precision_note("auto", None) is precision_note("fp32", None) is None

@@ -1,4 +1,4 @@
-"""Small folders in memory, and their cache."""
+"""Small images decoded into memory, and their cache."""
 
 import os
 
@@ -39,7 +39,7 @@ def test_the_array_holds_what_the_files_hold(files):
     assert array.classes == files.classes
 
 
-def test_a_second_time_nothing_is_decoded(files, monkeypatch):
+def test_the_second_load_decodes_nothing(files, monkeypatch):
     first = decode_small(files).pixels
     assert len(cached(files)) == 1
     monkeypatch.setattr(ImageSet, "read", lambda self, row: pytest.fail("decoded again"))
@@ -55,7 +55,7 @@ def test_a_changed_image_is_not_taken_from_the_cache_even_with_its_old_time(file
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", b"not an array"])
-def test_a_damaged_cache_is_made_anew(files, damage):
+def test_a_damaged_cache_is_rebuilt(files, damage):
     first = decode_small(files).pixels
     (file,) = cached(files)
     with open(file, "wb") as opened:
@@ -64,7 +64,7 @@ def test_a_damaged_cache_is_made_anew(files, damage):
     assert os.path.getsize(file) > len(first.tobytes())
 
 
-def test_a_cache_from_a_stranger_is_not_executed(files, tmp_path):
+def test_a_foreign_cache_is_not_executed(files, tmp_path):
     class Planted:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "trap"),)
@@ -76,7 +76,7 @@ def test_a_cache_from_a_stranger_is_not_executed(files, tmp_path):
     assert not (tmp_path / "trap").exists()
 
 
-def test_fingerprints_tell_sets_apart_and_not_places(files, tmp_path):
+def test_fingerprints_depend_on_the_images_not_on_their_folder(files, tmp_path):
     import shutil
 
     moved = tmp_path / "elsewhere"
@@ -90,7 +90,7 @@ def test_fingerprints_tell_sets_apart_and_not_places(files, tmp_path):
     assert ImageSet(pixels).fingerprint() == ImageSet(pixels.copy()).fingerprint() != ImageSet(other).fingerprint()
 
 
-def test_large_or_mixed_images_stay_files(files, tmp_path):
+def test_large_images_and_images_of_mixed_sizes_stay_files(files, tmp_path):
     Image.new("RGB", (6, 9)).save(files.source[5])
     assert decode_small(files) is None
     Image.new("RGB", (65, 9)).save(files.source[0])

@@ -1,4 +1,4 @@
-"""The weighted vote against an independent one, and by hand."""
+"""The weighted kNN classifier and leave-one-out kNN, against independent oracles and by hand."""
 
 from types import SimpleNamespace
 
@@ -99,7 +99,7 @@ def test_the_nearest_alone_decides_with_k_1():
     assert weighted_knn(query, torch.tensor([0]), database, labels, 2, 4, 0.2).top1 == 0.0
 
 
-def test_how_an_accuracy_reads():
+def test_accuracy_as_text():
     assert str(Accuracy(0.9512, 0.999)) == "top-1 95.12 %, top-5 99.90 %"
     assert str(Accuracy(0.5, None)) == "top-1 50.00 %"
 

@@ -1,4 +1,4 @@
-"""The paper's tables as commands: statistics, variants, verdicts and reports; no run is made here."""
+"""The paper's tables as commands: statistics, variants, verdicts and reports, without a run."""
 
 import json
 import math
@@ -114,7 +114,7 @@ def test_epochs_of_the_variants(variant, epochs, tmp_path):
     assert Run(DIGITS.scale, DIGITS.variants[variant], 0, Call(tmp_path)).epochs == epochs
 
 
-def test_restarts_without_anchors_have_as_few_anchors_as_there_can_be():
+def test_instance_restarts_have_the_fewest_possible_anchors():
     from lib.method.discovery import anchor_count
 
     options = DIGITS.scale.options(DIGITS.variants["instance-restarts"])
@@ -122,13 +122,13 @@ def test_restarts_without_anchors_have_as_few_anchors_as_there_can_be():
     assert counts == [1, 2, 3, 4]
 
 
-def test_the_course_of_the_rate_is_stretched_with_the_epochs():
+def test_the_learning_rate_schedule_scales_with_the_epochs():
     options = collect(["--max-epoch", "200", "--lr-decay-offset", "80", "--lr-decay-step", "40"]).options
     assert stretched(options, 5) == {"max_epoch": 1000, "lr_decay_offset": 400, "lr_decay_step": 200}
     assert stretched(collect(["--lr-policy", "cosine"]).options, 2) == {"max_epoch": 400}
 
 
-def test_every_item_of_the_issue_has_its_statements():
+def test_every_item_has_its_statements():
     texts = {name: [statement.text for statement in item.statements] for name, item in DIGITS.items.items()}
     assert {name for name, found in texts.items() if not found} == {"table2", "table3"}
     assert texts["figure6"][0] == "consistency falls from round 1 to round 4"
@@ -175,7 +175,7 @@ def results(**knn):
     }
 
 
-def test_what_a_result_says():
+def test_values_of_a_result():
     result = results(a=[0.75])["a"][0]
     asked = (
         "knn",
@@ -252,7 +252,7 @@ def test_the_ladder_shows_four_readings_and_the_cost(tmp_path):
     assert statement in text
 
 
-def test_a_report_of_nothing_says_so():
+def test_a_report_without_runs_says_so():
     found = as_json(DIGITS, {}, "machine", "2026-01-01")
     assert found["items"] == {}
     assert "| AND | not run | | 0 | 86.3 % |" in markdown(DIGITS, {}, found)
@@ -283,7 +283,7 @@ def base_run(folder, seed=0, call=None, variant=BASE):
     return Run(DIGITS.scale, DIGITS.variants[variant], seed, call or Call(folder))
 
 
-def test_the_states_of_a_run_and_what_it_came_to(tmp_path):
+def test_states_and_results_of_a_run(tmp_path):
     run = base_run(tmp_path)
     assert run.state == MISSING
     assert run.folder == tmp_path / "digits" / "and-s0"
@@ -299,7 +299,7 @@ def test_the_states_of_a_run_and_what_it_came_to(tmp_path):
     )
 
 
-def test_a_run_is_finished_once_it_is_read_out(tmp_path):
+def test_a_run_is_finished_once_its_readouts_exist(tmp_path):
     run = base_run(tmp_path, variant="ladder-quick")
     session(run)
     assert run.state == BEGUN
@@ -315,7 +315,7 @@ def test_a_run_is_finished_once_it_is_read_out(tmp_path):
     ]
 
 
-def test_a_session_of_another_recipe_is_not_taken_for_the_run(tmp_path):
+def test_a_session_of_another_recipe_is_refused(tmp_path):
     run = base_run(tmp_path)
     session(run, base_lr=0.5)
     with pytest.raises(UserError, match=r"and-s0 was run with base_lr 0.5, and and has 0.001 now; move it away"):
@@ -325,7 +325,7 @@ def test_a_session_of_another_recipe_is_not_taken_for_the_run(tmp_path):
     assert other.state == FINISHED
 
 
-def test_a_run_that_has_no_checkpoint_begins_anew(tmp_path):
+def test_a_run_without_a_checkpoint_starts_again(tmp_path):
     run = base_run(tmp_path)
     session(run, final=False)
     run.prepare()
@@ -342,7 +342,7 @@ def test_only_the_last_checkpoint_of_a_finished_run_stays(tmp_path):
     assert [path.name for path in (run.folder / "checkpoint").iterdir()] == ["0004-01437.ckpt"]
 
 
-def test_runs_without_their_data_are_left_out(tmp_path, monkeypatch, capsys):
+def test_runs_without_their_data_set_are_skipped(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     scale = Scale.of(FULL)
     run = Run(scale, Variant("cub200", configs=("cub200",)), 0, Call(Path("s")))
@@ -381,7 +381,7 @@ def test_dry_run_counts_each_run_once_and_estimates_by_what_was_measured(tmp_pat
     assert lines[-1] == "7 of 8 runs to make, 1 finished; 9 min of training"  # 70 + 6 x 80 s
 
 
-def test_a_report_alone_makes_no_run(tmp_path, capsys):
+def test_report_option_starts_no_run(tmp_path, capsys):
     session(base_run(tmp_path))
     arguments = ["table6", "--sess-dir", str(tmp_path), "--reports", str(tmp_path / "r"), "--report"]
     assert command.main(arguments) == 0

@@ -1,4 +1,4 @@
-"""Which process is to blame when several end."""
+"""Errors that another process caused, and the process that caused the failure when several end."""
 
 import signal
 
@@ -27,7 +27,7 @@ class DistBackendError(RuntimeError):
         "TCPStore: Socket Timeout",
     ],
 )
-def test_communication_that_failed_is_lost_contact(words):
+def test_failed_communication_is_a_peer_failure(words):
     assert is_peer_failure(RuntimeError(words))
 
 
@@ -45,11 +45,11 @@ def test_communication_that_failed_is_lost_contact(words):
         "",
     ],
 )
-def test_any_other_error_is_one_of_this_process(words):
+def test_other_errors_are_those_of_this_process(words):
     assert not is_peer_failure(RuntimeError(words))
 
 
-def test_errors_of_torch_distributed_are_known_by_their_class():
+def test_torch_distributed_errors_are_recognised_by_class():
     assert is_peer_failure(DistBackendError("something new"))
     assert not is_peer_failure(DistBackendError("ncclInvalidUsage: Duplicate GPU detected"))
 
@@ -74,7 +74,7 @@ KILLED, ENDED, STOPPED = -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM
         ({0: (STOPPED, 101), 1: (STOPPED, 100)}, 1),
     ],
 )
-def test_the_process_that_failed_by_itself_is_named(outcomes, cause):
+def test_the_process_that_caused_the_failure_is_named(outcomes, cause):
     failures = {}
     for rank, (status, time) in outcomes.items():
         failures[rank] = ProcessFailure(rank, 1000 + rank, status, "/no file")
@@ -82,7 +82,7 @@ def test_the_process_that_failed_by_itself_is_named(outcomes, cause):
     assert _cause(failures)[0] == cause
 
 
-def test_ends_are_said_in_words():
+def test_exit_statuses_in_words():
     assert _end(KILLED) == "was killed by SIGKILL"
     assert _end(PEER_FAILURE) == "lost contact with the others"
     assert _end(1) == "ended with status 1"

@@ -1,4 +1,4 @@
-"""imagenet12, cub200 and dogs: tiny copies of their published layouts, and everything that can be wrong with one."""
+"""imagenet12, cub200 and dogs: tiny copies of their published layouts, and their possible faults."""
 
 import os
 from pathlib import Path
@@ -73,7 +73,7 @@ def test_imagenet_is_listed_and_fingerprinted_without_opening_a_file(imagenet):
     assert split.train.fingerprint() == expected
 
 
-def test_validation_images_that_are_not_sorted_say_what_to_do(imagenet):
+def test_unsorted_validation_images_are_an_error_that_says_what_to_do(imagenet):
     for wnid in WNIDS:
         for path in (imagenet / "val" / wnid).iterdir():
             path.rename(imagenet / "val" / path.name)
@@ -83,7 +83,7 @@ def test_validation_images_that_are_not_sorted_say_what_to_do(imagenet):
     assert "valprep.sh" in text
 
 
-def test_a_thousand_classes_are_expected(imagenet, monkeypatch):
+def test_imagenet_must_have_1000_classes(imagenet, monkeypatch):
     monkeypatch.undo()
     text = error_of("imagenet12", imagenet)
     assert "holds 3 class folders with images, not 1000" in text
@@ -91,7 +91,7 @@ def test_a_thousand_classes_are_expected(imagenet, monkeypatch):
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
-def test_a_missing_folder_of_imagenet(imagenet, part):
+def test_a_missing_imagenet_folder_is_named(imagenet, part):
     (imagenet / part).rename(imagenet / "elsewhere")
     text = error_of("imagenet12", imagenet)
     assert f"there is no folder {imagenet / part}" in text
@@ -186,7 +186,7 @@ def test_a_list_of_birds_that_cannot_be_read(birds, file):
 
 
 @pytest.mark.parametrize(("use", "lacking"), [(0, "training"), (1, "test")])
-def test_birds_of_one_use_only(birds, use, lacking):
+def test_birds_with_training_or_test_images_only(birds, use, lacking):
     (birds / "train_test_split.txt").write_text("".join(f"{number} {use}\n" for number in range(1, 5)))
     assert f"name no {lacking} image" in error_of("cub200", birds)
 

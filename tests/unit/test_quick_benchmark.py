@@ -1,4 +1,4 @@
-"""What the benchmarks at a budget keep, run again and show; no training."""
+"""Benchmarks at a budget: what they store, run again and show, without training."""
 
 import argparse
 import logging
@@ -24,7 +24,7 @@ def asked(tmp_path, **more):
     return argparse.Namespace(**{**given, **more})
 
 
-def test_results_come_back_and_a_new_one_of_a_cell_replaces_the_old(tmp_path):
+def test_results_are_read_back_and_a_new_one_replaces_the_old(tmp_path):
     store = Store(tmp_path / "r.json")
     one, other = Cell("digits", "quick", 120, None, 0), Cell("digits", "simclr", None, 50.0, 1, 0.06)
     store.add(record(one, 10.0))
@@ -79,7 +79,7 @@ def test_rates_are_tried_in_short_runs_and_the_best_is_used(tmp_path):
     assert set(quick.cells(given, store)) == {*trials, *pixels, *chosen}
 
 
-def test_only_what_is_missing_runs_and_a_failure_stops_nothing(tmp_path, monkeypatch, capsys):
+def test_only_missing_cells_run_and_a_failure_stops_no_others(tmp_path, monkeypatch, capsys):
     given = asked(tmp_path, variants=["quick", "paper", "instance"])
     done = []
 
@@ -100,7 +100,7 @@ def test_only_what_is_missing_runs_and_a_failure_stops_nothing(tmp_path, monkeyp
     assert "round 0 alone" in given.report.with_suffix(".md").read_text()
 
 
-def test_the_keyboard_keeps_what_is_finished(tmp_path, monkeypatch, capsys):
+def test_ctrl_c_keeps_finished_runs(tmp_path, monkeypatch, capsys):
     given = asked(tmp_path, variants=["quick", "instance"])
 
     def run(cell, given):
@@ -123,14 +123,14 @@ def test_epochs_that_fit_by_hand():
     assert contender.rounds_within(1, 250, 5) == (1, 1)
 
 
-def test_the_papers_steps_keep_their_places():
+def test_the_papers_schedule_keeps_its_proportions():
     # of 200 epochs: offset 80 and steps of 40, so that the rate falls at 120 and 160
     assert contender.paper_schedule(200) == ["--lr-decay-offset", "80", "--lr-decay-step", "40"]
     assert contender.paper_schedule(10) == ["--lr-decay-offset", "4", "--lr-decay-step", "2"]
     assert contender.paper_schedule(1) == ["--lr-decay-offset", "0", "--lr-decay-step", "1"]
 
 
-def test_seconds_of_training_begin_at_the_line_before_the_first_epoch():
+def test_training_seconds_start_at_the_line_before_the_first_epoch():
     stamps = contender._Stamps()
     stamps.lines = [("data", 1.0), ("baselines %s", 4.0), ("round %d epoch %d", 6.0), ("anchors", 7.0),
                     ("round %d epoch %d", 9.5), ("round %d done", 9.75)]  # fmt: skip

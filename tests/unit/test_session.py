@@ -1,4 +1,4 @@
-"""Session folders, checkpoints, metrics and progress, each alone."""
+"""Session folders, checkpoints, metrics, tables, the log and progress."""
 
 import errno
 import io
@@ -85,7 +85,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["x.ckpt"]
 
 
-def test_a_write_that_fails_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "x.ckpt"
     checkpoint.save(complete(), path)
 
@@ -113,7 +113,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path, monkeypatch, way):
     assert not trap.exists()
 
 
-def test_the_restricted_reader_reads_what_we_write(tmp_path, monkeypatch):
+def test_the_restricted_unpickler_reads_our_checkpoints(tmp_path, monkeypatch):
     path = tmp_path / "x.ckpt"
     parameter = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
@@ -137,7 +137,7 @@ def test_a_checkpoint_cut_short_is_named(tmp_path, keep):
         checkpoint.load(path)
 
 
-def test_files_that_are_something_else_are_named(tmp_path):
+def test_files_that_are_no_checkpoints_are_named(tmp_path):
     path = tmp_path / "x.ckpt"
     path.write_text("hello\n")
     with pytest.raises(UserError, match="cannot be read"):
@@ -157,7 +157,7 @@ def test_files_that_are_something_else_are_named(tmp_path):
         checkpoint.load(path)
 
 
-def test_metrics_go_back_to_a_point_and_keep_what_came_after(tmp_path):
+def test_metrics_rewind_and_keep_the_superseded_lines(tmp_path):
     metrics = Metrics(tmp_path / "metrics.jsonl")
     for place in ((0, 1), (0, 2), (1, 1), (1, 2)):
         metrics.append({"round": place[0], "epoch": place[1]})
@@ -185,7 +185,7 @@ def test_brief_shows_results_and_warnings_only(capsys):
 
 
 @pytest.mark.parametrize("silent", [True, False])
-def test_a_closed_log_leaves_the_logger_as_a_program_knows_it(tmp_path, silent):
+def test_closing_the_log_restores_the_logger(tmp_path, silent):
     logger = logging.getLogger(journal.LOGGER)
     before = logger.level, logger.propagate, list(logger.handlers)
     journal.open_log(tmp_path / "log.txt", brief=False, silent=silent)

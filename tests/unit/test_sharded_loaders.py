@@ -1,4 +1,4 @@
-"""Images served to several processes: their shares, put together, are the batches of one process, bit for bit."""
+"""Shares of the images in several processes: concatenated, they are the batches of one process, bit for bit."""
 
 from dataclasses import replace
 
@@ -95,7 +95,7 @@ def test_training_batches_of_several_blocks(shape):
 @pytest.mark.parametrize("processes", PROCESSES)
 @pytest.mark.parametrize("place", ["device", "workers"])
 @pytest.mark.parametrize(("side", "resize"), [(8, None), (13, None), (13, 10)])
-def test_plain_images_are_shared_as_a_whole(place, processes, side, resize):
+def test_images_without_augmentation_are_sharded_as_one_sequence(place, processes, side, resize):
     split, options = split_of(20, 4, (side, side, 3)), options_of(place, resize=resize)
     for serve, count in ((Pipeline.train_batches_plain, 20), (Pipeline.test_batches, 4)):
         ((expected, _),) = serve(Pipeline(split, options, CPU))
