@@ -424,8 +424,8 @@ class Options:
     )
     knn_backend: str = _devices(
         "auto",
-        "what finds neighbours; faiss, torch: exactly, the same ones; auto: the faster of them for the device and the "
-        "number of neighbours; ivf: discovery looks into faiss's lists and misses some (the log says how many)",
+        "what finds neighbours; auto, torch: PyTorch; faiss: faiss's flat index, the same ones, slower on a CPU; ivf: "
+        "discovery looks into faiss's lists and misses some (the log says how many)",
         choices=("auto", "faiss", "torch", "ivf"),
     )
     discovery_memory: int = _devices(

@@ -101,8 +101,6 @@ def nearest_neighbours(
 def _exact_search(memory: Tensor, backend: str, shard: Shard, memory_budget: int) -> ExactSearch:
     usual = GPU_TILE_ELEMENTS if memory.is_cuda else CPU_TILE_ELEMENTS
     fitting = max(1, memory_budget // 16)  # a similarity, as much again for the k largest of them, and a margin
-    if backend == "auto" and memory.element_size() * memory.numel() > memory_budget // 2:
-        backend = "torch"  # faiss copies the bank
     return ExactSearch(memory, backend, shard, min(usual, fitting))
 
 
@@ -148,9 +146,9 @@ def discover(
         memory: (N, D) bank rows, on any device; with several processes those that `shard` names.
         round_number: r.
         select_rate, k, temperature: the options ANs_select_rate (in effect), ANs_size and npc_temperature.
-        backend: `torch` computes entropies and neighbours in one pass, `faiss` searches in a second pass, `auto` takes
-            one pass for up to `FEW` neighbours. The results are equal. `ivf` searches a part of the rows and misses
-            some neighbours; the result's `recall` estimates how many it finds.
+        backend: `auto` and `torch` compute entropies and up to `FEW` neighbours in one pass, and search for more in a
+            second one, as `faiss` does for any number. The results are equal. `ivf` searches a part of the rows and
+            misses some neighbours; the result's `recall` estimates how many it finds.
         labels: (N,) int64, of all images, for the reported consistency only.
         shard: which rows `memory` is; None: all of them.
         memory_budget: bytes beyond the bank and a few numbers per image; `faiss` and `ivf` copy the bank besides.

@@ -11,7 +11,10 @@ from torch.nn import functional as F
 from lib.distributed.world import Shard, World
 
 CPU_TILE_ELEMENTS, GPU_TILE_ELEMENTS = 2**24, 2**27
-"""Similarities that a search holds at a time; faiss searches on the CPU."""
+"""Similarities that a search holds at a time."""
+
+SELECTED_ELEMENTS = 2**19
+"""Similarities on a CPU among which the largest are looked for at a time: they fit its cache."""
 
 MERGED_ELEMENTS = 2**22
 """Similarities of all processes that are merged at a time: 16 MiB, and twice that of row numbers."""
@@ -41,7 +44,7 @@ def nearest(
         database: (N, D) float32; with several processes those rows that `shard` names.
         k: how many, from 1 to N (N - 1 if `own` is given).
         own: (Q,) int64, each query's own row in the database, which its result leaves out; or None.
-        backend: `faiss` (flat index, on the CPU), `torch` (on the device of the rows), or `auto`: faiss on a CPU.
+        backend: `faiss` (flat index, on the CPU); `torch` or `auto`: PyTorch, on the device of the rows.
         shard: which rows `database` is; None: all of them.
 
     Returns:
@@ -68,7 +71,7 @@ class ExactSearch:
         self._shard = Shard.whole(database) if shard is None else shard
         self._tile_elements = tile_elements
         self._index = None
-        if backend == "faiss" or (backend == "auto" and not database.is_cuda):
+        if backend == "faiss":
             import faiss  # imported here, since training can start without it
 
             self._index = faiss.IndexFlatIP(database.shape[1])
@@ -178,19 +181,41 @@ def _by_torch(
 
 
 def _largest(sims: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row, ordered by (similarity, index). torch.topk orders ties arbitrarily."""
+    """The k largest of each row, ordered by (similarity, index)."""
+    if sims.is_cuda:
+        indices = _columns_by_topk(sims, k)
+    else:
+        chunks = sims.split(max(1, SELECTED_ELEMENTS // sims.shape[1]))
+        indices = torch.from_numpy(np.concatenate([_columns_by_partition(chunk.numpy(), k) for chunk in chunks]))
+    values, order = sims.gather(1, indices).sort(dim=1, descending=True, stable=True)
+    return values, indices.gather(1, order)
+
+
+def _columns_by_topk(sims: Tensor, k: int) -> Tensor:
+    """The columns (T, k) of the k largest of each row, ascending; of equal ones those of lower index."""
     values, indices = sims.topk(min(k + 1, sims.shape[1]), dim=1)
     if values.shape[1] > k:
         tied = values[:, k - 1] == values[:, k]
     else:  # k is the number of rows: none is left out
         tied = torch.zeros(len(values), dtype=torch.bool, device=values.device)
     indices = indices[:, :k].sort(dim=1).values
-    values, order = sims.gather(1, indices).sort(dim=1, descending=True, stable=True)
-    indices = indices.gather(1, order)
     for row in torch.nonzero(tied).flatten().tolist():  # a tie across place k: topk may keep the wrong rows
-        whole = sims[row].sort(descending=True, stable=True)
-        values[row], indices[row] = whole.values[:k], whole.indices[:k]
-    return values, indices
+        indices[row] = sims[row].sort(descending=True, stable=True).indices[:k].sort().values
+    return indices
+
+
+def _columns_by_partition(sims: np.ndarray, k: int) -> np.ndarray:
+    """As `_columns_by_topk`, on the CPU, where NumPy's partition takes a fifth of the time of PyTorch's topk."""
+    count = sims.shape[1]
+    least = np.partition(sims, count - k, axis=1)[:, count - k]  # the k-th largest of each row
+    rows, columns = np.divmod(np.flatnonzero(sims >= least[:, None]), count)
+    if len(columns) > k * len(sims):  # ties across place k: of those equal to it, each row keeps the first
+        is_above = sims[rows, columns] > least[rows]
+        wanted = k - np.bincount(rows[is_above], minlength=len(sims))
+        equal = np.bincount(rows[~is_above], minlength=len(sims))
+        place = np.cumsum(~is_above) - 1 - (np.cumsum(equal) - equal)[rows]  # of each equal one in its row
+        columns = columns[is_above | (place < wanted[rows])]
+    return columns.reshape(len(sims), k)
 
 
 def _ordered(

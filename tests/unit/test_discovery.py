@@ -19,7 +19,7 @@ from lib.method.discovery import (
 )
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import SAVED, Neighbourhoods
-from lib.search.exact import nearest
+from lib.search.exact import _columns_by_partition, _columns_by_topk, nearest
 from tests.helpers import oracles
 from tests.helpers.rows import grid_rows, unit_rows
 
@@ -93,6 +93,15 @@ def test_neighbours_match_brute_force_even_among_ties(n, dim, k, seed):
     expected = [oracles.neighbours(memory.double().numpy(), a, k) for a in anchors.tolist()]
     assert nearest_neighbours(memory, anchors, k, "faiss").tolist() == expected
     assert nearest_neighbours(memory, anchors, k, "torch").tolist() == expected
+
+
+@pytest.mark.parametrize("k", [1, 3, 8])
+def test_both_ways_of_selecting_the_largest_keep_the_first_of_equal_ones(k):
+    sims = torch.randint(-2, 3, (300, 8), generator=torch.Generator().manual_seed(k)).float()
+    sims[::7, 2] = float("-inf")  # a query's own row
+    expected = [sorted(sorted(range(8), key=lambda column: (-row[column], column))[:k]) for row in sims.tolist()]
+    assert _columns_by_partition(sims.numpy(), k).tolist() == expected
+    assert _columns_by_topk(sims, k).tolist() == expected
 
 
 @pytest.mark.parametrize("backend", ["faiss", "torch"])
