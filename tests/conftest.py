@@ -1,5 +1,4 @@
-"""What all tests share: one thread a process, since two workers of pytest-xdist are at work, Ctrl-C as a terminal has
-it, and a finished run."""
+"""For all tests: one thread in each process (pytest-xdist starts two), default signal handlers, and a finished run."""
 
 import os
 import signal
@@ -11,14 +10,14 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported
 
 if threading.current_thread() is threading.main_thread():
-    # a shell that runs the tests in the background has Ctrl-C ignored, and a run leaves ignored what was ignored
+    # a background shell ignores SIGINT for its children, and main.py leaves ignored signals ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
 def _threads_as_before():
-    """main.py sets the number of threads of its process, which is that of the tests where they call it."""
+    """Restore the number of threads, which main.main sets in this process."""
     yield
     torch = sys.modules.get("torch")
     if torch is not None:

@@ -11,12 +11,12 @@ import torch
 
 
 def authors_name(name, prefix):
-    """What a weight of ours is called in the authors' ResNet."""
+    """The name of our weight in the authors' ResNet."""
     return prefix + name.replace(".downsample.", ".shortcut.").replace("fc.", "linear.", 1 if name[:3] == "fc." else 0)
 
 
 def authors_checkpoint(net, memory, prefix="module.", flat=False):
-    """Keys of the released code, without num_batches_tracked as of that day; `flat` writes npc.memory as one key."""
+    """A checkpoint with the released code's keys, which lack num_batches_tracked; `flat`: npc.memory is one key."""
     weights = OrderedDict(
         (authors_name(name, prefix), value) for name, value in net.items() if not name.endswith("num_batches_tracked")
     )
@@ -39,7 +39,7 @@ def authors_checkpoint(net, memory, prefix="module.", flat=False):
 
 
 def save_as_python_2(state, path):
-    """The old format of torch.save, with texts as Python 2 pickles them: as bytes of no stated encoding."""
+    """Write the old format of torch.save, with strings as Python 2 pickles them: bytes without an encoding."""
     module = types.ModuleType("python_2_pickle")
     module.Pickler = _Python2Pickler
     module.dump = lambda value, file, protocol: _Python2Pickler(file, protocol).dump(value)
@@ -47,7 +47,7 @@ def save_as_python_2(state, path):
 
 
 class _Python2Pickler(pickle._Pickler):
-    """Writes texts with SHORT_BINSTRING, an opcode that Python 3 reads but never writes."""
+    """Writes strings with SHORT_BINSTRING, an opcode that Python 3 reads but never writes."""
 
     dispatch: ClassVar[dict] = dict(pickle._Pickler.dispatch)
 
@@ -61,7 +61,7 @@ class _Python2Pickler(pickle._Pickler):
 
 
 def python_2_texts(text):
-    """The bytes of one text, to check that the pickler above does what it says."""
+    """The pickled bytes of one string, for a test of the pickler above."""
     file = io.BytesIO()
     _Python2Pickler(file, 2).dump(text)
     return file.getvalue()

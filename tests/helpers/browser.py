@@ -38,7 +38,7 @@ visit(document);
 
 
 def wait_for(condition, what, seconds=60):
-    """What `condition` returns as soon as it is true."""
+    """Wait until `condition` returns a true value, and return it."""
     deadline = time.monotonic() + seconds
     while True:
         value = condition()
@@ -49,7 +49,7 @@ def wait_for(condition, what, seconds=60):
 
 
 class Browser:
-    """A window of a fresh browser. To be used in a with statement.
+    """A window of a fresh browser, a context manager.
 
     Attributes:
         driver: Selenium's.
@@ -71,13 +71,13 @@ class Browser:
         self.driver.quit()
 
     def open(self, address):
-        """Load a page, anew if it is there already; what the browser noted before is forgotten."""
+        """Load or reload a page, and clear the browser's logs."""
         self.driver.get("about:blank")
         self.complaints(), self.requests()
         self.driver.get(address)
 
     def open_as(self, address, width, height, dark=False):
-        """Load a page as a screen of this size would; one as narrow as a phone's has a finger in the mouse's place."""
+        """Load a page on a screen of this size; one as narrow as a phone's has touch in place of a mouse."""
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
             "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600})  # fmt: skip
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {
@@ -85,11 +85,11 @@ class Browser:
         self.open(address)
 
     def complaints(self):
-        """What was written to the console as an error since the last look: exceptions and failed requests too."""
+        """Console errors since the last call, exceptions and failed requests included."""
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
     def requests(self):
-        """Addresses that were asked for since the last look, data URIs left out."""
+        """Addresses requested since the last call, without data URIs."""
         events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         addresses = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
         return [address for address in addresses if not address.startswith("data:")]
@@ -99,19 +99,19 @@ class Browser:
         return self.driver.execute_script(f"return {expression}")
 
     def found(self, selector, expression):
-        """The value of an expression of `found`: all that a CSS selector matches, in web components and frames too."""
+        """The value of an expression of `found`, the elements of a CSS selector, in web components and frames too."""
         return self.driver.execute_script(f"{_FIND} return {expression}", selector)
 
     def texts(self, selector):
-        """The visible text of each of them."""
+        """The visible text of each element that a CSS selector matches."""
         return self.found(selector, "found.map((element) => element.innerText || element.textContent)")
 
     def press(self, key):
-        """One of Keys."""
+        """Press one of Selenium's Keys."""
         ActionChains(self.driver).send_keys(key).perform()
 
     def point(self, x, y, tap=False):
-        """Move the mouse to a place of the viewport, or tap there."""
+        """Move the mouse to a point of the viewport, or tap there."""
         if tap:
             for kind, points in (("touchStart", [{"x": x, "y": y}]), ("touchEnd", [])):
                 self.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})

@@ -1,4 +1,4 @@
-"""Checkpoints made by hand."""
+"""Checkpoints made by hand, some malicious."""
 
 import os
 

@@ -9,7 +9,7 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 def cifar_pixels(count, first):
-    """Image i is one shade: first + i in red, 100 in green, 200 in blue; top left pixel black."""
+    """Image i has one colour, (first + i, 100, 200), but a black top left pixel."""
     pixels = np.zeros((count, 3, 32, 32), np.uint8)
     pixels[:, 0] = (first + np.arange(count))[:, None, None]
     pixels[:, 1:] = np.array([100, 200])[None, :, None, None]

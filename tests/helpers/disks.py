@@ -1,4 +1,4 @@
-"""Disks of a given size."""
+"""Small file systems for tests of full disks."""
 
 import subprocess
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ def mount(*arguments):
 
 @contextmanager
 def small_disk(folder, size):
-    """A file system of so many bytes."""
+    """Mount a file system of `size` bytes at `folder`."""
     folder.mkdir()
     if not mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder):
         pytest.skip("only root can mount a small file system")

@@ -1,4 +1,4 @@
-"""What the processes of test_distributed_core.py run; every job is a function of a world alone.
+"""What the processes of test_distributed.py run; every job is a function of a world alone.
 
 Each returns plain data or tensors. A job must give the same on every process, or what it gives is named `own`.
 """
@@ -28,7 +28,7 @@ from tests.helpers.rows import grid_rows, random_members, unit_rows
 
 
 def exchanges(world):
-    """Sums, maxima and rows of all, whose number differs from process to process."""
+    """Collectives: sums, maxima, and rows whose number differs between the processes."""
     rows = torch.arange(2.0 * world.rank).view(-1, 2) + 10 * world.rank  # the first process has none
     found = {
         "sum": world.all_reduce_sum(torch.tensor([1.0, world.rank])),
@@ -44,7 +44,7 @@ def exchanges(world):
 
 
 def fetches(world):
-    """Any range of rows, for numbers of rows that P does not divide and that are below P."""
+    """Any range of rows, where P does not divide the number of rows or exceeds it."""
     found = {}
     for count in (1, 2, 11):
         shard, whole = Shard(world, count), torch.arange(3 * count).view(count, 3)
@@ -59,7 +59,7 @@ BATCHES = [(23, 7, 2), (23, 1, 1), (2, 2, 0), (30, 4, 5)]  # N, B, K
 
 
 def losses(world):
-    """The loss and what DistributedDataParallel would make of the gradients."""
+    """The loss, and the gradients averaged as DistributedDataParallel averages them."""
     found = {}
     for n, b, k in BATCHES:
         shard, own = Shard(world, n), world.rows(b)
@@ -72,7 +72,7 @@ def losses(world):
 
 
 def banks(world):
-    """Rows at the start, after some batches, and after a way through a checkpoint."""
+    """Rows of the bank at the start, after some batches, and restored from a checkpoint."""
     found = {}
     for size in (2, 101):
         bank = MemoryBank(size, 5, 0.5, torch.Generator().manual_seed(7), world)
@@ -104,7 +104,7 @@ def _network(kind):
 
 
 def batch_norms(world):
-    """Outputs, gradients and running statistics; of 2 images at most the last processes have some."""
+    """Outputs, gradients and running statistics; of 2 images some processes have none."""
     found = {}
     for kind in ("images", "rows"):
         for count in (7, 4, 2):
@@ -212,7 +212,7 @@ def approximate(world):
 
 
 def surveys(world):
-    """Entropies and nearest of some rows, among doubles, and where some processes have no rows at all."""
+    """Bank statistics of some rows, with duplicates, and where some processes have no rows."""
     found = {}
     for name, (memory, temperature) in banks_to_discover().items():
         if len(memory) < 2 or name == "lengths":
@@ -227,7 +227,7 @@ def surveys(world):
 
 
 def leave_one_out(world):
-    """With all images labelled and with some, of whom a process may have none; all are judged, and a sample."""
+    """Leave-one-out kNN with all images labelled and with few (a process may have none), of all and of a sample."""
     found, before = {}, judging.LARGEST_SAMPLE
     for known, largest in ((53, 100), (53, 10), (20, 100), (3, 2)):
         labels = torch.randint(6, (53,), generator=torch.Generator().manual_seed(known)).numpy()
@@ -243,7 +243,7 @@ def leave_one_out(world):
 
 
 def feature_spaces(world):
-    """Whitened features of 23 training images and of 2, of which a process may have none, and of 5 test images."""
+    """Whitened features of 23 training images, of 2 (a process may have none), and of 5 test images."""
     torch.manual_seed(0)
     embedder, images = Embedder(build("convnet", 6, "small", 8), world.device), torch.randn(28, 3, 8, 8)
     found = {}
@@ -283,5 +283,5 @@ JOBS = [
 
 
 def all_jobs(world):
-    """What each job found, by its name."""
+    """The result of each job, by its name."""
     return {job.__name__: job(world) for job in JOBS}

@@ -3,7 +3,7 @@
 In float32 the last digits of a sum, which depend on how many add it up, grow into visible differences within some
 steps of so small a run: batch norm divides by the spread of a few values. In float64 they stay out of sight.
 
-python3 -m tests.helpers.float64_run FILE OPTION...        started by test_processes.py, alone or by torchrun
+python3 -m tests.helpers.float64_run FILE OPTION...        started by test_distributed_runs.py, alone or by torchrun
 """
 
 import sys

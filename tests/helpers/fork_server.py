@@ -38,7 +38,7 @@ class ForkServer:
         self._server = None
 
     def start(self, arguments, environment, cwd, streams, new_session=False, limits=None):
-        """A socket that says the number of the forked process, and its exit status when it has ended.
+        """A socket that sends the pid of the forked process, and its exit status when it has ended.
 
         Args:
             arguments: as of Python: a file and its arguments, or -c or -m.
@@ -83,7 +83,7 @@ class ForkServer:
 
 
 class ForkedProcess:
-    """What tests use of subprocess.Popen, for a program of the fork server."""
+    """The part of subprocess.Popen's interface that tests use, for a program of the fork server."""
 
     def __init__(self, server, arguments, env, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=None, stderr=None,
                  start_new_session=False, text=True, errors="strict", limits=None):  # fmt: skip
@@ -203,7 +203,7 @@ def adopt(path):
 
 
 def _import_all():
-    """What a run, its evaluation, report, export and TensorBoard use."""
+    """Import what a run, its evaluation, report, export and TensorBoard use."""
     for name in (
         "main", "lib.commands.train", "lib.commands.report", "lib.report.compare", "lib.distributed.process_group",
         "lib.distributed.launch",
@@ -271,7 +271,7 @@ def _serve(path):
 
 
 def _receive(connection):
-    """The program's streams and what is asked for. EOFError if who asks has ended."""
+    """The program's streams and the request. EOFError if the client has ended."""
     streams = array.array("i")
     head, ancillary, _, _ = connection.recvmsg(_LENGTH, socket.CMSG_SPACE(3 * streams.itemsize))
     for _level, _kind, data in ancillary:
@@ -302,7 +302,7 @@ def _fork(request, streams, to_close):
 
 
 def _become(request, streams):
-    """Be the program that was asked for. Returns its exit status."""
+    """Run the requested program in this forked process. Returns its exit status."""
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
     for stream in streams:
@@ -343,7 +343,7 @@ def _become(request, streams):
 
 
 def _run(arguments):
-    """The status with which Python would exit."""
+    """Run the program and return the status with which Python would exit."""
     while arguments[0] == "-u":
         sys.stdout.reconfigure(write_through=True)
         arguments = arguments[1:]

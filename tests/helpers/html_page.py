@@ -1,4 +1,4 @@
-"""Pages read as a browser and a screen reader would, and the rules that ours keep."""
+"""HTML pages parsed as a browser and a screen reader read them, and the rules for our pages."""
 
 import re
 from html.parser import HTMLParser
@@ -81,7 +81,7 @@ class Page(HTMLParser):
 
 
 def check_rules(text):
-    """Offline, and fit for a screen reader and a keyboard; returns the parsed page."""
+    """Check that a page works offline, with a screen reader and with a keyboard; returns the parsed page."""
     page = Page(text)
     check_offline(page, text)
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
@@ -117,7 +117,7 @@ def check_rules(text):
 
 
 def check_offline(page, text):
-    """Nothing is fetched from anywhere."""
+    """Check that a page loads nothing from elsewhere."""
     assert not page.all("link")
     assert not page.all("iframe")
     for tag, attributes in page.elements:

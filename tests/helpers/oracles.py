@@ -1,4 +1,4 @@
-"""The method once more, in float64 NumPy and plain loops: slow, obvious, and independent of lib/."""
+"""The method in float64 NumPy and plain loops: slow, obvious, and independent of lib/."""
 
 import math
 
@@ -22,7 +22,7 @@ def probabilities(x, memory, tau):
 
 
 def loss(features, memory, sets, tau):
-    """Mean over the batch of -log of the probability that falls into each image's set."""
+    """Mean over the batch of -log of the total probability of each image's set."""
     terms = []
     for x, members in zip(features, sets):
         logits = np.array([float(np.dot(x, row)) / tau for row in memory])
@@ -76,7 +76,7 @@ def consistency(anchor_list, neighbour_lists, labels):
 
 
 def knn_ranking(query, database, labels, classes, k, sigma):
-    """Classes with a vote, best first; ties go to the lower class."""
+    """Classes with at least one vote, best first; ties go to the lower class."""
     order = sorted(range(len(database)), key=lambda j: (-float(np.dot(query, database[j])), j))[:k]
     votes = [0.0] * classes
     for j in order:

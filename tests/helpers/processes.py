@@ -1,4 +1,4 @@
-"""Runs in several processes, by the real launchers, and functions in several processes."""
+"""Runs and functions in several processes, started by the real launchers."""
 
 import datetime
 import json
@@ -52,7 +52,7 @@ def torchrun(arguments, fresh=False, **options):
 
 
 def start_run(processes, arguments, program=("main.py",), fresh=False, **options):
-    """A running program in so many processes of torchrun, or in one without it."""
+    """A running program in `processes` processes of torchrun, or in one without torchrun."""
     if processes == 1:
         return start(*arguments, program=program, fresh=fresh, **options)
     flags = ["--nproc_per_node", processes, "--master_port", free_port()]
@@ -60,7 +60,7 @@ def start_run(processes, arguments, program=("main.py",), fresh=False, **options
 
 
 def run(processes, arguments, module=None, fresh=False):
-    """The finished program, which must have ended well."""
+    """The finished program, whose exit status must be 0."""
     program = ("main.py",) if module is None else ("-m", module)
     process = start_run(processes, arguments, program, fresh)
     out, err = process.communicate(timeout=300)
@@ -70,7 +70,7 @@ def run(processes, arguments, module=None, fresh=False):
 
 
 def start_launcher(arguments, program=None, fresh=False, **options):
-    """The running launcher of --gpus 0,1, with CPU processes in the GPUs' place, that run `program` or main.py."""
+    """The running launcher of --gpus 0,1, which starts `program` or main.py in CPU processes instead."""
     code = _LAUNCH.format(program=str(program or ROOT / "main.py"))
     if not fresh:
         SERVER.ready()
@@ -79,14 +79,14 @@ def start_launcher(arguments, program=None, fresh=False, **options):
 
 
 def launched(arguments, program=None, **variables):
-    """It, when it has ended."""
+    """The launcher, once it has ended."""
     process = start_launcher(arguments, program, env=variables)
     out, err = process.communicate(timeout=200)
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 def in_processes(job, size, folder, *arguments):
-    """What each of `size` processes made of `job(world, *arguments)`, a function of a module.
+    """The results of `job(world, *arguments)`, a function of a module, in each of `size` processes.
 
     Args:
         folder: an empty one for what the processes leave.

@@ -13,7 +13,7 @@ def unit_rows(count, dim, seed):
 
 
 def grid_rows(count, dim, seed):
-    """Rows of small integers: products are exact in float32, and ties are many."""
+    """Rows of small integers: products are exact in float32, with many ties."""
     return torch.from_numpy(np.random.default_rng(seed).integers(-2, 3, (count, dim))).float()
 
 

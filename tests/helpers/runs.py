@@ -1,4 +1,4 @@
-"""main.py as a user starts it, in a process of its own."""
+"""Start main.py as a user does, in a process of its own."""
 
 import atexit
 import os
@@ -37,12 +37,12 @@ def start(*arguments, program=("main.py",), fresh=False, env=None, **options):
                "errors": "surrogateescape", **options}  # fmt: skip
     arguments = [*map(str, program), *map(str, arguments)]
     if fresh:
-        return subprocess.Popen([sys.executable, *arguments], env=environment, preexec_fn=_hears_signals, **options)
+        return subprocess.Popen([sys.executable, *arguments], env=environment, preexec_fn=_default_signals, **options)
     return ForkedProcess(SERVER, arguments, environment, **options)
 
 
-def _hears_signals():
-    """Whoever runs the tests in the background or under nohup has them ignored, and what is ignored stays so."""
+def _default_signals():
+    """Restore the default signal handlers: a background shell or nohup ignores signals, and children inherit that."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
 
@@ -72,13 +72,13 @@ sys.exit(main.main(sys.argv[1:]))
 
 
 def killed_after(name, *arguments):
-    """main.py, which SIGKILL ends as soon as a file with `name` in its name is in place."""
+    """main.py, killed by SIGKILL as soon as a file with `name` in its name exists."""
     status, _, err = call(*arguments, program=("-c", _KILLED.format(name=name)))
     assert status == -signal.SIGKILL, err
 
 
 def wait_for(condition, process, seconds=90):
-    """Until the condition holds, while the process runs."""
+    """Wait until the condition holds, while the process runs."""
     until = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, f"it ended too early: {process.communicate()}"
@@ -91,7 +91,7 @@ def checkpoints(session):
 
 
 def error_line(err):
-    """The one line that an error is, without warnings; there must be no traceback."""
+    """The one line of the error, without warnings; there must be no traceback."""
     assert "Traceback" not in err, err
     lines = [line for line in err.splitlines() if line and not line.startswith("warning: ")]
     assert len(lines) == 1, err

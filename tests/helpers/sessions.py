@@ -1,4 +1,4 @@
-"""Session folders made by hand."""
+"""Session folders made by hand, without training."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A run says what pixels and the untrained network reach, and keeps it."""
+"""The baselines that a run reports and stores: pixels and the untrained network."""
 
 import json
 
@@ -31,7 +31,7 @@ def vote(train, labels, test, k, sigma):
     return votes.argmax(axis=1)
 
 
-def test_pixels_are_judged_as_an_independent_vote_judges_them(tmp_path, capsys):
+def test_pixel_baselines_match_an_independent_knn(tmp_path, capsys):
     assert main([*RUN, "--sess-dir", str(tmp_path), "--session", "s"]) == 0
     found = json.loads((tmp_path / "s" / "final.json").read_text())["baselines"]
     assert list(found) == ["pixels", "whitened pixels", "untrained network"]
@@ -60,7 +60,7 @@ def test_pixels_are_judged_as_an_independent_vote_judges_them(tmp_path, capsys):
     assert json.loads((tmp_path / "s" / "final.json").read_text())["baselines"] == found
 
 
-def test_what_is_said_of_features_worse_than_pixels():
+def test_the_note_on_features_worse_than_pixels():
     found = {"pixels": 0.4, "whitened pixels": 0.5, "untrained network": 0.9}
     assert below_pixels(0.5, found) is None
     assert below_pixels(0.1, {}) is None
@@ -70,7 +70,7 @@ def test_what_is_said_of_features_worse_than_pixels():
 
 
 @pytest.mark.parametrize("way", [(), ("--augment-on", "workers", "--workers-num", "0")])
-def test_features_of_the_start_are_computed_once_for_bank_and_baselines(way, tmp_path, monkeypatch):
+def test_initial_features_are_computed_once_for_bank_and_baselines(way, tmp_path, monkeypatch):
     passes, plain = [], Pipeline.train_batches_plain
 
     def counted(self):

@@ -86,7 +86,7 @@ def test_they_stay_when_the_run_is_resumed(session, tmp_path):
 
 
 @pytest.mark.parametrize("session", [1], indirect=True)
-def test_another_number_is_found_anew_and_the_report_says_so(session, tmp_path):
+def test_another_number_of_clusters_is_computed_again_and_the_report_says_so(session, tmp_path):
     folder = shutil.copytree(session[0], tmp_path / "s")
     assert main.main(["--resume", str(folder), "--export", str(tmp_path / "e"), "--num-clusters", "17"]) == 0
     assert len(np.load(tmp_path / "e" / "centres.npy")) == 17

@@ -1,4 +1,4 @@
-"""--compare: sessions made of text files, as a run leaves them; no training, no PyTorch."""
+"""--compare on sessions made of text files, as a run leaves them; no training, no PyTorch."""
 
 import json
 
@@ -15,7 +15,7 @@ def tables_of(*folders):
     return Comparison([SessionRecord.read(folder, "--compare") for folder in folders]).tables()
 
 
-def test_what_differs_and_nothing_else(tmp_path):
+def test_the_comparison_lists_only_differences(tmp_path):
     one = make(tmp_path / "one", seed=0, limit_train=50)
     two = make(tmp_path / "two", seed=3, limit_train=40, scale="(0.5, 1)")
     head, body = tables_of(one, two)["options and environment that differ"]
@@ -62,7 +62,7 @@ def test_a_final_accuracy_counts_only_while_it_is_of_the_last_epoch(tmp_path):
     assert SessionRecord.read(session, "").final is None
 
 
-def test_what_must_be_known_is_said(tmp_path):
+def test_the_comparison_names_caveats(tmp_path):
     one = make(tmp_path / "one", protocol="knn", limit_train=50)
     two = make(tmp_path / "two", protocol="nn", limit_train=40, done=3)
     notes = Comparison([SessionRecord.read(folder, "") for folder in (one, two)]).notes
@@ -73,7 +73,7 @@ def test_what_must_be_known_is_said(tmp_path):
     ]
 
 
-def test_other_pictures_labels_or_temperatures_are_said(tmp_path):
+def test_the_comparison_names_other_pictures_labels_and_temperatures(tmp_path):
     folders = [make(tmp_path / name, labels=labels, npc_temperature=tau) for name, labels, tau in (
         ("a", "folders", 0.1), ("b", "kinds.csv", 0.3))]  # fmt: skip
     for folder, fingerprint in zip(folders, ("11", "22")):
@@ -102,7 +102,7 @@ def test_sessions_without_labels_have_no_empty_rows(tmp_path):
     assert "loss over the epochs" in words
 
 
-def test_sessions_without_labels_are_compared_by_what_needs_none(tmp_path, capsys):
+def test_sessions_without_labels_are_compared_by_label_free_figures(tmp_path, capsys):
     sessions = [make(tmp_path / name, accuracies=False) for name in "ab"]
     for number, session in enumerate(sessions):
         lines = [json.loads(line) for line in (session / "metrics.jsonl").read_text().splitlines()]
@@ -197,7 +197,7 @@ def test_two_sessions_of_one_name_are_told_apart(tmp_path):
         (lambda folder: (folder / "config.yaml").write_text("- 1"), "must consist of `option: value` lines"),
     ],
 )  # fmt: skip
-def test_what_is_no_session_is_one_line(tmp_path, capsys, spoil, expected):
+def test_a_folder_that_is_no_session_is_an_error_of_one_line(tmp_path, capsys, spoil, expected):
     good, bad = make(tmp_path / "good"), make(tmp_path / "bad")
     spoil(bad)
     assert main.main(["--compare", str(good), str(bad), "--sess-dir", str(tmp_path)]) == 2

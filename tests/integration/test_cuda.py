@@ -1,4 +1,4 @@
-"""What only a GPU can show: the same numbers as on the CPU, captured steps, and no wait between looks at the loss."""
+"""What needs a GPU: the numbers of the CPU, captured steps, and no synchronisation between steps."""
 
 import itertools
 from dataclasses import replace
@@ -76,7 +76,7 @@ def trained(optimizer, captured, dtype=None, steps=12, rates=(0.03, 0.003)):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_captured_steps_learn_what_ordinary_steps_learn(exact, optimizer):
+def test_captured_steps_learn_as_eager_steps_do(exact, optimizer):
     plain, captured = trained(optimizer, False), trained(optimizer, True)
     torch.testing.assert_close(captured[0], plain[0], atol=2e-3, rtol=2e-3)
     torch.testing.assert_close(captured[1], plain[1], atol=2e-2, rtol=2e-2)
@@ -91,7 +91,7 @@ def test_captured_steps_in_bf16_learn():
 
 
 @pytest.mark.parametrize("captured", [False, True])
-def test_a_step_and_its_augmentation_never_wait_for_the_device(captured):
+def test_a_step_and_its_augmentation_never_synchronise(captured):
     options = Options()
     network = models.build("resnet18", 32, "small", 32)
     embedder = Embedder(network, GPU, None)
@@ -123,7 +123,7 @@ def test_a_step_and_its_augmentation_never_wait_for_the_device(captured):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_batches_made_beside_other_work_are_those_of_the_cpu():
+def test_batches_made_beside_gpu_work_are_those_of_the_cpu():
     options = Options()
     recipe = Recipe(options.scale, options.ratio, options.colorjitter, options.random_grayscale, 0.5)
     pixels = torch.randint(0, 256, (300, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -141,7 +141,7 @@ def test_batches_made_beside_other_work_are_those_of_the_cpu():
     assert torch.equal(served[GPU][1], served[CPU][1])
 
 
-def test_norms_and_sums_tell_what_is_not_finite():
+def test_norms_and_sums_reveal_non_finite_values():
     for value in (1.0, float("nan"), float("inf")):
         watch = FiniteWatch(GPU)
         watch.update(torch.ones((), device=GPU), [torch.ones(3, 2, device=GPU), torch.tensor([1.0, value], device=GPU)])
@@ -174,7 +174,7 @@ def test_discovery_finds_what_the_cpu_finds(backend):
     assert (ours == theirs).double().mean() > 0.999
 
 
-def test_the_vote_is_that_of_the_cpu():
+def test_knn_is_that_of_the_cpu():
     database, queries = unit_rows(2000, 32, 4), unit_rows(300, 32, 5)
     labels = torch.randint(10, (2000,), generator=torch.Generator().manual_seed(1))
     truth = torch.randint(10, (300,), generator=torch.Generator().manual_seed(2))
@@ -195,7 +195,7 @@ def test_a_tiny_run_and_its_evaluation(tmp_path):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "rmsprop"])
-def test_a_run_goes_on_where_another_kind_of_device_left_it(optimizer, tmp_path):
+def test_a_run_resumes_on_another_kind_of_device(optimizer, tmp_path):
     """Where an optimiser's counts live differs between them."""
     options = ["--cfgs", "configs/base.yaml", "configs/digits.yaml", "--limit-train", "64", "--batch-size", "16"]
     options += ["--max-round", "2", "--optimizer", optimizer, "--base-lr", "0.001", "--no-report", "--no-log-tfb"]
@@ -214,7 +214,7 @@ def test_a_step_is_captured_while_pages_are_pinned(tmp_path):
 
 
 @pytest.mark.skipif(not HAS_SEEDS_IN_GRAPHS, reason="such steps are not captured in this PyTorch")
-def test_a_replay_drops_by_the_seed_that_was_set_before_it():
+def test_a_replay_draws_dropout_masks_from_the_current_seed():
     layer, rows = SharedDropout(0.5), torch.ones(64, 64, device=GPU)
     layer.set_rows(0, 64)
     layer(rows)

@@ -1,4 +1,4 @@
-"""One seed, one result: whatever the number of loader processes, and with --deterministic."""
+"""One seed, one result, for any number of DataLoader workers and with --deterministic."""
 
 import pytest
 import torch

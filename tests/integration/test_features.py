@@ -1,4 +1,4 @@
-"""--features and --whiten in a run, on a finished session, and on several processes, against NumPy in float64."""
+"""--features and --whiten in a run, on a finished session, and in several processes, against NumPy in float64."""
 
 import json
 import re
@@ -114,7 +114,7 @@ def final(session):
     return json.loads((session / "final.json").read_text())
 
 
-def test_the_vote_on_whitened_backbone_features_is_that_by_hand(base):
+def test_knn_on_whitened_backbone_features_by_hand(base):
     """With 40 images and 128 dimensions: N < d."""
     train, test, labels, answers = by_hand(base / "asked")
     assert train.shape[0] < train.shape[1]
@@ -126,7 +126,7 @@ def test_the_vote_on_whitened_backbone_features_is_that_by_hand(base):
     assert (last["knn_features_top1"], last["knn_features_top5"]) == (told["top1"], told["top5"])
 
 
-def test_the_published_protocol_and_the_training_stay_as_they_are(base):
+def test_the_published_protocol_and_the_training_do_not_change(base):
     asked, plain = final(base / "asked"), final(base / "plain")
     assert asked.pop("features")["top1"] != asked["top1"]
     assert asked == plain
@@ -137,14 +137,14 @@ def test_the_published_protocol_and_the_training_stay_as_they_are(base):
     assert not (base / "plain" / "features.npz").exists()
 
 
-def test_the_session_keeps_the_features_and_their_whitening(base):
+def test_the_session_stores_the_features_and_their_whitening(base):
     kept = KeptFeatures.read(base / "asked" / "features.npz")
     train, _, _, _ = by_hand(base / "asked")
     assert (str(kept.space), kept.round, kept.epoch) == ("backbone, whitened", 1, 2)
     np.testing.assert_allclose(kept.train.numpy(), train, atol=1e-3)
 
 
-def test_a_run_shows_both(base, tmp_path, capsys):
+def test_a_run_logs_both_accuracies(base, tmp_path, capsys):
     """A finished run says it again when it is resumed."""
     session = shutil.copytree(base / "asked", tmp_path / "s")
     assert main(["--resume", str(session)]) == 0
@@ -157,7 +157,7 @@ def test_a_run_shows_both(base, tmp_path, capsys):
     assert f"cluster {LINE}" in out
 
 
-def test_test_only_can_ask_for_other_features_than_the_run(base, capsys):
+def test_test_only_can_evaluate_other_features_than_the_run(base, capsys):
     before = {path: path.read_bytes() for path in (base / "plain").rglob("*") if path.is_file()}
     expected = final(base / "asked")["features"]
     assert main(["--resume", str(base / "plain"), "--test-only", *WANTED]) == 0
@@ -177,7 +177,7 @@ def test_two_processes_find_what_one_finds(base):
     assert judged(out)[0] == f"{100 * final(base / 'asked')['features']['top1']:.2f}"
 
 
-def test_two_processes_keep_what_one_keeps(base, tmp_path):
+def test_two_processes_store_the_features_of_one(base, tmp_path):
     session = shutil.copytree(base / "plain", tmp_path / "s")
     run_processes(2, ["--resume", session, *WANTED])
     one, two = (KeptFeatures.read(folder / "features.npz") for folder in (base / "asked", session))
@@ -186,7 +186,7 @@ def test_two_processes_keep_what_one_keeps(base, tmp_path):
     torch.testing.assert_close(two.space.whitening.matrix, one.space.whitening.matrix, atol=1e-3, rtol=1e-3)
 
 
-def test_a_session_of_before_these_options_is_resumed(base, tmp_path, capsys):
+def test_a_session_older_than_these_options_resumes(base, tmp_path, capsys):
     session = shutil.copytree(base / "plain", tmp_path / "s")
     file = session / "checkpoint" / "0001-00010.ckpt"
     saved = checkpoint.load(file)
@@ -212,7 +212,7 @@ def embedded(session, pictures, folder, *more):
     return main(list(map(str, [*arguments, *more])))
 
 
-def test_exported_features_follow_the_steps_that_network_json_tells(base, tmp_path):
+def test_exported_features_follow_the_steps_in_network_json(base, tmp_path):
     folder = exported(base / "asked", tmp_path / "e")
     told, features = json.loads((folder / "network.json").read_text()), np.load(folder / "features.npy")
     assert told["features"] == {
@@ -290,7 +290,7 @@ def test_network_onnx_gives_the_features_of_the_level(base, tmp_path):
     np.testing.assert_allclose(found, model.features(images).numpy(), atol=1e-5)
 
 
-def test_the_python_interface_gives_the_features_of_the_run_or_those_asked_for(base, pictures, tmp_path):
+def test_the_python_interface_gives_the_runs_features_or_others_on_request(base, pictures, tmp_path):
     folder = exported(base / "asked", tmp_path / "e")
     expected = np.load(folder / "features.npy")
     paths = sorted(pictures.iterdir())
@@ -315,7 +315,7 @@ def test_the_python_interface_gives_the_features_of_the_run_or_those_asked_for(b
         and_discovery.load(base / "plain", features="pixels")
 
 
-def test_features_of_another_epoch_are_not_taken(base, pictures, tmp_path, capsys, no_data):
+def test_stored_features_of_another_epoch_are_not_used(base, pictures, tmp_path, capsys, no_data):
     session = shutil.copytree(base / "asked", tmp_path / "s")
     saved = checkpoint.load(session / "checkpoint" / "0001-00010.ckpt")
     checkpoint.save({**saved, "epoch": 1}, session / "checkpoint" / "0001-00010.ckpt")

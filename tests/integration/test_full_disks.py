@@ -1,4 +1,4 @@
-"""Disks that are full or cannot be written to, for real: small file systems in memory, which only root can mount."""
+"""Disks that are full or read-only: small file systems in memory, which only root can mount."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ from tests.helpers.runs import TINY, call, checkpoints, error_line, start, wait_
 KIB = 2**10
 
 
-def test_no_space_for_the_second_checkpoint(tmp_path, capsys):
+def test_a_disk_full_at_the_second_checkpoint(tmp_path, capsys):
     """One of 480 KB fits, two do not."""
     with small_disk(tmp_path / "disk", 750 * KIB) as disk:
         status, _, err = call(*TINY, "--sess-dir", disk, "--session", "s")
@@ -30,7 +30,7 @@ def test_no_space_for_the_second_checkpoint(tmp_path, capsys):
     assert main(["--resume", str(tmp_path / "s"), "--max-round", "1"]) == 0  # on a larger disk it goes on
 
 
-def test_no_space_at_all(tmp_path, capsys):
+def test_a_disk_full_from_the_start(tmp_path, capsys):
     with small_disk(tmp_path / "disk", 4096) as disk:
         (disk / "filler").write_bytes(b"x" * 4096)
         assert main([*TINY, "--sess-dir", str(disk), "--session", "s"]) == 1
@@ -49,7 +49,7 @@ def test_a_disk_that_becomes_read_only(tmp_path):
             checkpoint.load(disk / "s" / "checkpoint" / name)
 
 
-def test_a_session_that_is_removed(tmp_path):
+def test_a_session_folder_that_is_removed_during_the_run(tmp_path):
     process = start(*TINY, "--sess-dir", tmp_path, "--session", "s", "--max-epoch", "500")
     wait_for(lambda: checkpoints(tmp_path / "s"), process)
     os.rename(tmp_path / "s", tmp_path / "away")  # in one step; rm -r might lose a race with a new file
@@ -60,7 +60,7 @@ def test_a_session_that_is_removed(tmp_path):
     assert not (tmp_path / "s").exists()
 
 
-def test_words_that_find_no_space_do_not_end_the_run(tmp_path):
+def test_standard_output_on_a_full_disk_does_not_end_the_run(tmp_path):
     """Standard output goes to a full disk; so does the log in the next test."""
     with open("/dev/full", "w") as full:
         status, _, err = call(*TINY, "--max-round", "1", "--sess-dir", tmp_path, "--session", "s", stdout=full)
@@ -70,7 +70,7 @@ def test_words_that_find_no_space_do_not_end_the_run(tmp_path):
     assert checkpoint.load(tmp_path / "s" / "checkpoint" / "0000-00000.ckpt")["epoch"] == 2
 
 
-def test_a_log_that_finds_no_space_ends_with_a_warning(capsys):
+def test_a_log_on_a_full_disk_stops_with_a_warning(capsys):
     log = journal.open_log("/dev/full", brief=False)
     for number in range(3):
         log.info("line %d", number)
@@ -80,7 +80,7 @@ def test_a_log_that_finds_no_space_ends_with_a_warning(capsys):
     assert said.out == "line 0\nline 1\nline 2\n"
 
 
-def test_tensorboard_files_that_find_no_space_end_with_a_warning(tmp_path):
+def test_tensorboard_files_on_a_full_disk_stop_with_a_warning(tmp_path):
     heard = []
 
     class Listener(logging.Handler):
@@ -102,7 +102,7 @@ def test_tensorboard_files_that_find_no_space_end_with_a_warning(tmp_path):
     assert "can no longer be written: No space left on device; the run continues without" in heard[0]
 
 
-def test_a_write_beyond_the_limit_of_a_file_leaves_the_one_before(tmp_path):
+def test_a_write_beyond_the_file_size_limit_leaves_the_previous_file(tmp_path):
     """RLIMIT_FSIZE, which needs no root: the disk refuses in the middle of torch's writing."""
     code = (
         "import resource, sys, torch\nfrom pathlib import Path\nfrom lib.errors import RunError\n"
@@ -121,7 +121,7 @@ def test_a_write_beyond_the_limit_of_a_file_leaves_the_one_before(tmp_path):
     assert os.listdir(tmp_path) == ["x.ckpt"]
 
 
-def test_a_projector_that_finds_no_space_does_not_end_the_run(tmp_path, capsys):
+def test_a_projector_on_a_full_disk_does_not_end_the_run(tmp_path, capsys):
     board = TensorBoardWriter(tmp_path, 2)
     journal.open_log(None, brief=False)
     with small_disk(tmp_path / "run", 65536):
@@ -134,7 +134,7 @@ def test_a_projector_that_finds_no_space_does_not_end_the_run(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("free", [40, 250, 530])
-def test_an_export_that_finds_no_space_leaves_nothing(tmp_path, capsys, free):
+def test_an_export_on_a_full_disk_leaves_nothing(tmp_path, capsys, free):
     """The network takes 480 KB, and 480 more as ONNX."""
     assert main([*TINY, "--max-round", "1", "--max-epoch", "1", "--sess-dir", str(tmp_path), "--session", "s"]) == 0
     with small_disk(tmp_path / "disk", free * KIB) as disk:

@@ -1,4 +1,4 @@
-"""Bad input of every kind, made up at random: each ends in one line, none in a traceback. The same every time."""
+"""Random bad input of every kind ends in one line, never in a traceback. The seed is fixed."""
 
 import dataclasses
 import random
@@ -143,7 +143,7 @@ def changed(value, path, new):
     return copy
 
 
-def test_checkpoints_with_anything_anywhere(run, tmp_path):
+def test_checkpoints_with_random_values_at_random_keys(run, tmp_path):
     """Whole and with a right checksum, but with junk in one place: refused in words, or harmless."""
     options, pipeline, state, good = run
     chosen, refused = random.Random(0), 0
@@ -177,7 +177,7 @@ def test_checkpoints_with_anything_anywhere(run, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam", "rmsprop"])
-def test_what_a_checkpoint_remembers_of_the_optimiser_is_looked_at(run, kind):
+def test_the_optimiser_state_of_a_checkpoint_is_validated(run, kind):
     options, pipeline, _, _ = run
     options = dataclasses.replace(options, optimizer=kind)
     state = TrainingState.fresh(options, pipeline, World.alone(), None)
@@ -239,7 +239,7 @@ def test_damaged_checkpoints_in_real_calls(tmp_path, capsys):
                 assert "unforeseen" not in error_line(capsys.readouterr().err)
 
 
-def test_an_error_that_nobody_foresaw_is_one_line_too_and_shown_on_demand(monkeypatch, capsys):
+def test_an_unexpected_error_is_one_line_and_debug_errors_shows_its_traceback(monkeypatch, capsys):
     import lib.checkpoint.manager
 
     def broken(*arguments):
@@ -254,7 +254,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_too_and_shown_on_demand(monkey
     assert capsys.readouterr().err.endswith("LookupError: no such\nthing\n")
 
 
-def test_an_error_of_the_system_is_shown_on_demand_too(monkeypatch, capsys):
+def test_debug_errors_shows_the_traceback_of_an_oserror(monkeypatch, capsys):
     import lib.checkpoint.manager
 
     def broken(*arguments):

@@ -1,4 +1,4 @@
-"""Runs that are killed, asked to stop, or share a session: real processes, compared bit for bit with one left alone."""
+"""Runs that are killed, asked to stop, or share a session: compared bit for bit with an undisturbed run."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def go_on(*arguments):
     return out
 
 
-def test_a_kill_within_an_epoch_changes_nothing(whole, tmp_path):
+def test_a_run_killed_within_an_epoch_resumes_to_the_same_result(whole, tmp_path):
     session = tmp_path / "s"
     killed_after("-e0001-s000002", *TINY, "--sess-dir", tmp_path, "--session", "s")
     saved = checkpoint.load(session / "checkpoint" / checkpoints(session)[-1])
@@ -144,7 +144,7 @@ def stale(**changes):
     return json.dumps({**lock._own, **changes})
 
 
-def test_whose_locks_are_respected(tmp_path):
+def test_which_locks_are_respected(tmp_path):
     file = tmp_path / "session.lock"
     other = SessionLock(tmp_path)
     file.write_text(stale())  # ours, alive
@@ -166,7 +166,7 @@ def test_whose_locks_are_respected(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lock_of_a_process_that_nobody_has_buried_is_taken_over(tmp_path):
+def test_a_lock_of_a_zombie_process_is_taken_over(tmp_path):
     """Killed, and its parent has not asked about it: a zombie has a number, but will write no more."""
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom lib.session.lock import SessionLock\n"
@@ -192,7 +192,7 @@ def test_a_lock_of_no_process_is_taken_over(tmp_path, pid):
     assert json.loads((tmp_path / "session.lock").read_text())["pid"] == os.getpid()
 
 
-def test_of_many_that_find_a_stale_lock_one_gets_it(tmp_path):
+def test_exactly_one_of_many_processes_takes_a_stale_lock(tmp_path):
     """Real processes, released together."""
     (tmp_path / "session.lock").write_text(stale(process="gone"))
     code = (
@@ -223,7 +223,7 @@ def test_links_in_a_session_are_not_followed(whole, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("place", ["checkpoint", "checkpoint/0000-00000.ckpt"])
-def test_a_link_to_another_session_does_not_lead_the_run_there(whole, tmp_path, capsys, place):
+def test_a_link_to_another_session_is_not_followed(whole, tmp_path, capsys, place):
     theirs = shutil.copytree(whole("plain"), tmp_path / "theirs")
     session = shutil.copytree(whole("plain"), tmp_path / "s")
     shutil.rmtree(session / "checkpoint")
@@ -235,7 +235,7 @@ def test_a_link_to_another_session_does_not_lead_the_run_there(whole, tmp_path, 
     assert {path: path.read_bytes() for path in theirs.rglob("*") if path.is_file()} == before
 
 
-def test_pipes_and_folders_in_a_session_keep_nobody_waiting(whole, tmp_path, capsys):
+def test_pipes_and_folders_in_a_session_do_not_block(whole, tmp_path, capsys):
     session = shutil.copytree(whole("plain"), tmp_path / "s")
     newest = sorted(checkpoints(session))[-1]
     (session / "metrics.jsonl").unlink()
@@ -254,7 +254,7 @@ def test_pipes_and_folders_in_a_session_keep_nobody_waiting(whole, tmp_path, cap
     assert f"{newest} cannot be read (it is no ordinary file)" in capsys.readouterr().err
 
 
-def test_a_session_of_dead_links_does_not_hide_the_others(whole, tmp_path, capsys):
+def test_a_session_of_dead_links_does_not_hide_other_sessions(whole, tmp_path, capsys):
     shutil.copytree(whole("plain"), tmp_path / "good")
     (tmp_path / "bad" / "checkpoint").mkdir(parents=True)
     (tmp_path / "bad" / "checkpoint" / "0000-00000.ckpt").symlink_to("nowhere")
@@ -264,7 +264,7 @@ def test_a_session_of_dead_links_does_not_hide_the_others(whole, tmp_path, capsy
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_a_run_whose_terminal_is_gone_stops_in_order(tmp_path, number):
+def test_a_run_whose_terminal_closes_saves_and_stops(tmp_path, number):
     """Who reads its words is gone first, as `tee` is after Ctrl-C."""
     process = start(*TINY, "--no-brief", "--max-epoch", "500", "--sess-dir", tmp_path, "--session", "s")
     session = tmp_path / "s"
@@ -280,7 +280,7 @@ def test_a_run_whose_terminal_is_gone_stops_in_order(tmp_path, number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_the_finished_network_is_judged(tmp_path, number):
+def test_a_signal_during_the_final_evaluation(tmp_path, number):
     protocols = ["--protocol", "linear", "--max-round", "1", "--max-epoch", "1"]
     process = start(*TINY, *protocols, "--no-brief", "--sess-dir", tmp_path, "--session", "s")
     log = tmp_path / "s" / "log.txt"
@@ -295,7 +295,7 @@ def test_a_signal_while_the_finished_network_is_judged(tmp_path, number):
     assert "linear_fc_top1" in (tmp_path / "s" / "metrics.jsonl").read_text()
 
 
-def test_going_on_with_other_options_never_lacks_a_config(tmp_path):
+def test_resuming_with_other_options_always_leaves_a_config(tmp_path):
     """config.yaml is replaced in one step, and what it said is kept."""
     session = SessionFolder.create(str(tmp_path), "s")
     session.write_config("seed: 1\n")

@@ -1,4 +1,4 @@
-"""main.py as a user calls it, on real digits: a whole tiny run, its files, going on, evaluating, and errors."""
+"""main.py as a user calls it, on digits: a whole tiny run, its files, resuming, evaluating, and errors."""
 
 import json
 import shutil
@@ -66,7 +66,7 @@ def assert_same_run(one, other):
             assert value == other[name], name
 
 
-def test_a_run_leaves_everything_behind(whole):
+def test_a_run_writes_all_its_files(whole):
     session = whole[0]
     files = sorted(str(path.relative_to(session)) for path in session.rglob("*") if path.is_file())
     files = [name for name in files if not name.startswith("tfboard")]
@@ -204,7 +204,7 @@ def test_config_yaml_gives_the_same_run(whole, tmp_path, capsys):
             assert np.array_equal(value.numpy(), other[name].numpy(), equal_nan=value.is_floating_point()), name
 
 
-def test_a_killed_run_goes_on_to_the_same_result(whole, tmp_path):
+def test_a_killed_run_resumes_to_the_same_result(whole, tmp_path):
     """SIGKILL after three epochs, then --resume: bit for bit the run that was never stopped."""
     killed_after("0001-00012.ckpt", *TINY, "--sess-dir", tmp_path, "--session", "killed")
     assert len(metrics_of(tmp_path / "killed")) < 6
@@ -250,7 +250,7 @@ def test_restart_takes_the_state_into_a_new_session(whole, tmp_path, capsys):
     assert [r["round"] for r in metrics_of(tmp_path / "new")] == [1, 1, 2, 2]
 
 
-def test_going_back_gives_up_the_later_rounds_and_keeps_their_files(whole, tmp_path, capsys):
+def test_resuming_an_earlier_checkpoint_moves_later_rounds_to_superseded(whole, tmp_path, capsys):
     """Resume from round 0, with fewer rounds: what the old run did later must not be taken up again."""
     session = tmp_path / "back"
     shutil.copytree(whole[0], session)
@@ -430,7 +430,7 @@ def test_a_full_disk_is_one_line_with_status_1(tmp_path, capsys, monkeypatch):
     assert "No space left on device" in err
 
 
-def test_a_loss_that_runs_away_is_one_line_with_status_1(tmp_path, capsys):
+def test_a_diverging_loss_is_one_line_with_status_1(tmp_path, capsys):
     status, err = error_of(capsys, *TINY, "--base-lr", "1e30", "--sess-dir", tmp_path)
     assert status == 1
     assert "try a lower --base-lr" in err
@@ -445,7 +445,7 @@ def test_debug_errors_shows_where_it_happened(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("gpus", "back"), [("cpu", ("cpu", "checkpoint")), ("0,1", ("auto", "default"))])
-def test_numbers_of_gpus_stay_where_they_were(monkeypatch, capsys, gpus, back):
+def test_gpu_indices_are_not_restored_on_resume(monkeypatch, capsys, gpus, back):
     import lib.checkpoint.manager
 
     resumed = ({"options": {"gpus": gpus}}, Path("some"), ())
@@ -469,7 +469,7 @@ def test_print_args_shows_values_and_their_origin(capsys):
     assert "default" in by_name["seed"]
 
 
-def test_a_missing_package_is_named_with_its_remedy():
+def test_a_missing_package_error_says_how_to_install_it():
     """As for somebody who calls another Python than that of the environment."""
     code = "import sys; sys.modules['prettytable'] = None; import main; sys.exit(main.main(['--print-args']))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)

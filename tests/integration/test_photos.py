@@ -1,4 +1,4 @@
-"""Folders as people have them: what is found, labels, shrinking, and whole runs without labels."""
+"""Folders of photos: found files, labels, shrinking, and whole runs without labels."""
 
 import csv
 import json
@@ -193,7 +193,7 @@ def test_only_new_and_changed_files_are_read_again(folder, monkeypatch):
     )
 
 
-def test_a_damaged_cache_is_made_anew(folder, monkeypatch):
+def test_a_damaged_cache_is_rebuilt(folder, monkeypatch):
     first = shrink(load(folder).train, 8, 0)
     cache = folder.parent / ".and-cache" / "shrunk-8-my pictures.npz"
     cache.write_bytes(cache.read_bytes()[:200])
@@ -212,12 +212,12 @@ def test_what_was_read_before_a_bad_file_is_kept(folder, monkeypatch):
     assert 0 < len(opened) < 8
 
 
-def test_too_many_for_the_memory(folder):
+def test_more_images_than_memory_are_an_error(folder):
     with pytest.raises(UserError, match="--shrink 1000000: 9 images would take .* GiB of memory; choose fewer pixels"):
         shrink(load(folder).train, 1_000_000, 0)
 
 
-def test_processes_read_what_one_reads(folder, monkeypatch):
+def test_several_processes_shrink_the_images_of_one(folder, monkeypatch):
     monkeypatch.setattr("datasets.files.parallel._FEW", 2)
     several = shrink(load(folder).train, 8, 2)
     os.remove(folder.parent / ".and-cache" / "shrunk-8-my pictures.npz")
@@ -260,7 +260,7 @@ def metrics(folder):
     return [json.loads(line) for line in (folder / "x" / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_without_labels_says_nothing_of_accuracy(many, tmp_path, capsys):
+def test_a_run_without_labels_reports_no_accuracy(many, tmp_path, capsys):
     (many / "notes.txt").write_text("hello")
     assert main.main([*QUICK, *PICTURES, "--data-root", str(many), "--sess-dir", str(tmp_path / "s")]) == 0
     out = capsys.readouterr().out
@@ -292,7 +292,7 @@ def test_labels_bring_leave_one_out_accuracies(many, tmp_path, capsys):
     assert closing.split("recomputed: ")[1].split(" (")[0] in capsys.readouterr().out
 
 
-def test_pictures_without_a_label_are_in_no_figure(many, tmp_path, capsys, monkeypatch):
+def test_pictures_without_a_label_are_in_no_accuracy(many, tmp_path, capsys, monkeypatch):
     """20 of 24 have one."""
     monkeypatch.setattr(network_files, "onnx_packages_missing", lambda: ("onnx",))  # its export takes seconds
     labelled = [*QUICK, "--data-root", str(many), "--labels", str(tmp_path / "kinds.csv"), "--max-round", "1"]
@@ -318,7 +318,7 @@ def test_pictures_without_a_label_are_in_no_figure(many, tmp_path, capsys, monke
         (b'a.png,"' + b"x" * 200_000 + b'"\n', "field larger than field limit"),
     ],
 )
-def test_tables_that_are_something_else(folder, tmp_path, content, message):
+def test_files_that_are_no_label_tables(folder, tmp_path, content, message):
     (tmp_path / "t.csv").write_bytes(content)
     with pytest.raises(UserError, match=message):
         load(folder, labels=str(tmp_path / "t.csv"))
@@ -362,7 +362,7 @@ def test_a_resumed_run_remembers_the_neighbours_of_the_round_before(many, tmp_pa
     assert kept[0][-1] is not None
 
 
-def test_a_run_goes_on_where_its_session_lies_among_the_pictures(many, tmp_path, capsys):
+def test_a_run_resumes_with_its_session_among_the_pictures(many, tmp_path, capsys):
     """TensorBoard's files hold pictures; they are none of the user's."""
     arguments = [*QUICK, "--log-tfb", "--data-root", str(many), "--sess-dir", str(many / "sessions")]
     assert main.main([*arguments, "--max-round", "1"]) == 0

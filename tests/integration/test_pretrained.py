@@ -1,4 +1,4 @@
-"""Weights from elsewhere: checkpoints of ours, of the authors' code, state dicts, and files that are none of these."""
+"""Weights of other origin: our checkpoints, the authors', state dicts, and files that are none of these."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def test_the_hand_made_pickles_are_python_2s():
 
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("flat", [False, True])
-def test_the_authors_checkpoints_are_taken_whole(resnet, tmp_path, prefix, flat):
+def test_the_authors_checkpoints_load_completely(resnet, tmp_path, prefix, flat):
     saved, _ = resnet
     path = tmp_path / "0003-30000.ckpt"
     torch.save(authors_checkpoint(saved["net"], saved["npc"]["memory"], prefix, flat), path)
@@ -84,7 +84,7 @@ def test_the_authors_checkpoints_are_taken_whole(resnet, tmp_path, prefix, flat)
     assert (file.about["round"], file.about["epoch"], file.about["acc"]) == (3, 199, 86.25)
 
 
-def test_a_bottleneck_network_of_the_authors_is_taken_whole(tmp_path):
+def test_the_authors_bottleneck_network_loads_completely(tmp_path):
     theirs, ours = fresh("resnet50"), fresh("resnet50")
     torch.nn.init.normal_(theirs.fc.weight)
     torch.save(authors_checkpoint(theirs.state_dict(), torch.zeros(3, DIM)), tmp_path / "x.ckpt")
@@ -115,7 +115,7 @@ def as_before_1_13(monkeypatch):
 
 @pytest.mark.parametrize("key", [None, "state_dict", "model", "net"])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
-def test_state_dicts_are_taken_whatever_wraps_them(tmp_path, key, prefix):
+def test_state_dicts_load_from_any_wrapper(tmp_path, key, prefix):
     theirs, ours = fresh("convnet"), fresh("convnet")
     torch.nn.init.normal_(theirs.fc.weight)
     weights = {prefix + name: value for name, value in theirs.state_dict().items()}
@@ -216,7 +216,7 @@ def test_nothing_in_a_file_of_weights_is_executed(tmp_path, monkeypatch, zipped,
     assert not trap.exists()
 
 
-def test_a_checkpoint_of_ours_brings_its_network_and_statistics_along(trained):
+def test_our_checkpoint_restores_its_network_and_statistics(trained):
     _, path = trained
     file = weights_file.read(path)
     assert file.kind == "a checkpoint of this project"
@@ -234,7 +234,7 @@ def log_of(capsys, *arguments):
     return capsys.readouterr().out
 
 
-def test_a_new_run_takes_network_and_bank(trained, tmp_path, capsys):
+def test_a_new_run_loads_network_and_bank(trained, tmp_path, capsys):
     """Round 0 of the new run: with a learning rate of nearly nothing its network and bank stay what they were."""
     saved, path = trained
     still = ["--base-lr", "1e-30", "--weight-decay", "0", "--npc-momentum", "0.9999999", "--sess-dir", tmp_path]
@@ -291,14 +291,14 @@ def features_of_digits(network):
         return F.normalize(network(batch), dim=1)
 
 
-def test_a_file_that_fits_in_part_is_named_in_the_log_even_if_brief(tmp_path, capsys):
+def test_the_log_names_a_file_that_fits_in_part_even_with_brief(tmp_path, capsys):
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "w.pt")
     out = log_of(capsys, *RUN, "--pretrained", tmp_path / "w.pt", "--sess-dir", tmp_path, "--brief")
     assert "does not fit: conv1.weight is 64 x 3 x 7 x 7 in the file, 64 x 3 x 3 x 3 here" in out
     assert "does not fit: fc.weight is 1000 x 512 in the file, 16 x 512 here" in out
 
 
-def test_test_only_judges_a_pretrained_network_without_a_session(resnet, tmp_path, capsys):
+def test_test_only_evaluates_a_pretrained_network_without_a_session(resnet, tmp_path, capsys):
     saved, path = resnet
     data = ["--dataset", "digits", "--limit-train", str(IMAGES), "--limit-test", "20", "--knn-k", "5", "--gpus", "cpu",
             "--precision", "fp32"]  # fmt: skip
@@ -328,7 +328,7 @@ def test_resume_evaluates_a_checkpoint_of_the_authors_code(resnet, tmp_path, cap
     assert [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
 
 
-def test_resume_to_train_on_weights_names_pretrained(resnet, tmp_path, capsys):
+def test_resume_with_a_weights_file_suggests_pretrained(resnet, tmp_path, capsys):
     saved, _ = resnet
     path = tmp_path / "a.ckpt"
     save_as_python_2(authors_checkpoint(saved["net"], saved["npc"]["memory"]), path)
@@ -364,7 +364,7 @@ def layer_list(net, wrapper, fc):
 
 
 @pytest.mark.parametrize(("wrapper", "fc"), [("module.", "fc"), ("", "top_layer")])
-def test_an_alexnet_that_is_a_list_of_layers_is_taken_whole(tmp_path, wrapper, fc):
+def test_an_alexnet_of_listed_layers_loads_completely(tmp_path, wrapper, fc):
     theirs, ours = fresh("alexnet"), fresh("alexnet")
     torch.nn.init.normal_(theirs.fc.weight)
     net = layer_list(theirs.state_dict(), wrapper, fc)
@@ -405,7 +405,7 @@ def test_mistakes_are_one_line(resnet, tmp_path, capsys):
         (["--normalise", "svhn", "--means", "0", "0", "0"], ((0.0,) * 3, (0.1201, 0.1231, 0.1052))),
     ],
 )
-def test_what_images_are_normalised_with(arguments, expected):
+def test_statistics_that_images_are_normalised_with(arguments, expected):
     import datasets
     from datasets.pipeline import Pipeline
     from lib.config import collect
@@ -427,7 +427,7 @@ def test_names_of_statistics_are_those_of_the_option():
     assert set(option.choices) == set(NORMALISATIONS)
 
 
-def test_files_whose_numbers_are_of_no_use_are_named(tmp_path):
+def test_files_with_unusable_values_are_named(tmp_path):
     net = fresh().state_dict()
     name = "layer1.0.conv1.weight"
     path = tmp_path / "x.pt"

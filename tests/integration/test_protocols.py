@@ -1,6 +1,6 @@
 """`--protocol` with several at once, as a user calls it: while training, at the end, on a session, after a kill.
 
-What each protocol computes is tested beside its own oracle: test_linear, test_cluster_scores, test_clustering.
+What each protocol computes is tested beside its own oracle: test_linear, test_clustering.
 """
 
 import csv
@@ -41,7 +41,7 @@ def run(tmp_path_factory):
     return base / "s", out
 
 
-def test_epochs_have_the_figures_that_are_due(run):
+def test_epochs_have_the_results_of_the_protocols_due(run):
     lines = metrics_of(run[0])
     assert [(line["round"], line["epoch"]) for line in lines] == [(0, 1), (0, 2), (1, 1), (1, 2)]
     for line in lines:
@@ -51,7 +51,7 @@ def test_epochs_have_the_figures_that_are_due(run):
         assert line["cluster_count"] == 6
 
 
-def test_the_end_has_a_table_for_each(run):
+def test_the_end_has_a_table_for_each_protocol(run):
     out = run[1]
     for stage in STAGES:
         assert re.search(rf"^\| {stage} +\|.*%", out, re.M), out
@@ -67,7 +67,7 @@ def test_the_end_has_a_table_for_each(run):
     assert all(sum(int(row[str(digit)]) for digit in range(10)) == int(row["size"]) for row in rows)
 
 
-def test_a_finished_session_is_judged_the_same(run, tmp_path, capsys):
+def test_test_only_repeats_the_results_of_the_run(run, tmp_path, capsys):
     session = shutil.copytree(run[0], tmp_path / "s")
     before = (session / "metrics.jsonl").read_bytes()
     protocols = ["--protocol", "knn", "linear", "cluster", "--num-clusters", "6"]
@@ -99,7 +99,7 @@ def test_two_processes_find_what_one_finds(run, tmp_path):
         assert abs(float(re.search(r"([\d.]+) %", row)[1]) - 100 * last[f"linear_{stage}_top1"]) < 3.4
 
 
-def test_what_a_kill_left_undone_is_judged_when_the_run_goes_on(run, tmp_path):
+def test_evaluations_missed_by_a_kill_are_made_on_resume(run, tmp_path):
     """Killed when the epoch is on disk and its slower protocols have not answered."""
     session = tmp_path / "s"
     process = start(*TINY, *ALL, "--num-clusters", "6", "--sess-dir", tmp_path, "--session", "s")
@@ -122,7 +122,7 @@ def test_more_clusters_than_images_are_refused(tmp_path, capsys, clusters):
     assert not (tmp_path / "new").exists()
 
 
-def test_images_without_a_label_are_in_no_class():
+def test_cluster_scores_ignore_images_without_a_label():
     images = ImageSet(np.zeros((6, 8, 8, 3), np.uint8), np.array([0, 1, UNLABELLED, 2, UNLABELLED, 2]), ("a", "b", "c"))
     split = Split("x", images, None, ("a note",))
     chosen = select_classes(split, ["a", "c"])

@@ -1,4 +1,4 @@
-"""The benchmarks at a budget, on digits and with budgets of less than a second."""
+"""Benchmarks at a budget, on digits and with budgets below a second."""
 
 import sys
 
@@ -17,7 +17,7 @@ def images():
     return readout.Images.of([*DIGITS, "--limit-train", "260"])
 
 
-def test_features_that_are_the_labels_are_right_and_noise_is_not(images):
+def test_accuracy_of_labels_as_features_and_of_noise(images):
     train, test = (torch.nn.functional.one_hot(labels, 10).float() for labels in images.labels)
     found = images.accuracies_of(train, test)
     assert found["plain"] == {"20": 100.0, "200": 100.0}
@@ -49,7 +49,7 @@ def test_a_run_of_the_quick_recipe_from_budget_to_table(tmp_path, monkeypatch):
     assert "| AND, configs/quick.yaml, round 0 alone | 1 |" in runs.report(store, "T")
 
 
-def test_data_that_is_not_there(capsys):
+def test_missing_data_is_an_error(capsys):
     with pytest.raises(UserError, match=r"cifar1000: no such data set; there are cifar, cifar-small, digits, fashion"):
         contender.arguments_of("cifar1000", "quick", None, 0, 1)
 

@@ -1,4 +1,4 @@
-"""report.html: of a real small run, parsed; its figures against metrics.jsonl and the checkpoints."""
+"""report.html of a small run, parsed; its figures against metrics.jsonl and the checkpoints."""
 
 import json
 import os
@@ -74,14 +74,14 @@ def test_the_page_is_one_file_that_keeps_the_rules(text):
     assert len(text) < 3e6
 
 
-def test_what_needs_no_learning_is_told(session, page):
+def test_the_report_shows_the_baselines(session, page):
     found = json.loads((session / "final.json").read_text())["baselines"]
     shown = ", ".join(f"{name} {100 * top1:.2f} %" for name, top1 in found.items())
     assert shown.startswith("pixels ")
     assert f"Without learning, by the same vote: {shown}." in page.text
 
 
-def test_what_was_run(session, page):
+def test_the_report_shows_the_options_of_the_run(session, page):
     start = json.loads((session / "starts.jsonl").read_text())
     for words in (start["command"], start["code"], start["device"], f"torch {torch.__version__}",
                   "digits: 60 training images, 30 test images; 10 classes", "convnet, 128 features"):  # fmt: skip
@@ -128,7 +128,7 @@ def test_pairs_are_those_of_the_checkpoints(session, page):
         assert equal / len(pairs) == pytest.approx(metrics_of(session)[2 * number]["consistency"])
 
 
-def test_anchors_wear_a_border_a_mark_and_words(session, text):
+def test_anchors_have_a_border_a_mark_and_a_text(session, text):
     section = text[text.index('id="anchors"') : text.index('id="map"')]
     labels = digits(60).labels
     found = checkpoint.load(newest_by_round(session)[2])["ANs_discovery"]
@@ -180,7 +180,7 @@ def test_clusters_hold_every_image_once(page):
     assert sizes == sorted(sizes, reverse=True)
 
 
-def test_there_is_an_attention_map_for_each_image_and_round(page):
+def test_attention_has_a_picture_for_each_image_and_round(page):
     alts = [image["alt"] for image in page.all("img") if image["alt"].startswith("Attention map")]
     watched = [int((place + 0.5) * 10) for place in range(6)]
     assert alts == [f"Attention map of image {i} after round {r}" for i in watched for r in range(3)]
@@ -309,7 +309,7 @@ def test_without_reports_nothing_is_written(tmp_path, capsys):
     assert main.main([*arguments, "--debug"]) == 0
 
 
-def test_a_write_that_fails_leaves_the_report_before(session, text, tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_previous_report(session, text, tmp_path, monkeypatch):
     copy = tmp_path / "run"
     shutil.copytree(session, copy)
 
@@ -324,7 +324,7 @@ def test_a_write_that_fails_leaves_the_report_before(session, text, tmp_path, mo
     assert sorted(path.name for path in copy.glob("report*")) == ["report.html"]
 
 
-def test_nothing_of_the_run_is_touched(session, tmp_path):
+def test_the_report_changes_nothing_of_the_run(session, tmp_path):
     """A run draws the same random numbers with and without a report."""
     copy = tmp_path / "run"
     shutil.copytree(session, copy)
@@ -415,7 +415,7 @@ def test_pictures_that_are_all_alike_are_one_cluster_here_as_in_the_log(session)
     assert choose_number(memory, 0).explanation in sheets.explanation
 
 
-def test_what_protocols_found_is_shown(session, tmp_path):
+def test_the_report_shows_the_results_of_protocols(session, tmp_path):
     copy = shutil.copytree(session, tmp_path / "s")
     lines = (copy / "metrics.jsonl").read_text().splitlines()
     found = {"linear_layer1_top1": 0.5, "cluster_nmi": 0.25, "cluster_count": 12, "nn_top5": 0.75}
@@ -514,7 +514,7 @@ def contrast(one, other):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_colours_can_be_told_from_what_lies_under_them(scheme):
+def test_colours_contrast_with_their_background(scheme):
     """WCAG 2.1: 4.5 for text, 3 for parts of figures."""
     style = (TEMPLATES / "style.css").read_text()
     light, dark = re.findall(r":root \{(.*?)\}", style, flags=re.S)[:2]

@@ -1,4 +1,4 @@
-"""Checkpoints that are written while the run goes on."""
+"""Asynchronous checkpoint writes."""
 
 import threading
 import time
@@ -36,7 +36,7 @@ def save(kept, epoch, is_best=False):
     kept.save(complete(epoch=epoch, format=2), Position(0, epoch, 0), 0, is_best)
 
 
-def test_a_run_goes_on_while_a_checkpoint_is_written(session, held):
+def test_a_run_continues_while_a_checkpoint_is_written(session, held):
     kept = AsyncCheckpointSaver(session, keep=2)
     save(kept, 1)
     assert list(session.checkpoints.iterdir()) == []
@@ -46,7 +46,7 @@ def test_a_run_goes_on_while_a_checkpoint_is_written(session, held):
     kept.close()
 
 
-def test_the_next_waits_for_the_one_before(session, held):
+def test_a_save_waits_for_the_previous_write(session, held):
     kept = AsyncCheckpointSaver(session, keep=2)
     save(kept, 1)
     threading.Timer(0.3, held.set).start()
@@ -63,7 +63,7 @@ def test_the_next_waits_for_the_one_before(session, held):
 
 
 @pytest.mark.parametrize("ask", ["flush", "last", "save"])
-def test_a_failure_is_heard_at_the_next_opportunity_and_once(session, monkeypatch, ask):
+def test_a_failed_write_is_raised_once_at_the_next_check(session, monkeypatch, ask):
     kept = AsyncCheckpointSaver(session, keep=2)
     save(kept, 1)
     kept.flush()
@@ -81,7 +81,7 @@ def test_a_failure_is_heard_at_the_next_opportunity_and_once(session, monkeypatc
     kept.close()
 
 
-def test_a_failure_that_nobody_asked_for_is_said_at_the_end(session, monkeypatch, caplog):
+def test_a_failed_write_is_logged_at_exit(session, monkeypatch, caplog):
     kept = AsyncCheckpointSaver(session, keep=2)
     monkeypatch.setattr(keeping.checkpoint, "write", lambda state, path: (_ for _ in ()).throw(RunError("full")))
     save(kept, 1)
@@ -89,7 +89,7 @@ def test_a_failure_that_nobody_asked_for_is_said_at_the_end(session, monkeypatch
     assert "full" in caplog.text
 
 
-def test_the_end_waits(session, held):
+def test_close_waits_for_the_write(session, held):
     kept = AsyncCheckpointSaver(session, keep=2)
     save(kept, 1)
     threading.Timer(0.3, held.set).start()

@@ -1,4 +1,4 @@
-"""Attention maps (Grad-CAM), against an independent computation."""
+"""Attention maps against Grad-CAM by hooks."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def by_hooks(network, images, rows, stage):
         ("convnet", 32, "layer3", 8),
     ],
 )
-def test_it_is_grad_cam_of_the_similarity(name, size, stage, side):
+def test_attention_is_grad_cam_of_the_similarity(name, size, stage, side):
     torch.manual_seed(0)
     network = models.build(name, 16, "auto", size).double()
     for layer in network.modules():  # a network that has seen something: statistics that are not the first ones
@@ -81,7 +81,7 @@ def test_by_hand():
     assert not nothing.maps.any()
 
 
-def test_the_stage_is_the_last_that_says_where():
+def test_attention_takes_the_last_stage_with_spatial_resolution():
     def sides(*numbers):
         maps = {f"s{number}": torch.zeros(1, 2, number, number) for number in numbers}
         return {**maps, "fc": torch.zeros(1, 2)}
@@ -91,7 +91,7 @@ def test_the_stage_is_the_last_that_says_where():
     assert attention_stage(sides(3, 2, 1)) == "s3"
 
 
-def test_attention_is_bright_where_the_similarity_comes_from():
+def test_overlays_are_bright_where_attention_is_high():
     attended = np.zeros((4, 4), dtype=np.float32)
     attended[0, 3] = 1
     picture = np.asarray(overlaid(Image.new("RGB", (32, 32), (90, 90, 90)), attended, 80)).sum(axis=2)

@@ -1,15 +1,16 @@
-"""k-means on the sphere, merging, and the number of clusters: by hand, by brute force, and on known groups."""
+"""Spherical k-means, the number of clusters, and their scores: by hand, by brute force, and on known groups."""
 
 import itertools
 
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import silhouette_score
 from torch.nn import functional as F
 
-from lib.clustering.clusters import choose_number, merge_linkages, neighbour_graph
+from lib.clustering.clusters import choose_number, merge_linkages, neighbour_graph, round_clusters
 from lib.clustering.kmeans import spherical_kmeans
-from lib.evaluation.cluster import plot_number
+from lib.evaluation.cluster import SAMPLE, contingency, matched, plot_number, silhouette
 from tests.helpers.rows import unit_rows
 
 
@@ -55,7 +56,7 @@ def test_k_means_is_a_function_of_the_seed():
     assert not torch.equal(first.assignments, other.assignments)
 
 
-def test_as_many_clusters_as_rows_and_more_than_differ():
+def test_as_many_clusters_as_rows_and_more_than_distinct_rows():
     rows = unit_rows(7, 5, 2)
     assert spherical_kmeans(rows, 7).sizes.tolist() == [1] * 7
     assert spherical_kmeans(rows, 1).sizes.tolist() == [7]
@@ -102,7 +103,7 @@ def test_the_number_of_clear_groups_is_found(sizes):
 
 
 @pytest.mark.parametrize(("count", "dim"), [(400, 8), (400, 64), (1500, 128)])
-def test_there_is_one_cluster_where_there_are_no_groups(count, dim):
+def test_rows_without_groups_are_one_cluster(count, dim):
     assert choose_number(unit_rows(count, dim, 3)).clusters == 1
 
 
@@ -113,7 +114,7 @@ def test_few_images(count):
     assert 0 <= found.confidence <= 1
 
 
-def test_groups_that_run_into_each_other_are_less_sure():
+def test_overlapping_groups_are_less_certain():
     clear, vague = (choose_number(blobs([80] * 6, noise)[0]) for noise in (0.08, 0.26))
     assert vague.confidence < clear.confidence == 1.0
     assert clear.explanation == "100 % of 55 checks give 6"
@@ -130,10 +131,58 @@ def test_samples_of_many_rows(monkeypatch):
     assert choose_number(blobs([400, 300, 300])[0]).clusters == 3
 
 
-def test_the_plot_is_a_picture(tmp_path):
+def test_the_plot_of_the_number_is_a_png(tmp_path):
     from PIL import Image
 
     path = plot_number(choose_number(blobs([40] * 3)[0]), tmp_path / "number.png")
     with Image.open(path) as image:
         assert image.size == (960, 540)
     plot_number(choose_number(unit_rows(1, 4, 0)), tmp_path / "one.png")  # nothing to draw, and no error
+
+
+def test_cluster_accuracy_by_hand():
+    table = contingency(np.array([0, 0, 0, 1, 1, 2]), np.array([1, 1, 0, 0, 0, 1]), 3, 2)
+    assert table.tolist() == [[1, 2], [2, 0], [0, 1]]
+    accuracy, class_of = matched(table)
+    assert accuracy == pytest.approx(4 / 6)  # cluster 0 is class 1, cluster 1 is class 0, cluster 2 is nothing
+    assert class_of == {0: 1, 1: 0}
+
+
+@pytest.mark.parametrize(("clusters", "classes"), [(4, 4), (5, 3), (3, 5), (1, 4)])
+def test_cluster_accuracy_is_that_of_the_best_matching(clusters, classes):
+    rng = np.random.default_rng(clusters)
+    assignments, labels = rng.integers(0, clusters, 60), rng.integers(0, classes, 60)
+    best = 0
+    wide = max(clusters, classes)
+    for order in itertools.permutations(range(wide)):
+        best = max(best, sum(order[a] == b for a, b in zip(assignments, labels)))
+    assert matched(contingency(assignments, labels, clusters, classes))[0] == pytest.approx(best / 60)
+
+
+def test_the_silhouette_and_its_sample():
+    rows = unit_rows(200, 6, 0)
+    assignments = (rows[:, 0] > 0).long().numpy()
+    assert silhouette(rows, assignments, 0) == pytest.approx(
+        silhouette_score(rows.numpy(), assignments, metric="cosine")
+    )
+    many = unit_rows(SAMPLE + 500, 6, 1)
+    halves = (many[:, 0] > 0).long().numpy()
+    whole = silhouette_score(many.numpy(), halves, metric="cosine")
+    assert silhouette(many, halves, 0) == pytest.approx(whole, abs=0.02)
+    assert silhouette(many, halves, 0) == silhouette(many, halves, 0)
+
+
+def test_no_silhouette_of_one_cluster_or_of_single_rows():
+    rows = unit_rows(5, 3, 0)
+    assert silhouette(rows, np.zeros(5, dtype=np.int64), 0) is None
+    assert silhouette(rows, torch.arange(5).numpy(), 0) is None
+
+
+def test_round_clusters_finds_separated_groups():
+    centres = torch.eye(8)[:3]
+    rows = torch.nn.functional.normalize(centres.repeat_interleave(torch.tensor([40, 30, 20]), 0), dim=1)
+    rows = torch.nn.functional.normalize(rows + 0.05 * unit_rows(90, 8, 0), dim=1)
+    assert round_clusters(rows, 90, "auto", 0).sizes(rows) == [40, 30, 20]
+    assert round_clusters(rows, 90, "2", 0).sizes(rows) == [50, 40]
+    assert round_clusters(rows[:5], 5, "auto", 0) is None
+    assert round_clusters(rows, 1_000, "2", 0) is None  # 90 of 1,000 images are a small sample for two clusters

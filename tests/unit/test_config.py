@@ -1,4 +1,4 @@
-"""Options: where values come from, how they are read, and what is said about mistakes."""
+"""Options: the order of their sources, parsing, errors and contradictions."""
 
 import copy
 import dataclasses
@@ -75,7 +75,7 @@ def test_defaults_are_the_recipe_of_the_paper():
     assert (options.network, options.gpus, options.resume, options.lr_schedule) == ("resnet18", "auto", None, ())
 
 
-def test_the_table_is_sound():
+def test_option_definitions_are_consistent():
     assert len(BY_NAME) == len(OPTIONS) > 50
     for option in OPTIONS:
         assert option.name.replace("_", "").isalnum()
@@ -94,7 +94,7 @@ def test_defaults_are_values_of_their_options(option):
         assert getattr(collect([], saved).options, option.name) == value
 
 
-def test_groups_stand_together():
+def test_options_of_a_group_are_adjacent():
     groups = [option.group for option in OPTIONS]
     assert sorted(set(groups), key=groups.index) == [
         "general",
@@ -167,7 +167,7 @@ def test_a_checkpoint_of_another_version_is_read():
     assert merged.sources["scale"] == merged.sources["means"] == "checkpoint"
 
 
-def test_what_belonged_to_the_call_that_wrote_a_checkpoint_is_left_out():
+def test_options_of_one_call_are_not_restored_from_a_checkpoint():
     saved = {"session": "old", "resume": "old", "restart": True, "test_only": True, "cfgs": ["old"], "print_args": True}
     assert collect([], saved) == collect([])
 
@@ -464,7 +464,7 @@ def test_a_folder_in_place_of_a_config_file(tmp_path):
     assert mistake("--cfgs", str(tmp_path)) == f"config file {tmp_path}: it is a folder; name a YAML file in it"
 
 
-def test_a_file_below_a_file(config):
+def test_a_config_path_below_a_file(config):
     path = config("seed: 1") + "/x"
     assert mistake("--cfgs", path) == f"config file {path}: it cannot be read: Not a directory"
 
@@ -510,7 +510,7 @@ def test_contradictions(argv, words):
         "--restart --resume x",
     ],
 )
-def test_what_agrees(argv):
+def test_combinations_that_are_allowed(argv):
     assert isinstance(collect(argv.split()), Settings)
 
 
@@ -546,7 +546,7 @@ def test_as_dict_is_plain_and_without_what_belongs_to_one_call():
     assert {type(value) for value in values.values()} <= {type(None), bool, int, float, str, list}
 
 
-def test_a_checkpoint_gives_back_what_was_stored():
+def test_a_checkpoint_restores_the_stored_options():
     before = options_of("--scale", "0.5", "1", "--means", "null", "--lr-schedule", "1", "2", "--gpus", "0")
     assert collect([], before.as_dict()).options == before
 
@@ -752,18 +752,18 @@ def test_base_is_the_default_recipe():
     ("names", "sigma"),
     [(("cifar10",), 0.1), (("imagenet12",), 0.07), (("cub200",), 0.07), (("dogs",), 0.07), (("imagefolder",), 0.07)],
 )
-def test_votes_have_the_temperature_of_the_loss(names, sigma):
+def test_knn_sigma_is_the_temperature_of_the_loss(names, sigma):
     assert shipped("base", *names).sigma == sigma
     assert options_of("--npc-temperature", "0.07", "--knn-sigma", "0.1").sigma == 0.1
 
 
 @pytest.mark.parametrize(("rounds", "rate"), [(1, 1), (2, 1), (3, Fraction(1, 2)), (5, 0.25), (8, Fraction(1, 7))])
-def test_the_last_round_takes_all_by_itself(rounds, rate):
+def test_auto_select_rate_makes_all_images_anchors_in_the_last_round(rounds, rate):
     assert options_of("--max-round", str(rounds)).select_rate == rate
     assert options_of("--max-round", str(rounds), "--ANs-select-rate", "0.3").select_rate == 0.3
 
 
-def test_what_an_older_version_did():
+def test_defaults_of_an_older_version():
     """As its checkpoints have it, and what they do not say yet. AlexNet had PyTorch's defaults before."""
     assert of_older_version({"network": "resnet18"})["init"] == of_older_version({})["init"] == "torchvision"
     assert of_older_version({"network": "AlexNet"})["init"] == "released"

@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, of another age, or made by somebody who means harm."""
+"""Checkpoints that are damaged, of another version, or malicious."""
 
 import contextlib
 import io
@@ -60,13 +60,13 @@ def test_any_length_is_noticed(file):
         (b"hello", "no file of torch.save's"),
     ],
 )
-def test_what_is_wrong_is_said(file, content, reason):
+def test_the_error_names_what_is_wrong(file, content, reason):
     file.write_bytes(content)
     with pytest.raises(UserError, match=reason):
         checkpoint.load(file)
 
 
-def test_a_newer_layout_is_told_before_anything_is_read(file, monkeypatch):
+def test_a_newer_layout_is_refused_before_anything_is_read(file, monkeypatch):
     monkeypatch.setattr(checkpoint, "FORMAT", 7)
     checkpoint.save(complete(format=7, odd={1, 2}), file)
     monkeypatch.undo()
@@ -74,7 +74,7 @@ def test_a_newer_layout_is_told_before_anything_is_read(file, monkeypatch):
         checkpoint.load(file)
 
 
-def test_other_readers_take_the_file_as_it_is(file):
+def test_torch_load_reads_the_file(file):
     arguments = {} if compat.TORCH_RELEASE < (1, 13) else {"weights_only": True}
     assert torch.load(file, **arguments)["epoch"] == 1
     with zipfile.ZipFile(file) as archive:
@@ -88,7 +88,7 @@ def test_a_checkpoint_without_its_checksum_is_refused(file):
         checkpoint.load(file)
 
 
-def test_going_on_falls_back_to_the_one_before(tmp_path):
+def test_resume_falls_back_to_the_previous_checkpoint(tmp_path):
     """Round 0 is complete, round 1 is under way; then file after file is damaged."""
     session = SessionFolder.create(str(tmp_path), "s")
     kept = CheckpointSaver(session, keep=3)
@@ -118,7 +118,7 @@ def test_going_on_falls_back_to_the_one_before(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [1, 2, 4])
-def test_keeping_is_bounded_and_the_last_and_the_best_of_each_round_stay(tmp_path, keep):
+def test_keep_bounds_checkpoints_and_the_last_and_best_of_each_round_stay(tmp_path, keep):
     session = SessionFolder.create(str(tmp_path), "s")
     kept = CheckpointSaver(session, keep)
     for round_number in range(3):
@@ -135,12 +135,12 @@ def test_keeping_is_bounded_and_the_last_and_the_best_of_each_round_stay(tmp_pat
     assert found == {f"0002-00020-e{epoch:04d}-s000000.ckpt" for epoch in range(4 - (keep - 1), 4)}
 
 
-def test_a_file_system_without_links_is_served_by_copies(tmp_path, monkeypatch):
+def test_checkpoints_are_copied_on_a_file_system_without_links(tmp_path, monkeypatch):
     def no_links(*arguments):
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", no_links)
-    test_keeping_is_bounded_and_the_last_and_the_best_of_each_round_stay(tmp_path, 2)
+    test_keep_bounds_checkpoints_and_the_last_and_best_of_each_round_stay(tmp_path, 2)
 
 
 # --- harm
@@ -197,7 +197,7 @@ def harmful(trap):
     }
 
 
-def test_the_harm_is_real(tmp_path):
+def test_plain_unpickling_would_execute_the_payload(tmp_path):
     """An ordinary reader falls into these traps, so that the tests below show something."""
     caught = []
     for name, pickled in harmful(tmp_path / "trap").items():
@@ -279,7 +279,7 @@ def test_archives_of_another_kind_are_not_opened(tmp_path, monkeypatch, way):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_harm_within_a_tensor(tmp_path, monkeypatch, way):
+def test_payloads_within_a_tensor_are_not_executed(tmp_path, monkeypatch, way):
     """The call that rebuilds a tensor, with a function where its storage should be."""
     trap, path = tmp_path / "trap", tmp_path / "x.ckpt"
     good = io.BytesIO()
@@ -296,7 +296,7 @@ def test_harm_within_a_tensor(tmp_path, monkeypatch, way):
     assert not trap.exists()
 
 
-def test_names_and_numbers_of_a_checkpoint_do_not_lead_out_of_the_session(tmp_path):
+def test_values_of_a_checkpoint_cannot_lead_out_of_the_session(tmp_path):
     for changes in ({"round": "../../x"}, {"round": -1}, {"epoch": True}, {"step": 10**12}, {"round": 1.5}):
         path = tmp_path / "x.ckpt"
         checkpoint.save(complete(**changes), path)
@@ -304,7 +304,7 @@ def test_names_and_numbers_of_a_checkpoint_do_not_lead_out_of_the_session(tmp_pa
             checkpoint.load(path)
 
 
-def test_a_checkpoint_does_not_say_where_to_write(tmp_path, monkeypatch):
+def test_a_checkpoint_does_not_decide_where_to_write(tmp_path, monkeypatch):
     from lib.config import collect
 
     settings = collect([], {"sess_dir": str(tmp_path / "elsewhere"), "session": "../../x", "seed": 3})

@@ -1,4 +1,4 @@
-"""The data sets, reading images, transforms, and loading by workers."""
+"""Data sets, decoding, transforms, and DataLoader workers."""
 
 import gzip
 import hashlib
@@ -62,7 +62,7 @@ def test_jpeg_png_and_palette_keep_their_colours(tmp_path):
     assert read(tmp_path / "1.png").getpixel((0, 0)) == WHITE
 
 
-def test_what_is_transparent_shows_white(tmp_path):
+def test_transparent_pixels_become_white(tmp_path):
     Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(tmp_path / "rgba.png")
     Image.new("LA", (2, 2), (0, 0)).save(tmp_path / "la.png")
     Image.new("RGB", (2, 2), (1, 2, 3)).save(tmp_path / "key.png", transparency=(1, 2, 3))
@@ -108,7 +108,7 @@ def test_exif_orientation_is_applied(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_damaged_exif_is_passed_over(tmp_path):
+def test_damaged_exif_is_ignored(tmp_path):
     Image.new("RGB", (6, 2), RED).save(tmp_path / "a.jpg", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
     assert read(tmp_path / "a.jpg").size == (6, 2)
 
@@ -203,7 +203,7 @@ def test_limit_is_fixed_ordered_and_nested():
 # The data sets
 
 
-def test_digits_are_divided_evenly_and_always_alike():
+def test_digits_are_split_evenly_and_reproducibly():
     split = datasets.load("digits", None, False)
     assert (split.name, len(split.train), len(split.test)) == ("digits", 1437, 360)
     assert split.train.pixels.shape == (1437, 8, 8, 3)
@@ -298,7 +298,7 @@ def test_cifar100_has_fine_labels(tmp_path, fake_cifar):
     assert split.train.labels.tolist() == [0, 9]
 
 
-def test_svhn_calls_zero_zero(tmp_path, fake_svhn):
+def test_svhn_label_10_is_digit_zero(tmp_path, fake_svhn):
     split = datasets.load("svhn", str(fake_svhn(tmp_path / "s")), False)
     assert split.train.labels.tolist() == [0, 1, 9, 2]
     assert split.test.labels.tolist() == [0, 1, 9]
@@ -355,7 +355,7 @@ def test_a_damaged_svhn_file_is_named(tmp_path, fake_svhn):
     assert "train_32x32.mat" not in message(error)
 
 
-def test_download_is_torchvisions_and_its_news_go_to_standard_error(tmp_path, fake_cifar, monkeypatch, capsys):
+def test_download_is_torchvisions_and_logs_to_standard_error(tmp_path, fake_cifar, monkeypatch, capsys):
     def fetch(self):
         print("Downloading")
         if not (tmp_path / "d" / self.base_folder).exists():
@@ -458,7 +458,7 @@ def test_a_damaged_file_in_mnists_format_is_named(tmp_path, damage):
     assert str(path) in message(error)
 
 
-def test_the_files_of_the_systems_package_are_found_where_there_are_no_others(tmp_path, monkeypatch):
+def test_fashion_mnist_falls_back_to_the_debian_package(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     packaged = write_idx(tmp_path / "usr", compressed=True)
     monkeypatch.setitem(datasets.PACKAGED, "fashion-mnist", packaged)
@@ -476,7 +476,7 @@ def test_mnist_is_downloaded_by_torchvision(tmp_path, monkeypatch):
     assert len(datasets.load("mnist", str(tmp_path), True).train) == 3
 
 
-def test_unknown_data_set_is_told_what_is_known():
+def test_an_unknown_data_set_error_lists_the_data_sets():
     with pytest.raises(UserError, match=r"--dataset stl10: .*cifar10, cifar100, svhn, mnist, fashion-mnist"):
         datasets.load("stl10", None, False)
 
@@ -504,7 +504,7 @@ def test_folders_at_any_depth_sorted_without_hidden_files(tmp_path):
     assert split.train.pixels is None
 
 
-def test_val_stands_in_for_test_and_neither_is_needed(tmp_path):
+def test_val_replaces_test_and_both_are_optional(tmp_path):
     save(tmp_path / "train" / "a" / "1.png")
     assert load_folder(tmp_path).test is None
     save(tmp_path / "val" / "a" / "2.png")
@@ -694,7 +694,7 @@ def test_rows_draw_different_numbers_from_both_generators():
 
 
 @pytest.mark.parametrize("workers_num", [0, 1])
-def test_the_callers_random_state_is_left_alone(workers_num):
+def test_loading_does_not_change_the_callers_random_state(workers_num):
     loader = loader_of(random_images(6), workers_num=workers_num)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     for _ in loader.batches(range(6), (0,)):
@@ -715,7 +715,7 @@ def no_workers_within(seconds):
     return not workers()
 
 
-def test_workers_stay_for_the_next_epoch_and_go_on_close():
+def test_workers_persist_between_epochs_and_end_on_close():
     assert no_workers_within(5)
     loader = loader_of(random_images(8), workers_num=2)
     list(loader.batches(range(8), (0,)))
@@ -730,7 +730,7 @@ def test_workers_stay_for_the_next_epoch_and_go_on_close():
     assert no_workers_within(5)
 
 
-def test_workers_go_when_the_consumer_stops_early():
+def test_workers_end_when_the_consumer_stops_early():
     loader = loader_of(random_images(40), workers_num=2)
     iterator = loader.batches(range(40), (0,))
     next(iterator)
@@ -751,7 +751,7 @@ def test_workers_go_when_the_consumer_stops_early():
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_gpu_gets_the_same_batches_and_pinning_keeps_no_workers():
+def test_pinned_batches_are_the_same_and_leave_no_workers():
     images, device = random_images(40), torch.device("cuda", 0)
     loader = WorkerLoader(images, augmentation(), 4, 2, 5, device)
     wanted = loader_of(images).batches(range(40), (0,))
@@ -765,7 +765,7 @@ def test_gpu_gets_the_same_batches_and_pinning_keeps_no_workers():
     assert no_workers_within(10)
 
 
-def test_two_iterations_at_once_do_not_mix():
+def test_two_concurrent_iterations_do_not_mix():
     loader = loader_of(random_images(12), workers_num=1)
     first, second = loader.batches(range(12), (0,)), loader.batches(range(11, -1, -1), (0,))
     rows = [(one.tolist(), two.tolist()) for (_, one), (_, two) in zip(first, second)]
@@ -787,7 +787,7 @@ def test_an_unreadable_image_is_a_user_error_of_one_line(tmp_path, workers_num):
     assert no_workers_within(5)
 
 
-def test_odd_images_pass_through_both_transforms(tmp_path):
+def test_images_of_odd_sizes_pass_through_both_transforms(tmp_path):
     save(tmp_path / "pixel.png", size=(1, 1))
     save(tmp_path / "line.png", size=(90, 1))
     Image.new("RGBA", (5, 70), (0, 0, 0, 0)).save(tmp_path / "clear.png")

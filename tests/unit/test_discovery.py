@@ -136,7 +136,7 @@ def test_consistency_by_hand():
 
 
 @pytest.mark.parametrize("backend", ["auto", "faiss", "torch"])
-def test_a_round_by_brute_force(backend):
+def test_discovery_by_brute_force(backend):
     memory, labels = unit_rows(37, 6, 5), torch.arange(37) % 3
     found = discover(memory, 2, 0.25, 2, 0.1, backend, labels)
     exact = memory.double().numpy()
@@ -148,7 +148,7 @@ def test_a_round_by_brute_force(backend):
     assert sorted(found.anchor_indexes.tolist() + found.instance_indexes.tolist()) == list(range(37))
 
 
-def test_labels_decide_nothing():
+def test_labels_do_not_affect_discovery():
     memory = unit_rows(37, 6, 5)
     with_labels = discover(memory, 1, 0.25, 1, 0.1, "auto", torch.zeros(37, dtype=torch.int64))
     without = discover(memory, 1, 0.25, 1, 0.1)
@@ -157,7 +157,7 @@ def test_labels_decide_nothing():
     assert torch.equal(with_labels.neighbours, without.neighbours)
 
 
-def test_the_state_goes_into_a_checkpoint_and_back():
+def test_neighbourhoods_survive_a_checkpoint():
     found = discover(unit_rows(20, 4, 1), 1, 0.5, 3, 0.1, "auto", torch.arange(20) % 2)
     saved = {name: getattr(found, name) for name in SAVED}
     again = Neighbourhoods(**saved)
@@ -169,8 +169,15 @@ def test_the_state_goes_into_a_checkpoint_and_back():
         assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
 
 
-def test_discovery_leaves_the_bank_alone():
+def test_discovery_does_not_change_the_bank():
     bank = MemoryBank(30, 4, 0.5)
     before = bank.memory.clone()
     discover(bank.memory, 1, 0.5, 1, 0.1)
     assert torch.equal(bank.memory, before)
+
+
+def test_consistency_ignores_pairs_of_unknown_labels():
+    labels = torch.tensor([0, 0, 1, -1, -1])
+    assert consistency(torch.tensor([0, 1, 3, 2]), torch.tensor([[1], [2], [4], [3]]), labels) == 0.5
+    assert consistency(torch.tensor([3, 0]), torch.tensor([[4], [3]]), labels) is None
+    assert consistency(torch.tensor([], dtype=torch.int64), torch.empty(0, 1, dtype=torch.int64), labels) is None

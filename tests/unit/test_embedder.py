@@ -1,4 +1,4 @@
-"""The network in the forms it runs in: folded for evaluation, compiled, in bfloat16."""
+"""The network as a run uses it: folded for evaluation, compiled, in bfloat16."""
 
 import functools
 import shutil
@@ -31,7 +31,7 @@ def trained_a_little(name, size):
 
 
 @pytest.mark.parametrize(("name", "size"), [("resnet18", 16), ("resnet50", 16), ("alexnet", 32), ("convnet", 8)])
-def test_the_frozen_network_gives_the_features_of_the_network_in_evaluation_mode(name, size):
+def test_the_folded_network_gives_the_features_of_evaluation_mode(name, size):
     network = trained_a_little(name, size)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     images = torch.randn(6, 3, size, size)
@@ -47,7 +47,7 @@ def test_the_frozen_network_gives_the_features_of_the_network_in_evaluation_mode
 
 @pytest.mark.parametrize("dtype", [None, pytest.param(torch.bfloat16, marks=FEW_KERNELS)])
 @pytest.mark.parametrize(("name", "size"), [("resnet18", 16), ("alexnet", 32), ("convnet", 8)])
-def test_backbone_features_are_what_the_last_layer_takes(name, size, dtype):
+def test_backbone_features_are_the_input_of_the_last_layer(name, size, dtype):
     """Which a hook sees in the network itself; they keep up with it."""
     network = trained_a_little(name, size)
     images, seen = torch.randn(3, 3, size, size), []
@@ -88,7 +88,7 @@ def changed(network):
                 tensor.mul_(torch.rand_like(tensor) + 0.5)
 
 
-def test_what_cannot_be_folded_stays():
+def test_layers_that_cannot_be_folded_stay():
     torch.manual_seed(1)
     network = Awkward()
     changed(network)
@@ -104,7 +104,7 @@ def test_what_cannot_be_folded_stays():
 
 
 @pytest.mark.parametrize("first_in_inference_mode", [True, False])
-def test_the_frozen_network_is_brought_up_to_date(first_in_inference_mode):
+def test_the_folded_network_follows_the_weights(first_in_inference_mode):
     network = trained_a_little("convnet", 16)
     images = torch.randn(6, 3, 16, 16)
     embedder = Embedder(network, CPU)
@@ -156,7 +156,7 @@ def test_a_compiled_network_computes_the_same_and_keeps_its_state_dict(monkeypat
 
 
 @pytest.mark.skipif(TORCH_RELEASE < (2, 0), reason="needs torch.compile")
-def test_compile_without_a_compiler_is_a_clear_refusal(monkeypatch):
+def test_compile_without_a_compiler_is_a_clear_error(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(UserError, match=r"--compile needs a C\+\+ compiler"):
@@ -164,6 +164,6 @@ def test_compile_without_a_compiler_is_a_clear_refusal(monkeypatch):
 
 
 @pytest.mark.skipif(TORCH_RELEASE >= (2, 0), reason="this PyTorch has torch.compile")
-def test_compile_is_refused_where_there_is_none():
+def test_compile_is_refused_where_pytorch_lacks_it():
     with pytest.raises(UserError, match="--compile needs PyTorch 2"):
         Embedder(Scaled(), CPU, compile=True)

@@ -1,4 +1,4 @@
-"""Which files are pictures, in folders with classes and without: nothing is lost without a word."""
+"""The files that count as pictures, in folders with classes and without; all skipped ones are named."""
 
 import os
 
@@ -47,7 +47,7 @@ MORE = {"3.jfif": "JPEG", "4.tga": "TGA", "5.JP2": "JPEG2000", "6.ico": "ICO", "
 
 
 @pytest.mark.parametrize("kind", ["imagefolder", "photos"])
-def test_all_that_pillow_opens_is_a_picture_everywhere(classes, kind):
+def test_every_format_that_pillow_opens_counts_as_a_picture(classes, kind):
     for name, format in MORE.items():
         picture(classes / "train" / "a" / name, format)
     split = load(classes if kind == "imagefolder" else classes / "train", kind)
@@ -57,7 +57,7 @@ def test_all_that_pillow_opens_is_a_picture_everywhere(classes, kind):
     assert all(split.train.read(row).size[0] > 0 for row in range(len(expected)))
 
 
-def test_what_is_skipped_is_counted_and_named_in_every_kind_of_folder(classes):
+def test_skipped_files_are_counted_and_named_in_every_kind_of_folder(classes):
     for name in ("a/3.heic", "a/4.CR2", "b/notes.txt", "b/film.mpg", "b/Thumbs.db", "b/noname"):
         text(classes / "train" / name)
     for name in ("@eaDir", "$RECYCLE.BIN", "#recycle", ".thumbnails", "__MACOSX", "lost+found", ".Trash-1000"):
@@ -82,7 +82,7 @@ def test_system_folders_are_no_classes(classes):
 
 @pytest.mark.parametrize("name", ["1.heic", "1.cr2", "film.mov", "noname", "x.npy"])
 @pytest.mark.parametrize("part", ["train", "test"])
-def test_a_class_that_lost_all_its_files_is_refused(classes, name, part):
+def test_a_class_folder_without_pictures_is_an_error(classes, name, part):
     picture(classes / "test" / "a" / "1.jpg")
     text(classes / part / "c" / "deep" / name)
     with pytest.raises(UserError) as error:
@@ -92,7 +92,7 @@ def test_a_class_that_lost_all_its_files_is_refused(classes, name, part):
     assert f"what it holds: 1 {ending}; convert" in str(error.value)
 
 
-def test_annotations_beside_images_are_no_class(tmp_path):
+def test_a_folder_of_annotations_is_no_class(tmp_path):
     """As YOLO has them; labels of one class judge nothing."""
     for number in range(3):
         picture(tmp_path / "train" / "images" / f"{number}.jpg")
@@ -151,7 +151,7 @@ def forbidden(monkeypatch):
     monkeypatch.setattr(found_files.os, "scandir", scan)
 
 
-def test_a_folder_that_may_not_be_entered_is_skipped_with_a_word(classes, forbidden):
+def test_a_folder_without_permission_is_skipped_and_named(classes, forbidden):
     picture(classes / "train" / "a" / "private" / "x.jpg")
     closed = classes / "train" / "a" / "private"
     line = f"{closed} (may not be entered: permission denied)"
@@ -160,7 +160,7 @@ def test_a_folder_that_may_not_be_entered_is_skipped_with_a_word(classes, forbid
     assert scan_folder(str(classes)).closed == [str(closed)]
 
 
-def test_a_class_or_a_whole_folder_that_may_not_be_entered_is_an_error_that_names_it(classes, forbidden):
+def test_a_class_or_root_folder_without_permission_is_an_error_that_names_it(classes, forbidden):
     picture(classes / "train" / "private" / "x.jpg")
     with pytest.raises(UserError, match=r"train/private cannot be read: Permission denied"):
         load(classes)
@@ -168,7 +168,7 @@ def test_a_class_or_a_whole_folder_that_may_not_be_entered_is_an_error_that_name
         load(classes / "train" / "private", "photos")
 
 
-def test_names_of_classes_in_other_bytes_are_the_same_names(tmp_path):
+def test_class_names_in_other_unicode_forms_are_equal(tmp_path):
     composed, apart = "caf\u00e9", "cafe\u0301"
     picture(tmp_path / "train" / apart / "1.jpg")
     picture(tmp_path / "train" / "x" / "1.jpg")
@@ -196,14 +196,14 @@ def labelled(labels, classes):
         ("0", "1", None),
     ],
 )
-def test_classes_are_all_names_or_all_numbers(words, kept, note):
+def test_classes_option_takes_all_names_or_all_numbers(words, kept, note):
     split = Split("x", labelled([0, 1, 2], "123"), None)
     chosen = select_classes(split, words.split())
     assert "".join(chosen.train.classes) == kept
     assert chosen.notes == (() if note is None else (note,))
 
 
-def test_names_and_numbers_do_not_mix():
+def test_classes_option_refuses_names_mixed_with_numbers():
     split = Split("x", labelled([0, 1, 2], ("1", "cat", "dog")), None)
     with pytest.raises(UserError, match="--classes 2: x has no such class beside the other words; name all or number"):
         select_classes(split, ["cat", "2"])
@@ -213,7 +213,7 @@ def test_names_and_numbers_do_not_mix():
     assert select_classes(digits, ["3", "5"]).notes == ()
 
 
-def test_images_that_no_vote_can_recognise_are_counted():
+def test_test_images_of_classes_without_training_images_are_counted():
     train, test = labelled([0, 0, 1, 1], "abc"), labelled([0, 2, 2], "abc")
     (line,) = evaluable(train, test)[2]
     assert line.startswith("2 test images cannot be recognised: the training images hold no other")

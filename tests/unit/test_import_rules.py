@@ -55,7 +55,7 @@ def test_packages_import_only_packages_above_them():
     assert not against
 
 
-def test_the_method_knows_nothing_of_files_options_and_logging():
+def test_lib_method_imports_neither_files_nor_options_nor_logging():
     for importing in ("lib.method", "lib.search"):
         project = {imported for _, imported in ours(importing)}
         assert project <= {"lib.method", "lib.search", "lib.errors", "lib.distributed"}
@@ -63,7 +63,7 @@ def test_the_method_knows_nothing_of_files_options_and_logging():
         assert others <= {"torch", "numpy", "faiss", "collections", "dataclasses", "fractions", "math", "typing"}
 
 
-def test_packages_do_not_know_what_others_do_with_them():
+def test_packages_do_not_import_their_users():
     unknown = {
         "lib.distributed": {"lib.config", "lib.session", "lib.logger"},
         "datasets": {"lib.session", "lib.evaluation", "lib.report"},
@@ -73,7 +73,7 @@ def test_packages_do_not_know_what_others_do_with_them():
     assert not [name for importing in IMPORTS for name, to in ours(importing) if to == "lib.commands" != importing]
 
 
-def test_the_house_stays_small():
+def test_number_of_files_in_lib_and_datasets():
     assert len(list((ROOT / "lib").glob("*.py"))) <= 4
     assert len(list((ROOT / "lib").rglob("*.py"))) <= 110
     assert len(list((ROOT / "datasets").rglob("*.py"))) <= 24

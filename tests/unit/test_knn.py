@@ -1,4 +1,6 @@
-"""The weighted vote against an independent one, and by hand."""
+"""The weighted kNN classifier and leave-one-out kNN, against independent oracles and by hand."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -6,7 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.evaluation.knn import Accuracy, log_votes, rank_of_truth, weighted_knn
+from datasets.image_set import ImageSet
+from lib.distributed.world import World
+from lib.evaluation.features import Features
+from lib.evaluation.knn import Accuracy, LeaveOneOutKNN, log_votes, rank_of_truth, weighted_knn
 from tests.helpers import oracles
 from tests.helpers.rows import unit_rows
 
@@ -94,6 +99,46 @@ def test_the_nearest_alone_decides_with_k_1():
     assert weighted_knn(query, torch.tensor([0]), database, labels, 2, 4, 0.2).top1 == 0.0
 
 
-def test_how_an_accuracy_reads():
+def test_accuracy_as_text():
     assert str(Accuracy(0.9512, 0.999)) == "top-1 95.12 %, top-5 99.90 %"
     assert str(Accuracy(0.5, None)) == "top-1 50.00 %"
+
+
+def leave_one_out(labels, classes, k, memory):
+    """The results of leave-one-out kNN by their names in metrics.jsonl; None where there are none."""
+    images = ImageSet(
+        np.zeros((4 if labels is None else len(labels), 4, 4, 3), np.uint8), labels, tuple(map(str, range(classes)))
+    )
+    pipeline = SimpleNamespace(name="some", train=images, test=None)
+    world = World.alone()
+    protocol = LeaveOneOutKNN(pipeline, world, "knn", 1, k, 0.1, "auto")
+    found = protocol.evaluate(Features(None, pipeline, world, 4, memory))
+    return None if found is None else found.scalars
+
+
+@pytest.mark.parametrize("k", [1, 3, 200])
+def test_leave_one_out_matches_the_oracle(k):
+    random = np.random.default_rng(k)
+    labels = random.integers(-1, 6, 40)
+    memory = unit_rows(40, 4, 3)
+    known = np.flatnonzero(labels >= 0)
+    right = []
+    for row in known:
+        others = known[known != row]
+        ranking = oracles.knn_ranking(
+            memory[row].double().numpy(), memory[others].double().numpy(), labels[others], 6, k, 0.1
+        )
+        right.append([ranking[0] == labels[row], labels[row] in ranking[:5]])
+    found = leave_one_out(labels, 6, k, memory)
+    assert [found["knn_top1"], found["knn_top5"]] == pytest.approx(np.mean(right, axis=0))
+
+
+def test_leave_one_out_excludes_the_image_itself():
+    memory = torch.eye(4)[[0, 0, 1, 1]]
+    assert leave_one_out(np.array([0, 0, 1, 1]), 2, 1, memory)["knn_top1"] == 1.0
+    assert leave_one_out(np.array([0, 1, 0, 1]), 2, 1, memory)["knn_top1"] == 0.0
+
+
+def test_leave_one_out_needs_two_labels():
+    assert leave_one_out(None, 0, 1, torch.eye(4)) is None
+    assert leave_one_out(np.array([-1, 0, -1, -1]), 2, 1, torch.eye(4)) is None

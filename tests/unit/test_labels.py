@@ -35,7 +35,7 @@ def labels(root, content):
 
 
 @pytest.mark.parametrize("written", [COMPOSED, APART])
-def test_names_and_labels_are_compared_by_what_they_say(folder, written):
+def test_names_and_labels_are_compared_in_one_unicode_form(folder, written):
     root = folder(f"{APART}/1.png", f"{COMPOSED}2.png", "x.png")
     found = labels(root, f"{written}/1.png,{COMPOSED}\n{written}2.png,{APART}\nx.png,x\n")
     assert found == {f"{APART}/1.png": COMPOSED, f"{COMPOSED}2.png": COMPOSED, "x.png": "x"}
@@ -49,7 +49,7 @@ def test_two_names_that_look_alike_are_told_apart_by_their_bytes(folder):
         labels(root, "z.png,x\n\u00f4\u0323.png,y\n")
 
 
-def test_labels_from_folders_in_other_bytes_are_one_label(folder):
+def test_folder_labels_in_other_unicode_forms_are_one_label(folder):
     root = folder(f"{APART}/1.png", f"{COMPOSED}/2.png", "x/1.png")
     assert datasets.load("photos", str(root), False, "folders").train.classes == (COMPOSED, "x")
 
@@ -95,7 +95,7 @@ def test_names_of_files_that_are_no_utf_8_are_found_by_their_bytes(folder):
 
 
 @pytest.mark.parametrize("head", ["", "file;kind\n", "sep=;\n", "SEP=;\r\nfile;kind\n", "\n ; \nfile;kind\n"])
-def test_a_heading_is_the_first_line_that_says_something(folder, head):
+def test_the_heading_is_the_first_line_that_is_not_empty(folder, head):
     root, rows = folder("a,b.png", "c.png"), f"{head}a,b.png;cat\nc.png;dog\n"
     assert labels(root, rows) == {"a,b.png": "cat", "c.png": "dog"}
     with pytest.raises(UserError, match=f"line {rows.count(chr(10)) + 1}: kind is no picture below"):

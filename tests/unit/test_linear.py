@@ -1,4 +1,4 @@
-"""Linear classifiers against scikit-learn's, and the activations they see."""
+"""Linear classifiers against scikit-learn's, and the activations they are trained on."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def digits():
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1e-2, 1e-3])
-def test_it_minimises_what_scikit_learn_minimises(digits, penalty):
+def test_the_classifier_minimises_scikit_learns_objective(digits, penalty):
     rows, labels = digits
     ours = fit(rows, labels, 10, penalty, ALONE, steps=1000)
     theirs = LogisticRegression(C=1 / (len(rows) * penalty), max_iter=5000, tol=1e-8).fit(rows.numpy(), labels.numpy())
@@ -45,7 +45,7 @@ def test_the_objective_in_float64(digits):
     assert found.steps <= 3
 
 
-def test_rows_that_take_no_part_change_nothing(digits, monkeypatch):
+def test_excluded_rows_change_nothing(digits, monkeypatch):
     rows, labels = digits
     included = torch.arange(700) % 3 > 0
     monkeypatch.setattr("lib.evaluation.linear.BLOCK_ELEMENTS", 64 * 100)  # seven blocks

@@ -140,7 +140,7 @@ def test_convnet_stages(size, sides):
     assert shapes(models.build("convnet", 16, "auto", size), size) == expected
 
 
-def test_convnet_starts_from_pytorchs_default_initialisation():
+def test_convnet_has_pytorchs_default_initialisation():
     torch.manual_seed(0)
     network = models.build("convnet", 128, "small", 8)
     for layer in network.modules():
@@ -189,7 +189,7 @@ def test_small_alexnet_takes_every_small_size(small_alexnet, size):
     assert small_alexnet(images(2, size)).shape == (2, 128)
 
 
-def test_large_alexnet_takes_the_smallest_size_it_names():
+def test_large_alexnet_takes_the_smallest_size_in_its_error():
     network = models.build("alexnet", 16, "large", 63).eval()
     with torch.no_grad():
         assert network(images(1, 63)).shape == (1, 16)
@@ -250,14 +250,14 @@ def test_names_are_case_insensitive(resnet18):
     assert list(models.build("ResNet18", 128, "small", 32).state_dict()) == list(resnet18.state_dict())
 
 
-def test_unknown_network_is_told_what_is_known():
+def test_an_unknown_network_error_lists_the_networks():
     with pytest.raises(UserError) as caught:
         models.build("vgg16", 128, "auto", 32)
     assert "--network vgg16" in str(caught.value)
     assert all(name in str(caught.value) for name in NETWORKS)
 
 
-def test_unknown_stem_is_told_what_is_known():
+def test_an_unknown_stem_error_lists_the_stems():
     with pytest.raises(UserError, match=r"--stem tiny: .*auto, small, large"):
         models.build("resnet18", 128, "tiny", 32)
 

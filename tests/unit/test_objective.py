@@ -116,7 +116,7 @@ def test_value_and_gradient_equal_the_plain_loss(n, b, k, tau, tile, seed):
     torch.testing.assert_close(tiled.grad, plain.grad, atol=2e-5 / tau, rtol=1e-3)
 
 
-def test_underflow_of_a_naive_softmax():
+def test_loss_where_a_naive_softmax_underflows():
     memory = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
     features = torch.tensor([[1.0, 0.0]], requires_grad=True)
     loss = and_loss(features, memory, torch.tensor([[0]]), 1e-3, 1)
@@ -132,13 +132,13 @@ def test_the_gradient_is_right_by_finite_differences():
     assert torch.autograd.gradcheck(lambda x: and_loss(x, memory, members, 0.5, 21), (features,))
 
 
-def test_no_gradient_is_computed_where_none_is_asked_for():
+def test_no_gradient_is_computed_without_requires_grad():
     loss = and_loss(unit_rows(2, 4, 0), unit_rows(9, 4, 1), torch.tensor([[0], [1]]), 0.1)
     assert not loss.requires_grad
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux")
-def test_one_tile_is_held_and_never_two():
+def test_the_loss_holds_one_tile_at_a_time():
     """Peak of a process at N = 2,000,000, B = 64, for a tile of 64 MiB: the plain form needs three of 512 MB."""
     script = """
 import torch

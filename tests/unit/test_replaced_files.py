@@ -1,4 +1,4 @@
-"""Files of the same names that hold something else: caches and sessions notice."""
+"""Files replaced under the same names: caches and sessions notice."""
 
 import os
 
@@ -50,7 +50,7 @@ def unlinked(path, content):
 
 
 @pytest.mark.parametrize("replace", [overwrite, by_rename, unlinked])
-def test_a_file_of_the_same_size_and_time_is_read_again(tmp_path, replace):
+def test_a_replaced_file_of_the_same_size_and_time_is_read_again(tmp_path, replace):
     images = bitmaps(tmp_path / "p", 3)
     first = shrink(images, 4, 0).pixels
     assert first[1].max() == 1
@@ -78,7 +78,7 @@ def test_good_files_replaced_by_bad_ones_of_the_same_size_and_time_are_noticed(t
 
 
 @pytest.mark.parametrize("side", [8, 70])
-def test_another_way_of_decoding_takes_no_older_cache(tmp_path, monkeypatch, side):
+def test_another_decoder_version_ignores_older_caches(tmp_path, monkeypatch, side):
     images = bitmaps(tmp_path / "p", 3, side=side)
     make = decode_small if side == 8 else lambda given: shrink(given, 4, 0)
     first = make(images).pixels
@@ -98,7 +98,7 @@ def test_another_way_of_decoding_takes_no_older_cache(tmp_path, monkeypatch, sid
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 255, 256, 257, 600])
-def test_contents_are_an_even_sample(tmp_path, count):
+def test_content_checksums_are_an_even_sample(tmp_path, count):
     images = bitmaps(tmp_path / "p", count, side=1)
     contents = images.contents()
     assert len(contents) == min(count, 256)
@@ -107,8 +107,8 @@ def test_contents_are_an_even_sample(tmp_path, count):
     assert images.replaced(contents).compared == len(contents)
 
 
-def test_pixels_between_are_compared_too(tmp_path):
-    """The middle of a file is looked at, where heads and tails are alike."""
+def test_content_checksums_cover_the_middle_of_a_file(tmp_path):
+    """A change in the middle of a file is noticed, where beginning and end stay the same."""
     images = bitmaps(tmp_path / "p", 2, side=200)
     contents = images.contents()
     size = os.path.getsize(images.source[0])
@@ -120,7 +120,7 @@ def test_pixels_between_are_compared_too(tmp_path):
     assert str(replaced) == f"1 of 2 files compared ({images.source[0]})"
 
 
-def test_other_pictures_and_edited_ones_are_told_apart(tmp_path):
+def test_other_and_edited_pictures_are_distinguished(tmp_path):
     images = bitmaps(tmp_path / "p", 10)
     contents = images.contents()
     bitmaps(tmp_path / "p", 4, first=100)

@@ -1,4 +1,4 @@
-"""Session folders, checkpoints, metrics and progress, each alone."""
+"""Session folders, checkpoints, metrics, tables, the log and progress."""
 
 import errno
 import io
@@ -16,10 +16,10 @@ from lib.checkpoint import io as checkpoint
 from lib.checkpoint.manager import checkpoint_file, find_checkpoint, newest_checkpoint
 from lib.errors import RunError, UserError
 from lib.logger import console as journal
-from lib.logger.console import duration
+from lib.logger.console import _fitted, duration
 from lib.session import folder
 from lib.session.folder import SessionFolder
-from lib.session.metrics import Metrics
+from lib.session.metrics import History, Metrics, sizes
 from tests.helpers.checkpoints import Planted, complete, restricted_load
 
 
@@ -85,7 +85,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["x.ckpt"]
 
 
-def test_a_write_that_fails_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "x.ckpt"
     checkpoint.save(complete(), path)
 
@@ -113,7 +113,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path, monkeypatch, way):
     assert not trap.exists()
 
 
-def test_the_restricted_reader_reads_what_we_write(tmp_path, monkeypatch):
+def test_the_restricted_unpickler_reads_our_checkpoints(tmp_path, monkeypatch):
     path = tmp_path / "x.ckpt"
     parameter = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
@@ -137,7 +137,7 @@ def test_a_checkpoint_cut_short_is_named(tmp_path, keep):
         checkpoint.load(path)
 
 
-def test_files_that_are_something_else_are_named(tmp_path):
+def test_files_that_are_no_checkpoints_are_named(tmp_path):
     path = tmp_path / "x.ckpt"
     path.write_text("hello\n")
     with pytest.raises(UserError, match="cannot be read"):
@@ -157,7 +157,7 @@ def test_files_that_are_something_else_are_named(tmp_path):
         checkpoint.load(path)
 
 
-def test_metrics_go_back_to_a_point_and_keep_what_came_after(tmp_path):
+def test_metrics_rewind_and_keep_the_superseded_lines(tmp_path):
     metrics = Metrics(tmp_path / "metrics.jsonl")
     for place in ((0, 1), (0, 2), (1, 1), (1, 2)):
         metrics.append({"round": place[0], "epoch": place[1]})
@@ -185,7 +185,7 @@ def test_brief_shows_results_and_warnings_only(capsys):
 
 
 @pytest.mark.parametrize("silent", [True, False])
-def test_a_closed_log_leaves_the_logger_as_a_program_knows_it(tmp_path, silent):
+def test_closing_the_log_restores_the_logger(tmp_path, silent):
     logger = logging.getLogger(journal.LOGGER)
     before = logger.level, logger.propagate, list(logger.handlers)
     journal.open_log(tmp_path / "log.txt", brief=False, silent=silent)
@@ -220,3 +220,32 @@ def test_the_bar_is_shown_on_a_terminal_only(monkeypatch):
     shown.close()
     assert "round 0/4 epoch 1/2" in screen.getvalue()
     assert Progress(100, 0, quiet=True)._bar is None
+
+
+def test_cluster_sizes_in_words():
+    assert sizes([40, 30, 20]) == "3 (20 to 40)"
+    assert sizes([90]) == "1 (all 90)"
+
+
+def test_tables_fit_a_narrow_terminal():
+    history = History()
+    history.start_round(0, 0, None)
+    found = {"entropy": 2.0, "neighbour_cosine": 0.9, "clusters": [9, 3]}
+    history.current.add({"loss": 1.5, "knn_top1": None, "seconds": 1.0, **found})
+    for width in (40, 60, 80, 120):
+        assert max(map(len, history.diagnostics_table(width).splitlines())) <= max(width, 40)
+        assert max(map(len, history.table({}, width).splitlines())) <= max(width, 40)
+    assert "| round | anchors |  loss | entropy | anchors' |" in history.diagnostics_table()
+
+
+def test_long_lines_are_broken_on_terminals_only(monkeypatch):
+    text = "options   " + ", ".join(f"name_{number}=value" for number in range(9))
+    assert _fitted(text) == text
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "50")
+    lines = _fitted(text).split("\n")
+    assert max(map(len, lines)) <= 50
+    assert all(line.startswith(" " * 10 + "name_") for line in lines[1:])
+    assert " ".join(line.strip() for line in lines) == " ".join(text.split()).replace("options ", "options   ")
+    command = "command   python3 main.py " + "--cfgs configs/base.yaml " * 4
+    assert _fitted(command) == command

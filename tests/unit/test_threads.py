@@ -1,4 +1,4 @@
-"""--threads: how many cores there are and are free, what is timed, and that timing leaves no trace."""
+"""--threads: the number of cores, how many are free, timing, and that timing changes nothing."""
 
 import math
 
@@ -56,7 +56,7 @@ def test_two_processors_of_a_core_count_once(tmp_path):
     assert threads.cores(tmp_path, {1, 5, 2}) == 2
 
 
-def test_processor_time_of_others_is_all_but_ours(monkeypatch):
+def test_processor_time_of_others_excludes_ours(monkeypatch):
     now = {"all": 100.0, "own": 10.0, "time": 50.0}
     monkeypatch.setattr(threads, "_seconds_of_all", lambda: now["all"])
     monkeypatch.setattr(threads, "_own_seconds", lambda: now["own"])
@@ -66,7 +66,7 @@ def test_processor_time_of_others_is_all_but_ours(monkeypatch):
     assert watch.cores() == pytest.approx((6 - 2) / 4)
 
 
-def test_stolen_time_counts_and_waiting_does_not(tmp_path, monkeypatch):
+def test_steal_time_counts_and_io_wait_does_not(tmp_path, monkeypatch):
     (tmp_path / "proc").mkdir()
     stat = "cpu  9 9 9 9 9 9 9 9 9 9\ncpu0 100 10 20 5000 700 3 4 50 7 0\ncpu1 1 1 1 1 1 1 1 1 1 1\nintr 5\n"
     (tmp_path / "proc" / "stat").write_text(stat)
@@ -87,7 +87,7 @@ def test_a_machine_is_busy_where_too_few_processors_are_free(monkeypatch):
     (None, False, None), ("3", False, 3), ("4,2", False, 4), ("x", False, None), ("0", False, None),
     ("1", False, 1), ("1", True, None), ("2", True, 2),
 ])  # fmt: skip
-def test_omp_num_threads_is_a_wish_unless_torchrun_made_it(monkeypatch, value, launched, expected):
+def test_omp_num_threads_counts_unless_torchrun_set_it(monkeypatch, value, launched, expected):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if value is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", value)
@@ -113,7 +113,7 @@ def two(rank=0):
     return World(rank, 2, torch.device("cpu"))
 
 
-def test_what_is_known_without_timing(eight_cores, monkeypatch):
+def test_threads_without_timing(eight_cores, monkeypatch):
     alone, auto = World.alone(), collect([])
     assert planning.set_threads(auto, alone, ALONE) == (8, "all cores", "")
     assert planning.set_threads(auto, two(), PAIR)[:2] == (4, "a share of 8 cores")
@@ -136,7 +136,7 @@ def test_a_checkpoints_number_stays_and_more_than_the_cores_is_warned_of(eight_c
     assert "threads" in _OF_A_MACHINE
 
 
-def test_the_fastest_number_and_nothing_after_a_hopeless_one(monkeypatch):
+def test_the_fastest_number_is_chosen_and_timing_stops_after_a_slow_one(monkeypatch):
     clock, number, taken = [0.0], [0], []
     monkeypatch.setattr(planning.torch, "set_num_threads", lambda n: number.__setitem__(0, n))
 
@@ -157,7 +157,7 @@ def test_the_fastest_number_and_nothing_after_a_hopeless_one(monkeypatch):
     assert clock[0] == 4 * 8 + 4 * 2.5 + 4 * 4 + 4 * 1 + 4
 
 
-def test_a_step_is_given_up_between_two_layers():
+def test_a_slow_step_is_aborted_between_two_layers():
     network = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Identity())
     with planning.time_limit(network) as until:
         until(60.0)
@@ -170,7 +170,7 @@ def test_a_step_is_given_up_between_two_layers():
 
 @pytest.mark.parametrize(("network", "optimizer"), [("resnet18", "sgd"), ("alexnet", "adam")])  # alexnet has dropout
 @pytest.mark.parametrize("trained", [False, True])
-def test_timed_steps_leave_no_trace(network, optimizer, trained):
+def test_timed_steps_change_nothing(network, optimizer, trained):
     torch.manual_seed(0)
     options = Options(optimizer=optimizer, low_dim=8)
     embedder = Embedder(models.build(network, 8, "small", 32), torch.device("cpu"))
@@ -211,7 +211,7 @@ def test_faiss_computes_with_pytorchs_number():
         torch.set_num_threads(before)
 
 
-def test_a_rate_that_falls_to_a_third_is_noticed_once():
+def test_a_rate_below_a_third_is_reported_once():
     now = [0.0]
     watch = console.RateWatch(lambda: now[0])
 

@@ -56,7 +56,7 @@ def test_ties_go_to_the_lower_index_whatever_the_tile(n, k, tile, seed):
     assert found.tolist() == [oracles.neighbours(memory.double().numpy(), a, k) for a in range(n)]
 
 
-def test_rows_that_are_not_of_unit_length_are_within_reach():
+def test_rows_of_the_initial_bank_fit_one_shift():
     memory = torch.rand(50, 8, generator=torch.Generator().manual_seed(0)) - 0.5  # as the bank begins
     assert one_shift_fits(memory, 0.1, Shard.whole(memory))
     entropy, _ = one_pass(memory, 0.1, torch.arange(5), 1, 7)
@@ -116,14 +116,14 @@ def test_panels_and_tile_fit_into_the_budget(budget, dim):
     assert Grid(grid.tile_rows, grid.panel_rows + grid.tile_rows).bytes(memory) > budget
 
 
-def test_a_budget_that_holds_nothing_is_refused():
+def test_a_memory_budget_below_one_tile_is_refused():
     with pytest.raises(ValueError, match="memory budget of 100 bytes"):
         Grid.within(100, torch.zeros(1, 128))
 
 
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("backend", ["torch", "faiss"])
-def test_a_small_budget_changes_nothing(k, backend):
+def test_a_small_memory_budget_does_not_change_the_result(k, backend):
     memory = unit_rows(150, 6, 4)
     memory[100:110] = memory[3]
     usual, small = (

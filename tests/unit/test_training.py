@@ -74,7 +74,7 @@ def test_fixed_stays():
 
 
 @pytest.mark.parametrize("policy", ["step", "multistep", "cosine", "fixed"])
-def test_a_schedule_taken_up_in_the_middle_goes_on_as_if_never_stopped(policy):
+def test_a_schedule_resumed_midway_continues_unchanged(policy):
     options = replace(Options(), lr_policy=policy, lr_schedule=(2, 5), lr_decay_offset=2, lr_decay_step=2)
     options = replace(options, max_epoch=9, lr_warmup=3)
     whole = rates(options, 9)
@@ -281,7 +281,7 @@ def test_rounds_that_repeat_all_anchors_are_named(rounds, rate, words):
     assert curriculum_note(Options(max_round=rounds, ANs_select_rate=rate)) == words
 
 
-def test_masks_depend_on_the_place_in_the_run_alone():
+def test_dropout_masks_depend_only_on_the_position_in_the_run():
     layer = SharedDropout(0.5)
 
     def drawn(start, *place, world=None, size=8):

@@ -43,7 +43,7 @@ def test_equal_images_leave_finite_filters():
     assert torch.isfinite(network.stem[0].weight).all()
 
 
-def test_its_maps_and_what_is_trained():
+def test_feature_maps_and_trained_parameters():
     network = models.build("whitenet", 16, "small", 16)
     outputs = network.stage_outputs(images(4, 16))
     assert {name: tuple(maps.shape[1:]) for name, maps in outputs.items()} == {
@@ -67,7 +67,7 @@ def test_its_maps_and_what_is_trained():
     assert frozen == ["stem.0.weight"]
 
 
-def test_a_run_fits_the_stem_to_its_images_and_leaves_it(tmp_path):
+def test_a_run_fits_the_stem_to_its_images_and_does_not_train_it(tmp_path):
     """To all of them, as the network sees test images; resumed it stays to the bit."""
     import datasets
     import main

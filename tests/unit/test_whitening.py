@@ -30,7 +30,7 @@ def test_rows_are_whitened_as_by_singular_values(count):
         np.testing.assert_allclose(whiten(rows).numpy(), by_singular_values(train, rows), atol=2e-4)
 
 
-def test_what_training_rows_never_showed_does_not_decide():
+def test_directions_without_training_variance_are_left_out():
     """Of rows in a plane of 40 dimensions; new ones leave it a little, as pictures read in another way do."""
     generator = torch.Generator().manual_seed(0)
     train = torch.zeros(30, 40)
@@ -41,7 +41,7 @@ def test_what_training_rows_never_showed_does_not_decide():
     assert cosines.mean() > 0.999  # 0.5 where the other 38 directions are multiplied by 1 / SHRINK
 
 
-def test_large_directions_no_longer_decide():
+def test_whitening_equalises_large_directions():
     """One direction has a hundred times the spread of the others; afterwards shrinking alone tells them apart."""
     train = torch.randn(4000, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([100.0, 1, 1, 1, 1])
     whiten = Whitening.fit(train, World.alone())
@@ -58,7 +58,7 @@ def test_doubles_and_equal_rows_stay_finite():
     torch.testing.assert_close(whitened.norm(dim=1), torch.ones(20))
 
 
-def test_the_size_of_the_numbers_does_not_matter():
+def test_whitening_does_not_depend_on_scale():
     train, rows = unit_rows(50, 6, 0), unit_rows(5, 6, 1)
     expected = Whitening.fit(train, World.alone())(rows)
     for size in (1e-12, 1e12):

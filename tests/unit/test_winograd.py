@@ -1,4 +1,4 @@
-"""3x3 convolutions by minimal filtering: against the sum as it is written, and where they are used."""
+"""Winograd convolutions: against the direct convolution, and where they are used."""
 
 import json
 
@@ -60,7 +60,7 @@ SIZES = [(4, 4), (8, 12), (7, 9), (5, 4), (1, 1), (2, 3), (13, 1)]
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_result_and_gradients_are_those_of_the_sum_as_it_is_written(height, width, layout):
+def test_result_and_gradients_are_those_of_the_direct_convolution(height, width, layout):
     images, weight, upstream = example(3, 5, 4, height, width)
     leaves = [each.clone(memory_format=layout).requires_grad_() for each in (images, weight)]
     result = convolution(*leaves)
@@ -71,7 +71,7 @@ def test_result_and_gradients_are_those_of_the_sum_as_it_is_written(height, widt
     np.testing.assert_allclose(of_weight, expected[1], atol=1e-12)
 
 
-def test_in_float32_it_is_off_by_a_few_millionths():
+def test_the_float32_error_is_a_few_millionths():
     plain, ours = [], []
     for size in (4, 8, 14):
         images, weight, upstream = example(16, 128, 128, size, size, torch.float32)
@@ -92,7 +92,7 @@ def _plain(images, weight):
 
 
 @pytest.mark.parametrize("wanted", [(True, False), (False, True)])
-def test_a_gradient_is_computed_for_what_needs_one(wanted):
+def test_gradients_are_computed_only_where_required(wanted):
     images, weight, upstream = example(2, 3, 4, 8, 8)
     leaves = [each.requires_grad_(needs) for each, needs in zip((images, weight), wanted)]
     convolution(*leaves).backward(upstream)
@@ -127,7 +127,7 @@ def network_of(kind="resnet18"):
     return models.build(kind, 16, "small", 32)
 
 
-def test_a_network_learns_the_same_with_it(for_any_batch):
+def test_a_network_learns_the_same_with_winograd(for_any_batch):
     images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     upstream = torch.randn(8, 16, generator=torch.Generator().manual_seed(2))
     gradients = []
@@ -156,7 +156,7 @@ def test_the_same_step_gives_the_same_bits(for_any_batch):
     assert all(map(torch.equal, *found))
 
 
-def test_evaluation_is_plain(for_any_batch):
+def test_evaluation_uses_plain_convolutions(for_any_batch):
     network = network_of()
     plain = network_of().eval()
     use_winograd(network, CPU, None)
@@ -204,7 +204,7 @@ def test_the_result_and_the_gradient_can_be_used_like_any_other(side):
     assert torch.equal(torch.relu_(result), expected)
 
 
-def test_only_what_it_can_compute_is_changed(monkeypatch):
+def test_only_supported_convolutions_are_replaced(monkeypatch):
     monkeypatch.setattr(winograd, "HAS_FAST_BATCHED_PRODUCTS", True)
     others = [
         nn.Conv2d(128, 128, 3, padding=1, stride=2, bias=False),
@@ -222,7 +222,7 @@ def test_only_what_it_can_compute_is_changed(monkeypatch):
     assert count_winograd(network) == 0
 
 
-def test_elsewhere_than_in_float32_on_a_cpu_nothing_is_changed(monkeypatch):
+def test_winograd_is_used_only_in_float32_on_a_cpu(monkeypatch):
     for known, device, dtype in ((True, CPU, torch.bfloat16), (True, torch.device("cuda"), None), (False, CPU, None)):
         monkeypatch.setattr(winograd, "HAS_FAST_BATCHED_PRODUCTS", known)
         network = network_of()
@@ -244,7 +244,7 @@ def test_the_weights_and_their_names_stay_and_a_copy_is_plain(kind, layers, for_
         assert all(torch.equal(value, before[name]) for name, value in state.items())
 
 
-def test_a_run_says_whether_it_uses_it(tmp_path):
+def test_a_run_logs_whether_it_uses_winograd(tmp_path):
     said = {}
     short = ["--network", "resnet18", "--limit-train", "16", "--max-round", "1", "--max-epoch", "1"]
     for name, more in {"default": [], "off": ["--no-winograd"], "bf16": ["--precision", "bf16"]}.items():

@@ -1,4 +1,4 @@
-"""Workers on a machine that is short of shared memory, files, processes or time."""
+"""DataLoader workers on a machine short of shared memory, open files, processes or time."""
 
 import errno
 import logging
@@ -73,7 +73,7 @@ def test_batches_arrive_whole_through_memory_and_through_a_pipe(size, shared, pr
     loader.close()
 
 
-def test_a_batch_that_is_kept_is_not_written_over():
+def test_a_batch_that_is_still_referenced_is_not_overwritten():
     images = images_of(30)
     exactly(images, list(loader_of(images, workers_num=1).batches(torch.arange(30), ())))
 
@@ -85,7 +85,7 @@ def test_a_larger_batch_of_a_later_epoch_still_arrives():
     exactly(images, loader.batches([torch.arange(12)], ()))
 
 
-def test_memory_is_given_back_between_epochs():
+def test_shared_memory_is_released_between_epochs():
     shared = SharedBatches(1, 1, 1 << 20)
     before = resident()
     for place in range(2):
@@ -131,7 +131,7 @@ def test_the_thread_that_pins_takes_a_batch_by_its_own_method(monkeypatch):
         (errno.ENOMEM, "memory is short (Cannot allocate memory); lower --workers-num"),
     ],
 )
-def test_where_no_semaphore_can_be_made_this_process_loads(monkeypatch, warnings_of, number, words):
+def test_without_semaphores_the_main_process_loads(monkeypatch, warnings_of, number, words):
     def refuse(*arguments, **options):
         raise OSError(number, os.strerror(number))
 
@@ -150,7 +150,7 @@ def test_where_no_semaphore_can_be_made_this_process_loads(monkeypatch, warnings
     ("kind", "reason"),
     [(OSError, (errno.EAGAIN, "Resource temporarily unavailable")), (RuntimeError, ("can't start new thread",))],
 )
-def test_the_workers_that_did_start_are_ended_when_another_cannot(monkeypatch, warnings_of, capfd, kind, reason):
+def test_started_workers_end_when_another_cannot_start(monkeypatch, warnings_of, capfd, kind, reason):
     launch, started = Popen._launch, []
 
     def second_fails(self, process):
@@ -201,7 +201,7 @@ def test_the_limit_of_open_files_decides_how_many_start(monkeypatch, warnings_of
     ]
 
 
-def test_work_in_processes_gives_what_work_here_gives_and_its_first_error():
+def test_map_in_workers_gives_results_in_order_and_the_first_error():
     assert list(map_in_workers(abs, range(-100, 0), 2, "--shrink")) == list(range(100, 0, -1))
     results = map_in_workers(refuse_42, range(100), 2, "--shrink")
     assert [next(results) for _ in range(42)] == list(range(42))
@@ -242,7 +242,7 @@ def test_a_signal_ends_a_run_that_waits_for_a_batch(monkeypatch, number):
     exactly(images_of(6), loader_of(images_of(6)).batches(torch.arange(6), ()))  # the next loader is not told of it
 
 
-def test_a_signal_leaves_a_run_alone_whose_batches_come(monkeypatch):
+def test_a_signal_does_not_interrupt_a_run_whose_batches_arrive(monkeypatch):
     monkeypatch.setattr(stop_signals, "BATCH_TIMEOUT", 1.0)
 
     def slow(image):
