@@ -34,13 +34,13 @@ class Root(nn.Module):
         return F.normalize((images @ self.weight).sqrt() + images, dim=1)
 
 
-def epoch_of(data, batch=2, iter_size=1, report_every=1000, pause=lambda step, underway: None):
+def epoch_of(data, batch=2, iter_size=1, report_every=1000, between_steps=lambda step, progress: None):
     network, bank = Root(), MemoryBank(len(data), 4, 0.5, torch.Generator().manual_seed(0))
     step = Step(Embedder(network, CPU), bank, torch.optim.SGD(network.parameters(), lr=1e-3), 0.5)
     batches = [(data[rows], rows) for rows in torch.arange(len(data)).split(batch)]
     sizes = tuple(len(rows) for _, rows in batches)
     return train_epoch(
-        step, Neighbourhoods.none(len(data), 1, CPU), batches, sizes, iter_size, report_every, pause=pause
+        step, Neighbourhoods.none(len(data), 1, CPU), batches, sizes, iter_size, report_every, between_steps=between_steps
     )
 
 
@@ -79,12 +79,12 @@ def test_a_save_checks_the_loss_first():
     data[5] = math.nan
     saved = []
 
-    def pause(step, underway):
+    def save(step, progress):
         if step == 4:
-            saved.append(underway())
+            saved.append(progress())
 
     with pytest.raises(NotFiniteError) as error:
-        epoch_of(data, pause=pause)
+        epoch_of(data, between_steps=save)
     assert error.value.found.step == 2
     assert saved == []
 

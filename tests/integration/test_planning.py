@@ -111,11 +111,11 @@ def test_steps_are_timed_with_workers_and_in_groups_too(tmp_path, busy, argument
 
 def test_a_run_whose_rate_falls_logs_it_once(tmp_path, monkeypatch):
     rates = iter([None, (10.0, 500.0), None])
-    monkeypatch.setattr(console.RateWatch, "see", lambda self, images: next(rates, None))
+    monkeypatch.setattr(console.RateWatch, "update", lambda self, images: next(rates, None))
     run(tmp_path, *RUN, "--session", "s", "--threads", "2", "--display-freq", "1")
     said = [line for line in (tmp_path / "s" / "log.txt").read_text().splitlines() if "images/s, less" in line]
     assert len(said) == 1
-    assert "10 images/s, less than a third of the 500 before; other programs may be at work" in said[0]
+    assert "10 images/s, less than a third of the earlier 500; other programs may be using this machine" in said[0]
     assert said[0].endswith("end some of them, or stop the run and resume it with --threads 1")
 
 
