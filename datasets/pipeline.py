@@ -22,7 +22,7 @@ from lib.distributed.world import WHOLE, Share
 from lib.errors import UserError
 from lib.seeding import generator
 
-Batches = Generator[tuple[Tensor, Tensor], None, None]
+BatchGenerator = Generator[tuple[Tensor, Tensor], None, None]
 Loader = Union[DeviceLoader, WorkerLoader]
 
 EVAL_PIXELS = 512 * 32 * 32
@@ -134,7 +134,7 @@ class Pipeline:
         """Images in the smallest batch: batch norm needs two, of all processes together or of each."""
         return 2 if self._options.sync_bn else 2 * self._share.processes
 
-    def train_batches(self, order: Sequence[Tensor], *context: int, start: int = 0) -> Batches:
+    def train_batches(self, order: Sequence[Tensor], *context: int, start: int = 0) -> BatchGenerator:
         """This process's share of each training batch in the given order, augmented; it may be empty.
 
         The shares of all processes, concatenated, are the batches of a run with one process. Batches before `start`
@@ -146,7 +146,7 @@ class Pipeline:
         """The paths of training images, by their row numbers; None where images are not files."""
         return None if self._files is None else [self._files[row] for row in rows]
 
-    def train_batches_plain(self) -> Batches:
+    def train_batches_plain(self) -> BatchGenerator:
         """This process's share of the training images with the test transform, in the order of their index.
 
         The workers exit afterwards, since this is seldom called.
@@ -162,7 +162,7 @@ class Pipeline:
         self._plain_loader.close()
         return torch.cat(found)
 
-    def test_batches(self) -> Batches:
+    def test_batches(self) -> BatchGenerator:
         """This process's share of the test images, in the order of their index; there must be some."""
         assert self._test_loader is not None
         assert self.test is not None

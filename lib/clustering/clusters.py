@@ -19,20 +19,20 @@ import torch
 from torch import Tensor
 
 from lib.clustering.kmeans import spherical_kmeans
+from lib.config.option import AUTO
 from lib.errors import UserError
 from lib.search.exact import LARGEST_SAMPLE, nearest, sample_rows
 from lib.seeding import derive, generator
 
-AUTO = "auto"
-FEWEST = 20
+FEWEST_IMAGES = 20
 """The fewest images for which a round finds clusters; with fewer their number is meaningless."""
 ROWS_PER_CLUSTER = 50
 """k-means runs on an even sample of `LARGEST_SAMPLE` images, or of this many for each cluster if that is more."""
 COUNTED = 2_000
 """Size of the even sample on which the number of clusters is found: with 5,000 it takes 30 s on a busy core."""
 
-NEIGHBOURS = 10
-GROUP = 5
+GRAPH_NEIGHBOURS = 10
+ROWS_IN_GROUP = 5
 """Mean rows in one of the groups that the merging starts from, by k-means; more where they would be too many."""
 MOST_GROUPS = 1000
 GROUPS_IN_CLUSTER = 5
@@ -44,7 +44,7 @@ CLEAR_FACTOR = 2.0
 SPAN = 1.5
 """The confidence covers thresholds from `THRESHOLD` / SPAN to `THRESHOLD` * SPAN."""
 RUNS = 5
-SAMPLE = 10_000
+ROWS_IN_RUN = 10_000
 """Rows of one run; of more, each run draws a sample. A class is found if some dozens of its images are drawn."""
 
 
@@ -101,7 +101,7 @@ def round_clusters(sample: Tensor, images: int, number: str, seed: int) -> Optio
         number: as --num-clusters.
         seed: of all random draws.
     """
-    needed = FEWEST if number == AUTO else min(images, ROWS_PER_CLUSTER * int(number))
+    needed = FEWEST_IMAGES if number == AUTO else min(images, ROWS_PER_CLUSTER * int(number))
     if len(sample) < needed or (number != AUTO and int(number) > len(sample)):
         return None
     return find_clusters(sample, number, seed)
@@ -205,13 +205,13 @@ def choose_number(features: Tensor, seed: int = 0, runs: int = RUNS) -> NumberOf
 
 def _linkages(features: Tensor, seed: int, run: int) -> np.ndarray:
     """The linkages (`merge_linkages`) of a sample of the rows, for the K considered."""
-    if len(features) > SAMPLE:
+    if len(features) > ROWS_IN_RUN:
         order = torch.randperm(len(features), generator=generator(seed, "number of clusters", run))
-        features = features[order[:SAMPLE].to(features.device)]
+        features = features[order[:ROWS_IN_RUN].to(features.device)]
     count = len(features)
-    groups = min(max(2, count // GROUP), MOST_GROUPS)
+    groups = min(max(2, count // ROWS_IN_GROUP), MOST_GROUPS)
     first = spherical_kmeans(features, groups, derive(seed, "groups", run), restarts=1, iterations=15)
-    linkages = merge_linkages(neighbour_graph(features, NEIGHBOURS), first.assignments.numpy())
+    linkages = merge_linkages(neighbour_graph(features, GRAPH_NEIGHBOURS), first.assignments.numpy())
     return linkages[: max(1, groups // GROUPS_IN_CLUSTER - 1)]
 
 

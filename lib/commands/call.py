@@ -25,7 +25,7 @@ from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World, int_digest
 from lib.errors import PeerFailure, RunError, UnreadableImage, UserError
 from lib.logger.console import LOGGER
-from lib.pretrained.fitting import check_complete, fit, load_exactly, report
+from lib.pretrained.fitting import check_complete, fit_lines, load_exactly, load_matching
 from lib.pretrained.weights_file import WeightsFile, of_checkpoint
 from lib.runtime.determinism import choose_algorithms
 from lib.runtime.device import choose_precision
@@ -197,9 +197,9 @@ def load_network(network: nn.Module, options: Options, start: Start) -> WeightsF
         return of_checkpoint(start.checkpoint, start.path)
     assert isinstance(start, FromWeights)  # only training starts fresh
     weights = start.file
-    fitted = fit(network, weights)
+    fitted = load_matching(network, weights)
     check_complete(fitted, weights, options.network)
-    for line in report(fitted, weights, options.network):
+    for line in fit_lines(fitted, weights, options.network):
         # --test-only shows only warnings
         log.log(logging.WARNING if fitted.misfits else logging.INFO, "weights    %s", line)
     reason = None

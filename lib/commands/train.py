@@ -24,7 +24,7 @@ from lib.evaluation.evaluator import Evaluated, Evaluator
 from lib.logger.console import LOGGER, RESULT, close_log, is_terminal, open_log
 from lib.nn.winograd import count_winograd
 from lib.pretrained.bank import start_bank
-from lib.pretrained.fitting import Fit, fit, report
+from lib.pretrained.fitting import Fit, fit_lines, load_matching
 from lib.report import Report
 from lib.runtime.device import describe_device, describe_precision, precision_note
 from lib.runtime.packages import has
@@ -94,7 +94,7 @@ def _load(call: Call, state: TrainingState, pipeline: Pipeline) -> Optional[Fit]
     """Load the checkpoint or the weights that the run starts from; returns how the weights fit the network."""
     start = call.start
     if isinstance(start, FromWeights):
-        return fit(state.embedder.network, start.file)
+        return load_matching(state.embedder.network, start.file)
     if isinstance(start, Resumed):
         state.resume(start.checkpoint, str(start.path), call.options, pipeline)
         for part in ("net", "npc", "optimizer", "ANs_discovery"):
@@ -115,7 +115,7 @@ def _initialise(
         return
     weights = start.file if isinstance(start, FromWeights) else None
     if fitted is not None and weights is not None:
-        for line in report(fitted, weights, options.network):
+        for line in fit_lines(fitted, weights, options.network):
             log.log(logging.WARNING if fitted.misfits else logging.INFO, "weights   %s", line)
     elif isinstance(network, WhiteNet):
         network.fit_stem(pipeline.sample(STEM_IMAGES).to(call.world.device))

@@ -16,7 +16,7 @@ from lib.evaluation.knn import KNN
 from lib.nn.embedder import Embedder
 from lib.search.exact import nearest
 
-SIDE = 16
+PIXELS_SIDE = 16
 """Larger images are averaged down to this many pixels a side, which makes 768 numbers."""
 LARGEST = {"cpu": 20_000, "cuda": 100_000}
 """The most training images for which baselines are measured, by kind of device: more would take minutes."""
@@ -34,12 +34,12 @@ class PixelRows:
         size: the side S of the images.
 
     Attributes:
-        values: (n, 3 side^2) float32, with side = min(S, `SIDE`).
+        values: (n, 3 side^2) float32, with side = min(S, `PIXELS_SIDE`).
         complete: whether all rows have been copied.
     """
 
     def __init__(self, rows: slice, size: int, device: torch.device):
-        self._start, self._side = rows.start, min(size, SIDE)
+        self._start, self._side = rows.start, min(size, PIXELS_SIDE)
         self.values = torch.empty(rows.stop - rows.start, 3 * self._side**2, device=device)
         self._copied = 0
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from datasets.image_set import UNLABELLED
 from datasets.pipeline import Pipeline
-from lib.clustering.clusters import AUTO, NumberOfClusters, choose_number
+from lib.clustering.clusters import NumberOfClusters, choose_number
 from lib.clustering.kmeans import Clustering, spherical_kmeans
 from lib.config import Options
+from lib.config.option import AUTO
 from lib.distributed.world import World
 from lib.evaluation.evaluator import Protocol, Results
 from lib.evaluation.features import Features
@@ -26,7 +27,7 @@ from lib.seeding import derive
 WIDEST, LONGEST = 20, 60
 """The most classes and clusters of a confusion table on the terminal; the file has all."""
 
-SAMPLE = 4000
+SILHOUETTE_ROWS = 4000
 """The most rows for the silhouette, which compares each with every other."""
 
 log = logging.getLogger(LOGGER)
@@ -211,7 +212,7 @@ def matched(table: np.ndarray) -> tuple[float, dict[int, int]]:
 
 
 def silhouette(features: Tensor, assignments: np.ndarray, seed: int) -> Optional[float]:
-    """The mean silhouette (Rousseeuw 1987) by cosine distance, of `SAMPLE` rows at most, drawn by the seed.
+    """The mean silhouette (Rousseeuw 1987) by cosine distance, of `SILHOUETTE_ROWS` rows at most, drawn by the seed.
 
     None where there are not two clusters, or no two rows in one.
 
@@ -220,8 +221,8 @@ def silhouette(features: Tensor, assignments: np.ndarray, seed: int) -> Optional
         assignments: (N,) int64.
     """
     rows = np.arange(len(assignments))
-    if len(rows) > SAMPLE:
-        rows = np.sort(np.random.RandomState(seed % 2**32).permutation(len(rows))[:SAMPLE])
+    if len(rows) > SILHOUETTE_ROWS:
+        rows = np.sort(np.random.RandomState(seed % 2**32).permutation(len(rows))[:SILHOUETTE_ROWS])
     chosen = assignments[rows]
     if not 2 <= len(np.unique(chosen)) < len(rows):
         return None

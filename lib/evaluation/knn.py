@@ -14,9 +14,9 @@ from lib.evaluation.evaluator import Protocol, Results
 from lib.evaluation.features import Features
 from lib.search.exact import ExactSearch, sample_rows
 
-CHUNK_ELEMENTS = 2**24
+CHUNK_VOTES = 2**24
 """Votes, and similarities of neighbours, held at a time: 128 MiB each."""
-LARGEST_SAMPLE = 10_000
+MOST_QUERIES = 10_000
 """The most query images; of more, an even sample. All images vote."""
 
 
@@ -112,7 +112,7 @@ def weighted_knn(
     """
     k = min(k, len(database_labels) - (own is not None))
     search, ranks = ExactSearch(database, backend, shard), []
-    for chunk in torch.arange(len(queries), device=queries.device).split(max(1, CHUNK_ELEMENTS // max(k, classes))):
+    for chunk in torch.arange(len(queries), device=queries.device).split(max(1, CHUNK_VOTES // max(k, classes))):
         similarities, indices = search(queries[chunk], k, None if own is None else own[chunk])
         votes = log_votes(similarities, database_labels[indices], classes, sigma)
         ranks.append(rank_of_truth(votes, labels[chunk]))
@@ -233,7 +233,7 @@ class LeaveOneOutKNN(KNN):
         here = labelled[shard.start : shard.stop] - everything.start
         database = rows[here.to(rows.device)]  # those with a label
         labels = torch.from_numpy(train.labels)[labelled].to(rows.device)
-        sampled = sample_rows(len(labels), LARGEST_SAMPLE)
+        sampled = sample_rows(len(labels), MOST_QUERIES)
         query_shard = Shard.part_of(shard, sampled)
         own = database[(sampled[query_shard.start : query_shard.stop] - shard.start).to(rows.device)]
         sampled = sampled.to(rows.device)

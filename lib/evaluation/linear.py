@@ -138,7 +138,7 @@ class Classifier:
         return torch.addmm(bias, rows.to(device), weights)
 
 
-def fit(
+def fit_classifier(
     rows: Tensor,
     labels: Tensor,
     classes: int,
@@ -303,7 +303,7 @@ class Linear(Protocol):
         train.sub_(mean).div_(deviation)  # in place: they may take gigabytes
         test.sub_(mean.to(test.device)).div_(deviation.to(test.device))  # train and test may be on different devices
         penalty, held_out_top1, start = self._choose_penalty(train, labels, classes)
-        classifier = fit(train, labels, classes, penalty, world, start, STEPS)
+        classifier = fit_classifier(train, labels, classes, penalty, world, start, STEPS)
         images = not_none(self.pipeline.test)
         truth = torch.from_numpy(images.labels)[world.rows(len(images))]
         accuracy = _accuracy(classifier, test, truth, classes, world)
@@ -317,7 +317,7 @@ class Linear(Protocol):
         best: Optional[tuple[float, float, Classifier]] = None
         start, without_gain = None, 0
         for penalty in PENALTIES:
-            start = fit(rows, labels, classes, penalty, self.world, start, STEPS, ~held_out)
+            start = fit_classifier(rows, labels, classes, penalty, self.world, start, STEPS, ~held_out)
             top1 = _accuracy(start, held_out_rows, held_out_labels, classes, self.world).top1
             without_gain = 0 if best is None or top1 > best[1] else without_gain + 1
             if without_gain == 0:

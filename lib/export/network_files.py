@@ -21,7 +21,7 @@ from lib.export.model import Preprocessing
 from lib.export.result_folder import DESCRIPTION, ONNX, STATE, WHITENING
 from lib.session import provenance
 
-FORMAT = 1
+EXPORT_FORMAT = 1
 INPUT, OUTPUT = "images", "features"
 """Names of the ONNX file's input, (B, 3, S, S) float32, and of its output, (B, D) float32."""
 
@@ -94,7 +94,7 @@ def _description(
         steps.append(f"y = (x - mean) @ matrix, by {WHITENING}")
         steps.append("the feature is y / |y|")
     return {
-        "format": FORMAT,
+        "format": EXPORT_FORMAT,
         "network": options.network,
         "low_dim": options.low_dim,
         "stem": models.stem_for(options.stem, size),

@@ -18,6 +18,7 @@ PARTS = ("lowest", "middle", "highest")
 
 SIDE, BORDER, GAP = 68, 5, 6  # pixels
 NEIGHBOURS_SHOWN = 4
+"""Neighbours shown of an anchor; it may have more."""
 _WIDEST = 5  # images beside one another; a card of TensorBoard is some 350 pixels wide
 
 NEUTRAL, SAME, OTHER = (150, 150, 150), (0, 140, 60), (205, 30, 40)

@@ -24,7 +24,7 @@ log = logging.getLogger(LOGGER)
 OVERVIEW, ANCHORS, IMAGES = "1_Overview", "2_Anchors", "3_Images"
 """Groups of charts that come before all others: TensorBoard sorts groups by their names."""
 
-SIDE = 48
+SPRITE_SIDE = 48
 """Pixels of a projector's thumbnail. 10,000 make a sheet of 4,800 x 4,800 pixels; browsers accept up to 8,192."""
 
 _IN_OVERVIEW = {
@@ -135,7 +135,7 @@ class TensorBoardWriter:
             self._file("run").add(step, "image", tag, picture, dataformats="HWC")
 
     def thumbnails(self, squares: np.ndarray) -> None:
-        """Write the thumbnails of the images that `embeddings` shows, (S, SIDE, SIDE, 3) uint8."""
+        """Write the thumbnails of the images that `embeddings` shows, (S, SPRITE_SIDE, SPRITE_SIDE, 3) uint8."""
         if self.folder is not None:
             with self._drop_projector_on_error():
                 self.projector = Projector(self.folder / "run", squares)
@@ -272,7 +272,7 @@ class Projector:
 
     Args:
         folder: of the run's event files.
-        squares: (S, SIDE, SIDE, 3) uint8, one for each image that is shown.
+        squares: (S, SPRITE_SIDE, SPRITE_SIDE, 3) uint8, one for each image that is shown.
     """
 
     def __init__(self, folder: Path, squares: np.ndarray):
@@ -311,17 +311,17 @@ class Projector:
             entry.tensor_path = f"projector/{name}.tsv"
             entry.metadata_path = f"projector/{path.name}"
             entry.sprite.image_path = "projector/thumbnails.png"
-            entry.sprite.single_image_dim.extend([SIDE, SIDE])
+            entry.sprite.single_image_dim.extend([SPRITE_SIDE, SPRITE_SIDE])
         (self._folder / "projector_config.pbtxt").write_text(text_format.MessageToString(config), encoding="utf-8")
 
 
 def _sheet(squares: np.ndarray) -> Image.Image:
     """All thumbnails in one square picture, row by row."""
     across = math.ceil(math.sqrt(len(squares)))
-    whole = np.full((across * across, SIDE, SIDE, 3), 255, dtype=np.uint8)
+    whole = np.full((across * across, SPRITE_SIDE, SPRITE_SIDE, 3), 255, dtype=np.uint8)
     whole[: len(squares)] = squares
-    grid = whole.reshape(across, across, SIDE, SIDE, 3).swapaxes(1, 2)
-    return Image.fromarray(grid.reshape(across * SIDE, across * SIDE, 3))
+    grid = whole.reshape(across, across, SPRITE_SIDE, SPRITE_SIDE, 3).swapaxes(1, 2)
+    return Image.fromarray(grid.reshape(across * SPRITE_SIDE, across * SPRITE_SIDE, 3))
 
 
 def _plain(cell: str) -> str:

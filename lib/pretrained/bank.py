@@ -16,7 +16,7 @@ from lib.method.memory_bank import MemoryBank
 from lib.nn.embedder import Embedder
 from lib.pretrained.weights_file import WeightsFile
 
-SAMPLE = 256
+RECOGNITION_IMAGES = 256
 """Training images on which a bank of unknown origin is tested."""
 RECOGNISED = 0.75
 """Share of pairs (its own row, another row) in which its own must be nearer to an image. Chance gives 1/2."""
@@ -118,7 +118,7 @@ def _recognition(embedder: Embedder, pipeline: Pipeline, memory: Tensor, world: 
     for images, rows in batches:
         features.append(frozen(images).cpu())
         indices.append(rows.cpu())
-        if sum(map(len, indices)) >= SAMPLE:
+        if sum(map(len, indices)) >= RECOGNITION_IMAGES:
             break
     batches.close()
     counts = torch.zeros(2, dtype=torch.float64)

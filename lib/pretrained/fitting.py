@@ -70,7 +70,7 @@ def check_network(network: nn.Module, weights: Mapping[str, Tensor], source: str
 
 
 @torch.no_grad()
-def fit(network: nn.Module, file: WeightsFile) -> Fit:
+def load_matching(network: nn.Module, file: WeightsFile) -> Fit:
     """Load the weights whose name and shape match the network's.
 
     Names may be torchvision's or those of the authors' ResNet (`shortcut` for `downsample`, `linear` for `fc`). An
@@ -113,7 +113,7 @@ def check_complete(found: Fit, file: WeightsFile, network: str) -> None:
     )
 
 
-def report(found: Fit, file: WeightsFile, network: str) -> list[str]:
+def fit_lines(found: Fit, file: WeightsFile, network: str) -> list[str]:
     """Lines for the log: what the file is, what was loaded, and what was not."""
     lines = [f"{file.name}: {file.kind}; {found.loaded} of its {len(file.weights)} tensors loaded into {network}"]
     lines += [f"does not fit: {misfit}" for misfit in found.misfits[:_LISTED]]

@@ -43,12 +43,12 @@ class Report:
         """
         from lib.report.page import assemble
         from lib.report.pictures import Pictures
-        from lib.report.template import write
+        from lib.report.template import write_page
 
         started = time.perf_counter()
         if self._pictures is None:
             self._pictures = Pictures(self.images)
-        write(assemble(self.session, self._pictures, self.fingerprint, self._cache), self.session.report)
+        write_page(assemble(self.session, self._pictures, self.fingerprint, self._cache), self.session.report)
         return time.perf_counter() - started
 
     def write_if_possible(self) -> None:

@@ -10,6 +10,7 @@ from lib.config import OPTIONS, in_effect, value_text
 from lib.errors import UserError
 from lib.logger.console import duration
 from lib.runtime.packages import has
+from lib.session.metrics import percent_text
 from lib.session.records import SessionRecord, result_text, result_words
 
 KIND = "comparison"
@@ -113,16 +114,19 @@ class Comparison:
         """The results of each session, a row for each figure."""
         body = [
             ["epochs completed", *(f"{len(record.epochs):,}" for record in self.records)],
-            ["top-1, last", *(_percent(record.latest("knn_top1")) for record in self.records)],
-            ["top-1, best epoch", *(_percent((_best(record) or {}).get("knn_top1")) for record in self.records)],
+            ["top-1, last", *(percent_text(record.latest("knn_top1")) for record in self.records)],
+            ["top-1, best epoch", *(percent_text((_best(record) or {}).get("knn_top1")) for record in self.records)],
             ["its round and epoch", *(_where(_best(record)) for record in self.records)],
-            ["top-1, recomputed", *(_percent((record.final or {}).get("top1")) for record in self.records)],
-            ["top-5, recomputed", *(_percent((record.final or {}).get("top5")) for record in self.records)],
-            ["consistent pairs, last", *(_percent(_last(record, "consistency")) for record in self.records)],
+            ["top-1, recomputed", *(percent_text((record.final or {}).get("top1")) for record in self.records)],
+            ["top-5, recomputed", *(percent_text((record.final or {}).get("top5")) for record in self.records)],
+            ["consistent pairs, last", *(percent_text(_last(record, "consistency")) for record in self.records)],
             ["anchors, last", *(_number(_last(record, "anchors")) for record in self.records)],
             ["loss, last", *(_number(_last(record, "loss")) for record in self.records)],
             ["entropy, last", *(_number(record.latest("entropy")) for record in self.records)],
-            ["kept their neighbour, last", *(_percent(record.latest("neighbours_kept")) for record in self.records)],
+            [
+                "kept their neighbour, last",
+                *(percent_text(record.latest("neighbours_kept")) for record in self.records),
+            ],
             ["cosine with the nearest, last", *(_number(record.latest("neighbour_cosine")) for record in self.records)],
             ["clusters, last", *(_clusters(record) for record in self.records)],
             *self._protocol_results(),
@@ -141,10 +145,10 @@ class Comparison:
     def by_round(self) -> dict[str, Table]:
         """A table for each result of a round."""
         figures = {
-            "top-1 at the end of each round": lambda entry: _percent(entry.knn_last),
-            "consistent pairs in each round": lambda entry: _percent(entry.consistency),
+            "top-1 at the end of each round": lambda entry: percent_text(entry.knn_last),
+            "consistent pairs in each round": lambda entry: percent_text(entry.consistency),
             "loss at the end of each round": lambda entry: _number(entry.loss),
-            "share that kept their neighbour in each round": lambda entry: _percent(entry.neighbours_kept),
+            "share that kept their neighbour in each round": lambda entry: percent_text(entry.neighbours_kept),
             "mean entropy at the end of each round": lambda entry: _number(entry.entropy),
         }
         rounds = [{entry.round: entry for entry in record.rounds} for record in self.records]
@@ -205,10 +209,6 @@ def _clusters(record: SessionRecord) -> str:
 
 def _time(record: SessionRecord) -> str:
     return duration(sum(epoch["seconds"] for epoch in record.epochs)) if record.epochs else "-"
-
-
-def _percent(share: Optional[float]) -> str:
-    return "-" if share is None else f"{100 * share:.2f} %"
 
 
 def _number(value: Any) -> str:
@@ -275,11 +275,11 @@ def compare(sessions: Sequence[str], page: Optional[str], folder: str) -> None:
 
 
 def _write(comparison: Comparison, path: Path) -> None:
-    from lib.report.template import write
+    from lib.report.template import write_page
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(as_page(comparison), path)
+        write_page(as_page(comparison), path)
     except OSError as error:
         raise UserError(
             f"{path} cannot be written: {error.strerror}; choose another path with --compare-html"

@@ -14,9 +14,9 @@ COLUMNS = 25
 """Thumbnails in a row of the sheet."""
 TILE = 40
 """Pixels of a thumbnail on the sheet, at most: 600 of them take about half a MB."""
-NEIGHBOURS = 30
+PERPLEXITY = 30
 """t-SNE's perplexity: about how many neighbours determine the position of each image."""
-FEWEST = 30
+FEWEST_FOR_TSNE = 30
 """With fewer images the two directions of largest spread (PCA) are shown."""
 NO_LABEL = "no label"
 
@@ -115,14 +115,14 @@ def layout(features: np.ndarray) -> tuple[str, np.ndarray]:
         `t-SNE` or `PCA`, and (n, 2) float64 from 0.03 to 0.97.
     """
     centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
-    if len(features) < FEWEST:
+    if len(features) < FEWEST_FOR_TSNE:
         return "PCA", _in_unit_square(_principal(centred))
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
     start = _principal(centred)
     start = start / max(start[:, 0].std(), 1e-12) * 1e-4  # as scikit-learn scales its PCA initialisation
-    perplexity = min(NEIGHBOURS, (len(features) - 1) / 3)
+    perplexity = min(PERPLEXITY, (len(features) - 1) / 3)
     tsne = TSNE(2, perplexity=perplexity, init=start.astype(np.float32), learning_rate="auto", random_state=0)
     with threadpool_limits(1):
         return "t-SNE", _in_unit_square(tsne.fit_transform(features.astype(np.float32)).astype(np.float64))

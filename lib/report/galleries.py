@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from lib.clustering.clusters import Clusters
+from lib.figures.thumbnails import NEIGHBOURS_SHOWN
 from lib.method.discovery import similarity_entropy
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.report.pictures import Picture, Pictures, sample
 from lib.search.exact import nearest
 
-GROUP = 6
+ANCHORS_IN_GROUP = 6
 """Anchors shown in a group."""
-NEIGHBOURS = 4
-"""Neighbours shown of an anchor; it may have more."""
 CERTAIN_SHOWN = 12
 """Images shown as the most certain, and as many as the least certain."""
 LOGITS = 2**28
@@ -108,7 +107,7 @@ def anchors_with_neighbours(
         if neighbours is None:
             shown_neighbours = nearest(features[rows], features, 1, rows, backend="torch")[1]
         else:
-            shown_neighbours = neighbours[places, :NEIGHBOURS]
+            shown_neighbours = neighbours[places, :NEIGHBOURS_SHOWN]
         shown = zip(rows.tolist(), certainty.of(rows).tolist(), shown_neighbours.tolist())
         groups.append(Group(name, [_anchor(*each, pictures) for each in shown]))
     return groups
@@ -121,7 +120,7 @@ def _anchor(row: int, entropy: float, others: Sequence[int], pictures: Pictures)
 
 def _thirds(count: int) -> list[tuple[str, slice]]:
     """The slices of the lowest, middle and highest of `count` ordered items, without overlap."""
-    size = min(GROUP, count // 3)
+    size = min(ANCHORS_IN_GROUP, count // 3)
     if size == 0:
         return [("All", slice(0, count))]
     middle = (count - size) // 2

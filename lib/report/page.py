@@ -12,8 +12,9 @@ from torch import Tensor
 
 from datasets.image_set import ImageSet
 from lib.checkpoint.manager import newest_by_round
-from lib.clustering.clusters import AUTO, clusters_of
+from lib.clustering.clusters import clusters_of
 from lib.config import value_text
+from lib.config.option import AUTO
 from lib.errors import UserError
 from lib.evaluation.baselines import shared_in, shared_text
 from lib.evaluation.features import FeatureSpace

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from datasets.image_set import UNLABELLED, ImageSet
 from lib.errors import not_none
 
-SIDE = 64
+THUMBNAIL_SIDE = 64
 """Pixels of a thumbnail's side; smaller images keep their size, and the page enlarges them."""
 TINY = 24
 """Images up to this side are stored as PNG: JPEG would blur them."""
@@ -95,10 +95,10 @@ class Pictures:
         return Picture(index, uri_of(self.thumbnail(index)), self.name(index), self.label(index))
 
     def thumbnail(self, index: int) -> Image.Image:
-        """A square cut from the middle, at most `SIDE` pixels wide."""
+        """A square cut from the middle, at most `THUMBNAIL_SIDE` pixels wide."""
         if index not in self._thumbnails:
             image = self.images.read(index)
-            side = min(SIDE, *image.size)
+            side = min(THUMBNAIL_SIDE, *image.size)
             self._thumbnails[index] = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
         return self._thumbnails[index]
 

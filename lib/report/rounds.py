@@ -23,7 +23,7 @@ from lib.search.exact import nearest
 from lib.session.metrics import Round
 from lib.session.records import SessionRecord
 
-SIDE = 80
+ATTENTION_SIDE = 80
 """Pixels of an attention map's side."""
 PAIRS = 2**14
 """The most anchors on which mean cosine and stability are measured, evenly spaced."""
@@ -118,7 +118,7 @@ def _attention_maps(
     batch = torch.stack([transforms.Compose(steps[2:])(square) for square in squares])
     seen = attention(network, batch, memory[neighbours[:, 0]])
     return seen.stage, tuple(
-        uri_of(overlaid(square, attended.numpy(), SIDE)) for square, attended in zip(squares, seen.maps)
+        uri_of(overlaid(square, attended.numpy(), ATTENTION_SIDE)) for square, attended in zip(squares, seen.maps)
     )
 
 

@@ -35,7 +35,7 @@ def _environment() -> Environment:
     return environment
 
 
-def write(text: str, path: Path) -> None:
+def write_page(text: str, path: Path) -> None:
     """Write beside `path`, then move into place. Names that are not valid text show a replacement character.
 
     Raises:

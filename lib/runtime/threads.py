@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
-AUTO = "auto"
 MARGIN = 0.3
 """Cores that other programs may use before the machine counts as busy."""
 

@@ -155,14 +155,14 @@ class Round:
         """The round in one line; `classifier` names the accuracy."""
         parts = [f"{self.anchors} anchors"]
         if self.consistency is not None:
-            parts.append(f"consistency {_percent(self.consistency)}")
+            parts.append(f"consistency {percent_text(self.consistency)}")
         if self.knn_last is not None:
-            parts.append(f"{classifier} {_percent(self.knn_last)} last, {_percent(self.knn_best)} best")
+            parts.append(f"{classifier} {percent_text(self.knn_last)} last, {percent_text(self.knn_best)} best")
         parts.append(f"loss {self.loss:.3f}")
         if self.entropy is not None:
             parts.append(f"entropy {self.entropy:.3f}")
         if self.neighbours_kept is not None:
-            parts.append(f"{_percent(self.neighbours_kept, 1)} kept their neighbour")
+            parts.append(f"{percent_text(self.neighbours_kept, 1)} kept their neighbour")
         if self.neighbour_cosine is not None:
             parts.append(f"cosine {self.neighbour_cosine:.3f}")
         if self.clusters is not None:
@@ -209,21 +209,21 @@ class History:
             finished: name and top-1 of the finished network's features of --features and --whiten; the last row.
         """
         empty = dict.fromkeys(("anchors", "consistency", "kNN last", "kNN best", "seconds"), "")
-        rows = [{"round": name, **empty, "kNN last": _percent(top1)} for name, top1 in baselines.items()]
+        rows = [{"round": name, **empty, "kNN last": percent_text(top1)} for name, top1 in baselines.items()]
         rows += [
             {
                 "round": str(entry.round),
                 "anchors": str(entry.anchors),
-                "consistency": _percent(entry.consistency),
-                "kNN last": _percent(entry.knn_last),
-                "kNN best": _percent(entry.knn_best)
+                "consistency": percent_text(entry.consistency),
+                "kNN last": percent_text(entry.knn_last),
+                "kNN best": percent_text(entry.knn_best)
                 + ("" if entry.best_epoch is None else f" (epoch {entry.best_epoch})"),
                 "seconds": f"{entry.seconds:.0f}",
             }
             for entry in self.rounds
         ]
         if finished is not None:
-            rows.append({"round": finished[0], **empty, "kNN last": _percent(finished[1])})
+            rows.append({"round": finished[0], **empty, "kNN last": percent_text(finished[1])})
         return _table(rows, ("kNN best", "seconds", "anchors"), width)
 
     def diagnostics_table(self, width: Optional[int] = None) -> str:
@@ -235,7 +235,7 @@ class History:
                 "loss": _number(entry.loss),
                 "entropy": _number(entry.entropy),
                 "anchors'": _number(entry.anchor_entropy),
-                "kept": _percent(entry.neighbours_kept, 1),
+                "kept": percent_text(entry.neighbours_kept, 1),
                 "cosine": _number(entry.neighbour_cosine),
                 "clusters": "-" if entry.clusters is None else sizes(entry.clusters),
                 "seconds": f"{entry.seconds:.0f}",
@@ -280,5 +280,6 @@ def _number(value: Optional[float]) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _percent(share: Optional[float], digits: int = 2) -> str:
+def percent_text(share: Optional[float], digits: int = 2) -> str:
+    """A share of 1 in per cent; a hyphen for None."""
     return "-" if share is None else f"{100 * share:.{digits}f} %"

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from datasets.pipeline import Pipeline
 from lib.config import Options, Settings
+from lib.config.option import AUTO
 from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
 from lib.errors import UserError, not_none
-from lib.runtime.threads import AUTO, OtherPrograms, cores, is_busy, requested_threads
+from lib.runtime.threads import OtherPrograms, cores, is_busy, requested_threads
 from lib.training.state import TrainingState
 from lib.training.step import Step
 

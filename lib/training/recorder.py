@@ -26,7 +26,7 @@ from lib.evaluation.features import Features
 from lib.export.kept_features import KeptFeatures
 from lib.figures.thumbnails import anchor_grids, thumbnails
 from lib.logger.console import LOGGER, RESULT, Progress, RateWatch
-from lib.logger.tensorboard import SIDE, TensorBoardWriter
+from lib.logger.tensorboard import SPRITE_SIDE, TensorBoardWriter
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.report import Report
 from lib.search.exact import sample_rows
@@ -378,7 +378,7 @@ class SessionRecorder(Recorder):
         if self._shown is None:
             self._shown = sample_rows(len(statistics.rows), self.options.tfb_projector)
             self._tensorboard.thumbnails(
-                thumbnails(self.pipeline.train, statistics.rows.cpu()[self._shown].tolist(), SIDE)
+                thumbnails(self.pipeline.train, statistics.rows.cpu()[self._shown].tolist(), SPRITE_SIDE)
             )
         shown = self._shown
         rows = statistics.rows.cpu()[shown].tolist()

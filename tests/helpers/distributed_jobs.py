@@ -228,17 +228,17 @@ def surveys(world):
 
 def leave_one_out(world):
     """Leave-one-out kNN with all images labelled and with few (a process may have none), of all and of a sample."""
-    found, before = {}, judging.LARGEST_SAMPLE
+    found, before = {}, judging.MOST_QUERIES
     for known, largest in ((53, 100), (53, 10), (20, 100), (3, 2)):
         labels = torch.randint(6, (53,), generator=torch.Generator().manual_seed(known)).numpy()
         labels[known:] = UNLABELLED
         images = ImageSet(np.zeros((53, 4, 4, 3), np.uint8), labels, tuple("abcdef"))
         pipeline, memory = SimpleNamespace(name="some", train=images, test=None), unit_rows(53, 6, 9)
-        judging.LARGEST_SAMPLE = largest
+        judging.MOST_QUERIES = largest
         judge = judging.LeaveOneOutKNN(pipeline, world, "knn", 1, 5, 0.1, "auto")
         features = Features(None, pipeline, world, 6, memory[world.rows(53)])
         found[known, largest] = judge.evaluate(features).scalars
-    judging.LARGEST_SAMPLE = before
+    judging.MOST_QUERIES = before
     return found
 
 

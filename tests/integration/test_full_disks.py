@@ -9,7 +9,7 @@ import pytest
 
 from lib.checkpoint import io as checkpoint
 from lib.logger import console as journal
-from lib.logger.tensorboard import SIDE, EventFile, TensorBoardWriter
+from lib.logger.tensorboard import SPRITE_SIDE, EventFile, TensorBoardWriter
 from main import main
 from tests.helpers.disks import mount, small_disk
 from tests.helpers.runs import TINY, call, checkpoints, error_line, start, wait_for
@@ -125,7 +125,7 @@ def test_a_projector_on_a_full_disk_does_not_end_the_run(tmp_path, capsys):
     board = TensorBoardWriter(tmp_path, 2)
     journal.open_log(None, brief=False)
     with small_disk(tmp_path / "run", 65536):
-        squares = np.random.RandomState(0).randint(0, 255, (100, SIDE, SIDE, 3)).astype(np.uint8)
+        squares = np.random.RandomState(0).randint(0, 255, (100, SPRITE_SIDE, SPRITE_SIDE, 3)).astype(np.uint8)
         board.thumbnails(squares)
         board.embeddings("a", np.zeros((100, 4)), {"image": ["x"] * 100})
     journal.close_log()

@@ -40,7 +40,13 @@ def epoch_of(data, batch=2, iter_size=1, report_every=1000, between_steps=lambda
     batches = [(data[rows], rows) for rows in torch.arange(len(data)).split(batch)]
     sizes = tuple(len(rows) for _, rows in batches)
     return train_epoch(
-        step, Neighbourhoods.none(len(data), 1, CPU), batches, sizes, iter_size, report_every, between_steps=between_steps
+        step,
+        Neighbourhoods.none(len(data), 1, CPU),
+        batches,
+        sizes,
+        iter_size,
+        report_every,
+        between_steps=between_steps,
     )
 
 

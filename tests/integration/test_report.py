@@ -498,7 +498,7 @@ def test_samples_are_bounded_and_ascending(count, wanted):
 def test_large_images_become_small_thumbnails():
     images = ImageSet(np.random.default_rng(0).integers(0, 255, (2, 300, 500, 3), dtype=np.uint8))
     shown = pictures.Pictures(images).picture(1)
-    assert opened(shown.uri).size == (pictures.SIDE, pictures.SIDE)
+    assert opened(shown.uri).size == (pictures.THUMBNAIL_SIDE, pictures.THUMBNAIL_SIDE)
     assert (shown.name, shown.label, shown.alt) == ("image 1", None, "image 1")
 
 
