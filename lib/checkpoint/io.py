@@ -265,7 +265,7 @@ def _read_checksum(path: Path) -> Optional[_Checksum]:
         OSError: the file cannot be read.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError("it is no ordinary file")
+        raise ValueError("it is not a regular file")
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size == 0:

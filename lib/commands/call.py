@@ -107,7 +107,7 @@ def prepared(settings: Settings, start: Start, process: ProcessInfo, world: Opti
             ) from error
         if world.size == 1 or isinstance(error, MemoryError) or not is_peer_failure(error):
             raise
-        raise PeerFailure(f"{str(error).splitlines()[0]} (see what another process reports first)") from error
+        raise PeerFailure(f"{str(error).splitlines()[0]} (the process that failed first reports the cause)") from error
 
 
 def check_same_call(

@@ -173,7 +173,7 @@ def _check_use(options: Options) -> None:
     if names and options.resume is None and options.pretrained is None:
         raise UserError(f"{names[0]} needs --resume with the checkpoint to use, or --pretrained with a file of weights")
     if options.output is not None and options.embed is None:
-        raise UserError("--output says where --embed writes; --export takes its folder itself")
+        raise UserError("--output is the folder of --embed; --export names its own folder")
     if options.overwrite and options.embed is None and options.export is None:
         raise UserError("--overwrite goes with --export or --embed")
 

@@ -113,4 +113,4 @@ def check_own_files(session: SessionFolder) -> None:
                 )
             # a file may be deleted in the meantime
             if not os.path.isdir(path) and not os.path.isfile(path) and os.path.lexists(path):
-                raise UserError(f"session {session.path}: {shown(path)} is no ordinary file; remove it")
+                raise UserError(f"session {session.path}: {shown(path)} is not a regular file; remove it")

@@ -281,7 +281,7 @@ class Trainer:
         return self._stopped(signal_number, where, "; it is saved as {last}; evaluate it with: {command}")
 
     def _stopped_while_waiting(self, signal_number: int) -> Interrupted:
-        where = f"stopped while no batch of images came for {BATCH_TIMEOUT:.0f} s"
+        where = f"stopped while no batch of images arrived for {BATCH_TIMEOUT:.0f} s"
         saved = "; {last} was saved before; resume with: {command}"
         return self._stopped(signal_number, where, saved, "nothing had been saved")
 

@@ -445,7 +445,7 @@ def test_mistakes_are_one_line_and_leave_nothing(session, resnet, data, tmp_path
         (["--export", tmp_path / "x"], "--export needs --resume"),
         ([*embed, "--export", tmp_path / "x"], "--export and --embed are separate calls"),
         ([*embed, "--test-only"], "--test-only and --embed are separate calls"),
-        ([*export, tmp_path / "x", "--output", tmp_path / "y"], "--output says where --embed writes"),
+        ([*export, tmp_path / "x", "--output", tmp_path / "y"], "--output is the folder of --embed"),
         (["--resume", session, "--overwrite"], "--overwrite goes with --export or --embed"),
         ([*embed, "--output", tmp_path / "x", "--neighbours", "30"], "there are only 29 training images; lower it"),
         ([*embed, "--output", tmp_path / "x", "--num-clusters", "30"], "there are only 29 training images; lower it"),

@@ -74,7 +74,7 @@ def test_a_signal_stops_at_the_next_step_and_saves(whole, tmp_path, number, way)
     assert process.returncode == 128 + number
     said = [line for line in err.splitlines() if line]
     assert len(said) == 2, err
-    assert said[0] == f"{number.name}: stopping after this step and saving; once more stops at once"
+    assert said[0] == f"{number.name}: stopping after this step and saving; a second signal stops at once"
     place = r"stopped in round \d after \d epochs and \d steps"
     last = re.fullmatch(rf"{number.name}: {place}, saved as (.*\.ckpt); (.*)", said[1])
     assert last[2] == f"resume with: python3 main.py --resume '{session}'"
@@ -241,7 +241,7 @@ def test_pipes_and_folders_in_a_session_do_not_block(whole, tmp_path, capsys):
     (session / "metrics.jsonl").unlink()
     os.mkfifo(session / "metrics.jsonl")
     assert main(["--resume", str(session), "--max-round", "3"]) == 2
-    assert "metrics.jsonl is no ordinary file; remove it" in error_line(capsys.readouterr().err)
+    assert "metrics.jsonl is not a regular file; remove it" in error_line(capsys.readouterr().err)
     (session / "metrics.jsonl").unlink()
     (session / "metrics.jsonl").mkdir()
     assert main(["--resume", str(session), "--max-round", "3"]) == 2
@@ -251,7 +251,7 @@ def test_pipes_and_folders_in_a_session_do_not_block(whole, tmp_path, capsys):
     assert main(["--resume", str(session / "checkpoint" / newest), "--print-args"]) == 2
     capsys.readouterr()
     assert main(["--resume", str(session), "--print-args"]) == 0
-    assert f"{newest} cannot be read (it is no ordinary file)" in capsys.readouterr().err
+    assert f"{newest} cannot be read (it is not a regular file)" in capsys.readouterr().err
 
 
 def test_a_session_of_dead_links_does_not_hide_other_sessions(whole, tmp_path, capsys):
