@@ -49,8 +49,6 @@ def main(file, arguments):
     state.optimizer.param_groups[0]["params"] = list(state.embedder.network.parameters())
     start_bank(state.bank, options, None, state.embedder, pipeline)
     evaluator = Evaluator(options, pipeline, world)
-    evaluate_bank = evaluator.evaluate_bank
-    evaluator.evaluate_bank = lambda embedder, memory, epoch: evaluate_bank(embedder, memory.float(), epoch)
     recorder, labels = Recorder(options, state, pipeline, evaluator, world), torch.from_numpy(pipeline.train.labels)
     trainer = Trainer(options, state, pipeline, evaluator, recorder, labels, world)
     losses, ordinary = [], trainer.step
