@@ -40,8 +40,8 @@ def nearest(
     data.
 
     Args:
-        queries: (Q, D) float32; with several processes the same on each.
-        database: (N, D) float32; with several processes those rows that `shard` names.
+        queries: (Q, D), taken as float32; with several processes the same on each.
+        database: (N, D), taken as float32; with several processes those rows that `shard` names.
         k: how many, from 1 to N (N - 1 if `own` is given).
         own: (Q,) int64, each query's own row in the database, which its result leaves out; or None.
         backend: `faiss` (flat index, on the CPU); `torch` or `auto`: PyTorch, on the device of the rows.
@@ -67,7 +67,7 @@ class ExactSearch:
     """
 
     def __init__(self, database: Tensor, backend: str = "auto", shard: Optional[Shard] = None, tile_elements: int = 0):
-        self._database = database
+        self._database = database.float()
         self._shard = Shard.whole(database) if shard is None else shard
         self._tile_elements = tile_elements
         self._index = None
@@ -86,7 +86,7 @@ class ExactSearch:
             similarities, indices = queries.new_empty(len(queries), 0), queries.new_empty(len(queries), 0).long()
         elif self._index is None:
             tile_elements = self._tile_elements or (GPU_TILE_ELEMENTS if queries.is_cuda else CPU_TILE_ELEMENTS)
-            similarities, indices = _by_torch(queries, self._database, width, own, tile_elements)
+            similarities, indices = _by_torch(queries.float(), self._database, width, own, tile_elements)
         else:
             own_array = None if own is None else own.detach().cpu().numpy()
             found = _ordered(self._index, as_array(queries), width, own_array, self._tile_elements or CPU_TILE_ELEMENTS)
