@@ -1,9 +1,9 @@
-"""Time everything, or the cases named, print a table and write a dated report.
+"""Time all cases or the named ones, print a table and write a dated report.
 
 python3 -m benchmarks                         # all, some minutes on two cores
-python3 -m benchmarks head discovery          # these
+python3 -m benchmarks head discovery          # two cases
 python3 -m benchmarks --gpus cpu --repeats 5
-python3 -m benchmarks route                   # no times: which files a step, a round and a checkpoint pass through
+python3 -m benchmarks route                   # no times: the files that a step, a round and a checkpoint pass through
 """
 
 import argparse

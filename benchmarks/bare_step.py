@@ -1,4 +1,4 @@
-"""The least that a training step can do: forward, backward and optimiser step, without images, loss or bank."""
+"""The lower limit of a training step: forward, backward and optimiser step, without images, loss or bank."""
 
 import torch
 from torch import Tensor
@@ -7,8 +7,8 @@ from lib.nn.embedder import Embedder
 
 
 class BareStep:
-    """Called like `lib.training.step.Step`, so that `CapturedStep` records it as it records ours: steps that were
-    launched one kernel at a time would be no limit on a GPU.
+    """Has the interface of `lib.training.step.Step`, so that `CapturedStep` captures it as it captures ours: launched
+    kernel by kernel, it would be no lower limit on a GPU.
 
     Args:
         embedder: the network.
@@ -21,7 +21,7 @@ class BareStep:
     def __call__(
         self, images: Tensor, upstream: Tensor, size: int, share: float = 1.0, first: bool = True, last: bool = True
     ) -> Tensor:
-        """Images (B, 3, S, S), and the gradient (B, D) of the features; the rest is not used. Returns a scalar."""
+        """Images (B, 3, S, S), and the gradient (B, D) of the features; the rest is unused. Returns a scalar."""
         self.optimizer.zero_grad(set_to_none=True)
         features = self.embedder(images)
         features.backward(upstream)

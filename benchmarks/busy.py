@@ -1,4 +1,4 @@
-"""What other programs on the same cores cost a run, by its number of threads."""
+"""How much other programs on the same cores slow a run, by its number of threads."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ RUN += ["--gpus", "cpu", "--no-report", "--brief"]
 
 
 def busy_machine(setting: Setting) -> list[Row]:
-    """Seconds of a training step, ResNet18 on digits, with --threads auto; the textbook's way is one thread a core."""
+    """Seconds of a training step, ResNet18 on digits, with --threads auto; textbook: one thread for each core."""
     everything = str(cores())
     rows = []
     for others, beside in ((0, "no other process of ours"), (1, "one busy process")):
@@ -44,7 +44,7 @@ def busy_machine(setting: Setting) -> list[Row]:
 
 @contextmanager
 def busy_processes(count: int) -> Iterator[None]:
-    """Within it so many processes compute without a pause."""
+    """Keep `count` processes computing while the context is entered."""
     found = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield
@@ -55,7 +55,7 @@ def busy_processes(count: int) -> Iterator[None]:
 
 
 def _step(threads: str) -> tuple[float, str]:
-    """Median over the epochs after the first, from the run's own metrics; and the number of threads in its log."""
+    """Median seconds of a step over the epochs after the first, from the run's metrics, and the threads in its log."""
     with tempfile.TemporaryDirectory() as folder:
         run(1, ["main.py"], [*RUN, "--threads", threads, "--sess-dir", folder, "--session", "run"])
         session = Path(folder) / "run"

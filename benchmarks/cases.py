@@ -1,4 +1,4 @@
-"""What is timed. Each case is a function from a Setting to rows of the report."""
+"""The timed cases. Each is a function from a Setting to rows of the report."""
 
 import math
 import subprocess
@@ -75,9 +75,9 @@ def augmentation(setting: Setting) -> list[Row]:
 
 
 def step(setting: Setting) -> list[Row]:
-    """A training step with everything in it; the limit is the bare network's forward, backward and optimiser step.
+    """A whole training step; the limit is the bare network's forward, backward and optimiser step.
 
-    Both have Winograd's convolutions where a run has them; the note says what the bare step takes without.
+    Both use Winograd convolutions where a run does; the note gives the time of the bare step without them.
     """
     kinds = ["fp32", "bf16"] if has_bf16(setting.device) else ["fp32"]
     with Rival("step", setting) as rival:
@@ -120,7 +120,7 @@ def _step(setting: Setting, kind: str, rival: Rival) -> Row:
         for _ in loader.batches(order, (0, 0)):
             pass
 
-    for _ in range(math.ceil((EAGER_STEPS + 1) / setting.steps) if captured else 0):  # both are recorded after these
+    for _ in range(math.ceil((EAGER_STEPS + 1) / setting.steps) if captured else 0):  # both are captured after these
         ours()
         alone(bare_step)()
     contenders = {"ours": ours, "textbook": rival, "limit": alone(bare_step), "augmentation": augmentation_alone}
@@ -152,9 +152,9 @@ def discovery(setting: Setting) -> list[Row]:
 
 
 def evaluation(setting: Setting) -> list[Row]:
-    """kNN of all test images: the network is folded, a tenth of the forwards timed and scaled, and all vote.
+    """kNN evaluation: folding the network, forwards (timed on a tenth of the test images and scaled), and the vote.
 
-    The limit is the forwards of the folded network alone, with the images ready.
+    The limit is the forwards of the folded network alone, on images already prepared.
     """
     part = setting.test_images // 10
     database, labels = setting.unit_rows(setting.images), torch.randint(10, (setting.images,), device=setting.device)
@@ -216,7 +216,7 @@ def _network(
 
 
 def start_up(setting: Setting) -> list[Row]:
-    """Whole processes."""
+    """Whole processes of main.py, from start to exit."""
 
     def process(*arguments: str) -> Callable[[], object]:
         command = [sys.executable, "main.py", *arguments]

@@ -24,7 +24,7 @@ from lib.session import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = {"quick": "quick", "instance": "quick", "paper": "base"}
-"""Configuration files by the name of the variant. `instance` is the quick recipe's round 0 alone."""
+"""Names of config files by variant. `instance` is round 0 of the quick recipe alone."""
 LOGGER = "and"
 
 
@@ -41,7 +41,7 @@ class _Stamps(logging.Filter):
 
     @property
     def epochs(self) -> list[float]:
-        """Of training alone, after each epoch, from the last line before the first epoch on."""
+        """Processor seconds of training after each epoch, counted from the last line before the first epoch."""
         starts = [number for number, (text, _) in enumerate(self.lines) if text.startswith("round ")]
         if not starts or starts[0] == 0:
             raise RuntimeError("main.py has logged no epoch")
@@ -50,14 +50,14 @@ class _Stamps(logging.Filter):
 
 
 def arguments_of(data: str, recipe: str, data_root: Optional[str], seed: int, threads: int) -> list[str]:
-    """Those of main.py for a recipe on one of the data sets in benchmarks/images."""
+    """The arguments of main.py for a recipe on one of the data sets in benchmarks/images."""
     files = [ROOT / "configs" / "base.yaml", ROOT / "configs" / f"{recipe}.yaml", scale_file(data)]
     root = ["--data-root", data_root] if data_root is not None and data.startswith("cifar") else []
     return ["--cfgs", *map(str, dict.fromkeys(files)), *root, "--seed", str(seed), "--threads", str(threads)]
 
 
 def scale_file(data: str) -> Path:
-    """The options of a data set.
+    """The file with the options of a data set.
 
     Raises:
         UserError: there is no such data set.
@@ -70,13 +70,13 @@ def scale_file(data: str) -> Path:
 
 
 def rounds_within(seconds: float, epoch_seconds: float, rounds: int) -> tuple[int, int]:
-    """(rounds, epochs in each) that fit: at least one epoch, and fewer rounds where there are fewer epochs."""
+    """(rounds, epochs in each) that fit: at least one epoch, and no more rounds than epochs."""
     epochs = max(1, int(seconds / epoch_seconds))
     return min(rounds, epochs), epochs // min(rounds, epochs)
 
 
 def paper_schedule(epochs: int) -> list[str]:
-    """The paper's steps of the rate, at 120 and 160 of a round's 200 epochs, in a round of so many."""
+    """The paper's decays, at 120 and 160 of a round's 200 epochs, scaled to a round of `epochs`."""
     step = max(1, round(epochs / 5))
     return ["--lr-decay-offset", str(max(0, round(3 * epochs / 5) - step)), "--lr-decay-step", str(step)]
 
@@ -84,8 +84,8 @@ def paper_schedule(epochs: int) -> list[str]:
 def train_ours(cell: Cell, data_root: Optional[str], threads: int) -> dict[str, Any]:
     """Train by main.py for the cell's processor seconds and measure the finished network.
 
-    An epoch is timed before: where other programs share a core's caches and units, its processor seconds change with
-    what they do.
+    An epoch is timed first, since its processor seconds depend on the other programs that share a core's caches and
+    units.
     """
     recipe = RECIPES[cell.variant]
     call = arguments_of(cell.data, recipe, data_root, cell.seed, threads)
@@ -109,7 +109,7 @@ def _epochs(rounds: int, epochs: int) -> list[str]:
 
 
 def _main(arguments: list[str]) -> _Stamps:
-    """Run main.py here. It has said what went wrong if it fails."""
+    """Run main.py in this process; if it fails, it has printed why."""
     logger, stamps = logging.getLogger(LOGGER), _Stamps()
     logger.addFilter(stamps)
     try:
@@ -122,7 +122,7 @@ def _main(arguments: list[str]) -> _Stamps:
 
 
 def measure(cell: Cell, data_root: Optional[str], threads: int) -> dict[str, Any]:
-    """What a cell of the table needs; see `benchmarks.runs`."""
+    """The result of a cell, as `benchmarks.runs` stores it."""
     torch.set_num_threads(threads)
     started, load = time.perf_counter(), os.getloadavg()[0]
     if cell.variant in RECIPES:

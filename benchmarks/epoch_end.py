@@ -1,4 +1,4 @@
-"""What the end of an epoch costs beside the vote: in a recipe of 1,000 epochs it is paid so often."""
+"""The cost of the end of an epoch besides the kNN evaluation; a recipe of 1,000 epochs pays it 1,000 times."""
 
 import tempfile
 from pathlib import Path
@@ -25,9 +25,9 @@ WRITTEN = "checkpoint written by a thread meanwhile"
 
 
 def epoch_end(setting: Setting) -> list[Row]:
-    """What the run waits for: a sample of the bank looked at, the state copied and looked through, the network folded.
+    """Statistics of the bank, copying and checking the state, folding the network, and the sum of these.
 
-    Lines of metrics and TensorBoard are left out. A thread writes the checkpoint.
+    A thread writes the checkpoint. Metrics and TensorBoard are not timed.
     """
     options = Options()
     state = _state(setting, options)
@@ -66,7 +66,7 @@ def epoch_end(setting: Setting) -> list[Row]:
 
 
 def _state(setting: Setting, options: Options) -> TrainingState:
-    """As after a first step, so that the optimiser has its momentum."""
+    """The state after a first step, in which the optimiser has its momentum."""
     network = models.build("resnet18", setting.dim, "small", 32)
     embedder = Embedder(network, setting.device, choose_precision("auto", setting.device))
     optimizer = build_optimizer(options, network.parameters())

@@ -1,4 +1,4 @@
-"""What a run on ImageNet would cost, with random unit features in the images' place."""
+"""The cost of a run on ImageNet, measured with random unit features."""
 
 from collections.abc import Callable
 
@@ -20,11 +20,11 @@ PART = 8
 """Discovery is timed on an eighth of the rows: its time grows with their square."""
 
 QUERIES = 1000
-"""Searches are timed on so many queries: their time grows with the number."""
+"""Queries of a timed search: its time grows with their number."""
 
 
 def loss(setting: Setting) -> list[Row]:
-    """Forward and backward over all rows, where the plain form would hold some 4 GB; the limit: two products."""
+    """Forward and backward over all rows; the plain form would hold some 4 GB. The limit is its two matrix products."""
     memory, features = setting.unit_rows(IMAGES), setting.unit_rows(BATCH, 1)
 
     def products() -> None:
@@ -73,7 +73,7 @@ def _discovery(setting: Setting) -> Callable[[], object]:
 
 
 def approximate(setting: Setting) -> list[Row]:
-    """The search by lists, on rows without any structure and on rows around as many centres as there are classes."""
+    """The search by faiss's lists, on rows without structure and on rows around one centre for each class."""
     return [
         *_approximate(setting, "random rows", setting.unit_rows(IMAGES), setting.unit_rows(QUERIES, 1)),
         *_approximate(setting, "rows around 1,000 centres", *_clustered(setting)),
@@ -98,7 +98,7 @@ def _approximate(setting: Setting, kind: str, database: Tensor, queries: Tensor)
     one, many = (seconds(lambda k=k: search(queries, k), setting.synchronise) for k in (1, 200))
     plain = seconds(lambda: nearest(queries, database, 1), setting.synchronise)
     share = recall(search(queries, 1)[0], nearest(queries, database, 1)[0])
-    # the index holds a copy of the rows with their numbers; an estimate, faiss does not say
+    # the index holds a copy of the rows with their numbers; computed, since faiss does not report it
     size = database.numel() * 4 + len(database) * 8
     return [
         Row(

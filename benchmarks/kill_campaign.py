@@ -1,16 +1,16 @@
-"""Kill runs at random moments, go on, and compare with runs that were never stopped.
+"""Kill runs at random moments, resume them, and compare with runs that were never stopped.
 
     python3 -m benchmarks.kill_campaign --kills 200            # some 20 minutes on one core
     python3 -m benchmarks.kill_campaign --kills 200 --fresh    # each process loads PyTorch by itself: twice as long
 
-A run of a few seconds on scikit-learn's digits, saved every other step, is killed with SIGKILL again and again until it
-comes to its end by itself. Every third kill waits for a checkpoint to be under way. Then weights, optimiser, bank,
-anchors, neighbours, accuracies and metrics are compared with those of the run that was not stopped, to the last bit.
-Two ways of training take turns: augmented by the batch in one process; and loaded by worker processes, with gradients
-of two batches in a step. Exit status 1 if anything differs.
+A run of a few seconds on scikit-learn's digits, saved every other step, is killed with SIGKILL and resumed until it
+finishes. Every third kill waits for a checkpoint write. Then weights, optimiser, bank, anchors, neighbours, accuracies
+and metrics are compared, bit for bit, with those of the run that was not stopped. The runs alternate between two ways
+of training: augmentation of whole batches in one process; and DataLoader workers, with gradients of two batches in a
+step. Exit status 1 if anything differs.
 
-The processes are forked from this one, which has loaded PyTorch and computed nothing with several threads, so that most
-of their time goes into what is tested; with --fresh they are started as a user starts them.
+The processes are forked from this one, which has loaded PyTorch and started no threads, so that most of their time is
+training; with --fresh they are started as a user starts them.
 """
 
 import argparse
@@ -44,19 +44,19 @@ _WAYS = {
     "in workers": ["--augment-on", "workers", "--workers-num", "2", "--iter-size", "2", "--batch-size", "8"],
 }
 _LONGEST = 4.0  # seconds of training before a kill
-_PATIENCE = 300.0  # seconds for anything; then something hangs
+_PATIENCE = 300.0  # seconds after which a run counts as hanging
 
 
 _Process = Union["_Forked", subprocess.Popen]
 
 
 class Campaign:
-    """Kills, goes on, compares.
+    """Kills runs, resumes them, and compares the results.
 
     Args:
-        folder: for the sessions; what is complete and right is removed.
-        seed: of the moments.
-        fresh: whether each process is a new python3.
+        folder: for the sessions; a finished session without differences is removed.
+        seed: of the random moments.
+        fresh: whether each process is a new interpreter.
     """
 
     def __init__(self, folder: Path, seed: int, fresh: bool = False):
@@ -65,7 +65,7 @@ class Campaign:
         self.failures: list[str] = []
 
     def run(self, kills: int) -> None:
-        """Until so many kills were made and the run that had the last of them is complete."""
+        """Kill `kills` times, and finish the run that was killed last."""
         for way, arguments in _WAYS.items():
             self._finish(self._start([*_RUN, *arguments, "--session", way.replace(" ", "-")]))
         number = 0
@@ -86,7 +86,7 @@ class Campaign:
             killed += 1
             if any((session / "checkpoint").glob("*.ckpt")):
                 arguments = ["--resume", self._random.choice([str(session), "last"])]
-            else:  # killed before there was anything to go on from
+            else:  # killed before the first checkpoint
                 self.count["before the first checkpoint"] += 1
                 shutil.rmtree(session, ignore_errors=True)
                 arguments = anew
@@ -99,24 +99,24 @@ class Campaign:
             shutil.rmtree(session)
 
     def _start(self, arguments: list[str]) -> _Process:
-        # read again when something goes wrong
-        self._warned = open(self._folder / "said.txt", "w+b")  # noqa: SIM115
+        # read if the run fails
+        self._said = open(self._folder / "said.txt", "w+b")  # noqa: SIM115
         arguments = [*arguments, "--sess-dir", str(self._folder), "--brief"]
         if not self._fresh:
-            return _Forked(arguments, self._warned.fileno())
+            return _Forked(arguments, self._said.fileno())
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         command = [sys.executable, "main.py", *arguments]
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=self._warned, stderr=self._warned)
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=self._said, stderr=self._said)
 
     def _finish(self, process: _Process) -> None:
         status = process.wait(_PATIENCE)
-        self._warned.seek(0)
+        self._said.seek(0)
         if status != 0:
-            raise SystemExit(f"a run failed with status {status}: {self._warned.read().decode(errors='replace')}")
-        self._warned.close()
+            raise SystemExit(f"a run failed with status {status}: {self._said.read().decode(errors='replace')}")
+        self._said.close()
 
     def _kill(self, process: _Process, session: Path) -> bool:
-        """Kill at a random moment of the training; False if the run was faster and has ended."""
+        """Kill the run at a random moment of its training; False if it had ended before."""
         lock, checkpoints = session / "session.lock", session / "checkpoint"
         while not (lock.exists() and f'"pid": {process.pid}' in lock.read_text(errors="replace")):
             if process.poll() is not None:
@@ -134,7 +134,7 @@ class Campaign:
         process.kill()
         if process.wait() == 0:
             return False
-        self._warned.close()
+        self._said.close()
         self.count["kills"] += 1
         if any(checkpoints.glob("*.tmp")):
             self.count["while a checkpoint was being written"] += 1
@@ -142,7 +142,7 @@ class Campaign:
 
 
 class _Forked:
-    """As far as it is needed here, a subprocess.Popen of main.py that has its imports from this process."""
+    """The part of subprocess.Popen's interface used here, for main.py forked from this process with its imports."""
 
     def __init__(self, arguments: list[str], output: int):
         self.returncode: Optional[int] = None
@@ -167,7 +167,7 @@ class _Forked:
         return self.returncode
 
     def wait(self, timeout: float = _PATIENCE) -> int:
-        """Wait for it to end."""
+        """Wait for the process to end; returns its exit status."""
         until = time.monotonic() + timeout
         while self.poll() is None:
             if time.monotonic() > until:
@@ -181,7 +181,7 @@ class _Forked:
 
 
 def main() -> int:
-    """Run a campaign and print what it came to. Returns the exit status."""
+    """Run a campaign and print its results. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""How much memory a call needs beyond what was there before it."""
+"""Peak memory of a call beyond the memory in use before it."""
 
 import ctypes
 import multiprocessing
@@ -18,8 +18,8 @@ Preparation = Callable[..., Callable[[], object]]
 def peak_beyond(prepare: Preparation, *arguments: object, device: torch.device) -> Optional[int]:
     """Bytes that `prepare(*arguments)()` takes at its peak beyond what `prepare` holds, in a process of its own.
 
-    On a CPU they are the process's resident pages, while whatever is freed goes back to the system; a run keeps it and
-    may hold somewhat more. None where the system or the C library cannot do that.
+    On a CPU these are the process's resident pages, with freed memory returned to the system at once; a run keeps freed
+    memory and may hold somewhat more. None where the system or the C library cannot measure this.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -46,7 +46,7 @@ def _measure(connection: Connection, device: torch.device, prepare: Preparation,
         torch.cuda.synchronize(device)
         connection.send(torch.cuda.max_memory_allocated(device) - before)
         return
-    # what prepare freed and malloc kept would be used again unseen
+    # memory that prepare freed and malloc kept would be reused without a new page
     if not (gives_back and _give_back_rest()):
         connection.send(None)
         return
@@ -61,7 +61,7 @@ def _measure(connection: Connection, device: torch.device, prepare: Preparation,
 
 
 def _give_back_large() -> bool:
-    """Large blocks go back to the system when they are freed from now on; whether the C library can (glibc's can)."""
+    """Return large blocks to the system when they are freed. False where the C library cannot (glibc can)."""
     try:
         return bool(ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE))
     except (OSError, AttributeError, TypeError):
@@ -69,7 +69,7 @@ def _give_back_large() -> bool:
 
 
 def _give_back_rest() -> bool:
-    """Return the pages between small blocks that nobody uses; whether the C library can."""
+    """Return the unused pages between small blocks to the system. False where the C library cannot."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError, TypeError):

@@ -1,4 +1,4 @@
-"""What a run loses by being split: the same training in one process with all threads and in one process a thread."""
+"""The cost of splitting a run: the same training in one process with all threads, and in a process for each thread."""
 
 import json
 import os
@@ -75,7 +75,7 @@ def _shared_bank(processes: int, images: int, batch: int) -> dict[str, float]:
 
 
 def _seconds_per_step(processes: int, options: list[str]) -> float:
-    """Median of the epochs after the first, from the run's own metrics."""
+    """Median over the epochs after the first, from the run's metrics."""
     with tempfile.TemporaryDirectory() as folder:
         run(processes, ["main.py"], [*RUN, *options, "--sess-dir", folder, "--session", "run", "--brief"])
         lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
@@ -83,7 +83,7 @@ def _seconds_per_step(processes: int, options: list[str]) -> float:
 
 
 def run(processes: int, program: list[str], arguments: list[str]) -> subprocess.CompletedProcess:
-    """A program in so many processes, which share the cores of this machine.
+    """Run a program in `processes` processes, which share the cores of this machine.
 
     Raises:
         RuntimeError: it failed.

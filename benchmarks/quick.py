@@ -1,10 +1,11 @@
-"""What AND's quick recipe reaches within minutes, beside pixels, the paper's recipe, SimCLR and BYOL at equal seconds.
+"""Accuracy of AND's quick recipe within minutes, beside pixels, the paper's recipe, SimCLR and BYOL at equal seconds.
 
     python3 -m benchmarks.quick --data-root CIFAR                       # everything, some days of one core
     python3 -m benchmarks.quick --minutes 2 --data digits --variants quick pixels
     python3 -m benchmarks.quick --dry-run                               # what is missing
 
-The results are kept in benchmarks/reports/quick.json, and quick.md is written from it. What is kept is not run again.
+The results are stored in benchmarks/reports/quick.json, and quick.md is written from them. Stored runs are not
+repeated.
 """
 
 import argparse
@@ -17,11 +18,11 @@ DATA = ("cifar-small", "cifar", "fashion", "digits")
 STILL, RIVALS = ("pixels", "untrained"), ("simclr", "byol", "simclr-whitenet")
 VARIANTS = (*STILL, "quick", "simclr", "byol", "simclr-whitenet", "instance", "paper")
 TRIAL = 2
-"""Minutes, at most, of the runs that choose a rival's learning rate: the budget is the shortest one asked for."""
+"""Most minutes of a run that chooses a rival's learning rate; fewer if the shortest budget has fewer."""
 
 
 def cells(given: argparse.Namespace, store: Store) -> Iterator[Cell]:
-    """The runs that were asked for, as far as the results so far tell which they are."""
+    """The requested runs, as far as the results so far determine them."""
     for seed in range(given.first_seed, given.first_seed + given.seeds):
         for data in given.data:
             for variant in given.variants:
@@ -36,7 +37,7 @@ def cells(given: argparse.Namespace, store: Store) -> Iterator[Cell]:
 
 
 def _of_rival(given: argparse.Namespace, store: Store, wanted: Cell) -> Iterator[Cell]:
-    """First a short run at each rate, then the one that is wanted at the best of them."""
+    """A short run at each learning rate, then the wanted run at the best rate."""
     budget = 60 * min(TRIAL, *given.minutes)
     trials = [Cell(wanted.data, wanted.variant, budget, None, 0, rate) for rate in given.rates]
     yield from trials

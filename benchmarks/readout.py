@@ -1,4 +1,4 @@
-"""How well the labels of the nearest training images tell those of the test images, by features of several kinds."""
+"""kNN accuracy of the features of a network or of pixels: output and backbone, plain and whitened."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Images:
         options: the merged options.
         pipeline: serves the images.
         labels: (N,) and (Q,) int64, of training and test images.
-        ks: neighbours that vote, each K a reading of its own.
+        ks: numbers of neighbours; accuracies are given for each.
     """
 
     options: Options
@@ -44,7 +44,7 @@ class Images:
 
     @classmethod
     def of(cls, arguments: Sequence[str], ks: tuple[int, ...] = KS) -> "Images":
-        """Those that main.py would take with these arguments.
+        """The images that main.py would load with these arguments.
 
         Raises:
             UserError: as main.py.
@@ -67,7 +67,7 @@ class Images:
         return self.accuracies_of(train, test)
 
     def accuracies_of(self, train: Tensor, test: Tensor) -> dict[str, dict[str, float]]:
-        """The same of features (N, d) and (Q, d), rows of any length."""
+        """Accuracies of given features (N, d) and (Q, d), rows of any length."""
         train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
         whiten = Whitening.fit(train, World.alone())
         return {"plain": self._knn(train, test), "whitened": self._knn(whiten(train), whiten(test))}
@@ -90,7 +90,7 @@ def rows_of(extract: Extract, batches: Iterable[tuple[Tensor, Tensor]]) -> Tenso
 
 
 def of_session(images: Images, session: str) -> dict[str, dict[str, dict[str, float]]]:
-    """Accuracies of a finished run by level, `embedding` and `backbone`."""
+    """Accuracies of a finished run's features by level, `embedding` and `backbone`."""
     found = {}
     for level in (EMBEDDING, BACKBONE):
         model = and_discovery.load(session, "cpu", images.options.precision, features=level, whiten=False)
@@ -99,8 +99,8 @@ def of_session(images: Images, session: str) -> dict[str, dict[str, dict[str, fl
 
 
 def of_untrained(images: Images) -> dict[str, dict[str, dict[str, float]]]:
-    """The same of the network that a run of these options starts with, and, where that layer whitens patches, of its
-    first layer as means over 4 x 4 fields (`first layer`)."""
+    """Accuracies of the network that a run with these options starts from; if its first layer whitens patches, also of
+    that layer's maps averaged to 4 x 4 (`first layer`)."""
     options, pipeline = images.options, images.pipeline
     network = models.build(options.network, options.low_dim, options.stem, options.size, options.init, options.seed)
     if hasattr(network, "fit_stem"):
@@ -116,7 +116,7 @@ def of_untrained(images: Images) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def of_pixels(images: Images) -> dict[str, dict[str, dict[str, float]]]:
-    """Accuracies of pixels, centred (`plain`: the mean image is taken off) and whitened."""
+    """Accuracies of pixels, centred (`plain`: minus the mean image) and whitened."""
     train, test = (
         rows_of(lambda batch: batch.flatten(1), batches)
         for batches in (images.pipeline.train_batches_plain(), images.pipeline.test_batches())

@@ -43,7 +43,7 @@ def table(rows: list[Row]) -> str:
 
 
 def free_path(suffix: str = "") -> Path:
-    """The file of a report named after the day; a second one of a day gets a number."""
+    """A new file for a report, named after the day; the second of a day gets a number."""
     REPORTS.mkdir(exist_ok=True)
     stem = datetime.date.today().isoformat() + suffix
     path, number = REPORTS / f"{stem}.md", 1
@@ -54,7 +54,7 @@ def free_path(suffix: str = "") -> Path:
 
 
 def heading(title: str, command: str, device: torch.device, note: str = "") -> list[str]:
-    """What a report begins with: when, how and on what it was made."""
+    """The head of a report: date, command, device and versions."""
     versions = ", ".join(f"{name} {version}" for name, version in provenance.versions().items())
     lines = [
         f"# {title}, {datetime.date.today().isoformat()}",
@@ -68,7 +68,7 @@ def heading(title: str, command: str, device: torch.device, note: str = "") -> l
 
 
 def write(rows: list[Row], device: torch.device, repeats: int) -> Path:
-    """A Markdown report named after the day."""
+    """Write a Markdown report named after the day. Returns its path."""
     path = free_path()
     note = f"medians over {repeats} turns of a row's contenders or a multiple, unless a note says {ONCE}; memory once"
     lines = [

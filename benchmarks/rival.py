@@ -1,4 +1,4 @@
-"""The textbook side, in a process of its own: with the settings of a plain Python program, not with ours."""
+"""Runs the textbook version in a process of its own, with the settings of a plain Python program instead of ours."""
 
 import multiprocessing
 from multiprocessing.connection import Connection
@@ -8,7 +8,7 @@ from benchmarks.setting import Setting
 
 
 class Rival:
-    """A contender that runs elsewhere: calling it runs it there once and waits for it.
+    """A contender in another process: a call runs it there once and waits for it.
 
     Args:
         name: of a function in `benchmarks.textbook` that takes a Setting and returns what is to be timed.
@@ -40,7 +40,7 @@ class Rival:
 
 
 def _serve(name: str, setting: Setting, connection: Connection) -> None:
-    """Run the contender whenever asked, until the other side hangs up."""
+    """Run the contender at each request, until the other side closes the connection."""
     contender = getattr(textbook, name)(setting)
     while True:
         try:

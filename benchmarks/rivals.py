@@ -1,4 +1,4 @@
-"""SimCLR, BYOL, MoCo v2 and FastSiam from the parts of the `lightly` package, judged as AND is: kNN on all test images.
+"""SimCLR, BYOL, MoCo v2 and FastSiam from parts of the package `lightly`, evaluated as AND is: kNN on all test images.
 
     python3 -m benchmarks.rivals --scale cifar-small --data-root CIFAR --seconds 120 600
     python3 -m benchmarks.rivals --scale digits --views 100 --methods simclr byol --seeds 3
@@ -6,7 +6,7 @@
 ResNet18 with the small stem (torchvision's; features: the 512 numbers before the heads), batches of 128, lightly's
 transforms for small images (no blur), SGD with momentum 0.9 and weight decay 5e-4, cosine over the budget, bfloat16
 where that is faster. The heads have the sizes of lightly's CIFAR-10 benchmark. `simclr-whitenet` is SimCLR on the
-network of configs/quick.yaml. Every budget is a run of its own at each of the rates, and the best is shown.
+network of configs/quick.yaml. Every budget is trained anew at each of the learning rates, and the best is shown.
 """
 
 import argparse
@@ -36,7 +36,7 @@ SMALL = {"gaussian_blur": 0.0}
 
 
 def _lightly() -> Any:
-    """The parts of the package that are used.
+    """The imported package `lightly`.
 
     Raises:
         UserError: it is not installed.
@@ -86,7 +86,7 @@ class WhiteNetBackbone(nn.Module):
 
 
 class Rival(nn.Module):
-    """What the methods share: a backbone with heads, and the momentum copies that some have.
+    """Base class of the methods: a backbone with heads, and momentum copies where a method has them.
 
     Args:
         backbone: (B, 3, S, S) -> (B, d), with `width` d.
@@ -100,8 +100,8 @@ class Rival(nn.Module):
         self.dtype = choose_precision("auto", CPU)
 
     def through(self, batch: Tensor, *parts: nn.Module) -> Tensor:
-        """Through networks one after the other, in bfloat16 where the hardware has it; the result is float32, and so is
-        the loss."""
+        """Apply networks one after the other, in bfloat16 where that is faster. The result is float32, and so is the
+        loss."""
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.dtype is not None):
             for part in parts:
                 batch = part(batch)
@@ -112,11 +112,11 @@ class Rival(nn.Module):
         return self.through(batch, self.backbone)
 
     def loss(self, views: list[Tensor]) -> Tensor:
-        """Of V batches (B, 3, S, S) of the same images."""
+        """The loss of V views (B, 3, S, S) of the same images."""
         raise NotImplementedError
 
     def before_step(self, progress: float) -> None:
-        """`progress`: share of the budget that is used up."""
+        """Called before each step with the used share of the budget."""
 
 
 class SimCLR(Rival):
@@ -206,10 +206,10 @@ _CLASSES = {"simclr": SimCLR, "byol": BYOL, "moco": MoCo, "fastsiam": FastSiam}
 def train(
     method: str, images: Images, seconds: Optional[float], views: Optional[float], rate: float, seed: int
 ) -> dict[str, Any]:
-    """Train until the budget is used up and measure the backbone's features.
+    """Train until the budget is used up and evaluate the backbone's features.
 
     Args:
-        images: mirrored in half of the views if the options say so.
+        images: the training images; half of the views are mirrored if the options say so.
         seconds: processor seconds of this process in training, transforms included; None: no limit.
         views: augmented views of an image; None: no limit.
         rate: learning rate at the start.

@@ -1,7 +1,7 @@
-"""The project files that a reader of a training step, of a round, or of a checkpoint has to open.
+"""The project files that a training step, a round, and saving and loading a checkpoint pass through.
 
-A run on digits and its continuation are profiled in this process. A file counts where its functions call or are called;
-what an import runs does not count.
+A run on digits and its resumption are profiled in this process. A file counts if one of its functions is called or
+calls another; code that runs on import does not count.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ CHECKPOINT = ("save", "checkpoint", "restore")
 """Functions of lib/training that, like every function of lib/checkpoint, write or read a checkpoint."""
 
 Called = dict[tuple[int, bool], set[str]]
-"""Files by the number of optimiser steps before them and whether below a function of `CHECKPOINT`."""
+"""Files by the number of optimiser steps so far and whether a function of `CHECKPOINT` is on the stack."""
 
 
 def route() -> None:
@@ -46,7 +46,7 @@ def route() -> None:
 
 
 def called(arguments: list[str]) -> Called:
-    """The files with a function called in a call of main.py."""
+    """The files whose functions a call of main.py calls."""
     files: Called = defaultdict(set)
     steps = 0
 

@@ -1,7 +1,7 @@
-"""Runs at a budget, kept in one JSON file: what is there is not run again, and the table is written from it alone.
+"""Runs at a budget, stored in one JSON file: stored runs are not repeated, and the table is made from the file alone.
 
-The budget is processor seconds of the process in training: what else the machine does changes them little, and with one
-thread on a quiet machine they are the seconds of the clock.
+The budget is the process's processor seconds of training. Other load on the machine changes them little, and with one
+thread on a quiet machine they equal wall-clock seconds.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from typing import Any, Optional
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / "benchmarks" / "reports"
 BESIDE = 60
-"""Seconds that a run takes besides its budget, as --dry-run reckons."""
+"""Seconds of a run besides its budget, in the estimate of --dry-run."""
 KINDS = [
     ("embedding", "plain"), ("embedding", "whitened"), ("backbone", "plain"), ("backbone", "whitened"),
 ]  # fmt: skip
@@ -38,7 +38,7 @@ NAMES = {
     "untrained": "untrained network of configs/quick.yaml",
     "pixels": "pixels",
 }
-"""Variants as the table calls them, in its order."""
+"""Names of the variants in the table, in its order."""
 LEVELS = {"first layer": "the fixed first layer of configs/quick.yaml alone, means over 4 x 4 fields"}
 """Further levels of `untrained`, each a row of its own."""
 
@@ -84,7 +84,7 @@ class Store:
     def add(self, record: dict[str, Any]) -> None:
         self.results[_cell_of(record)] = record
         temporary = self.path.with_name(f"{self.path.name}.tmp")
-        # a line a run, so that two versions can be compared
+        # one line for each run, so that versions can be compared
         lines = ",\n".join(json.dumps(each) for each in self.results.values())
         temporary.write_text(f'{{"runs": [\n{lines}\n]}}\n', encoding="utf-8")
         os.replace(temporary, self.path)
@@ -95,7 +95,7 @@ def _cell_of(record: dict[str, Any]) -> Cell:
 
 
 def machine() -> str:
-    """The processor and how many of its cores there are."""
+    """The processor's name and the number of cores."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
@@ -115,7 +115,7 @@ def best(record: dict[str, Any]) -> float:
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
-    """Arguments that all such benchmarks have. `name` is that of the report."""
+    """Add the arguments that all benchmarks at a budget share. `name` is that of the report."""
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N - 1 (default: 1)")
     parser.add_argument("--data-root", help="CIFAR-10 as folders train/ and test/ with a folder a class")
     parser.add_argument("--threads", type=int, default=1, help="threads of each run (default: 1)")
@@ -124,10 +124,10 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def work(given: argparse.Namespace, cells_of: Callable[[Store], Iterable[Cell]], title: str) -> int:
-    """Run the cells that are missing, one after the other, and write the table after each. Returns an exit status.
+    """Run the missing cells one after the other, and write the table after each. Returns an exit status.
 
     Args:
-        cells_of: what is wanted; asked again after every run, since results may decide what comes next.
+        cells_of: the wanted cells; called again after every run, since its result may decide the next ones.
         title: of the table.
     """
     store, failed = Store(given.report), set()
@@ -152,7 +152,7 @@ def work(given: argparse.Namespace, cells_of: Callable[[Store], Iterable[Cell]],
         record = _run(cells[0], given)
         if record is None:
             failed.add(cells[0])
-            print(f"failed: {cells[0]}; the others go on", file=sys.stderr, flush=True)
+            print(f"failed: {cells[0]}; the others continue", file=sys.stderr, flush=True)
             continue
         store.add(record)
         table.write_text(report(store, title), encoding="utf-8")
@@ -164,7 +164,7 @@ def work(given: argparse.Namespace, cells_of: Callable[[Store], Iterable[Cell]],
 
 
 def _run(cell: Cell, given: argparse.Namespace) -> Optional[dict[str, Any]]:
-    """The result of a process of its own, or None if that failed; it has said why."""
+    """The result of a run in a process of its own; None if it failed, after it printed why."""
     threads = str(given.threads)
     command = [sys.executable, "-m", "benchmarks.contender", json.dumps(dataclasses.asdict(cell))]
     with tempfile.TemporaryDirectory() as folder:
@@ -186,11 +186,11 @@ def _run(cell: Cell, given: argparse.Namespace) -> Optional[dict[str, Any]]:
 
 
 def exit_with(main: Callable[[], int]) -> None:
-    """Run a benchmark's main. Ctrl-C loses the run in progress alone."""
+    """Run a benchmark's main and exit with its status. Ctrl-C discards only the run in progress."""
     try:
         status = main()
     except KeyboardInterrupt:
-        print("stopped; finished runs are kept, and the same command does the others", file=sys.stderr)
+        print("stopped; finished runs are kept, and the same command makes the others", file=sys.stderr)
         status = 130
     except Exception as error:
         from lib.errors import UserError, one_line
@@ -239,7 +239,7 @@ def _about(results: list[dict[str, Any]]) -> list[str]:
 
 
 def _table(results: list[dict[str, Any]]) -> list[str]:
-    """Of one data set and budget."""
+    """The table of one data set and budget."""
     heads = ["what", "n", "seconds", "views", "embedding", "whitened", "backbone", "whitened"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for variant, name in NAMES.items():
@@ -260,7 +260,7 @@ def _table(results: list[dict[str, Any]]) -> list[str]:
 
 
 def best_rate(results: Iterable[dict[str, Any]]) -> float:
-    """The rate of the run with the best figure among those of the first seed."""
+    """The learning rate of the best run of the first seed."""
     results = list(results)
     first = min(each["seed"] for each in results)
     return max((each for each in results if each["seed"] == first), key=best)["rate"]

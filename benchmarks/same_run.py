@@ -1,4 +1,4 @@
-"""Whether two sessions hold the same run, bit for bit, apart from the time it took."""
+"""Compares two sessions bit for bit, apart from the time they took."""
 
 import json
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ from lib.checkpoint import io as checkpoint
 from lib.checkpoint.manager import CHECKPOINT_NAME
 
 _TIMES = ("seconds", "images_per_second")
-_NOT_COMPARED = ("session", "options")  # a name, and what was asked for in one call
+_NOT_COMPARED = ("session", "options")  # a name, and options of one call
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """Where two session folders differ: in which checkpoints there are, in anything these hold, in the metrics."""
+    """The differences of two session folders: names of checkpoints, their contents, and metrics."""
     first, second = _checkpoints(one), _checkpoints(other)
     if first.keys() != second.keys():
         return [f"checkpoints: {sorted(first)} and {sorted(second)}"]

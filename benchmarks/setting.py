@@ -1,4 +1,4 @@
-"""Where and how thoroughly things are timed, and the data they are timed on."""
+"""The device, repeats and random data of the timed cases."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Setting:
 
     @property
     def steps(self) -> int:
-        """Training steps in a turn. On a GPU what a turn begins and ends with, when it is idle, must not count."""
+        """Training steps in a turn: many on a GPU, since it idles at the start and end of a turn."""
         return 200 if self.device.type == "cuda" else 2
 
     def synchronise(self) -> None:

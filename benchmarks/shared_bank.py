@@ -1,4 +1,4 @@
-"""Times loss and discovery over random unit rows, in one process or in several; the first prints the seconds as JSON.
+"""Time loss and discovery over random unit rows, in one process or several; the first prints the seconds as JSON.
 
 python3 -m benchmarks.shared_bank IMAGES BATCH        started by benchmarks/processes.py, alone or by torchrun
 """
@@ -21,7 +21,7 @@ from lib.runtime.memory import keep_freed_memory
 
 DIM = 128
 LOSSES = 7
-"""Times the loss is taken in a turn; discovery takes long enough to be timed once, and needs no warm-up."""
+"""Repeats of the loss in a turn; discovery takes long enough to be timed once, without a warm-up."""
 
 
 def main(images: int, batch: int) -> None:
@@ -47,7 +47,7 @@ def main(images: int, batch: int) -> None:
 
 
 def _seconds(function: Callable[[], object], repeats: int, world: World, warm_up: int) -> float:
-    """Median over the repeats, each from when all are ready until all are done; after so many calls to warm up."""
+    """Median over the repeats, after `warm_up` calls; from when all processes are ready until all are done."""
     times = []
     for _ in range(warm_up + repeats):
         world.barrier()

@@ -1,6 +1,6 @@
-"""The plain versions: float32, images through PIL one by one, softmax first and its logarithm after, loops.
+"""The textbook versions: float32, PIL images one by one, the logarithm of a softmax, loops.
 
-The functions at the end take a Setting and return what is to be timed.
+The functions at the end take a Setting and return the function to be timed.
 """
 
 from typing import Callable
@@ -68,7 +68,7 @@ def vote(queries: Tensor, database: Tensor, labels: Tensor, classes: int, k: int
 
 
 def learn(network: nn.Module, optimizer, images: Tensor, indices: Tensor, memory: Tensor, members: Tensor) -> float:
-    """One training step; the loss is read out each time, as a progress display would."""
+    """One training step, which returns the loss as a number, as a progress display needs it."""
     features = network(images)
     value = loss(features, memory, members, 0.1)
     optimizer.zero_grad()
@@ -110,7 +110,7 @@ def discovery(setting: Setting) -> Callable[[], object]:
 
 
 def forwards(setting: Setting) -> Callable[[], object]:
-    """Of a tenth of the test images."""
+    """Forwards of a tenth of the test images."""
     network = models.build("resnet18", setting.dim, "small", 32).to(setting.device).eval()
     part = setting.test_images // 10
     steps = [transforms.Resize(32), transforms.CenterCrop(32), transforms.ToTensor(), transforms.Normalize(MEANS, STDS)]

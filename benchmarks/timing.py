@@ -1,4 +1,4 @@
-"""Fair times on a noisy machine: contenders take turns, medians are kept, ratios are formed within one run."""
+"""Fair timings on a noisy machine: contenders take turns, and their medians within one run are compared."""
 
 import time
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def take_turns(
 
 
 ONCE = "timed once"
-"""The note of what takes too long for several turns."""
+"""The note of a row that takes too long for several turns."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 python3 -m benchmarks.cluster_number --sessions FOLDER                    # trains 35 networks on digits first
 python3 -m benchmarks.cluster_number --sessions FOLDER --cifar10 FOLDER   # and two on CIFAR-10
-python3 -m benchmarks.cluster_number --sessions FOLDER --only linkage eigengap
+python3 -m benchmarks.cluster_number --sessions FOLDER --only linkage eigengap    # two criteria
 """
 
 import argparse
@@ -22,9 +22,11 @@ LARGE = 50_000
 def main() -> None:
     known = criteria()
     parser = argparse.ArgumentParser(prog="python3 -m benchmarks.cluster_number", description=__doc__.splitlines()[0])
-    parser.add_argument("--sessions", required=True, type=Path, help="where the networks are, or are put")
+    parser.add_argument(
+        "--sessions", required=True, type=Path, help="folder of the trained networks; missing ones are trained into it"
+    )
     parser.add_argument("--cifar10", help="folder of CIFAR-10, as for --data-root; without it CIFAR-10 is left out")
-    parser.add_argument("--only", nargs="+", choices=list(known), help="these criteria")
+    parser.add_argument("--only", nargs="+", choices=list(known), help="the criteria to compare (default: all)")
     parser.add_argument("--no-report", action="store_true", help="print only")
     arguments = parser.parse_args()
     chosen = {name: known[name] for name in arguments.only or known}
@@ -48,7 +50,7 @@ def main() -> None:
 
 
 def _summary(found: list[tuple[Case, dict[str, int]]], names: list[str]) -> list[str]:
-    """Per group: how often within one of the truth, how often right, and the mean error."""
+    """For each group: how often the number is within one of the truth, how often exact, and the mean error."""
     lines = ["| features | measure | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
     for group in dict.fromkeys(case.group for case, _ in found):
         errors = {name: [abs(row[name] - case.classes) for case, row in found if case.group == group] for name in names}

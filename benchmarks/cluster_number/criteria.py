@@ -1,4 +1,4 @@
-"""Ways to find the number of clusters in unit features (N, D). Each is a function from (features, seed) to K."""
+"""Criteria for the number of clusters in unit features (N, D). Each is a function from (features, seed) to K."""
 
 from collections.abc import Callable
 from functools import cache
@@ -17,13 +17,13 @@ from lib.clustering.kmeans import spherical_kmeans
 from lib.seeding import generator
 
 MOST = 20
-"""The largest K that the criteria over k-means look at; the eigengap looks at twice as many."""
+"""The largest K that the criteria over k-means consider; the eigengap considers twice as many."""
 
 Criterion = Callable[[Tensor, int], int]
 
 
 def linkage(features: Tensor, seed: int) -> int:
-    """What `--num-clusters auto` does."""
+    """The criterion of `--num-clusters auto`."""
     return choose_number(features, seed).clusters
 
 
@@ -52,8 +52,8 @@ def silhouette(features: Tensor, seed: int) -> int:
 def prediction_strength(features: Tensor, seed: int) -> int:
     """The largest K whose clusters of one half of the images predict those of the other (Tibshirani, Walther 2005).
 
-    At least 0.8 of the pairs in each cluster must stay together, as they advise, in the mean of five divisions; 1
-    where no K does.
+    At least 0.8 of the pairs in each cluster must stay together, as they advise, on average over five divisions; 1
+    if no K does.
     """
     strengths = {1: 1.0}
     for K in range(2, MOST + 1):
@@ -124,7 +124,7 @@ def _kmeans(features: Tensor, clusters: int, seed: int) -> np.ndarray:
 
 @cache
 def criteria() -> dict[str, Criterion]:
-    """By name, ours first. Louvain is left out where networkx, which comes with later releases of PyTorch, is not."""
+    """The criteria by name, ours first. Louvain needs networkx, which later releases of PyTorch install."""
     found: dict[str, Criterion] = {
         "linkage": linkage,
         "eigengap": eigengap,

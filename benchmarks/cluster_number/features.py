@@ -1,4 +1,4 @@
-"""Features whose number of classes is known: of networks trained for it, of pixels, and random blobs."""
+"""Features with a known number of classes: of networks trained on so many classes, of pixels, and random blobs."""
 
 import subprocess
 import sys
@@ -59,7 +59,7 @@ HELD_OUT = {
 
 OPTIONS = ["--network", "resnet18", "--init", "torchvision", "--precision", "auto"]
 OPTIONS += ["--max-epoch", "4", "--lr-decay-offset", "2"]
-"""Of all networks, besides configs/digits.yaml: what the report of 2026-11-24 was made with."""
+"""Options of all networks, over configs/digits.yaml: those of the report of 2026-11-24."""
 
 CIFAR = {"0 1 6": 2000, "0 1 2 3 4 5 6 7 8 9": 3000}  # classes: training images
 CIFAR_OPTIONS = "--dataset cifar10 --size 16 --batch-size 64 --limit-test 500 --scale 0.2 1"
@@ -71,7 +71,7 @@ BLOBS = ((3, 0.05), (3, 0.12), (5, 0.05), (5, 0.12), (8, 0.05), (8, 0.12), (12, 
 
 @dataclass(frozen=True)
 class Case:
-    """Features (N, D) of so many classes; `group` for the summary."""
+    """Features (N, D) of `classes` classes; `group` is their row of the summary."""
 
     group: str
     name: str
@@ -80,7 +80,7 @@ class Case:
 
 
 def cases(sessions: Path, cifar: Optional[str]) -> Iterator[Case]:
-    """All of them, one after the other. Networks that are not in the folder of sessions are trained into it."""
+    """All cases, one after the other. A network without a session in the folder is trained into it."""
     for number, noise in BLOBS:
         yield Case("blobs", f"{number} blobs, sizes 10 to 1, noise {noise}", number, blobs(number, noise))
     for group, networks in (("digits", DIGITS), ("digits, held out", HELD_OUT)):
@@ -111,7 +111,7 @@ def blobs(number: int, noise: float, largest: int = 500, dim: int = 64) -> Tenso
 
 
 def _learnt(sessions: Path, name: str, options: list[str]) -> tuple[Tensor, Pipeline]:
-    """Features of the training images by the network of a session, which is trained if there is none."""
+    """Features of the training images by the network of a session, which is trained first if it is missing."""
     if not (sessions / name / "checkpoint" / "finished").exists():
         command = [sys.executable, "main.py", "--cfgs", "configs/base.yaml", "configs/digits.yaml"]
         command += [*OPTIONS, *options]

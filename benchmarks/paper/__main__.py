@@ -1,12 +1,12 @@
-"""Make the runs of the paper's tables and figures, and report what they say.
+"""Make the runs of the paper's tables and figures, and report their results.
 
     python3 -m benchmarks.paper --list
     python3 -m benchmarks.paper table6 figure4 --scale digits --seeds 5
     python3 -m benchmarks.paper all --scale cifar-small --seeds 3 --data-root ~/cifar10 --dry-run
 
-A run is main.py's own, in SESS_DIR/SCALE/VARIANT-sSEED. Finished ones are used again, interrupted ones resumed; a
-variant that two items need is run once. Ctrl-C saves and stops; the same command goes on. After each item, and at the
-end, the report of all that is finished is written.
+A run is one of main.py, in SESS_DIR/SCALE/VARIANT-sSEED. Finished runs are used again, interrupted ones resumed; a
+variant that two items need is run once. Ctrl-C saves and stops; the same command continues. After each item, and at
+the end, a report of all finished runs is written.
 """
 
 import argparse
@@ -26,7 +26,7 @@ REPORTS = ROOT / "benchmarks" / "reports"
 
 
 class Queue:
-    """The runs of a call in the order in which they are made: item by item, in each all variants of a seed.
+    """The runs of a call in the order in which they are made: by item, then by seed, then by variant.
 
     Args:
         plan: of the scale.
@@ -49,11 +49,11 @@ class Queue:
 
     @property
     def left(self) -> list[Run]:
-        """Runs that are to be made."""
+        """Runs still to be made."""
         return [run for run in self.runs if self.states[run.name] in (MISSING, BEGUN)]
 
     def estimate(self, runs: Sequence[Run]) -> str:
-        """How long these runs will train, by what was measured; some may be like none so far."""
+        """Training time of these runs, estimated from finished epochs; unknown where no similar run has any."""
         total, unknown = 0.0, 0
         for run in runs:
             epoch = self._seconds_an_epoch(run)
@@ -64,7 +64,7 @@ class Queue:
         return "time unknown" if unknown == len(runs) else f"{_time(total)} and {unknown} of unknown time"
 
     def _seconds_an_epoch(self, run: Run) -> Optional[float]:
-        """Of the same variant; else of runs with the same network on the same images."""
+        """Measured on runs of the same variant; else on runs with the same network and images."""
         for alike in (lambda other: other.variant.name == run.variant.name, lambda other: _kind(other) == _kind(run)):
             others = [other for other in self.runs if alike(other) and other.epochs_done()]
             if others:
@@ -72,7 +72,7 @@ class Queue:
         return None
 
     def results(self) -> dict:
-        """Of all finished runs of the scale, whichever items and seeds were asked for: by variant and seed."""
+        """Results of all finished runs of the scale by variant and seed, not only of the requested items and seeds."""
         found = {}
         for variant in self.plan.variants.values():
             seeds = self._seeds(variant.name)
@@ -187,14 +187,14 @@ def _make(queue: Queue, reports: Path) -> int:
                 queue.states[run.name] = run.state
                 if maker.stopped is None and failure:
                     failures.append(run.name)
-                _say(f"{head}: {failure}" if failure else f"{head}: {_summary(run)}; {_slot(queue)}")
+                _say(f"{head}: {failure}" if failure else f"{head}: {_summary(run)}; {_left(queue)}")
             if maker.stopped is not None:
                 break
             if place > before:
                 _report(queue, reports)
     print(f"report: {_report(queue, reports)}")
     if maker.stopped is not None:
-        print("stopped; the same command goes on", file=sys.stderr)
+        print("stopped; the same command continues", file=sys.stderr)
         return 128 + maker.stopped
     if failures:
         print(f"error: failed: {', '.join(failures)}", file=sys.stderr)
@@ -206,14 +206,14 @@ def _summary(run: Run) -> str:
     return f"{100 * result.knn:.2f} %, {_time(result.seconds)}"
 
 
-def _slot(queue: Queue) -> str:
+def _left(queue: Queue) -> str:
     return f"{len(queue.left)} runs left, {queue.estimate(queue.left)}"
 
 
 def _progress(queue: Queue, run: Run, head: str) -> None:
-    """One line that is written over and over, where there is a terminal."""
+    """A progress line that overwrites itself, on a terminal only."""
     if sys.stdout.isatty():
-        text = f"{head}: epoch {run.epochs_done()}/{run.epochs}; {_slot(queue)}"
+        text = f"{head}: epoch {run.epochs_done()}/{run.epochs}; {_left(queue)}"
         width = shutil.get_terminal_size().columns - 1
         print(f"\r{text[:width]:{width}}", end="", flush=True)
 

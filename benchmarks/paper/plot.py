@@ -1,4 +1,4 @@
-"""One picture an item: our means with their intervals, and the published points beside them."""
+"""One plot for each item: our means with their intervals, and the published values beside them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +11,10 @@ _OURS, _PUBLISHED = "#4878a8", "#c44e52"
 
 
 def plot(item: Item, means: Mapping[Row, Optional[Mean]], path: Path) -> None:
-    """Draw an item into an SVG file. What is published has an axis of its own: other images, another level.
+    """Draw an item into an SVG file. Published values have axes of their own, since they are on other images.
 
     Args:
-        means: of each row, in shares of 1; None where nothing was run.
+        means: of each row, as fractions of 1; None without runs.
     """
     from lib.figures import default_settings
 

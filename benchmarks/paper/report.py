@@ -1,4 +1,4 @@
-"""What the runs came to: a report in Markdown, the same as JSON, and a plot for each item."""
+"""The results of the runs: a report in Markdown, the same as JSON, and a plot for each item."""
 
 import datetime
 import json
@@ -15,7 +15,7 @@ from lib.runtime.atomic import replace_text
 from lib.session.provenance import git_revision
 
 Results = Mapping[str, Mapping[int, Result]]
-"""By the variant's name and the seed."""
+"""Results by the variant's name and the seed."""
 
 
 def measured(results: Results, measure: Measure) -> dict[int, float]:
@@ -37,7 +37,7 @@ def assess(results: Results, statement: Statement) -> tuple[Optional[Mean], str]
 
 
 def as_json(plan: Plan, results: Results, machine: str, date: str) -> dict[str, Any]:
-    """The report as plain values: shares of 1 by seed, statements with their differences in shares of 1."""
+    """The report as plain values: accuracies by seed and differences of statements, as fractions of 1."""
     items = {}
     for name, item in plan.items.items():
         variants = {each.name: each for each in plan.variants_of(name) if results.get(each.name)}
@@ -93,7 +93,7 @@ def markdown(plan: Plan, results: Results, found: Mapping[str, Any], notes: str 
 
     Args:
         found: from `as_json`.
-        notes: written by hand, in Markdown; its last part.
+        notes: the last part of the report, written by hand in Markdown.
     """
     scale = plan.scale.name
     count = sum(map(len, results.values()))

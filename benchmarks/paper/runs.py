@@ -1,4 +1,4 @@
-"""The runs of a scale: which there are, how far they are, making one, and what it came to."""
+"""The runs of a scale: their state, their commands, running them, and their results."""
 
 import contextlib
 import json
@@ -29,13 +29,13 @@ from lib.session.records import read_final
 MISSING, BEGUN, FINISHED, NO_DATA = "missing", "begun", "finished", "no data"
 
 _SESSION = ["--no-report", "--no-log-tfb", "--num-clusters", "10", "--keep", "1", "--brief"]
-"""Hundreds of runs leave metrics and log, and of the checkpoints the last. The clusters of a round are so many, since a
-search for their number would take half of a run on the digits."""
+"""Hundreds of runs keep metrics, log and only the last checkpoint. The number of clusters is fixed, since estimating it
+would take half of a run on the digits."""
 
 _GROUPS = ("data", "network", "method", "optimisation", "evaluation")
 _FREE = {"data_root", "labels", "workers_num", "prefetch", "augment_on", "num_clusters"}
 _RECIPE = {option.name for option in OPTIONS if option.kept and option.group in _GROUPS} - _FREE | {"seed", "precision"}
-"""Options that a finished run must share with the variant to stand for it."""
+"""Options that a finished run must share with a variant to count as its run."""
 
 READOUTS, PROCESSOR = "readouts.json", "processor.jsonl"
 """Files of a run's session: its `Result.readouts`, and the processor seconds of each start."""
@@ -44,22 +44,22 @@ _WITHOUT_FILES = ("digits",)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SAME = 3.0
-"""Seconds in which a second signal is the first one again, sent to this process and to its group."""
+"""Seconds within which a second signal counts as the first, sent both to this process and to its group."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """What is the same for all runs of one call: where sessions lie, and what main.py is told besides the recipe."""
+    """What all runs of one call share: the folder of their sessions, and arguments of main.py besides the recipe."""
 
     sess_dir: Path
     data_root: Optional[str] = None
     extra: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Whether main.py knows what it is told.
+        """Check the extra arguments.
 
         Raises:
-            UserError: it does not, or an option belongs to the recipe.
+            UserError: main.py does not know one, or it belongs to the recipe.
         """
         sources = collect(self.extra).sources
         of_recipe = sorted(name for name in _RECIPE | {"cfgs"} if sources[name] != "default")
@@ -70,18 +70,18 @@ class Call:
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run came to. Accuracies are shares of 1.
+    """The results of a finished run. Accuracies are fractions of 1.
 
     Attributes:
         knn: of the last network, training features recomputed.
-        linear: by stage; empty where it was not asked for.
+        linear: by stage; empty if the run had no such protocol.
         consistency: by round, from round 1.
         baselines: by name.
-        features: of the features that --features and --whiten ask for, where these are not the output as it is.
-        seconds: of training, by the clock.
+        features: of the features of --features and --whiten, if these are not the plain output.
+        seconds: of training, wall-clock.
         code, device: commit and machine, as the run told them.
         rank: RankMe of the finished network's training features.
-        processor: processor seconds of all starts but killed ones, evaluation included; None where they were not kept.
+        processor: processor seconds of all starts but killed ones, evaluation included; None if they were not recorded.
         views: augmented views of each image.
         readouts: kNN by level and kind, such as `backbone, whitened`, where the variant is read out.
     """
@@ -100,7 +100,7 @@ class Result:
     readouts: dict[str, float] = field(default_factory=dict)
 
     def measure(self, what: str) -> Optional[float]:
-        """The number that a `Measure` names, None where the run has none."""
+        """The number that a `Measure` names, None if the run has none."""
         if what in ("knn", "features", "rank", "processor", "views"):
             return getattr(self, what)
         if what == "linear":
@@ -134,7 +134,7 @@ class Run:
 
     @property
     def state(self) -> str:
-        """MISSING, BEGUN, FINISHED, or NO_DATA: it is missing, and its data set is not where it is looked for.
+        """MISSING, BEGUN, FINISHED, or NO_DATA: missing, and its data set was not found.
 
         Raises:
             UserError: the session there is of another recipe.
@@ -159,7 +159,7 @@ class Run:
         return [*self._recipe, *_SESSION, *session, "--session", self.name, *data, *self._call.extra]
 
     def read_out(self) -> None:
-        """Read out the finished network, and keep what is found in the session."""
+        """Evaluate the finished network's features, and store the accuracies in the session."""
         from benchmarks.readout import Images, of_session
 
         k = self.options.knn_k
@@ -170,10 +170,10 @@ class Run:
         replace_text(self.folder / READOUTS, json.dumps(found) + "\n")
 
     def prepare(self) -> None:
-        """Take away what a run left that ended before its first checkpoint.
+        """Remove the session of a run that ended before its first checkpoint.
 
         Raises:
-            UserError: another process is at work there.
+            UserError: another process uses the session.
         """
         if self.folder.exists():
             lock = SessionLock(self.folder)
@@ -190,15 +190,15 @@ class Run:
             path.unlink()
 
     def epochs_done(self) -> int:
-        """Epochs that its metrics tell of."""
+        """Epochs in its metrics."""
         return len(read_lines(self.folder / "metrics.jsonl"))
 
     def seconds(self) -> float:
-        """Seconds of training that its metrics tell of."""
+        """Seconds of training in its metrics."""
         return sum(line.get("seconds") or 0.0 for line in read_lines(self.folder / "metrics.jsonl"))
 
     def result(self) -> Result:
-        """What the finished run came to.
+        """The results of the finished run.
 
         Raises:
             ValueError: a file of its session is damaged.
@@ -263,17 +263,17 @@ def _is_between(name: str, prefix: str, suffix: str) -> bool:
 
 
 class Maker:
-    """Makes runs, one after the other, each in a process forked from one that has loaded PyTorch.
+    """Makes runs one after the other, each in a process forked from one that has loaded PyTorch.
 
     SIGINT, SIGTERM and SIGHUP to this process are passed on to the run, which saves and ends; `stopped` is then the
-    signal. Enter it, and make one run at a time.
+    signal. A context manager.
     """
 
     def __init__(self) -> None:
         self.stopped: Optional[int] = None
         self._waiting: Optional[int] = None
         self._heard = -math.inf
-        # a server has loaded PyTorch and started no thread, which forking would not survive
+        # the server has loaded PyTorch and started no threads, which a fork would not copy
         methods = multiprocessing.get_all_start_methods()
         self._context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         if "forkserver" in methods:
@@ -298,7 +298,7 @@ class Maker:
             signal.signal(number, before)
 
     def make(self, run: Run, watch: Callable[[], None]) -> str:
-        """Make or resume a run, to its end. Returns an empty text, or the last line of what went wrong.
+        """Make or resume a run, to its end. Returns an empty string, or the last line of its error.
 
         Args:
             watch: called once a second.
@@ -334,7 +334,7 @@ class Maker:
         self._pass_on()
 
     def _pass_on(self) -> None:
-        """Send a signal that was received to the run, if there is one; else it waits for the run to be there."""
+        """Send a received signal to the run; without one, keep it until the next run starts."""
         if self._waiting is None or self._process is None or self._process.pid is None:
             return
         number, self._waiting = self._waiting, None
@@ -343,7 +343,7 @@ class Maker:
 
 
 def _train(run: Run, output: str) -> None:
-    """In the run's own process: what `python3 main.py ARGUMENTS` does, and the reading of the finished network."""
+    """In the run's own process: run `python3 main.py ARGUMENTS`, then evaluate the finished network."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     os.setsid()  # a terminal's Ctrl-C reaches the run once, by way of the process that waits for it
     with open(output, "wb", buffering=0) as file:

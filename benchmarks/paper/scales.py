@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("digits", "fashion", "cifar-small", "paper")
 FULL = "paper"
 """The scale of the published recipe, with the paper's data sets and networks."""
-_IMAGES = {"digits": 1_437, "fashion-mnist": 60_000, "mnist": 60_000, "cifar10": 50_000}  # to train
+_IMAGES = {"digits": 1_437, "fashion-mnist": 60_000, "mnist": 60_000, "cifar10": 50_000}  # training images
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Variant:
     """One way of training.
 
     Attributes:
-        name: becomes the name of its sessions.
+        name: that of its sessions, without the seed.
         changes: options, by name, that differ from the scale's.
         configs: files of configs/, by name, that follow the scale's, before the changes.
-        is_read_out: whether the finished network is read out at the output and at the backbone, plain and whitened.
+        is_read_out: whether the finished network is evaluated at the output and at the backbone, plain and whitened.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Scale:
         return min(all_images, self.base.limit_train or all_images)
 
     def arguments(self, variant: Variant) -> list[str]:
-        """What main.py is told to train the variant, but for the seed and where the session lies."""
+        """Arguments of main.py that train the variant, without the seed and the session."""
         images = ROOT / "benchmarks" / "images" / f"{self.name}.yaml"
         files = [ROOT / "configs" / "base.yaml", *([images] if images.is_file() else []), self.file]
         files += [ROOT / "configs" / f"{name}.yaml" for name in variant.configs]

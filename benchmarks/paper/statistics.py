@@ -1,4 +1,4 @@
-"""Means over seeds, paired differences by seed, and what they say of a statement."""
+"""Means over seeds, differences paired by seed, and the verdict on a statement."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from scipy import stats
 HOLDS, OPPOSITE, UNDECIDED = "holds", "opposite", "undecided"
 LEVEL = 0.95
 LEAST = 3
-"""Seeds for a verdict: two whose differences happen to be equal have an interval of no width."""
+"""Fewest seeds for a verdict: two with equal differences by chance have an interval of width 0."""
 
 Interval = tuple[float, float]
 
@@ -41,7 +41,7 @@ def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Optional[
 
 
 def verdict(difference: Optional[Mean]) -> str:
-    """Whether the statement `difference > 0` holds, its opposite does, or neither is shown by so many seeds."""
+    """Whether the statement `difference > 0` holds, its opposite holds, or the seeds show neither."""
     if difference is None or difference.interval is None or difference.n < LEAST:
         return UNDECIDED
     low, high = difference.interval

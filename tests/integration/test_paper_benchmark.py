@@ -106,7 +106,7 @@ def test_a_stopped_run_is_resumed(made, scale, tmp_path, number):
     out, err = process.communicate(timeout=120)
     if number == signal.SIGTERM:
         assert process.returncode == 143
-        assert "stopped; the same command goes on" in err
+        assert "stopped; the same command continues" in err
         assert len(out.splitlines()) == 2  # no run after it
     else:
         assert process.returncode == 1
