@@ -168,7 +168,7 @@ def _silent_finalisers() -> Iterator[None]:
 
 
 class DeadWorkers:
-    """A SIGCHLD handler that holds back torch's error about a dead worker until the next batch is asked for.
+    """A SIGCHLD handler that holds back torch's error about a dead worker until the next batch is requested.
 
     torch's own handler raises its RuntimeError in whatever code runs at that moment, such as the writing of a
     checkpoint.

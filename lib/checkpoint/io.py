@@ -291,7 +291,7 @@ def _read_checksum(path: Path) -> Optional[_Checksum]:
 
 
 def _digest(file: BinaryIO, count: int) -> str:
-    """SHA-256 of so many bytes."""
+    """SHA-256 of the next `count` bytes."""
     digest = hashlib.sha256()
     while count > 0:
         block = file.read(min(count, _BLOCK))

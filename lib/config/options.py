@@ -137,13 +137,13 @@ class Options:
     )
     limit_train: Optional[int] = _data(
         None,
-        "use only so many training images, a random subset fixed by the seed; null: all",
+        "use only this many training images, a random subset fixed by the seed; null: all",
         "images",
         bounds=_at_least(1),
     )
     limit_test: Optional[int] = _data(
         None,
-        "use only so many test images, a random subset fixed by the seed; null: all",
+        "use only this many test images, a random subset fixed by the seed; null: all",
         "images",
         bounds=_at_least(1),
     )
@@ -330,7 +330,7 @@ class Options:
     )
     save_every: Optional[str] = _session(
         "30min",
-        "how often to save within an epoch too: after so many steps, or after a time; null: after epochs only",
+        "how often to save within an epoch: after a number of steps, or after a time; null: only after epochs",
         "steps, or with s, min, h",
         form=_SAVE_EVERY,
     )

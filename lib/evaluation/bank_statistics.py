@@ -46,7 +46,7 @@ class BankStatistics:
 def bank_statistics(
     memory: Tensor, rows: Tensor, temperature: float, shard: Optional[Shard] = None, memory_budget: int = 2**28
 ) -> BankStatistics:
-    """Compute the statistics of sampled rows, from S x N products of which one tile exists at a time.
+    """Compute the statistics of sampled rows, from S x N products, one tile at a time.
 
     Args:
         memory: (N, D) bank rows of unit length; with several processes those that `shard` names.

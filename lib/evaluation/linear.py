@@ -328,7 +328,7 @@ class Linear(Protocol):
 
 
 def _place(size: int, device: torch.device) -> torch.device:
-    """The device that keeps so many bytes: a GPU that has twice as many free, else the CPU."""
+    """The device for `size` bytes: a GPU with twice as many free, else the CPU."""
     if device.type == "cuda" and 2 * size > torch.cuda.mem_get_info(device)[0]:
         return torch.device("cpu")
     return device

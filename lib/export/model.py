@@ -138,9 +138,9 @@ class Model:
 
         Args:
             images: a batch (B, 3, S, S) of floating-point numbers, already preprocessed; or pictures, as PIL
-                images or paths of files, which give the same; a single one counts as a batch of one. After --shrink
-                an image of a large JPEG file that the caller has decoded already is scaled from more pixels than its
-                file, of which less is decoded.
+                images or paths of files, which give the same; a single one counts as a batch of one. With --shrink
+                a large JPEG file is decoded at a reduced size, while an image that the caller has decoded is scaled
+                from all its pixels.
 
         Raises:
             UserError: a picture cannot be read as an image, or the batch has another shape or holds whole numbers.
@@ -272,12 +272,12 @@ def open_model(
         path: of any of them; of a session the last epoch is taken.
         device: `auto`, `cpu`, or the index of a GPU, as --gpus.
         computes_in: `fp32`, `bf16` or `auto`, as --precision.
-        features: `embedding` or `backbone`, as --features; None: as the run or the export was asked for.
+        features: `embedding` or `backbone`, as --features; None: as in the run or the export.
         whiten: as --whiten, likewise.
 
     Raises:
-        UserError: the path or the device does not exist, the file is damaged, or the whitening that is asked for is
-            not kept with it.
+        UserError: the path or the device does not exist, the file is damaged, or it has no whitening of these
+            features.
     """
     path = Path(path).expanduser()
     exported = path / DESCRIPTION if path.is_dir() else path.with_name(DESCRIPTION)

@@ -179,6 +179,6 @@ def logits_within_set(scaled: Tensor, memory: Tensor, members: Tensor, shard: Sh
         outside, places = shard.outside(members), members - shard.start
     if len(memory) == 0:
         memory = memory.new_zeros(1, memory.shape[1])
-    rows = memory[places.masked_fill(outside, 0)]  # the one gather
+    rows = memory[places.masked_fill(outside, 0)]  # the only gather
     logits = torch.bmm(rows, scaled[:, :, None])[:, :, 0].masked_fill_(outside, float("-inf"))
     return rows, logits, outside

@@ -55,7 +55,7 @@ _FILLED = 0.5  # of the area that the tiles cover
 class WinogradConvolution(nn.Conv2d):
     """A 3x3 convolution of stride 1 that is faster in training on large batches, and plain anywhere else.
 
-    It has nothing that nn.Conv2d does not have, so a layer becomes the one or the other by its class alone.
+    It adds no state to nn.Conv2d, so a layer is converted by assigning its class.
     """
 
     def forward(self, images: Tensor) -> Tensor:

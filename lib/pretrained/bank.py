@@ -35,7 +35,7 @@ def fit_batch_norm(embedder: Embedder, images: Tensor) -> None:
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches, of which there is one
+        norm.momentum = None  # the mean over all batches; here there is one
     embedder.train()
     embedder(images.to(embedder.device))
     for norm, momentum in zip(norms, momenta):

@@ -97,7 +97,7 @@ def load_matching(network: nn.Module, file: WeightsFile) -> Fit:
 
 
 def check_complete(found: Fit, file: WeightsFile, network: str) -> None:
-    """Refuse a network of which more than the last layer is random, if it is not trained further.
+    """Refuse a network with random layers besides the last one, if it is not trained further.
 
     Args:
         network: its name.

@@ -44,7 +44,7 @@ def write_final(
     recomputed.
 
     Args:
-        round_number, epoch: the position at which it was finished.
+        round_number, epoch: the position of the finished network in the run.
         baselines: top-1 without learning, by name.
         features: `level`, `whitened`, `top1` and `top5` by the features of --features and --whiten, where these are not
             the network's plain output.
