@@ -79,7 +79,8 @@ def _print_error(reason: str, process: ProcessInfo) -> None:
 
 
 if __name__ == "__main__":
-    if any(action == "error" for action, *_ in warnings.filters):  # PYTHONWARNINGS=error: libraries warn
+    # under PYTHONWARNINGS=error a warning of any library would end the run
+    if any(action == "error" for action, *_ in warnings.filters):
         warnings.simplefilter("default")
     status = 1
     try:

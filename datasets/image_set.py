@@ -192,7 +192,7 @@ class Replaced:
 
     @property
     def are_other_pictures(self) -> bool:
-        """Whether the files are other pictures, since more than half differ; otherwise some of them were edited."""
+        """Whether more than half of the files differ: then they count as other pictures, not as edited ones."""
         return 2 * len(self.paths) > self.compared
 
     def __str__(self) -> str:

@@ -117,7 +117,7 @@ def onnx_packages_missing() -> tuple[str, ...]:
 
 
 _ONNX_BY_DYNAMO = TORCH_RELEASE >= (2, 9)
-"""Whether torch.onnx.export has the exporter that needs onnxscript."""
+"""Whether the default of torch.onnx.export is the exporter that needs onnxscript."""
 
 
 def export_onnx(network: nn.Module, images: torch.Tensor, path: str, inputs: str, outputs: str) -> None:

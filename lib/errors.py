@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def not_none(value: Optional[T]) -> T:
-    """The value, which an option or an earlier check keeps from being None; for mypy."""
+    """The value, of which earlier checks ensure that it is not None; tells mypy so."""
     assert value is not None
     return value
 

@@ -45,7 +45,7 @@ SPAN = 1.5
 """The confidence covers thresholds from `THRESHOLD` / SPAN to `THRESHOLD` * SPAN."""
 RUNS = 5
 ROWS_IN_RUN = 10_000
-"""Rows of one run; of more, each run draws a sample. A class is found if some dozens of its images are drawn."""
+"""The most rows of a run; of more, each run draws a sample. A class is found if some dozens of its images are drawn."""
 
 
 @dataclass(frozen=True, eq=False)

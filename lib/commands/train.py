@@ -224,7 +224,7 @@ def _log_start(
     session: Optional[SessionFolder],
     plan: Optional[str],
 ) -> None:
-    """Log the circumstances of a start of the run. `plan`: the epochs of --minutes, or None."""
+    """Log the settings and the environment of this start of the run. `plan`: the epochs of --minutes, or None."""
     options = call.options
     _log_machine(call)
     _log_images(options, pipeline)

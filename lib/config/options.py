@@ -274,7 +274,7 @@ class Options:
     )
     features: str = _evaluation(
         "embedding",
-        "which features of the finished network clusters, --export, --embed and the report use. embedding: its output; "
+        "features of the finished network for clusters, --export, --embed and the report. embedding: its output; "
         "backbone: the input of its last layer (512 numbers for resnet18). kNN always evaluates the output, and these "
         "features too",
         choices=("embedding", "backbone"),

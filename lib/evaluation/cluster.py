@@ -202,7 +202,7 @@ def contingency(assignments: np.ndarray, labels: np.ndarray, clusters: int, clas
 def matched(table: np.ndarray) -> tuple[float, dict[int, int]]:
     """The best accuracy of a one-to-one matching of clusters and classes (Kuhn 1955), and the class of each cluster.
 
-    Of more clusters than classes some have no class, and their rows count as wrong; likewise of more classes.
+    If there are more clusters than classes, some clusters have no class and their rows count as wrong; and vice versa.
 
     Args:
         table: (K, C), from `contingency`.

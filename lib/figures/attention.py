@@ -46,7 +46,7 @@ def attention(network: nn.Module, images: Tensor, rows: Tensor) -> Attention:
     """
     network.eval()
     with torch.enable_grad():
-        outputs: dict[str, Tensor] = network.stage_outputs(images)  # type: ignore[operator]  # of every network of models.build
+        outputs: dict[str, Tensor] = network.stage_outputs(images)  # type: ignore[operator]  # every network of models.build has it
         stage = attention_stage(outputs)
         activations = outputs[stage]  # (B, C, h, w)
         similarity = (outputs["fc"] * rows).sum()  # summed over images, which are independent in evaluation mode

@@ -21,7 +21,7 @@ ANCHORS_IN_GROUP = 6
 CERTAIN_SHOWN = 12
 """Images shown as the most certain, and as many as the least certain."""
 LOGITS = 2**28
-"""About as many similarities the report computes for entropies in round 0, where the run computes none."""
+"""The approximate number of similarities that the report computes in round 0, where the run has no entropies."""
 MOST_SHOWN = 12
 """The most clusters shown, the largest."""
 ON_A_SHEET = 12

@@ -125,7 +125,7 @@ def not_written(what: str, path: Path, error: Exception, unchanged: str) -> RunE
 
     Args:
         what: the file as the message calls it.
-        unchanged: the end of the message: what is unchanged.
+        unchanged: what is unchanged, for the end of the message.
     """
     if not path.parent.is_dir():
         return RunError(f"{what} could not be written: the folder {path.parent} is gone")

@@ -14,7 +14,7 @@ CPU_TILE_ELEMENTS, GPU_TILE_ELEMENTS = 2**24, 2**27
 """Similarities held at a time by a search, on a CPU and on a GPU."""
 
 SELECTED_ELEMENTS = 2**19
-"""Similarities whose largest are selected at a time on a CPU: they fit its cache."""
+"""Similarities from which the largest are selected at a time on a CPU: they fit its cache."""
 
 MERGED_ELEMENTS = 2**22
 """Similarities of all processes that are merged at a time: 16 MiB, and twice that of row numbers."""

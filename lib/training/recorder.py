@@ -197,7 +197,7 @@ class Recorder:
         """The error about a non-finite loss or gradient, with the images of the batch.
 
         Args:
-            found: the batch, and which of the two it is.
+            found: the batch, and whether its loss or its gradient is not finite.
             order: the rows of the images in each batch of the epoch.
         """
         # a gradient is that of all batches of its optimiser step
