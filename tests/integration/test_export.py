@@ -457,11 +457,11 @@ def test_mistakes_are_one_line_and_leave_nothing(session, resnet, data, tmp_path
         ([*export, tmp_path / "x", "--low-dim", "8"], "holds another network than --network, --low-dim"),
         (
             [*export, tmp_path / "x", "--limit-train", "20"],
-            "trained on other images (imagefolder, 29) than those at hand",
+            "trained on other images (imagefolder, 29) than these",
         ),
         (
             [*export, tmp_path / "x", "--dataset", "digits"],
-            "trained on other images (imagefolder, 29) than those at hand",
+            "trained on other images (imagefolder, 29) than these",
         ),
         ([*export, tmp_path / "mine"], "holds other things (diary.txt), which are not touched"),
         ([*export, tmp_path / "mine", "--overwrite"], "holds other things (diary.txt), which are not touched"),

@@ -219,7 +219,7 @@ def test_exported_features_follow_the_steps_in_network_json(base, tmp_path):
         "level": "backbone",
         "whitened": True,
         "steps": [
-            "x = what the network's last layer fc takes, divided by its length",
+            "x = the input of the network's last layer fc, divided by its length",
             "y = (x - mean) @ matrix, by whitening.npz",
             "the feature is y / |y|",
         ],

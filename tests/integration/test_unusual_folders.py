@@ -88,7 +88,7 @@ def test_a_session_does_not_resume_with_other_pictures_of_the_same_names(trained
     err = call(capsys, *resume, status=2)
     assert "its memory bank belongs to other pictures of the same names: 20 of 20 files compared (" in err
     assert f"{tmp_path / 'p' / '0.png'}, " in err
-    assert "--pretrained in place of --resume, or add --restart to continue with this bank in a new session" in err
+    assert "--pretrained instead of --resume, or add --restart to continue with this bank in a new session" in err
     assert err.count("\n") == 1
     assert "was trained on other images" in call(
         capsys, "--resume", trained, "--export", tmp_path / "e", *FEW, status=2
