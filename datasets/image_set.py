@@ -209,8 +209,8 @@ def _content(path: str) -> int:
         with open(path, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             digest = hashlib.blake2b(str(size).encode(), digest_size=4)
-            for place in sorted({0, max(0, size // 2 - _PIECE // 2), max(0, size - _PIECE)}):
-                file.seek(place)
+            for offset in sorted({0, max(0, size // 2 - _PIECE // 2), max(0, size - _PIECE)}):
+                file.seek(offset)
                 digest.update(file.read(_PIECE))
     except OSError:
         return 0

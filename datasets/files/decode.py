@@ -139,10 +139,10 @@ def _file_not_decoded_yet(image: Image.Image) -> Optional[BinaryIO]:
     file = getattr(image, "fp", None)
     if not getattr(image, "tile", None) or file is None or file.closed or image.tell() != 0:
         return None
-    place = file.tell()
+    offset = file.tell()
     file.seek(0)
     content = io.BytesIO(file.read())
-    file.seek(place)
+    file.seek(offset)
     return content
 
 
@@ -187,14 +187,14 @@ def _without_long_texts(file: Union[str, BinaryIO]) -> Optional[BinaryIO]:
         content = file.read()
     if not content.startswith(_PNG):
         return None
-    kept, place = [_PNG], len(_PNG)
-    while place + 8 <= len(content):
-        length, kind = struct.unpack_from(">I4s", content, place)
-        data = content[place + 8 : place + 8 + length]
+    kept, offset = [_PNG], len(_PNG)
+    while offset + 8 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, offset)
+        data = content[offset + 8 : offset + 8 + length]
         compressed = kind in (b"zTXt", b"iCCP") or (kind == b"iTXt" and data.partition(b"\0")[2][:1] == b"\1")
         if not compressed and not (kind in (b"tEXt", b"iTXt") and length > _LONG_TEXT):
-            kept.append(content[place : place + 12 + length])
-        place += 12 + length
+            kept.append(content[offset : offset + 12 + length])
+        offset += 12 + length
     return io.BytesIO(b"".join(kept))
 
 

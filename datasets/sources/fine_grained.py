@@ -156,8 +156,8 @@ def _read_dogs_list(file: Path) -> list[Listed]:
             f"--dataset dogs: {file} holds {len(paths)} files and {len(labels)} labels; unpack lists.tar again"
         )
     return [
-        _dogs_entry(path, label, f"{file}, entry {place}")
-        for place, (path, label) in enumerate(zip(paths, labels), start=1)
+        _dogs_entry(path, label, f"{file}, entry {position}")
+        for position, (path, label) in enumerate(zip(paths, labels), start=1)
     ]
 
 
@@ -189,7 +189,7 @@ def image_sets(
     folders = _folder_of_each_class(dataset, [*train, *test])
     _check_files(dataset, folder, [*train, *test])
     numbers = sorted(folders)
-    row = {number: place for place, number in enumerate(numbers)}
+    row = {number: position for position, number in enumerate(numbers)}
     classes = tuple(folders[number] for number in numbers)
 
     def image_set(images: Sequence[Listed]) -> ImageSet:

@@ -204,8 +204,8 @@ def _features(model: Model, paths: Sequence[str], options: Options) -> Tensor:
 def _nearest_columns(similarities: Tensor, rows: Tensor, names: Optional[Sequence[str]]) -> dict[str, Sequence[Any]]:
     """nearest_1, similarity_1, nearest_2 and so on; the nearest by path, or by row where the paths are not known."""
     columns: dict[str, Sequence[Any]] = {}
-    for place in range(rows.shape[1]):
-        found = rows[:, place].tolist()
-        columns[f"nearest_{place + 1}"] = found if names is None else [names[row] for row in found]
-        columns[f"similarity_{place + 1}"] = [round(value, 6) for value in similarities[:, place].tolist()]
+    for column in range(rows.shape[1]):
+        found = rows[:, column].tolist()
+        columns[f"nearest_{column + 1}"] = found if names is None else [names[row] for row in found]
+        columns[f"similarity_{column + 1}"] = [round(value, 6) for value in similarities[:, column].tolist()]
     return columns

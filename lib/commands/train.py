@@ -271,13 +271,13 @@ def _log_images(options: Options, pipeline: Pipeline) -> None:
     """Log the data set with its notes and warnings."""
     test = "no" if pipeline.test is None else f"{len(pipeline.test):,}"
     loaders = f"in {options.workers_num} DataLoader workers" if options.workers_num else "in this process"
-    place = "on the device, by the batch" if pipeline.on_device else loaders
+    location = "on the device, by the batch" if pipeline.on_device else loaders
     log.info(
         "data      %s: %s training, %s test images; augmented %s",
         pipeline.name,
         f"{len(pipeline.train):,}",
         test,
-        place,
+        location,
     )
     for note in pipeline.notes:
         log.info("          %s", note)

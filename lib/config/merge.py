@@ -50,8 +50,8 @@ def collect(
     if saved is not None:
         given = _merged(layers)[0]
         file = given.get("resume") or given.get("pretrained")
-        place = "checkpoint" if file is None else f"checkpoint {file}"
-        layers.insert(0, ("checkpoint", _from_checkpoint(saved, place)))
+        where = "checkpoint" if file is None else f"checkpoint {file}"
+        layers.insert(0, ("checkpoint", _from_checkpoint(saved, where)))
     values, sources = _merged(layers)
     named = {option.name: sources.get(option.name, "default") for option in OPTIONS}
     settings = Settings(Options(**values), named, files)
@@ -88,21 +88,21 @@ def _from_command_line(argv: Sequence[str]) -> Layer:
 def _from_file(path: str) -> Layer:
     layer = {}
     for key, raw, line in yaml_file.read(path):
-        place = f"config file {path}, line {line}"
+        where = f"config file {path}, line {line}"
         if key not in _BY_NAME:
-            raise UserError(f"{place}: unknown option {shown(key)}; {hint(key, _BY_NAME)}")
+            raise UserError(f"{where}: unknown option {shown(key)}; {hint(key, _BY_NAME)}")
         if key == "cfgs":
-            raise UserError(f"{place}: a config file cannot name others; list them after --cfgs on the command line")
+            raise UserError(f"{where}: a config file cannot name others; list them after --cfgs on the command line")
         try:
             layer[key] = from_text(_BY_NAME[key], raw)
         except ValueError as error:
-            raise UserError(f"{place}: {key}: {error}") from None
+            raise UserError(f"{where}: {key}: {error}") from None
     return layer
 
 
-def _from_checkpoint(saved: Mapping[str, object], place: str) -> Layer:
+def _from_checkpoint(saved: Mapping[str, object], where: str) -> Layer:
     if not isinstance(saved, Mapping):
-        raise UserError(f"{place}: its options are not a mapping; was it written by this program?")
+        raise UserError(f"{where}: its options are not a mapping; was it written by this program?")
     layer = {}
     for name, value in saved.items():
         option: Optional[Option] = _BY_NAME.get(name)
@@ -111,7 +111,7 @@ def _from_checkpoint(saved: Mapping[str, object], place: str) -> Layer:
         try:
             layer[name] = from_value(option, value)
         except ValueError as error:
-            raise UserError(f"{place}: {name}: {error}") from None
+            raise UserError(f"{where}: {name}: {error}") from None
     return layer
 
 

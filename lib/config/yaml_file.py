@@ -75,9 +75,9 @@ def _text(path: str) -> str:
 
 def _syntax(path: str, error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
-    place = f"config file {path}" if mark is None else f"config file {path}, line {mark.line + 1}"
+    where = f"config file {path}" if mark is None else f"config file {path}, line {mark.line + 1}"
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
-    return f"{place}: not valid YAML: {problem}"
+    return f"{where}: not valid YAML: {problem}"
 
 
 def _raw(path: str, line: int, key: str, node: Any) -> Raw:

@@ -48,11 +48,11 @@ def log_votes(similarities: Tensor, neighbour_labels: Tensor, classes: int, sigm
         (Q, C) float64; -inf for a class without a neighbour; the nearest neighbour alone would make 0.
     """
     # older PyTorch has no deterministic scatter_add_ on CUDA
-    place = "cpu" if torch.are_deterministic_algorithms_enabled() else similarities.device
-    exponents, labels = similarities.double().to(place), neighbour_labels.to(place)
+    device = "cpu" if torch.are_deterministic_algorithms_enabled() else similarities.device
+    exponents, labels = similarities.double().to(device), neighbour_labels.to(device)
     exponents = (exponents - exponents.max(dim=1, keepdim=True).values) / sigma  # (Q, K), 0 for the nearest
     exponents.clamp_(min=torch.finfo(torch.float64).min)  # -inf would be no vote
-    largest = torch.full((len(exponents), classes), float("-inf"), dtype=torch.float64, device=place)
+    largest = torch.full((len(exponents), classes), float("-inf"), dtype=torch.float64, device=device)
     for label, exponent in zip(labels.split(1, dim=1), exponents.split(1, dim=1)):  # one neighbour of each query
         largest.scatter_(1, label, torch.maximum(largest.gather(1, label), exponent))
     weights = torch.exp(exponents - largest.gather(1, labels))  # in (0, 1], 1 for the nearest of each class

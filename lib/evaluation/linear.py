@@ -109,10 +109,10 @@ def stage_rows(
     count = rows.stop - rows.start
     kept = {stage: torch.empty(count, widths[stage], device=device) for stage in stages}
     for images, indices in batches:
-        place = (indices - rows.start).to(device)
+        positions = (indices - rows.start).to(device)
         found = outputs(images)
         for stage, into in kept.items():
-            into[place] = pooled(found[stage], most).to(device)
+            into[positions] = pooled(found[stage], most).to(device)
     return kept
 
 

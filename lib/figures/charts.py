@@ -135,11 +135,11 @@ def bars(
 ) -> Markup:
     """Two counts on top of each other for each label; the upper one is hatched, so that they differ without colours."""
     figure, axes = _empty(across, up)
-    places = range(len(labels))
+    positions = range(len(labels))
     width = min(0.7, 0.12 * len(labels))
-    axes.bar(places, good, width, color=GOOD)
-    axes.bar(places, bad, width, bottom=good, facecolor="none", edgecolor=BAD, hatch="////", linewidth=1.2)
-    axes.set_xticks(list(places))
+    axes.bar(positions, good, width, color=GOOD)
+    axes.bar(positions, bad, width, bottom=good, facecolor="none", edgecolor=BAD, hatch="////", linewidth=1.2)
+    axes.set_xticks(list(positions))
     axes.set_xticklabels(labels)
     axes.set_xlim(-0.6, len(labels) - 0.4)
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -149,7 +149,7 @@ def bars(
 
 @default_settings()
 def scatter(
-    name: str, described: str, places: Sequence[tuple[float, float]], groups: Sequence[int], colours: Sequence[str]
+    name: str, described: str, positions: Sequence[tuple[float, float]], groups: Sequence[int], colours: Sequence[str]
 ) -> Markup:
     """Dots without axes; (0, 0) is the lower left corner of the figure and (1, 1) the upper right one.
 
@@ -163,7 +163,7 @@ def scatter(
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     for group, colour in enumerate(colours):
-        own = [place for place, of in zip(places, groups) if of == group]
+        own = [position for position, of in zip(positions, groups) if of == group]
         if own:
             axes.plot(*zip(*own), linestyle="none", marker="o", markersize=4.6, color=colour, markeredgewidth=0)
     return inline_svg(figure, name, described)

@@ -37,7 +37,7 @@ def thumbnails(images: ImageSet, rows: Sequence[int], side: int) -> np.ndarray:
         UserError: a file cannot be read.
     """
     wanted = sorted(set(rows))
-    place = {row: number for number, row in enumerate(wanted)}
+    position_of = {row: number for number, row in enumerate(wanted)}
 
     def square(row: int) -> np.ndarray:
         image = images.read(row, at_least=2 * side)
@@ -49,7 +49,7 @@ def thumbnails(images: ImageSet, rows: Sequence[int], side: int) -> np.ndarray:
     with ThreadPoolExecutor(_THREADS) as pool:
         for number, each in enumerate(pool.map(square, wanted)):
             squares[number] = each
-    return squares[[place[row] for row in rows]]
+    return squares[[position_of[row] for row in rows]]
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ def _alexnet_by_stage(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if part == "classifier":
             renamed[f"{stages.get(number, f'hidden.{number}')}.{rest}"] = value
         else:
-            before = [place for place in convolutions if place <= number]
+            before = [layer for layer in convolutions if layer <= number]
             renamed[f"conv{len(before)}.{int(number not in convolutions)}.{rest}"] = value
     return renamed
 

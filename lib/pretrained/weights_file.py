@@ -117,7 +117,7 @@ def _is_ours(content: Mapping[str, Any]) -> bool:
 
 def _of_others(content: Mapping[str, Any], path: Path, option: str) -> WeightsFile:
     """The weights of a checkpoint of the authors' code, or of a state dict. `option` named the file."""
-    net, place = _state_dict(content)
+    net, net_key = _state_dict(content)
     if not net:
         keys = ", ".join(map(str, list(content)[:5])) or "nothing"
         raise UserError(
@@ -125,12 +125,12 @@ def _of_others(content: Mapping[str, Any], path: Path, option: str) -> WeightsFi
             "one under `net` was expected"
         )
     memory, rest = _bank(content)
-    authors = place == "net" and ("npc" in content or "ANs_discovery" in content or memory is not None)
+    authors = net_key == "net" and ("npc" in content or "ANs_discovery" in content or memory is not None)
     kind = "a checkpoint of the authors' code" if authors else "a state dict"
     about = {key: content[key] for key in ("round", "epoch", "acc", "session") if _is_plain(content.get(key))}
-    unused = [*rest, *(name for name in _UNUSED if place and _holds(content, name))]
+    unused = [*rest, *(name for name in _UNUSED if net_key and _holds(content, name))]
     options, statistics, shrink = _described_beside(path)
-    about = about if place else {}
+    about = about if net_key else {}
     file = WeightsFile(str(path), kind, net, memory, options, statistics, None, tuple(unused), about, shrink)
     return _checked(file, option)
 

@@ -55,7 +55,7 @@ class Comparison:
         names = [record.name for record in records]
         paths = [str(record.folder.path) for record in records]
         self.labels = names if len(set(names)) == len(names) else paths
-        self.letters = [_letter(place) for place in range(len(self.records))]
+        self.letters = [_letter(index) for index in range(len(self.records))]
 
     def rows(self) -> Iterator[tuple[str, str, SessionRecord]]:
         """Letter, label and record of each session."""
@@ -160,15 +160,15 @@ class Comparison:
                 tables[title] = (["round", *self.letters], body)
         return tables
 
-    def curve(self, place: int, key: str) -> list[tuple[int, float]]:
+    def curve(self, index: int, key: str) -> list[tuple[int, float]]:
         """The points (epochs completed since the run began, figure) of one session."""
-        record = self.records[place]
+        record = self.records[index]
         return [(record.run_epoch(epoch), epoch[key]) for epoch in record.epochs if epoch.get(key) is not None]
 
 
-def _letter(place: int) -> str:
+def _letter(index: int) -> str:
     """A to Z, then AA, AB ..."""
-    return (_letter(place // 26 - 1) if place >= 26 else "") + chr(ord("A") + place % 26)
+    return (_letter(index // 26 - 1) if index >= 26 else "") + chr(ord("A") + index % 26)
 
 
 def _shown(record: SessionRecord, name: str) -> str:
@@ -227,11 +227,11 @@ def text_plot(curves: Sequence[Sequence[tuple[float, float]]], percent: bool) ->
         return ""
     (left, right), (low, high) = ((min(axis), max(axis)) for axis in zip(*points))
     cells = [[" "] * WIDTH for _ in range(HEIGHT)]
-    for place, curve in enumerate(curves):
+    for index, curve in enumerate(curves):
         for x, y in curve:
             column = round((x - left) / ((right - left) or 1) * (WIDTH - 1))
             row = HEIGHT - 1 - round((y - low) / ((high - low) or 1) * (HEIGHT - 1))
-            mark = chr(ord("A") + place % 26)
+            mark = chr(ord("A") + index % 26)
             cells[row][column] = mark if cells[row][column] in (" ", mark) else "*"
     ends = {HEIGHT - 1: _axis_text(low, percent)}
     if high > low:
@@ -326,7 +326,7 @@ def as_text(comparison: Comparison) -> str:
     has_accuracy = any(record.latest("knn_top1") is not None for record in comparison.records)
     first = ("top-1", "knn_top1", True) if has_accuracy else ("mean cosine with the nearest", "neighbour_cosine", False)
     for what, key, percent in (first, ("loss", "loss", False)):
-        plot = text_plot([comparison.curve(place, key) for place in range(len(comparison.records))], percent)
+        plot = text_plot([comparison.curve(index, key) for index in range(len(comparison.records))], percent)
         if plot:
             parts += ["", f"{what} over the epochs", plot]
     return "\n".join(parts)
@@ -338,8 +338,8 @@ def as_page(comparison: Comparison) -> str:
     from lib.report.template import render
 
     legend = [
-        {"letter": letter, "label": label, "record": record, "colour": CSS_NAMES[series(place)], "dashes": dash(place)}
-        for place, (letter, label, record) in enumerate(comparison.rows())
+        {"letter": letter, "label": label, "record": record, "colour": CSS_NAMES[series(index)], "dashes": dash(index)}
+        for index, (letter, label, record) in enumerate(comparison.rows())
     ]
     return render(
         "compare.html",
@@ -364,7 +364,7 @@ def _charts(comparison: Comparison) -> list[tuple[str, Any]]:
         ("cosine", "Mean cosine with the nearest", "neighbour_cosine", {}),
         ("rate", "Learning rate", "lr", {"logarithmic": True}),
     ):
-        points = [comparison.curve(place, key) for place in range(len(comparison.records))]
+        points = [comparison.curve(index, key) for index in range(len(comparison.records))]
         charts.append((caption, _chart(name, caption, "epochs completed", comparison, points, **keywords)))
     points = [
         [(entry.round, entry.consistency) for entry in record.rounds if entry.consistency is not None]
@@ -380,8 +380,8 @@ def _chart(name: str, caption: str, across: str, comparison: Comparison, points:
     from lib.figures.charts import Curve, curves
 
     lines = [
-        Curve(label, [x for x, _ in own], [y for _, y in own], place)
-        for place, (own, label) in enumerate(zip(points, comparison.labels))
+        Curve(label, [x for x, _ in own], [y for _, y in own], index)
+        for index, (own, label) in enumerate(zip(points, comparison.labels))
     ]
     described = f"{caption} of {len(lines)} sessions; the table of results has the figures"
     return curves(name, described, across, caption.lower(), lines, **keywords)

@@ -62,7 +62,7 @@ def map_section(rows: np.ndarray, features: Tensor, pictures: Pictures, groups: 
         rows: (n,) row numbers of the images.
         groups: (n,) the cluster of each image, which gives its colour where there are no labels.
     """
-    method, places = layout(features[rows].numpy())
+    method, positions = layout(features[rows].numpy())
     if pictures.labelled:
         coloured_by, names = "class", [*pictures.classes, NO_LABEL]
         found = [pictures.label_number(row) for row in rows.tolist()]
@@ -73,16 +73,16 @@ def map_section(rows: np.ndarray, features: Tensor, pictures: Pictures, groups: 
     colours = [*_colours(len(pictures.classes)), FAINT] if pictures.labelled else _colours(len(names))
     described = f"{method} of the features of {len(rows)} images, coloured by {coloured_by}"
     points = []
-    for place, row, number in zip(places.tolist(), rows.tolist(), numbers):
+    for position, row, number in zip(positions.tolist(), rows.tolist(), numbers):
         named = names[number] == NO_LABEL or coloured_by == "cluster"
         text = f"{pictures.name(row)}, {names[number] if named else f'class {names[number]}'}"
-        points.append([round(place[0], 4), round(1 - place[1], 4), text])
+        points.append([round(position[0], 4), round(1 - position[1], 4), text])
     tile = min(TILE, *(pictures.thumbnail(row).size[0] for row in rows.tolist()))
     present = sorted(set(numbers))
     legend = [LegendEntry(CSS_NAMES.get(colours[number], colours[number]), names[number]) for number in present]
     return MapSection(
         method,
-        scatter("map", described, [tuple(place) for place in places.tolist()], numbers, colours),
+        scatter("map", described, [tuple(position) for position in positions.tolist()], numbers, colours),
         points,
         pictures.sheet(rows.tolist(), COLUMNS, tile),
         COLUMNS,
@@ -131,14 +131,14 @@ def layout(features: np.ndarray) -> tuple[str, np.ndarray]:
 def _principal(centred: np.ndarray) -> np.ndarray:
     """(n, 2): coordinates along the two directions of largest spread, signed so that the largest entry is positive."""
     _, _, directions = np.linalg.svd(centred, full_matrices=False)
-    places = np.zeros((len(centred), 2))
+    positions = np.zeros((len(centred), 2))
     for axis, direction in enumerate(directions[:2]):
-        places[:, axis] = centred @ direction * np.sign(direction[np.abs(direction).argmax()])
-    return places
+        positions[:, axis] = centred @ direction * np.sign(direction[np.abs(direction).argmax()])
+    return positions
 
 
-def _in_unit_square(places: np.ndarray) -> np.ndarray:
+def _in_unit_square(positions: np.ndarray) -> np.ndarray:
     """The positions moved and scaled into the unit square, both axes alike."""
-    middle = (places.max(axis=0) + places.min(axis=0)) / 2
-    extent = max((places.max(axis=0) - places.min(axis=0)).max(), 1e-12)
-    return 0.5 + 0.94 * (places - middle) / extent
+    middle = (positions.max(axis=0) + positions.min(axis=0)) / 2
+    extent = max((positions.max(axis=0) - positions.min(axis=0)).max(), 1e-12)
+    return 0.5 + 0.94 * (positions - middle) / extent

@@ -81,7 +81,7 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
         most=most,
         least=least,
         watched=[pictures.picture(index) for index in watched],
-        attention_views=[views[place] for place in _spread(len(views), ATTENTION_ROUNDS)],
+        attention_views=[views[index] for index in _spread(len(views), ATTENTION_ROUNDS)],
     )
 
 

@@ -106,11 +106,11 @@ class Pictures:
         """Many thumbnails as one image, row by row, each in a square of `tile` pixels: its data URI."""
         rows = -(-len(indices) // columns)
         sheet = Image.new("RGB", (columns * tile, rows * tile))
-        for place, index in enumerate(indices):
+        for position, index in enumerate(indices):
             image = self.thumbnail(index)
             if image.size != (tile, tile):
                 image = image.resize((tile, tile), Image.Resampling.BILINEAR)
-            sheet.paste(image, (place % columns * tile, place // columns * tile))
+            sheet.paste(image, (position % columns * tile, position // columns * tile))
         return uri_of(sheet, lossless=tile <= TINY)
 
 
@@ -129,7 +129,7 @@ def uri_of(image: Image.Image, lossless: Optional[bool] = None) -> str:
 def evenly(count: int, wanted: int) -> list[int]:
     """`wanted` of the numbers 0 to count - 1, evenly spaced, ascending; all of them if there are no more."""
     wanted = min(count, wanted)
-    return [int((place + 0.5) * count / wanted) for place in range(wanted)]
+    return [int((position + 0.5) * count / wanted) for position in range(wanted)]
 
 
 def sample(count: int, wanted: int, seed: int) -> np.ndarray:

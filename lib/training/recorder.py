@@ -137,9 +137,9 @@ class Recorder:
 
     def evaluated(self, state: TrainingState, results: Evaluated) -> None:
         """Record the results of slower protocols after the last epoch."""
-        place = (state.round, state.epoch, self.options.max_epoch)
+        position = (state.round, state.epoch, self.options.max_epoch)
         for protocol, each in results:
-            log.info("round %d epoch %d/%d  %s: %s", *place, protocol.name, each.summary)
+            log.info("round %d epoch %d/%d  %s: %s", *position, protocol.name, each.summary)
 
     def round_finished(self, state: TrainingState) -> None:
         """Record the summary of a round."""
@@ -204,14 +204,14 @@ class Recorder:
         batches = self.options.iter_size if found.what == "gradient" else 1
         first = found.step // batches * batches
         rows = torch.cat(list(order[first : found.step + 1]))
-        place = (state.round, state.epoch + 1, found.step + 1)
+        position = (state.round, state.epoch + 1, found.step + 1)
         return RunError(
-            f"the {found.what} is not finite in round {place[0]}, epoch {place[1]}, step {place[2]}; "
-            f"{self._bad_images(place, found.what, rows)}; {self._last_good()}; try a lower --base-lr or a higher "
+            f"the {found.what} is not finite in round {position[0]}, epoch {position[1]}, step {position[2]}; "
+            f"{self._bad_images(position, found.what, rows)}; {self._last_good()}; try a lower --base-lr or a higher "
             "--npc-temperature"
         )
 
-    def _bad_images(self, place: tuple[int, int, int], what: str, rows: Tensor) -> str:
+    def _bad_images(self, position: tuple[int, int, int], what: str, rows: Tensor) -> str:
         """Text that names the images of the bad batch."""
         return f"images {', '.join(map(str, rows[:5].tolist()))}, ..."
 
@@ -362,12 +362,13 @@ class SessionRecorder(Recorder):
             self._metrics.amend_last(each.scalars)
             self._tensorboard.scalars(state.round, state.epoch, each.scalars)
 
-    def _bad_images(self, place: tuple[int, int, int], what: str, rows: Tensor) -> str:
+    def _bad_images(self, position: tuple[int, int, int], what: str, rows: Tensor) -> str:
         try:
             files = self.pipeline.files_of(rows.tolist())
-            return f"the images are listed in {write_bad_batch(self.session.path, *place, what, rows.tolist(), files)}"
+            path = write_bad_batch(self.session.path, *position, what, rows.tolist(), files)
+            return f"the images are listed in {path}"
         except OSError as failure:
-            images = super()._bad_images(place, what, rows)
+            images = super()._bad_images(position, what, rows)
             return f"{images} (the list of all could not be written: {failure.strerror})"
 
     def _write_projector(self, round_number: int, found: Diagnostics) -> None:

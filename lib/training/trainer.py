@@ -166,19 +166,19 @@ class Trainer:
     def _train_steps(self, before: EpochProgress) -> EpochResult:
         """Train the batches of an epoch that follow those in `before`."""
         options, state, network = self.options, self.state, self.state.embedder.network
-        place = (state.round, state.epoch)
-        order = self.pipeline.epoch_order(*place)
+        context = (state.round, state.epoch)
+        order = self.pipeline.epoch_order(*context)
         sizes = tuple(len(batch) for batch in order)
         self.policy.saved_at(before.step)
         self.recorder.epoch_started(state)
         batches = with_seeded_dropout(
-            self.pipeline.train_batches(order, *place, start=before.step),
+            self.pipeline.train_batches(order, *context, start=before.step),
             network,
             self.world,
             sizes,
             before.step,
             options.seed,
-            *place,
+            *context,
         )
         state.embedder.train()
         try:
