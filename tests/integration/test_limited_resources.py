@@ -30,7 +30,7 @@ for workers in (0, 2):
 
 
 def in_a_space_of_its_own(script, *arguments, **variables):
-    """A finished bash script that may mount what it likes, with `$0` the arguments that follow."""
+    """A finished bash script in a mount namespace of its own; its arguments start at `$0`."""
     command = ["unshare", "-rm", "bash", "-c", script, *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
