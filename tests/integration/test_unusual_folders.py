@@ -24,7 +24,7 @@ FEW = ["--num-clusters", "2", "--neighbours", "3"]
 
 
 @pytest.fixture(autouse=True)
-def apart(tmp_path, monkeypatch):
+def without_cache_and_onnx(tmp_path, monkeypatch):
     """Without the user's cache, and without ONNX, which is slow."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(network_files, "onnx_packages_missing", lambda: ("onnx",))
