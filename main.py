@@ -21,7 +21,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-if __name__ == "__main__":  # Python leaves the script's folder out under PYTHONSAFEPATH and -P
+if __name__ == "__main__":  # PYTHONSAFEPATH and -P leave the script's folder out
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from lib.commands import run
@@ -32,7 +32,9 @@ from lib.logger.console import prepare_streams, print_error, print_traceback
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command and return its exit status. Errors are one line on standard error, or a traceback if asked for.
+    """Run the command and return its exit status.
+
+    An error is printed on standard error: one line, or with --debug-errors its traceback.
 
     Raises:
         BrokenPipeError: the reader of a pipe has left.
@@ -77,7 +79,7 @@ def _print_error(reason: str, process: ProcessInfo) -> None:
 
 
 if __name__ == "__main__":
-    if any(action == "error" for action, *_ in warnings.filters):  # PYTHONWARNINGS=error is not for libraries
+    if any(action == "error" for action, *_ in warnings.filters):  # PYTHONWARNINGS=error: libraries warn
         warnings.simplefilter("default")
     status = 1
     try:

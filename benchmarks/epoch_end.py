@@ -18,7 +18,7 @@ from lib.nn.embedder import Embedder
 from lib.runtime.device import choose_precision
 from lib.search.exact import sample_rows
 from lib.training.optim import build_optimizer
-from lib.training.state import TrainingState, not_finite
+from lib.training.state import TrainingState, non_finite_part
 
 EPOCHS = 1000
 WRITTEN = "checkpoint written by a thread meanwhile"
@@ -44,7 +44,7 @@ def epoch_end(setting: Setting) -> list[Row]:
         times = setting.turns(
             {
                 "state copied": copied,
-                "check that the state is finite": lambda: not_finite(saved),
+                "check that the state is finite": lambda: non_finite_part(saved),
                 "network folded": state.embedder.eval_copy,
                 "a sample of the bank looked at": lambda: bank_statistics(
                     state.bank.memory, rows, options.npc_temperature

@@ -4,7 +4,8 @@
     python3 -m benchmarks.quick --minutes 2 --data digits --variants quick pixels
     python3 -m benchmarks.quick --dry-run                               # what is missing
 
-The results are stored in benchmarks/reports/quick.json, quick.md is written from them. Stored runs are not repeated.
+The results are stored in benchmarks/reports/quick.json, and quick.md is written from them. Stored runs are not
+repeated.
 """
 
 import argparse

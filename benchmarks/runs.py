@@ -1,4 +1,4 @@
-"""Runs at a budget, stored in one JSON file: stored runs are not repeated, and the table is written from that file.
+"""Runs at a budget, stored in one JSON file: stored runs are not repeated, and the table is made from the file alone.
 
 The budget is the process's processor seconds of training. Other load on the machine changes them little, and with one
 thread on a quiet machine they equal wall-clock seconds.

@@ -1,4 +1,4 @@
-"""The data sets, and how their images become batches."""
+"""The data sets: images and labels, transforms, and loaders that serve batches."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["PACKAGED", "load"]
 
 PACKAGED = {"fashion-mnist": Path("/usr/share/datasets/fashion-mnist")}
-"""Where Debian's packages put a data set (dataset-fashion-mnist), looked for where data/NAME does not exist."""
+"""Folders of Debian's packages of data sets (dataset-fashion-mnist), used if data/NAME does not exist."""
 
 
 def load(name: str, root: Optional[str], download: bool, labels: Optional[str] = None) -> "Split":
@@ -40,6 +40,6 @@ def load(name: str, root: Optional[str], download: bool, labels: Optional[str] =
         split = replace(split, notes=(*split.notes, f"read from {packaged}, the system's package"))
     if labels is None:
         return split
-    from datasets.labels import with_labels  # here, as it needs NumPy and Pillow, which `import datasets` does not
+    from datasets.labels import with_labels  # here: it imports NumPy and Pillow, which `import datasets` does not need
 
     return with_labels(split, folder, labels)

@@ -13,7 +13,7 @@ from datasets.files.decode import read_rgb
 from lib.errors import one_line
 
 UNLABELLED = -1
-"""The label of an image without one in a set where others have labels."""
+"""The label of an unlabelled image in a set that has labels."""
 
 _SAMPLED = 256  # files that `contents` opens
 _PIECE = 4096  # bytes that it reads of a file at its start, its middle and its end
@@ -56,8 +56,8 @@ class ImageSet:
 
     Attributes:
         source: the pixels, (N, H, W, 3) uint8, or the paths of N files, which are kept as `Paths`.
-        labels: (N,) int64, indices into `classes`, `UNLABELLED` where an image has none; or None.
-        classes: the names of the classes; empty without labels, but for the name of the only class where there is one.
+        labels: (N,) int64, indices into `classes`, `UNLABELLED` for an image without a label; or None.
+        classes: the names of the classes; empty without labels, except the name of the class if there is only one.
         files: the paths of the N files that pixels in memory were decoded from, or None.
         rows: (N,) int64, the row numbers of these images in the set that they are a subset of, or None.
     """
@@ -87,7 +87,7 @@ class ImageSet:
 
     @property
     def paths(self) -> Optional[Sequence[str]]:
-        """The paths of the images' files, also when the pixels are in memory; None for images that never were files."""
+        """The paths of the images' files, also of pixels in memory; None for images that do not come from files."""
         return self.files if isinstance(self.source, np.ndarray) else self.source
 
     @property
@@ -124,7 +124,7 @@ class ImageSet:
         return [] if self.pixels is not None else [_content(self.source[row]) for row in _even_sample(len(self))]
 
     def replaced(self, before: Optional[Sequence[int]]) -> "Replaced":
-        """The files whose checksums differ from `before`, earlier `contents`; none if those are not known."""
+        """The files whose checksums differ from `before`, earlier `contents`; none if `before` is unknown."""
         paths = self.paths
         if paths is None or not before:
             return Replaced((), 0)
@@ -136,7 +136,7 @@ class ImageSet:
         return Replaced(tuple(paths[row] for row in other), len(rows))
 
     def subset(self, indices: Union[Sequence[int], np.ndarray]) -> "ImageSet":
-        """The images of these indices, in their order; the classes stay."""
+        """The images at these indices, in this order, with the same classes."""
         rows = np.asarray(indices, dtype=np.int64)
         labels = None if self.labels is None else self.labels[rows]
         if not isinstance(self.source, np.ndarray):
@@ -166,8 +166,7 @@ class Split:
 def limit(image_set: ImageSet, count: int, seed: int) -> ImageSet:
     """A random subset of `count` images, in order of index; all of them if there are no more than that.
 
-    The choice depends on the seed and the number of images alone, and a smaller count chooses from what a larger
-    one chooses.
+    The choice depends on the seed and the number of images alone. A smaller count gives a subset of a larger one.
 
     Args:
         seed: at least 0.
@@ -192,8 +191,8 @@ class Replaced:
     compared: int
 
     @property
-    def are_others(self) -> bool:
-        """Whether the files hold other pictures, not the same ones of which some were edited."""
+    def are_other_pictures(self) -> bool:
+        """Whether the files are other pictures, since more than half differ; otherwise some of them were edited."""
         return 2 * len(self.paths) > self.compared
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Labels: given by a person (`--labels`), reduced to some classes (`--classes`), and which accuracies they allow."""
+"""Labels: from the user (`--labels`), of selected classes (`--classes`), and whether they can be evaluated."""
 
 import csv
 import io
@@ -20,9 +20,9 @@ from lib.errors import UserError, one_line
 FOLDERS = "folders"
 
 _NAMED = 20  # classes that a message lists
-_LOOKED_AT = 200  # lines of a table, to find out how it is written
+_SAMPLED = 200  # lines of a table that are read to find its dialect
 _SAVE = "save it as CSV in UTF-8"
-_ONCE = "a pipe can be read once: give --labels again, best as a file, which the session finds when it is resumed"
+_ONCE = "a pipe can be read only once: pass --labels again, preferably a file, which a resumed run can read again"
 
 
 def with_labels(split: Split, root: Path, labels: str) -> Split:
@@ -37,8 +37,8 @@ def with_labels(split: Split, root: Path, labels: str) -> Split:
             name, or names with an empty label, have none.
 
     Raises:
-        UserError: the images are not files, there are fewer than two classes, or the table cannot be read, names what
-            is no image of the data set, or contradicts itself.
+        UserError: the images are not files, there are fewer than two classes, or the table cannot be read, names a
+            path that is no image of the data set, or contradicts itself.
     """
     paths = split.train.paths
     if paths is None:
@@ -86,15 +86,15 @@ def _from_table(paths: Sequence[str], root: Path, table: str) -> list[str]:
 
 
 def _not_utf_8(text: str) -> bool:
-    """Whether bytes that are no UTF-8 were read into it."""
+    """Whether the text was decoded from bytes that are not UTF-8."""
     return any("\udc80" <= letter <= "\udcff" for letter in text)
 
 
 class _Pictures:
-    """The pictures of a data set by their names, as tables write them.
+    """Finds the pictures of a data set by the paths in a table.
 
-    The name itself counts first; then the name without spaces around it; then any of the same `canonical_name`, with
-    the separators of Windows too.
+    An exact path comes first, then the path without spaces around it, then any path of the same `canonical_name`, also
+    with Windows' separators.
     """
 
     def __init__(self, paths: Sequence[str], root: Path):
@@ -107,7 +107,7 @@ class _Pictures:
             self._alike.setdefault(self._loose(whole), []).append(row)
 
     def called(self, name: str) -> list[int]:
-        """The rows of the pictures that a cell of a table may mean; the first way of reading it that gives any."""
+        """The rows of the pictures that a cell of a table may mean, by the first kind of comparison that finds any."""
         for each in dict.fromkeys((name, name.strip())):
             row = self._exact.get(self._absolute(each))
             if row is not None:
@@ -148,14 +148,14 @@ def _entries(table: str, pictures: _Pictures) -> Iterator[tuple[int, str, str]]:
         if not any(map(str.strip, cells)) or (line == 1 and _names_separator(cells)):
             continue
         if len(cells) != 2:
-            raise UserError(f"--labels {table}, line {line}: {len(cells)} columns where there should be 2")
+            raise UserError(f"--labels {table}, line {line}: {len(cells)} columns instead of 2")
         if not may_be_heading or is_image(cells[0].strip()):
             yield line, cells[0], cells[1]
         may_be_heading = False
 
 
 def _may_be_pipe(path: str) -> bool:
-    """Whether a path may be that of a pipe that is gone: a session keeps the name that a shell gave to <(...)."""
+    """Whether a path may be that of a closed pipe: a session stores the name that a shell gave to <(...)."""
     return path.startswith(("/dev/", "/proc/"))
 
 
@@ -164,7 +164,7 @@ def _names_separator(cells: list[str]) -> bool:
     return cells[0].strip().lower().startswith("sep=") and not any(map(str.strip, cells[1:]))
 
 
-_Dialect = tuple[str, bool]  # what separates cells; whether spaces before a quotation mark are ignored
+_Dialect = tuple[str, bool]  # the separator; whether spaces before a quotation mark are ignored
 
 
 def _dialect(text: str, pictures: _Pictures) -> _Dialect:
@@ -181,7 +181,7 @@ def _dialect(text: str, pictures: _Pictures) -> _Dialect:
 def _fitting(text: str, dialect: _Dialect, pictures: _Pictures) -> tuple[int, int]:
     """How many of the first lines name a picture and a label, and how many have two cells."""
     try:
-        cells = [cells for cells in islice(_reader(text, dialect), _LOOKED_AT) if len(cells) == 2]
+        cells = [cells for cells in islice(_reader(text, dialect), _SAMPLED) if len(cells) == 2]
     except csv.Error:
         return 0, 0
     return sum(bool(pictures.called(path)) for path, _ in cells), len(cells)
@@ -207,8 +207,8 @@ def select_classes(split: Split, wanted: Sequence[str]) -> Split:
 
     Args:
         split: the data set.
-        wanted: names of classes if each of them is one, else their numbers from 0; empty: all. A note says which of
-            the two was taken where some could be both.
+        wanted: names of classes, if each of them is one, else their numbers from 0; empty: all. Where some could be
+            both, a note says how they were read.
 
     Raises:
         UserError: there are no labels, or no such class.
@@ -226,14 +226,14 @@ def select_classes(split: Split, wanted: Sequence[str]) -> Split:
 
 
 def _numbers(wanted: Sequence[str], classes: Sequence[str], data_set: str) -> tuple[list[int], list[str]]:
-    """The number of each word, and a note if all words could be read in another way.
+    """The class number of each word, and a note if the words could be read in another way.
 
     All are names, or all are numbers: in folders called 1, 2 and 3 the words 0 1 2 are numbers.
     """
     row_of = {canonical_name(name): row for row, name in enumerate(classes)}
     as_names = [row_of.get(canonical_name(word)) for word in wanted]
     as_numbers = [int(word) if word.isdecimal() and int(word) < len(classes) else None for word in wanted]
-    names, numbers = _complete(as_names), _complete(as_numbers)
+    names, numbers = _all_or_none(as_names), _all_or_none(as_numbers)
     if names is not None:
         if numbers is None or numbers == names:
             return names, []
@@ -255,42 +255,42 @@ def _numbers(wanted: Sequence[str], classes: Sequence[str], data_set: str) -> tu
     )
 
 
-def _complete(rows: Sequence[Optional[int]]) -> Optional[list[int]]:
+def _all_or_none(rows: Sequence[Optional[int]]) -> Optional[list[int]]:
     """The rows as a list if none is missing, else None."""
     found = [row for row in rows if row is not None]
     return found if len(found) == len(rows) else None
 
 
 def evaluable(train: ImageSet, test: Optional[ImageSet]) -> tuple[ImageSet, Optional[ImageSet], tuple[str, ...]]:
-    """Both sets with labels that can be evaluated: labels that are all the same are removed (every accuracy is 100 %).
+    """Both sets with labels that can be evaluated: labels of a single class are removed (every accuracy is 100 %).
 
     Returns:
-        training images, test images (where labels are left out, the name of their one class stays), and lines about
+        training images, test images (without labels, `classes` keeps the name of the single class), and lines about
         images that no classifier can recognise: those of a class without another training image.
     """
     if train.labels is None:
         return train, test, ()
-    learnt = np.bincount(train.labels[train.labels >= 0], minlength=len(train.classes))
+    train_counts = np.bincount(train.labels[train.labels >= 0], minlength=len(train.classes))
     if test is None:
-        judged = learnt
+        counts = train_counts
     elif test.labels is None:
         return train, test, ()
     else:
-        judged = np.bincount(test.labels[test.labels >= 0], minlength=len(train.classes))
-    classes = np.flatnonzero(learnt + judged)
+        counts = np.bincount(test.labels[test.labels >= 0], minlength=len(train.classes))
+    classes = np.flatnonzero(train_counts + counts)
     if len(classes) == 1:
         name = train.classes[classes[0]]
         line = f"one class only ({one_line(name)}): every accuracy would be 100 %, so none is computed"
         return _without_labels(train, name), test and _without_labels(test, name), (line,)
-    alone = np.flatnonzero((judged > 0) & (learnt < (2 if judged is learnt else 1)))
+    alone = np.flatnonzero((counts > 0) & (train_counts < (2 if counts is train_counts else 1)))
     if len(alone) == 0:
         return train, test, ()
     shown = ", ".join(one_line(train.classes[row]) for row in alone[:_NAMED])
     shown += f" and {len(alone) - _NAMED} more" if len(alone) > _NAMED else ""
-    kind = "labelled" if judged is learnt else "test"
+    kind = "labelled" if counts is train_counts else "test"
     line = (
-        f"{int(judged[alone].sum()):,} {kind} images cannot be recognised, for no other image of their class is there "
-        f"to learn from: {shown}"
+        f"{int(counts[alone].sum()):,} {kind} images cannot be recognised: the training images hold no "
+        f"other image of their class: {shown}"
     )
     return train, test, (line,)
 

@@ -1,4 +1,4 @@
-"""The images of a run and its batches, as the data options ask for them."""
+"""The images of a run and their batches, by the data options."""
 
 from collections.abc import Generator, Sequence
 from typing import Callable, Optional, Union
@@ -22,11 +22,11 @@ from lib.distributed.world import WHOLE, Share
 from lib.errors import UserError
 from lib.seeding import generator
 
-Batches = Generator[tuple[Tensor, Tensor], None, None]
+BatchGenerator = Generator[tuple[Tensor, Tensor], None, None]
 Loader = Union[DeviceLoader, WorkerLoader]
 
 EVAL_PIXELS = 512 * 32 * 32
-"""Pixels in a batch of evaluation: 512 images of 32 pixels, 10 of 224. The results do not depend on it."""
+"""Pixels in a batch for evaluation: 512 images of 32 x 32, 10 of 224 x 224. The results do not depend on it."""
 
 
 def normalisation(options: Options, own: Optional[Statistics] = None) -> Statistics:
@@ -46,8 +46,8 @@ class Pipeline:
         split: the data set.
         options: the merged options of the run.
         device: where batches are delivered.
-        rank, processes: of this process. Each process serves its `Share` of every training batch and, without
-            augmentation, of all images.
+        rank, processes: this process's rank, and the number of processes. Each process serves its `Share` of every
+            training batch and, without augmentation, of all images.
         gather: gathers the bad images (`--skip-bad-images`) of all processes, each of which then checks its share;
             None: this process checks all images.
 
@@ -55,14 +55,14 @@ class Pipeline:
         train, test: the images of all processes; test may be None.
         skipped: the paths of the images that `--skip-bad-images` left out.
         notes: of the data set, a line each.
-        cautions: what limits the accuracies, a line each.
+        cautions: lines about limits of the accuracies.
         fingerprint: a checksum that identifies the training images.
-        contents: checksums of some of their files, which tell files of equal names apart; see `ImageSet.contents`.
+        contents: checksums of some of their files, which distinguish files of equal names; see `ImageSet.contents`.
         means, stds: of the channels.
         on_device: whether images are held on the device and augmented there by the batch.
 
     Raises:
-        UserError: there are too few images, or `--augment-on device` is asked for where it cannot be.
+        UserError: there are too few images, or `--augment-on device` is not possible.
         RunError: a DataLoader worker that checks images died.
     """
 
@@ -101,8 +101,8 @@ class Pipeline:
         self._test_loader = None if self.test is None else self._loader(self.test)
 
     def are_those_of(self, fingerprint: str, contents: Optional[list[int]]) -> bool:
-        """Whether the training images are those whose `fingerprint` and `contents` a file holds."""
-        return self.fingerprint == fingerprint and not self.train.replaced(contents).are_others
+        """Whether the training images are those of this `fingerprint` and these `contents`."""
+        return self.fingerprint == fingerprint and not self.train.replaced(contents).are_other_pictures
 
     @property
     def labelled_test(self) -> bool:
@@ -134,7 +134,7 @@ class Pipeline:
         """Images in the smallest batch: batch norm needs two, of all processes together or of each."""
         return 2 if self._options.sync_bn else 2 * self._share.processes
 
-    def train_batches(self, order: Sequence[Tensor], *context: int, start: int = 0) -> Batches:
+    def train_batches(self, order: Sequence[Tensor], *context: int, start: int = 0) -> BatchGenerator:
         """This process's share of each training batch in the given order, augmented; it may be empty.
 
         The shares of all processes, concatenated, are the batches of a run with one process. Batches before `start`
@@ -146,10 +146,10 @@ class Pipeline:
         """The paths of training images, by their row numbers; None where images are not files."""
         return None if self._files is None else [self._files[row] for row in rows]
 
-    def train_batches_plain(self) -> Batches:
+    def train_batches_plain(self) -> BatchGenerator:
         """This process's share of the training images with the test transform, in the order of their index.
 
-        The workers end afterwards, since this is seldom called.
+        The workers exit afterwards, since this is seldom called.
         """
         yield from self._plain_loader.batches(self._plain_order(self.train), ())
         self._plain_loader.close()
@@ -162,7 +162,7 @@ class Pipeline:
         self._plain_loader.close()
         return torch.cat(found)
 
-    def test_batches(self) -> Batches:
+    def test_batches(self) -> BatchGenerator:
         """This process's share of the test images, in the order of their index; there must be some."""
         assert self._test_loader is not None
         assert self.test is not None

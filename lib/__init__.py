@@ -1,1 +1,1 @@
-"""AND: options, the method itself, evaluation, sessions and the runner that drives them."""
+"""Options, the method, evaluation, sessions, training and the commands. docs/architecture.md lists the packages."""

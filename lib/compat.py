@@ -1,4 +1,4 @@
-"""The differences between the PyTorch releases that this project supports, from 1.10 on. Nothing else belongs here."""
+"""Differences between the supported releases of PyTorch, from 1.10 on, and nothing else."""
 
 import ctypes
 import importlib.util
@@ -24,11 +24,11 @@ TORCH_RELEASE = _release(torch.__version__)
 """(major, minor) of the PyTorch that is running."""
 
 HAS_WEIGHTS_ONLY = TORCH_RELEASE >= (1, 13)
-"""Whether torch.load reads data alone when asked to."""
+"""Whether torch.load has `weights_only`, which refuses a file that holds more than data."""
 
 
 def compiled(network: nn.Module) -> nn.Module:
-    """The network's forward pass through torch.compile; its parameters and state dict stay those of the network.
+    """The network compiled by torch.compile; parameters and state dict stay those of the network.
 
     Raises:
         UserError: this PyTorch is too old for it, or there is no C++ compiler.
@@ -38,7 +38,7 @@ def compiled(network: nn.Module) -> nn.Module:
     compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
     if not any(map(shutil.which, compilers)):
         raise UserError("--compile needs a C++ compiler (g++ or clang++) on the PATH; install one or leave it out")
-    return cast(nn.Module, torch.compile(network, dynamic=False))  # a module of a module
+    return cast(nn.Module, torch.compile(network, dynamic=False))  # compiling a module gives a module
 
 
 def data_parallel(network: nn.Module) -> DistributedDataParallel:
@@ -55,11 +55,11 @@ def own_address(config: type) -> dict[str, Any]:
     return {"local_addr": "localhost"} if "local_addr" in known else {}
 
 
-def spare_process_group() -> None:
-    """Keeps torch.distributed's default group from ever being destructed, where that can hang.
+def keep_process_group() -> None:
+    """Keep a reference to torch.distributed's default group for ever, where its destructor can hang.
 
     Before PyTorch 2 (seen in 1.10) the destructor of Gloo's group waits for its threads while it holds the interpreter
-    lock, and such a thread may be waiting for that lock to release a tensor. The end of the process ends the threads.
+    lock, and such a thread may be waiting for that lock to release a tensor. The threads end with the process.
     """
     if TORCH_RELEASE < (2, 0):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(distributed.distributed_c10d._get_default_group()))
@@ -81,7 +81,7 @@ norms: Optional[Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]] = ge
 
 
 HAS_SEEDS_IN_GRAPHS = TORCH_RELEASE >= (2, 0)
-"""Whether a CUDA graph draws by the seed of its replay; before, by that of its capture (1.10's headers)."""
+"""Whether a replayed CUDA graph draws random numbers from the present seed, not from that of its capture."""
 
 
 HAS_CAPTURE_BESIDE_THREADS = "capture_error_mode" in inspect.signature(torch.cuda.graph.__init__).parameters
@@ -89,21 +89,21 @@ HAS_CAPTURE_BESIDE_THREADS = "capture_error_mode" in inspect.signature(torch.cud
 
 
 def capture(graph: "torch.cuda.CUDAGraph") -> torch.cuda.graph:
-    """Captures this thread's work into the graph; other threads may allocate if `HAS_CAPTURE_BESIDE_THREADS`."""
+    """A context that captures this thread's CUDA work; other threads may allocate if `HAS_CAPTURE_BESIDE_THREADS`."""
     options: dict[str, Any] = {"capture_error_mode": "thread_local"} if HAS_CAPTURE_BESIDE_THREADS else {}
     return torch.cuda.graph(graph, **options)
 
 
 HAS_FAST_BATCHED_PRODUCTS = TORCH_RELEASE >= (2, 0)
-"""Whether batched products on a CPU run near its peak: the MKL in PyTorch 1.10 is slow on AMD's."""
+"""Whether batched matrix products on a CPU are fast: PyTorch 1.10's MKL is slow on AMD's CPUs."""
 
 
 HAS_MIXED_BATCH_NORM = TORCH_RELEASE >= (2, 0)
 """Whether batch norm on a CPU takes bfloat16 images with float32 statistics."""
 
 
-HAS_SYNC_BATCH_NORM_OF_NOTHING = TORCH_RELEASE >= (1, 12)
-"""Whether nn.SyncBatchNorm lets a process have no images of a batch."""
+HAS_EMPTY_SYNC_BATCH_NORM = TORCH_RELEASE >= (1, 12)
+"""Whether nn.SyncBatchNorm accepts a process without images of a batch."""
 
 
 HAS_EMPTY_CHANNELS_LAST = TORCH_RELEASE >= (2, 0)
@@ -112,12 +112,12 @@ HAS_EMPTY_CHANNELS_LAST = TORCH_RELEASE >= (2, 0)
 
 def onnx_packages_missing() -> tuple[str, ...]:
     """The packages that `export_onnx` needs with this PyTorch and that are not installed."""
-    needed = ("onnx", "onnxscript") if _ONNX_BY_TRACING_PYTHON else ("onnx",) if TORCH_RELEASE >= (1, 13) else ()
+    needed = ("onnx", "onnxscript") if _ONNX_BY_DYNAMO else ("onnx",) if TORCH_RELEASE >= (1, 13) else ()
     return tuple(name for name in needed if importlib.util.find_spec(name) is None)
 
 
-_ONNX_BY_TRACING_PYTHON = TORCH_RELEASE >= (2, 9)
-"""Whether torch.onnx.export is by default the exporter that writes through onnxscript; before, PyTorch had its own."""
+_ONNX_BY_DYNAMO = TORCH_RELEASE >= (2, 9)
+"""Whether torch.onnx.export has the exporter that needs onnxscript."""
 
 
 def export_onnx(network: nn.Module, images: torch.Tensor, path: str, inputs: str, outputs: str) -> None:
@@ -135,7 +135,7 @@ def export_onnx(network: nn.Module, images: torch.Tensor, path: str, inputs: str
     names: dict[str, Any] = {"input_names": [inputs], "output_names": [outputs]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice to developers
-        if _ONNX_BY_TRACING_PYTHON:
+        if _ONNX_BY_DYNAMO:
             batch = torch.export.Dim("batch")
             options: dict[str, Any] = {"dynamic_shapes": ({0: batch},), "external_data": False, "verbose": False}
             torch.onnx.export(network, (images,), path, dynamo=True, **names, **options)

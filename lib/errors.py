@@ -19,8 +19,8 @@ PEER_FAILURE = 75
 T = TypeVar("T")
 
 
-def given(value: Optional[T]) -> T:
-    """A value that cannot be None here, since the options or an earlier check say so."""
+def not_none(value: Optional[T]) -> T:
+    """The value, which an option or an earlier check keeps from being None; for mypy."""
     assert value is not None
     return value
 
@@ -33,11 +33,11 @@ class UserError(Exception):
 
 
 class UnreadableImage(UserError):
-    """An image file that cannot be read as one, which --skip-bad-images leaves out."""
+    """An image file that cannot be decoded. --skip-bad-images leaves such files out."""
 
 
 class RunError(Exception):
-    """The run failed for a reason outside the command line: a full disk, a loss not finite. Exit status 1."""
+    """The run failed for a reason outside the command line: a full disk, a loss that is not finite. Exit status 1."""
 
 
 class Interrupted(Exception):
@@ -61,7 +61,7 @@ class PeerFailure(RunError):
 
 def hint(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the nearest known name, or where all of them are listed."""
-    # batch-size, BatchSize and --batchsize differ from batch_size in nothing that counts
+    # batch-size, BatchSize and --batchsize count as batch_size
     plain = {_plain(candidate): candidate for candidate in known}
     near = difflib.get_close_matches(_plain(name), plain, n=1)
     return f"did you mean {plain[near[0]]}?" if near else "--help lists the options"
@@ -84,7 +84,7 @@ def exit_status(error: Exception) -> int:
 
 
 def error_text(error: Exception) -> str:
-    """The text of an error for the user; that of an unforeseen one says that it is unforeseen."""
+    """The text of an error for the user. An exception that no code foresees is called unforeseen."""
     if isinstance(error, (UserError, RunError)):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
@@ -94,10 +94,10 @@ def error_text(error: Exception) -> str:
         module = sys.modules.get(package)
         ours = Path(__file__).resolve().parents[1] / package
         # a folder without __init__.py has no file, and a file that is no package has no path
-        place = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
-        if place is not None and ours not in (Path(place), Path(place).parent):
+        found = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
+        if found is not None and ours not in (Path(found), Path(found).parent):
             return (
-                f"another package called {package} was imported first ({place}); run main.py in a process of its own, "
+                f"another package called {package} was imported first ({found}); run main.py in a process of its own, "
                 "or use and_discovery, which works beside it"
             )
     if isinstance(error, ModuleNotFoundError) and error.name and "." not in error.name:

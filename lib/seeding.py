@@ -9,12 +9,12 @@ from typing import Union
 import torch
 
 
-def derive(seed: int, *place: Union[int, str]) -> int:
-    """A 63-bit seed for a seed context `place`, e.g. derive(seed, "order", round, epoch)."""
-    text = "/".join(map(str, (seed, *place)))
+def derive(seed: int, *context: Union[int, str]) -> int:
+    """A 63-bit seed for a seed context, e.g. derive(seed, "order", round, epoch)."""
+    text = "/".join(map(str, (seed, *context)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def generator(seed: int, *place: Union[int, str]) -> torch.Generator:
+def generator(seed: int, *context: Union[int, str]) -> torch.Generator:
     """A CPU generator for a seed context."""
-    return torch.Generator().manual_seed(derive(seed, *place))
+    return torch.Generator().manual_seed(derive(seed, *context))

@@ -12,7 +12,7 @@ from lib.seeding import derive
 __all__ = ["build", "stem_for"]
 
 _STEMS = ("auto", "small", "large")
-_LARGE_FROM = 64  # pixels; below this the stride of a large stem leaves too little to look at
+_LARGE_FROM = 64  # pixels; below this the stride of a large stem leaves maps of too few positions
 
 
 def stem_for(stem: str, size: int) -> str:
@@ -37,7 +37,7 @@ def build(
             included, uniform in (-1/sqrt(fan_in), 1/sqrt(fan_in)). `torchvision` is that of torchvision's ResNets:
             convolutions normal with variance 2 / fan_out. Batch norm has scale 1 and shift 0 in both.
         seed: of the run; the weights are a function of it, and PyTorch's default generator is left seeded. None: the
-            weights come from the generator as it stands.
+            weights come from the default generator in its present state.
 
     Returns:
         A module from images (B, 3, size, size) to features (B, low_dim), float32, of unit length. Its

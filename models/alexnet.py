@@ -1,7 +1,7 @@
 """AlexNet (Krizhevsky et al., 2012) with batch norm and a low-dimensional feature of unit length.
 
 The paper does not give its shape. For 224 pixels this is the one of DeepCluster (Caron et al., 2018) without
-the Sobel filter; the one for small images is ours.
+the Sobel filter; the one for small images is this project's.
 """
 
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ class AlexNet(nn.Module):
         # the padding keeps small maps from vanishing: 8 pixels are pooled to 4, 2 and 1
         self.pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1 if small_stem else 0)
         side = 4 if small_stem else 6
-        self.fit = nn.AdaptiveAvgPool2d(side)
+        self.avgpool = nn.AdaptiveAvgPool2d(side)
         self.hidden = nn.Sequential(
             SharedDropout(0.5),
             nn.Linear(256 * side * side, 4096),
@@ -69,7 +69,7 @@ class AlexNet(nn.Module):
         return outputs
 
     def _feature(self, maps: Tensor) -> Tensor:
-        features = self.fc(self.hidden(self.fit(self.pool(maps)).flatten(1)))
+        features = self.fc(self.hidden(self.avgpool(self.pool(maps)).flatten(1)))
         # autocast leaves half precision here, whose squares may underflow
         return F.normalize(features.float(), dim=1)
 

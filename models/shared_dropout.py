@@ -9,15 +9,15 @@ from torch import Tensor, nn
 class SharedDropout(nn.Dropout):
     """nn.Dropout whose masks can be drawn for a whole batch, of which each process takes the rows it has.
 
-    Until `take` is called it is nn.Dropout. Processes whose default generators are in the same state then draw the
+    Until `set_rows` is called it is nn.Dropout. Processes whose default generators are in the same state then draw the
     same masks.
     """
 
     _start: int = 0
     _total: Optional[int] = None
 
-    def take(self, start: int, total: int) -> None:
-        """Declare that the next rows are those from `start` on of a batch of `total`."""
+    def set_rows(self, start: int, total: int) -> None:
+        """Set which rows of a batch of `total` the next forward pass gets: those from `start` on."""
         self._start, self._total = start, total
 
     def forward(self, rows: Tensor) -> Tensor:

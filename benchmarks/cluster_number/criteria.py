@@ -12,7 +12,7 @@ from sklearn.metrics import silhouette_score
 from torch import Tensor
 from torch.nn import functional as F
 
-from lib.clustering.clusters import NEIGHBOURS, choose_number, neighbour_graph
+from lib.clustering.clusters import GRAPH_NEIGHBOURS, choose_number, neighbour_graph
 from lib.clustering.kmeans import spherical_kmeans
 from lib.seeding import generator
 
@@ -29,7 +29,7 @@ def linkage(features: Tensor, seed: int) -> int:
 
 def eigengap(features: Tensor, seed: int) -> int:
     """The K, from 2 on, after which the eigenvalues of the neighbour graph's normalised Laplacian rise most."""
-    graph = neighbour_graph(features, NEIGHBOURS)
+    graph = neighbour_graph(features, GRAPH_NEIGHBOURS)
     scale = scipy.sparse.diags(1.0 / np.sqrt(np.asarray(graph.sum(axis=1)).ravel()))
     start = np.random.RandomState(seed).uniform(-1, 1, graph.shape[0])
     largest = eigsh(scale @ graph @ scale, k=2 * MOST + 1, which="LA", v0=start, tol=1e-4, return_eigenvectors=False)
@@ -114,7 +114,7 @@ def communities(features: Tensor, seed: int) -> int:
     """Louvain communities of the neighbour graph, the partition of best modularity."""
     import networkx
 
-    graph = networkx.from_scipy_sparse_array(neighbour_graph(features, NEIGHBOURS))
+    graph = networkx.from_scipy_sparse_array(neighbour_graph(features, GRAPH_NEIGHBOURS))
     return len(networkx.community.louvain_communities(graph, seed=seed))
 
 

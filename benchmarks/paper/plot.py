@@ -16,12 +16,12 @@ def plot(item: Item, means: Mapping[Row, Optional[Mean]], path: Path) -> None:
     Args:
         means: of each row, as fractions of 1; None without runs.
     """
-    from lib.figures import as_shipped
+    from lib.figures import default_settings
 
     rows = [row for row in item.rows if means.get(row) is not None or row.published is not None]
     published = [(place, row.published) for place, row in enumerate(rows) if row.published is not None]
     panels = 2 if published else 1
-    with as_shipped():
+    with default_settings():
         import matplotlib
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure

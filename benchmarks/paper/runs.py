@@ -177,7 +177,7 @@ class Run:
         """
         if self.folder.exists():
             lock = SessionLock(self.folder)
-            lock.take()
+            lock.acquire()
             lock.release()
             if not self._has_checkpoint():
                 shutil.rmtree(self.folder)

@@ -33,7 +33,7 @@ def without_bad_images(
 ) -> tuple[Split, tuple[str, ...]]:
     """The data set without the files that cannot be read as images, and the paths of those.
 
-    `CheckedFiles` remembers the good files, so that the next run opens only new, changed and bad ones. Images in memory
+    `CheckedFiles` records the good files, so that the next run opens only new, changed and bad ones. Images in memory
     all stay.
 
     Args:
@@ -76,18 +76,18 @@ def readable_images(
     good: list[int] = []
     progress = ReadingProgress(len(unknown), "--skip-bad-images: checked", kind) if report else None
     try:
-        with closing(_verdicts(images.source, unknown, workers_num)) as verdicts:
-            for row, reason in zip(unknown, verdicts):
+        with closing(_check(images.source, unknown, workers_num)) as results:
+            for row, reason in zip(unknown, results):
                 if reason is None:
                     good.append(row)
                 else:
                     reasons[row] = reason
                 if progress is not None:
                     progress.advance()
-    finally:  # the next run resumes a check that was stopped
-        checked.remember(good)
+    finally:  # so that the next run resumes an interrupted check
+        checked.add(good)
     if gather is not None:
-        reasons = _of_all(reasons, gather)
+        reasons = _gather_reasons(reasons, gather)
     if not reasons:
         return images, ()
     if len(reasons) == len(images):
@@ -98,20 +98,20 @@ def readable_images(
     return images.subset(kept), tuple(images.source[row] for row in reasons)
 
 
-def _of_all(reasons: dict[int, str], gather: Gather) -> dict[int, str]:
-    """The bad images of all processes, by row."""
+def _gather_reasons(reasons: dict[int, str], gather: Gather) -> dict[int, str]:
+    """The reasons against the bad images of all processes, by row."""
     lines = "".join(json.dumps([row, reason]) + "\n" for row, reason in reasons.items()).encode()
     gathered = gather(torch.tensor(list(lines), dtype=torch.uint8))
     return dict(json.loads(line) for line in bytes(gathered.tolist()).splitlines())
 
 
-def _verdicts(paths: Sequence[str], rows: Sequence[int], workers_num: int) -> Generator[Optional[str], None, None]:
+def _check(paths: Sequence[str], rows: Sequence[int], workers_num: int) -> Generator[Optional[str], None, None]:
     """Yields the reason why a file is bad, or None, for each row in the order of `rows`."""
-    return map_in_workers(_reason, _Chosen(paths, rows), workers_num, "--skip-bad-images")
+    return map_in_workers(_reason, _SelectedPaths(paths, rows), workers_num, "--skip-bad-images")
 
 
-class _Chosen(Sequence[str]):
-    """Some of many paths, selected on access."""
+class _SelectedPaths(Sequence[str]):
+    """A view of selected paths."""
 
     def __init__(self, paths: Sequence[str], rows: Sequence[int]):
         self._paths, self._rows = paths, rows
@@ -175,10 +175,10 @@ class CheckedFiles:
         """The rows of the files that are not known to be good."""
         return np.flatnonzero(~np.isin(self._keys, self._known) | (self._keys == cache.NOT_THERE)).tolist()
 
-    def remember(self, rows: Sequence[int]) -> None:
-        """Record the files of these rows as good, beside those that other processes recorded in the meantime.
+    def add(self, rows: Sequence[int]) -> None:
+        """Record the files of these rows as good, in addition to those that other processes recorded in the meantime.
 
-        Where nothing can be written, they are unknown again in the next run.
+        If nothing can be written, the next run checks them again.
         """
         if not rows:
             return
@@ -188,7 +188,7 @@ class CheckedFiles:
 
 def _add(file: Path, known: np.ndarray) -> bool:
     """Add keys to those in a file. Returns whether it could be written."""
-    with cache.one_at_a_time(file):
+    with cache.locked(file):
         every = np.union1d(known, _read_keys(file))
 
         def content(opened: BinaryIO) -> None:
@@ -198,7 +198,7 @@ def _add(file: Path, known: np.ndarray) -> bool:
 
 
 def _read_keys(file: Path) -> np.ndarray:
-    """The keys in a file, none if it is not there or not ours."""
+    """The keys in a file; none if it is missing or damaged."""
     try:
         keys = np.load(file, allow_pickle=False)
     except Exception:  # numpy and zipfile have many exceptions for bytes they cannot take

@@ -1,4 +1,4 @@
-"""The cache of decoded and checked image files: where its files are, how they are written, what their keys are."""
+"""The cache of decoded and checked image files: paths, writing, locking, and keys."""
 
 import contextlib
 import fcntl
@@ -24,7 +24,7 @@ def common_folder(paths: Iterable[str]) -> Path:
 
 
 def write(file: Path, content: Callable[[BinaryIO], object]) -> bool:
-    """Write a file in one piece, or not at all; its folder is made if need be.
+    """Write a file atomically; its folder is made if it is missing.
 
     Args:
         content: writes the content into the opened file.
@@ -41,7 +41,7 @@ def write(file: Path, content: Callable[[BinaryIO], object]) -> bool:
 
 
 @contextlib.contextmanager
-def one_at_a_time(file: Path) -> Iterator[None]:
+def locked(file: Path) -> Iterator[None]:
     """Locks a file against other processes that change it, where its folder can be locked.
 
     Some network disks have no locks: of two simultaneous writes the last one stays.
@@ -66,8 +66,8 @@ def cache_files(folder: Path, name: str, suffix: str) -> list[Path]:
     return [beside, Path(cache, "and-discovery", f"{name}-{digest}.{suffix}")]
 
 
-def release() -> str:
-    """The versions of what decodes images, part of every key: results of other versions are not used."""
+def decoder_versions() -> str:
+    """The versions of the decoders, part of every key: results of other versions are not used."""
     return f"{PIL.__version__}/{decoder()}"
 
 
@@ -76,12 +76,12 @@ NOT_THERE = 0
 
 
 def file_keys(paths: Sequence[str]) -> np.ndarray:
-    """(N,) uint64, a checksum of each file: of its path below the common folder, size, inode, times, and `release`.
+    """(N,) uint64, checksums of the files: of path below the common folder, size, inode, times, and `decoder_versions`.
 
     The times are those of modification and of change. The time of change and the inode number are included because
     programs can restore the time of modification of an earlier file.
     """
-    root, decoded_by = len(os.path.commonpath({os.path.dirname(path) for path in paths})), release()
+    root, decoded_by = len(os.path.commonpath({os.path.dirname(path) for path in paths})), decoder_versions()
     return np.fromiter((_key(path, path[root:], decoded_by) for path in paths), dtype=np.uint64, count=len(paths))
 
 

@@ -20,7 +20,7 @@ _PLUGINS = ("pillow_heif", "pillow_avif", "pillow_jxl")
 """Packages that add formats to Pillow: pillow-heif, pillow-avif-plugin, pillow-jxl-plugin."""
 
 _NOT_DECODED = frozenset(["BUFR", "GRIB", "HDF5", "MPEG", "WMF", "EPS", "PDF", "PALM"])
-"""Formats that Pillow knows by suffix and only recognises or writes, or for which it starts another program."""
+"""Formats whose suffixes Pillow knows, but which it does not decode, or decodes by another program."""
 
 _UNREADABLE = frozenset((
     ".heic", ".heif", ".hif", ".avif", ".jxl", ".jxr", ".wdp", ".hdp", ".jp2", ".j2k", ".webp", ".bpg", ".flif",
@@ -118,12 +118,12 @@ def read_rgb(source: Source, at_least: Optional[int] = None) -> Image.Image:
         raise
     except Exception as error:  # each of Pillow's decoders raises exceptions of its own for damaged bytes
         reason = one_line(_reason(path, error))
-        raise UnreadableImage(f"{name}: not readable as an image: {reason}; mend or remove it") from error
+        raise UnreadableImage(f"{name}: not readable as an image: {reason}; replace or remove it") from error
 
 
 def _reason(path: Optional[str], error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError) and Image.MAX_IMAGE_PIXELS is not None:
-        return f"it has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, which may be meant to use up the memory"
+        return f"it has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, which may be an attempt to exhaust the memory"
     if isinstance(error, UnidentifiedImageError):
         return "its format is not known" if path is None or os.path.getsize(path) else "the file is empty"
     if isinstance(error, OSError) and error.strerror:
@@ -201,7 +201,7 @@ def _without_long_texts(file: Union[str, BinaryIO]) -> Optional[BinaryIO]:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # a damaged EXIF block is ignored; the pixels are fine
+    except Exception:  # a damaged EXIF block is ignored: the pixels may be intact
         return image.copy()
 
 

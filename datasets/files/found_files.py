@@ -59,13 +59,13 @@ class Found:
         if unreadable:
             lines.append(f"{counted(unreadable)} (not readable here; convert them to JPEG to use them)")
         if rest:
-            lines.append(f"{counted(rest)} (no pictures by their names)")
+            lines.append(f"{counted(rest)} (not named like pictures)")
         if self.sessions:
             count = len(self.sessions)
             lines.append(f"{count:,} session {'folder' if count == 1 else 'folders'} of runs")
         if self.system:
             names = Counter(os.path.basename(path) for path in self.system)
-            lines.append(f"{counted(names)} (made by systems, not by people)")
+            lines.append(f"{counted(names)} (made by operating systems)")
         if self.closed:
             shown = ", ".join(map(one_line, self.closed[:_NAMED]))
             more = f" and {len(self.closed) - _NAMED:,} more" if len(self.closed) > _NAMED else ""
@@ -73,7 +73,7 @@ class Found:
         return [f"skipped{where}: {line}" for line in lines]
 
     def holdings(self) -> str:
-        """The end of a message that names what a folder holds in place of pictures; empty if it holds nothing."""
+        """The end of a message: what a folder without pictures holds; empty if it holds nothing."""
         parts = [counted(Counter(map(_ending, self.others)))] if self.others else []
         parts += [f"{len(paths):,} {name}" for name, paths in (("session folders", self.sessions),) if paths]
         parts += [f"{one_line(path)}, which may not be entered" for path in self.closed[:_NAMED]]
@@ -131,7 +131,7 @@ def entries(folder: str, found: Found) -> tuple[list[str], list[str]]:
     Raises:
         PermissionError: there is no permission to list the folder or to enter it.
     """
-    if not os.access(folder, os.X_OK):  # it may be listed all the same
+    if not os.access(folder, os.X_OK):  # without it a folder may still be listed
         raise PermissionError(13, "Permission denied", folder)
     with os.scandir(folder) as scan:
         every = sorted(scan, key=lambda entry: entry.path)
@@ -157,7 +157,7 @@ def _is_session(folder: str) -> bool:
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
-    # a link to itself makes entry.is_dir() raise; os.path.isdir answers no
+    # on a link to itself entry.is_dir() raises an error; os.path.isdir returns False
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
@@ -188,8 +188,8 @@ def _ending(path: str) -> str:
     return os.path.splitext(path)[1].lower() or "nameless"
 
 
-def unlike_text(paths: Iterable[str]) -> Optional[str]:
-    """The first file that may be meant as a picture: its suffix is not that of a text, table or annotation."""
+def first_possible_picture(paths: Iterable[str]) -> Optional[str]:
+    """The first file that may be a picture: its suffix is not that of a text, table or annotation."""
     return next((path for path in paths if _ending(path) not in _TEXTS), None)
 
 

@@ -1,6 +1,6 @@
-"""Image files as one array in memory: small images as they are, and with `--shrink` those of any size made small.
+"""Decodes image files into one array in memory: small images at their size, and with `--shrink` images of any size.
 
-Either array is kept on disk too, so that the next run does not decode the files again.
+The array is cached on disk, so that the next run does not decode the files again.
 """
 
 import hashlib
@@ -60,17 +60,18 @@ def _small_size(path: str) -> Optional[tuple[int, int]]:
     try:
         with Image.open(path) as file:
             return file.size if max(file.size) <= LARGEST_SIDE else None
-    except Exception:  # decoding the whole file later reports what is wrong
+    except Exception:  # decoding the whole file later reports the error
         return None
 
 
 def _checksum(paths: Sequence[str]) -> str:
-    digest = hashlib.blake2b(cache.release().encode(), digest_size=16)
+    digest = hashlib.blake2b(cache.decoder_versions().encode(), digest_size=16)
     for path in paths:
         try:
             content = Path(path).read_bytes()
         except OSError as error:
-            raise UnreadableImage(f"{one_line(path)}: cannot be read: {error.strerror}; mend or remove it") from error
+            reason = f"cannot be read: {error.strerror}; replace or remove it"
+            raise UnreadableImage(f"{one_line(path)}: {reason}") from error
         digest.update(len(content).to_bytes(8, "big") + content)
     return digest.hexdigest()
 
@@ -89,21 +90,21 @@ def _decode(images: ImageSet, shape: tuple[int, ...]) -> Optional[np.ndarray]:
 def _read_cache(file: Path, shape: tuple[int, ...]) -> Optional[np.ndarray]:
     try:
         pixels = np.load(file, allow_pickle=False)
-    except Exception:  # not there, or bytes that numpy cannot take, for which it has many exceptions: decode again
+    except Exception:  # missing or damaged, for which numpy has many exceptions: decode again
         return None
     usable = isinstance(pixels, np.ndarray) and pixels.shape == shape and pixels.dtype == np.uint8
     return pixels if usable else None
 
 
 OVERSIZE = 2  # an image is scaled down from at least this many times the side
-_WORTH_LOGGING = 64  # images; reading fewer takes a moment
+_WORTH_LOGGING = 64  # images; fewer are read within a moment
 
 
 def shrink(images: ImageSet, side: int, workers_num: int, kind: str = "training", report: bool = True) -> ImageSet:
     """The same images as one array (N, side, side, 3): the middle square of each, scaled.
 
     The array is cached beside the folder of the images, or in the user's cache folder where nothing can be written
-    there: the next run reads new and changed files only, and an interrupted reading resumes.
+    there: the next run reads new and changed files only, and an interrupted pass resumes.
 
     Args:
         side: in pixels.
@@ -163,7 +164,7 @@ def _check_memory(count: int, side: int) -> None:
 
 
 class _Cache:
-    """A cache on disk of squares by the keys of their files. A damaged or foreign file is ignored."""
+    """A cache on disk of scaled squares by the keys of their files. A damaged or foreign file is ignored."""
 
     def __init__(self, paths: Sequence[str], side: int):
         self._files = cache.cache_files(cache.common_folder(paths), f"shrunk-{side}", "npz")
@@ -171,7 +172,7 @@ class _Cache:
         self._shape = (len(paths), side, side, 3)
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels (N, side, side, 3), and which of them are there, (N,) bool."""
+        """Pixels (N, side, side, 3), and which images the cache had, (N,) bool."""
         pixels, done = np.zeros(self._shape, dtype=np.uint8), np.zeros(self._shape[0], dtype=bool)
         for file in self._files:
             kept = _read(file, self._shape[1:])

@@ -1,4 +1,4 @@
-"""Reading many image files once, before a run: by DataLoader workers, with a progress line now and then."""
+"""Reads many image files once, before a run, by DataLoader workers, and logs the progress."""
 
 import logging
 import time
@@ -9,7 +9,7 @@ from typing import Any, Callable, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from datasets.loaders.worker_processes import affordable_workers, fork_context, ignore_signals
+from datasets.loaders.worker_processes import allowed_workers, fork_context, ignore_signals
 from datasets.loaders.workers import load_batches
 from lib.errors import RunError, UserError
 from lib.logger.console import LINE_EVERY, LOGGER, duration
@@ -19,7 +19,7 @@ log = logging.getLogger(LOGGER)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_FEW = 64  # images that are not worth starting processes for
+_FEW = 64  # images up to which no workers are started
 _BLOCK = 16  # images handed to a process at a time
 
 
@@ -37,12 +37,12 @@ def map_in_workers(
         RunError: a worker died.
         Exception: what `work` raises.
     """
-    workers = affordable_workers(workers_num) if len(items) > _FEW else 0
+    workers = allowed_workers(workers_num) if len(items) > _FEW else 0
     if workers == 0:
         yield from map(work, items)
         return
     loader: DataLoader = DataLoader(
-        _Done(work, items),
+        _Results(work, items),
         batch_size=_BLOCK,
         num_workers=workers,
         multiprocessing_context=fork_context(),
@@ -55,7 +55,7 @@ def map_in_workers(
             if isinstance(block, RunError):
                 raise RunError(
                     f"{option}: a DataLoader worker died. If memory ran out, lower --workers-num; "
-                    "what was done is remembered"
+                    "finished files are not read again"
                 )
             for result in block:
                 if isinstance(result, UserError):
@@ -63,8 +63,8 @@ def map_in_workers(
                 yield result
 
 
-class _Done(Dataset):
-    """The results of the work by the rows of its items; a UserError as a value: torch would bury one that is raised."""
+class _Results(Dataset):
+    """The results of the work by item. A UserError is returned: torch would wrap a raised one in a traceback."""
 
     def __init__(self, work: Callable[[Any], Any], items: Sequence[Any]):
         self._work, self._items = work, items
@@ -80,7 +80,7 @@ class _Done(Dataset):
 
 
 class ReadingProgress:
-    """Logs a progress line now and then, as warnings: the log of the run, which shows more, is opened later.
+    """Logs progress at intervals, as warnings: the log of the run, which shows more levels, is opened later.
 
     Args:
         images: how many there are to read.
@@ -93,7 +93,7 @@ class ReadingProgress:
         self._started = self._last = time.monotonic()
 
     def advance(self) -> None:
-        """One more image was read."""
+        """Count one more image."""
         self._done += 1
         now = time.monotonic()
         if now - self._last < LINE_EVERY:

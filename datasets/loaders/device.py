@@ -53,12 +53,12 @@ class DeviceLoader:
             order: the row numbers of each batch, (B,) int64.
             context: seed context, e.g. (round, epoch); with the seed it determines the augmentation.
             share: the part of each batch to serve; B is then the size of the part, which may be 0. An image is
-                augmented as it is where the whole batch is served.
+                augmented as in the whole batch.
             start: the first batch to serve, counted from 0; earlier ones are skipped.
         """
-        beside = SideStream(self.device)
+        side_stream = SideStream(self.device)
         for step, rows in enumerate(order[start:], start=start):
-            yield beside.run(self._serve, rows, share.span(len(rows)), (*context, step))
+            yield side_stream.run(self._serve, rows, share.span(len(rows)), (*context, step))
 
     def close(self) -> None:
         """Does nothing: there are no workers."""
@@ -87,7 +87,8 @@ def _in_blocks(part: slice, count: int) -> slice:
     """A part of a batch of `count` images, widened to whole blocks of 16, the last one with what is left over.
 
     The last bit of a matrix product may depend on where in a cache line its numbers begin, and on whether an image
-    is alone. 16 images end with a line whatever their size, so in whole blocks each comes out as in the whole batch.
+    is alone. 16 images of any size end with a cache line, so in whole blocks each image has the same bits as in the
+    whole batch.
     """
     if part.start == part.stop:
         return part
@@ -101,7 +102,7 @@ Made = TypeVar("Made", bound=tuple[Tensor, ...])
 
 
 class SideStream:
-    """Runs work on a CUDA stream of its own, concurrently with the current stream; on a CPU it just runs it.
+    """Runs work on a CUDA stream of its own, concurrently with the current stream; on a CPU directly.
 
     Args:
         device: where the work is done.

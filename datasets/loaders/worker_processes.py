@@ -1,4 +1,4 @@
-"""DataLoader workers: their start within the limits of the machine, the transfer of their batches, their deaths."""
+"""DataLoader workers: start within the limits of the machine, transfer of their batches, detection of their deaths."""
 
 # Not `signal`, whose functions go through an enum that, before Python 3.11, leaves a cycle of an exception and the
 # frames of all callers: workers would stay until the garbage collector came.
@@ -37,7 +37,7 @@ _FILES_OF_A_WORKER = 4
 """Open files that a worker takes in its parent: both ends of the pipe of its keys, and two that report its exit."""
 
 _FILES_OF_A_RUN = 24
-"""Open files that are left for all else: checkpoints, logs, fonts of the report, another loader's result pipe."""
+"""Open files reserved for checkpoints, logs, the report's fonts, and another loader's result pipe."""
 
 
 def ignore_signals(worker: int) -> None:
@@ -67,7 +67,7 @@ def fork_context() -> Optional[Any]:
 
     class WorkerProcess(ForkProcess):
         @staticmethod
-        def _Popen(process_obj: Any) -> Popen:  # multiprocessing asks this for what starts the process
+        def _Popen(process_obj: Any) -> Popen:  # multiprocessing starts the process by it
             return KillingPopen(process_obj)
 
     class WorkerContext(ForkContext):
@@ -78,15 +78,15 @@ def fork_context() -> Optional[Any]:
 
 def kill_workers(loader: DataLoader) -> None:
     """Kill the workers of a loader: torch would wait 5 seconds for each worker that ignores SIGTERM."""
-    mine = getattr(loader.multiprocessing_context, "Process", None)
+    own_kind = getattr(loader.multiprocessing_context, "Process", None)
     for process in multiprocessing.active_children():
-        if mine is not None and type(process) is mine:
+        if own_kind is not None and type(process) is own_kind:
             process.kill()
             process.join()
 
 
-def affordable_workers(wanted: int) -> int:
-    """How many of the wanted workers the limit of open files allows, after the soft limit is raised where it can be."""
+def allowed_workers(wanted: int) -> int:
+    """How many of the wanted workers the limit of open files allows; the soft limit is raised if possible."""
     if wanted == 0:
         return 0
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -102,7 +102,7 @@ def affordable_workers(wanted: int) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     workers = max(0, min(wanted, (soft - others) // _FILES_OF_A_WORKER))
     if workers < wanted:
-        _say_once(
+        _warn_once(
             f"workers   {f'{workers} of {wanted} start' if workers else 'none: this process loads the images'}, since "
             f"only {soft} files may be open; for all of them: ulimit -n {needed}"
         )
@@ -111,7 +111,7 @@ def affordable_workers(wanted: int) -> int:
 
 def start_workers(loader: DataLoader) -> Iterator[Any]:
     """`iter(loader)`. If its workers cannot start, this process loads the images, and a warning says why."""
-    with _no_word_of_finalisers():  # torch's, of an iterator that was not made to its end
+    with _silent_finalisers():  # torch's, of an iterator that was only half constructed
         try:
             return iter(loader)
         except OSError as error:
@@ -121,7 +121,7 @@ def start_workers(loader: DataLoader) -> Iterator[Any]:
                 raise
             reason = _reason(OSError(errno.EAGAIN, "a thread cannot be started"))
         kill_workers(loader)  # those that did start
-    _say_once(f"workers   none: this process loads the images, which is slower, since {reason}")
+    _warn_once(f"workers   none: this process loads the images, which is slower, since {reason}")
     return iter(
         DataLoader(
             loader.dataset,
@@ -148,18 +148,18 @@ def _reason(error: OSError) -> str:
     )
 
 
-_said: set[str] = set()
+_warned: set[str] = set()
 
 
-def _say_once(line: str) -> None:
+def _warn_once(line: str) -> None:
     """Log a warning once: every epoch starts loaders of its own."""
-    if line not in _said:
-        _said.add(line)
+    if line not in _warned:
+        _warned.add(line)
         log.warning("%s", line)
 
 
 @contextlib.contextmanager
-def _no_word_of_finalisers() -> Iterator[None]:
+def _silent_finalisers() -> Iterator[None]:
     hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
     try:
         yield
@@ -195,7 +195,7 @@ class DeadWorkers:
     def explain(self, error: RuntimeError) -> Optional[RunError]:
         """The RunError for torch's error about a dead worker; None for any other error.
 
-        torch raises such an error also when a batch does not come in time; the signal's message says more.
+        torch raises such an error also when a batch does not arrive in time; the signal's message has more details.
         """
         return (self.pop_error() or _run_error(str(error))) if _is_about_workers(error) else None
 
@@ -297,19 +297,19 @@ class WorkerBatch:
 
     def __init__(self, images: Sequence[Tensor], rows: Sequence[int], shared: Optional[SharedBatches]):
         self._rows = tuple(rows)
-        self._left = None if shared is None else shared.put(images)
+        self._slot = None if shared is None else shared.put(images)
         self._key = None if shared is None else shared.key
-        self._images = torch.stack(tuple(images)).numpy() if self._left is None else None
+        self._images = torch.stack(tuple(images)).numpy() if self._slot is None else None
 
     def receive(self) -> tuple[Tensor, Tensor]:
         """In the parent: images (B, C, H, W) of its own, and row numbers (B,) int64."""
-        return self._there().clone(), torch.tensor(self._rows, dtype=torch.int64)
+        return self._batch().clone(), torch.tensor(self._rows, dtype=torch.int64)
 
     def pin_memory(self, *device: object) -> tuple[Tensor, Tensor]:
         """The same in page-locked memory. A DataLoader's thread calls this."""
-        return self._there().pin_memory(), torch.tensor(self._rows, dtype=torch.int64).pin_memory()
+        return self._batch().pin_memory(), torch.tensor(self._rows, dtype=torch.int64).pin_memory()
 
-    def _there(self) -> Tensor:
-        if self._left is None or self._key is None:
+    def _batch(self) -> Tensor:
+        if self._slot is None or self._key is None:
             return torch.from_numpy(self._images)
-        return _mappings[self._key].at(*self._left)
+        return _mappings[self._key].at(*self._slot)

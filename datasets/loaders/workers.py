@@ -15,7 +15,7 @@ from datasets.image_set import ImageSet
 from datasets.loaders.worker_processes import (
     SharedBatches,
     WorkerBatch,
-    affordable_workers,
+    allowed_workers,
     fork_context,
     ignore_signals,
     kill_workers,
@@ -27,14 +27,14 @@ from lib.errors import RunError, UserError
 from lib.seeding import derive
 
 SeedContext = tuple[int, ...]
-_Key = tuple[int, SeedContext]  # row number and seed context: persistent workers learn of a new epoch by it
+_Key = tuple[int, SeedContext]  # row number and seed context, which tells persistent workers the epoch
 
 
 class WorkerLoader:
     """Serves transformed images in a given order.
 
-    What a random transform does to an image depends on the seed, the seed context and the image's row number alone: not
-    on the number of workers, the batches, or the order. Workers persist after a complete epoch, and end when the
+    The random draws of a transform depend on the seed, the seed context and the image's row number alone, not on the
+    number of workers, the batches, or the order. Workers persist after a complete epoch, and end when the
     consumer stops early or an image cannot be read.
 
     Args:
@@ -66,7 +66,7 @@ class WorkerLoader:
         self._batch_size, self.workers_num, self._device = batch_size, workers_num, torch.device(device)
         self._size, self._prefetch = size, prefetch
         self._idle: Optional[_Loader] = None  # with its workers, if it has any
-        self.waiting_since: Optional[float] = None  # by time.monotonic(), for the batch that was asked for
+        self.waiting_since: Optional[float] = None  # by time.monotonic(), for the requested batch
 
     def batches(
         self,
@@ -98,7 +98,7 @@ class WorkerLoader:
             batch = self._next(loader, batches) if len(rows) else (torch.empty(0, 3, self._size, self._size), rows)
             if isinstance(batch, (UserError, RunError)):
                 batches.close()
-                del loader, batches  # the workers end now, not when the traceback is freed
+                del loader, batches  # ends the workers now, not when the traceback is freed
                 raise batch
             images, indices = batch
             yield images.to(self._device, non_blocking=True), indices.to(self._device, non_blocking=True)
@@ -114,7 +114,7 @@ class WorkerLoader:
         self.waiting_since = time.monotonic()
         try:
             return next(batches)
-        except BaseException:  # a signal, which may have come because no batch does
+        except BaseException:  # a signal, perhaps sent because no batch arrived
             kill_workers(loader)
             watch_workers().pop_error()
             raise
@@ -123,7 +123,7 @@ class WorkerLoader:
 
     def _new_loader(self, largest: int) -> "_Loader":
         """A loader that starts its workers with the first batch; `largest`: images of the largest batch."""
-        workers = affordable_workers(self.workers_num)
+        workers = allowed_workers(self.workers_num)
         # without workers torch refuses a prefetch factor
         processes: dict[str, Any] = {
             "prefetch_factor": self._prefetch,
@@ -223,7 +223,7 @@ class _Collate:
 
 
 class _Loader(DataLoader):
-    """A DataLoader whose batches are planned anew for each epoch."""
+    """A DataLoader with a `_Plan`, which gets new batches in each epoch."""
 
     batch_sampler: _Plan
     collate_fn: _Collate

@@ -1,1 +1,1 @@
-"""The data sets: from a folder or a download to images and labels."""
+"""The data sets: each reads its images and labels from a folder, a download or a package."""

@@ -1,4 +1,4 @@
-"""scikit-learn's 8x8 handwritten digits: a data set that needs no download, for trying things out."""
+"""scikit-learn's 8x8 handwritten digits: a small data set that needs no download."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ _TEST_COUNT = 360  # a fifth of 1,797
 
 
 def digits(root: Path, download: bool) -> Split:
-    """1,437 training and 360 test images, each class in the same share; always the same division.
+    """1,437 training and 360 test images, stratified by class; always the same split.
 
     The images come with scikit-learn, so `root` and `download` are ignored.
     """

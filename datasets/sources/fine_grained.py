@@ -50,7 +50,7 @@ def cub200(root: Path, download: bool) -> Split:
         if use not in (0, 1):
             raise UserError(
                 f"--dataset cub200: {folder / 'train_test_split.txt'}: image {number} has {use}, not 1 (training) or 0 "
-                "(test); unpack the data set anew"
+                "(test); unpack the data set again"
             )
         (train if use else test).append(Listed(path, label, f"{folder / 'images.txt'}, line {line}"))
     return Split("cub200", *image_sets("cub200", folder / "images", train, test))
@@ -72,20 +72,20 @@ def _cub_table(file: Path) -> dict[int, tuple[str, int]]:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
-        raise UserError(f"--dataset cub200: {file} cannot be read: {reason}; unpack the data set anew") from error
+        raise UserError(f"--dataset cub200: {file} cannot be read: {reason}; unpack the data set again") from error
     rows: dict[int, tuple[str, int]] = {}
     for line, content in enumerate(text.splitlines(), start=1):
         found = _CUB_LINE.fullmatch(content.strip())
         if found is None:
             raise UserError(
                 f"--dataset cub200: {file}, line {line}: {content[:60]!r} is not a number and a value; unpack the data "
-                "set anew"
+                "set again"
             )
         number = int(found[1])
         if number in rows:
             raise UserError(
                 f"--dataset cub200: {file}, line {line}: image {number} was on line {rows[number][1]} already; unpack "
-                "the data set anew"
+                "the data set again"
             )
         rows[number] = (found[2], line)
     return rows
@@ -97,18 +97,19 @@ def _cub_column(file: Path, images: dict[int, tuple[str, int]]) -> dict[int, int
     for number, (value, line) in _cub_table(file).items():
         if number not in images:
             raise UserError(
-                f"--dataset cub200: {file}, line {line}: image {number} is not in images.txt; unpack the data set anew"
+                f"--dataset cub200: {file}, line {line}: image {number} is not in images.txt; unpack the data set again"
             )
         if not value.isdecimal():
             raise UserError(
-                f"--dataset cub200: {file}, line {line}: {value[:60]!r} is not a whole number; unpack the data set anew"
+                f"--dataset cub200: {file}, line {line}: {value[:60]!r} is not a whole number; unpack the "
+                "data set again"
             )
         numbers[number] = int(value)
     missing = [number for number in images if number not in numbers]
     if missing:
         raise UserError(
             f"--dataset cub200: {file} has no line for image {missing[0]} (images.txt, line {images[missing[0]][1]}); "
-            "unpack the data set anew"
+            "unpack the data set again"
         )
     return numbers
 
@@ -145,14 +146,14 @@ def _read_dogs_list(file: Path) -> list[Listed]:
         content = loadmat(str(file))
     except Exception as error:  # scipy's parser raises many kinds for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"--dataset dogs: {file} cannot be read: {reason}; unpack lists.tar anew") from error
+        raise UserError(f"--dataset dogs: {file} cannot be read: {reason}; unpack lists.tar again") from error
     for name in ("file_list", "labels"):
         if name not in content:
-            raise UserError(f"--dataset dogs: {file} holds no `{name}`; unpack lists.tar anew")
+            raise UserError(f"--dataset dogs: {file} holds no `{name}`; unpack lists.tar again")
     paths, labels = (np.asarray(content[name]).ravel() for name in ("file_list", "labels"))
     if len(paths) != len(labels):
         raise UserError(
-            f"--dataset dogs: {file} holds {len(paths)} files and {len(labels)} labels; unpack lists.tar anew"
+            f"--dataset dogs: {file} holds {len(paths)} files and {len(labels)} labels; unpack lists.tar again"
         )
     return [
         _dogs_entry(path, label, f"{file}, entry {place}")
@@ -164,9 +165,9 @@ def _dogs_entry(path: object, label: object, where: str) -> Listed:
     """One entry of a list. scipy reads a cell of MATLAB's as an array with one text; the label is a number."""
     texts = np.asarray(path).ravel()
     if len(texts) != 1 or not isinstance(texts[0], str):
-        raise UserError(f"--dataset dogs: {where}: the name of the file is not a text; unpack lists.tar anew")
+        raise UserError(f"--dataset dogs: {where}: the name of the file is not a text; unpack lists.tar again")
     if not isinstance(label, (np.integer, np.floating)) or not np.isfinite(label) or label != np.floor(label):
-        raise UserError(f"--dataset dogs: {where}: the label is not a whole number; unpack lists.tar anew")
+        raise UserError(f"--dataset dogs: {where}: the label is not a whole number; unpack lists.tar again")
     return Listed(str(texts[0]), int(label), where)
 
 
@@ -216,7 +217,7 @@ def _folder_of_each_class(dataset: str, images: Sequence[Listed]) -> dict[int, s
             continue
         raise UserError(
             f"--dataset {dataset}: {image.where}: {image.path} is listed as class {image.label}, but {reason}; unpack "
-            "the data set anew"
+            "the data set again"
         )
     return folders
 
@@ -228,10 +229,10 @@ def _check_files(dataset: str, folder: Path, images: Sequence[Listed]) -> None:
         if image.path in seen:
             raise UserError(
                 f"--dataset {dataset}: {image.where}: {image.path} was listed before ({seen[image.path]}); unpack the "
-                "data set anew"
+                "data set again"
             )
         seen[image.path] = image.where
         if not os.path.isfile(os.path.join(folder, image.path)):
             raise UserError(
-                f"--dataset {dataset}: {image.where}: there is no file {folder / image.path}; unpack the data set anew"
+                f"--dataset {dataset}: {image.where}: there is no file {folder / image.path}; unpack the data set again"
             )

@@ -6,7 +6,15 @@ from typing import Optional
 
 import numpy as np
 
-from datasets.files.found_files import ENDINGS, Found, canonical_name, entries, scan_folder, sort_files, unlike_text
+from datasets.files.found_files import (
+    ENDINGS,
+    Found,
+    canonical_name,
+    entries,
+    first_possible_picture,
+    scan_folder,
+    sort_files,
+)
 from datasets.image_set import ImageSet, Split
 from lib.errors import UserError, one_line
 
@@ -122,7 +130,7 @@ def read_folder(
         notes.extend([*lines, *found.skipped(f" in {folder.name}")])
     if not classes:
         return ImageSet(tuple(loose), None, known or ())
-    if known == ():  # training images without labels: class folders among the test images mean nothing
+    if known == ():  # without training labels, class folders of test images are ignored
         return ImageSet(tuple(path for name in sorted(classes) for path in classes[name]))
     names = tuple(sorted(classes)) if known is None else known
     called = {canonical_name(name): name for name in names}
@@ -157,33 +165,33 @@ def _scan(folder: Path, dataset: str) -> tuple[list[str], dict[str, list[str]], 
         if found.pictures:
             first = folder_of.setdefault(canonical_name(name), name)
             if first != name:
-                lines.append(f"two folders in {folder.name} are called {one_line(name)}, in other bytes: one class")
+                lines.append(f"two folders in {folder.name} are called {one_line(name)} in different bytes: one class")
             classes.setdefault(first, []).extend(found.pictures)
         else:
-            _check_lost(path, dataset, found)
+            _check_not_unreadable(path, dataset, found)
             if not found.sessions:
                 empty.append(name)
         total.add(found)
     if empty:
-        lines.append(f"no classes, for they hold no pictures: {_listed(empty)} in {folder.name}")
+        lines.append(f"not classes, since they hold no pictures: {_listed(empty)} in {folder.name}")
     return loose, classes, total, lines
 
 
-def _check_lost(folder: str, dataset: str, found: Found) -> None:
-    """Raises a UserError if no file of a class folder can be read: accuracies would be of the other classes alone."""
-    if unlike_text(found.others) is not None or found.closed:
+def _check_not_unreadable(folder: str, dataset: str, found: Found) -> None:
+    """Raises a UserError if no file of a class folder can be read: the class would be missing from all accuracies."""
+    if first_possible_picture(found.others) is not None or found.closed:
         raise UserError(
             f"--dataset {dataset}: {one_line(folder)} is a class folder without a picture that can be read here"
-            f"{found.holdings()}; convert its files to JPEG (for HEIC, pip install pillow-heif will do), or move the "
+            f"{found.holdings()}; convert its files to JPEG (or for HEIC: pip install pillow-heif), or move the "
             "folder away"
         )
 
 
-def find_images(folder: str, asked: str) -> Found:
+def find_images(folder: str, subject: str) -> Found:
     """The result of `scan_folder`, with at least one picture.
 
     Args:
-        asked: the start of an error message.
+        subject: how an error message begins.
 
     Raises:
         UserError: the folder cannot be read or holds no picture.
@@ -191,7 +199,7 @@ def find_images(folder: str, asked: str) -> Found:
     try:
         found = scan_folder(folder)
     except OSError as error:
-        raise UserError(f"{asked}: {error.filename} cannot be read: {error.strerror}") from error
+        raise UserError(f"{subject}: {error.filename} cannot be read: {error.strerror}") from error
     if not found.pictures:
-        raise UserError(f"{asked} holds no pictures ({ENDINGS}){found.holdings()}")
+        raise UserError(f"{subject} holds no pictures ({ENDINGS}){found.holdings()}")
     return found

@@ -1,8 +1,8 @@
 """CIFAR-10, CIFAR-100, SVHN, MNIST and Fashion-MNIST, read or downloaded by torchvision.
 
 torchvision compares the checksum of every file of the first three with its own list before it opens the file, so no
-pickle of unknown origin is loaded. The files of the MNIST sets are plain arrays, which packages often compress again:
-their headers are checked in place of checksums.
+pickle of unknown origin is loaded. The MNIST sets are plain arrays, which packages often recompress: their headers
+are checked instead of checksums.
 """
 
 import contextlib
@@ -151,7 +151,7 @@ def _read_idx(name: str, path: Path, dimensions: int) -> np.ndarray:
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(
-            f"--dataset {name}: {path} cannot be read: {error}; fetch it again, or link a good copy"
+            f"--dataset {name}: {path} cannot be read: {error}; fetch it again, or link an intact copy"
         ) from error
     head = 4 + 4 * dimensions
     whole = content[:4] == bytes((0, 0, 8, dimensions)) and len(content) >= head
@@ -159,7 +159,7 @@ def _read_idx(name: str, path: Path, dimensions: int) -> np.ndarray:
     if not whole or len(content) != head + math.prod(shape):
         raise UserError(
             f"--dataset {name}: {path} is not an idx file of {dimensions} dimension(s), or is cut short; fetch it "
-            "again, or link a good copy"
+            "again, or link an intact copy"
         )
     return np.frombuffer(content, np.uint8, offset=head).reshape(shape)
 
@@ -171,7 +171,7 @@ def _cifar(root: Path, name: str, kind: Any, download: bool) -> tuple[ImageSet, 
     listed = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
     files = [(folder / file, md5) for file, md5 in listed]
     _require(name, root, files, download, f"neither the files of {kind.base_folder} nor folders train/ and test/")
-    # each half checks its own files only: the checksums of both, computed twice, would take half a second more
+    # each half checks only its own files: checksums of all, computed twice, would take half a second more
     halves = [type(kind.__name__, (kind,), {other: []}) for other in ("test_list", "train_list")]
     loaded = [
         _open(name, root, files, download, partial(half, str(root), train, download=download))
@@ -218,7 +218,7 @@ def _open(name: str, root: Path, files: _Files, download: bool, build: Callable[
         damaged = [path for path, md5 in files if not check_integrity(str(path), md5)]
         raise UserError(
             f"--dataset {name}: {', '.join(map(str, damaged))}: not the original file, its checksum differs; delete "
-            "it and fetch it again with --download, or link a good copy"
+            "it and fetch it again with --download, or link an intact copy"
         ) from error
 
 

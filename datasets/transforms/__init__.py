@@ -1,1 +1,1 @@
-"""From images to the tensors a network takes: augmentation of one image or of a whole batch."""
+"""Transforms of images to input tensors, and augmentation: of one image, or of a whole batch."""

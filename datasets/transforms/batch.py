@@ -1,4 +1,4 @@
-"""The training augmentation of a whole batch, on the device that holds the images: its random parameters, its steps.
+"""Augments whole batches on the device that holds the images: random parameters, and the steps that use them.
 
 The parameters follow the distributions of torchvision's RandomResizedCrop, RandomHorizontalFlip, ColorJitter and
 RandomGrayscale. They are drawn on the CPU, so that a seed gives the same augmentation on every device. Each step equals
@@ -71,7 +71,7 @@ def draw(count: int, height: int, width: int, recipe: Recipe, generator: Generat
 
 
 def draw_boxes(count: int, height: int, width: int, recipe: Recipe, generator: Generator) -> Tensor:
-    """(B, 4) crops: area uniform in `scale`, aspect ratio log-uniform in `ratio`, the first of ten that fits."""
+    """(B, 4) crops: area uniform in `scale`, aspect ratio log-uniform in `ratio`, the first of ten draws that fits."""
     area = _uniform((count, ATTEMPTS), recipe.scale, generator) * (height * width)
     log_ratio = (math.log(recipe.ratio[0]), math.log(recipe.ratio[1]))
     aspect = torch.exp(_uniform((count, ATTEMPTS), log_ratio, generator))
@@ -80,7 +80,7 @@ def draw_boxes(count: int, height: int, width: int, recipe: Recipe, generator: G
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = fits.long().argmax(dim=1, keepdim=True)  # argmax names the first of equals
     w, h = w.gather(1, first)[:, 0], h.gather(1, first)[:, 0]
-    # each place is equally likely: floor of a uniform number times the count of places
+    # each position is equally likely: floor of a uniform number times the number of positions
     spread = torch.rand(2, count, generator=generator, dtype=torch.float64)
     top = (spread[0] * (height - h + 1)).long()
     left = (spread[1] * (width - w + 1)).long()
@@ -90,7 +90,7 @@ def draw_boxes(count: int, height: int, width: int, recipe: Recipe, generator: G
 
 
 def _central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
-    """The largest central crop whose aspect ratio is allowed: what is taken when no random one fitted."""
+    """The largest central crop whose aspect ratio is allowed: used if no random one fits."""
     w, h = width, height
     if width / height < ratio[0]:
         h = round(width / ratio[0])
@@ -103,7 +103,8 @@ def draw_orders(count: int, generator: Generator) -> Tensor:
     """(B, 4) the colour steps in random order, each image its own.
 
     Every order is equally likely for every image. Within a batch the hue steps are spread evenly over the four
-    places (a shuffled deal, not independent draws), so that each place changes the hue of a known number of images.
+    places (by a random permutation, not by independent draws), so that each place changes the hue of a known number of
+    images.
     """
     offset = int(torch.randint(4, (1,), generator=generator))
     dealt = (torch.arange(count) + offset) % 4
@@ -149,7 +150,7 @@ def resize_matrix(start: Tensor, length: Tensor, source: int, target: int) -> Te
 
 
 def crop_resize(images: Tensor, boxes: Tensor, flips: Tensor, size: int) -> Tensor:
-    """Cut a box out of each image, resize it to size x size, and mirror it where `flips` says so.
+    """Cut a box out of each image, resize it to size x size, and mirror it where `flips` is true.
 
     Two small matrix products per image: rows, then columns.
 
@@ -172,7 +173,7 @@ def to_grey(images: Tensor) -> Tensor:
 
 
 def blend_colours(images: Tensor, step: Tensor, factors: Tensor) -> Tensor:
-    """Brightness, contrast or saturation, whichever is due for each image, in one pass.
+    """Brightness, contrast or saturation, whichever is due for each image, in one pass over the batch.
 
     All three mix the image with something darker or duller: with black, with its mean grey, with its own grey.
     An image whose step is hue passes unchanged.
@@ -221,7 +222,7 @@ def colour_steps(images: Tensor, order: Tensor, factors: Tensor) -> Tensor:
 
 
 def _turn_hue_of_those_due(images: Tensor, due: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue of the images that are due, a quarter of the work. It would make a GPU wait."""
+    """Turn the hue of only those images that are due: a quarter of the work, but on a GPU a synchronisation."""
     rows = torch.nonzero(due).flatten()
     if len(rows):
         images[rows] = shift_hue(images[rows], shift[rows])
@@ -229,7 +230,7 @@ def _turn_hue_of_those_due(images: Tensor, due: Tensor, shift: Tensor) -> Tensor
 
 
 def _turn_hue_of_all(images: Tensor, due: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue of every image and keep the result for those that are due: no GPU waits."""
+    """Turn the hue of every image and keep the result for those that are due, without synchronising a GPU."""
     return torch.where(due[:, None, None, None], shift_hue(images, shift), images)
 
 

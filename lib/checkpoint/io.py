@@ -8,11 +8,11 @@ key                what
 net                state dict of the network
 optimizer          state dict of the optimiser
 npc                {"memory": (N, D) bank}
-ANs_discovery      anchors and neighbours, see `Neighbourhoods.state_dict`
+ANs_discovery      anchors and neighbours, see `lib.method.neighbourhoods.SAVED`
 acc                top-1 of this epoch's evaluation as a share of 1, or None
 epoch              epochs completed in the round
 step               batches trained on in the next epoch; 0 where a checkpoint is written after an epoch
-underway           sums over these batches, see `EpochProgress.state`
+underway           sums over these batches: `EpochProgress` without `step`
 round              number of the round, from 0
 session            name of the session
 format             version of this layout
@@ -55,7 +55,7 @@ FORMAT = 2
 REQUIRED = ("net", "optimizer", "npc", "ANs_discovery", "epoch", "round", "options")
 _MAPPINGS = ("net", "optimizer", "npc", "ANs_discovery", "options", "underway", "dataset", "clusters")
 _COUNTS = ("epoch", "round", "step", "format")
-_MOST = 10**9  # of rounds, epochs and steps: they become part of file names
+_LIMIT = 10**9  # of rounds, epochs and steps: they become part of file names
 
 
 _START = b"PK\x03\x04"  # how a zip archive with something in it begins
@@ -70,7 +70,7 @@ _PARTS = ("data.pkl", "version", "byteorder", ".format_version", ".storage_align
 
 
 def save(state: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint, whole or not at all.
+    """Write a checkpoint atomically.
 
     Raises:
         RunError: writing fails; what was at `path` before is untouched.
@@ -105,7 +105,7 @@ def write(state: dict[str, Any], path: Path) -> Path:
 
 def write_failed(path: Path, error: Exception) -> RunError:
     """The error of a checkpoint that could not be written."""
-    return not_written(f"checkpoint {path}", path, error, "the one before it is as it was")
+    return not_written(f"checkpoint {path}", path, error, "the one before it is unchanged")
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def read_data(path: Path, old_releases: bool = False) -> Any:
         old_releases: whether a file from before PyTorch 1.6 may be read too.
 
     Raises:
-        UserError: the file is damaged, is none, or holds more than plain data and tensors.
+        UserError: the file is damaged, was not written by torch.save, or holds more than plain data and tensors.
     """
     try:
         return load_data_only(str(path), old_releases)
@@ -265,7 +265,7 @@ def _read_checksum(path: Path) -> Optional[_Checksum]:
         OSError: the file cannot be read.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError("it is no ordinary file")
+        raise ValueError("it is not a regular file")
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size == 0:
@@ -303,7 +303,7 @@ def _digest(file: BinaryIO, count: int) -> str:
 
 
 class _ChecksumWriter:
-    """Passes on to `file` what torch.save writes, and adds the comment at its end.
+    """Writes to `file` what torch.save writes, and appends the comment.
 
     A write that fails is remembered, not raised: torch's writer, which calls this from C++, would try again and could
     end the process. `finish` raises it.
@@ -312,7 +312,7 @@ class _ChecksumWriter:
     def __init__(self, file: BinaryIO, layout: int):
         self._file, self._layout = file, layout
         self._digest = hashlib.sha256()
-        self._tail = b""  # perhaps the last record, which holds the length of the comment
+        self._tail = b""  # the last bytes so far: perhaps the zip record that holds the length of the comment
         self._error: Optional[OSError] = None
 
     def write(self, data: bytes) -> int:
@@ -370,7 +370,7 @@ def check_layout(state: Any) -> None:
         raise ValueError(f"is not one of this project: it has no {', '.join(missing)}")
     for name in _COUNTS:
         value = state.get(name, 0)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _MOST:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _LIMIT:
             raise ValueError(f"is not one of this project: its {name} is no count")
     for name in _MAPPINGS:
         if not isinstance(state.get(name, {}), Mapping):
@@ -391,7 +391,7 @@ def check_layout(state: Any) -> None:
 
 
 def _are_clusters(value: Mapping[str, Any], dim: int) -> bool:
-    """Whether they can be a `Clusters.state`: K x D finite centres, and two texts."""
+    """Whether the value is a `Clusters.state`: K x D finite centres, and two texts."""
     centres, texts = value.get("centres"), (value.get("asked"), value.get("explanation"))
     if not all(isinstance(text, str) for text in texts) or not isinstance(centres, torch.Tensor):
         return False
@@ -400,7 +400,7 @@ def _are_clusters(value: Mapping[str, Any], dim: int) -> bool:
 
 
 def _is_summary(entry: Any) -> bool:
-    """Whether it can be a `lib.session.metrics.Round`."""
+    """Whether the entry is a `lib.session.metrics.Round`: numbers by name."""
     return isinstance(entry, Mapping) and all(_is_figure(name, value) for name, value in entry.items())
 
 

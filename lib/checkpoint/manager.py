@@ -37,7 +37,7 @@ class Position(NamedTuple):
 
 
 class CheckpointSaver:
-    """Writes the checkpoints of a session; a kill at any moment leaves a last one that is whole.
+    """Writes the checkpoints of a session; after a kill at any moment the newest one is complete.
 
     A new checkpoint replaces the last of its round, which keeps a name of its own until `keep` - 1 newer ones
     are written. The best of a round is another name of the same file, or a copy where the file system has no links.
@@ -92,7 +92,7 @@ class CheckpointSaver:
             raise checkpoint.write_failed(path, error) from error
 
     def flush(self) -> None:
-        """Wait until all that was saved is on disk. Here `save` has waited."""
+        """Wait until all that was saved is on disk: nothing to do, since `save` waits."""
 
     def close(self) -> None:
         """End the run."""
@@ -162,11 +162,11 @@ def checkpoint_file(folder: Path, round_number: int, anchors: int, kind: str = "
 
 
 class OpenedCheckpoint(NamedTuple):
-    """The content of a checkpoint, its file, and a line about each newer one that could not be read."""
+    """The content of a checkpoint, its file, and the error of each newer one that could not be read."""
 
     saved: dict[str, Any]
     source: Path
-    passed_over: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
 
 
 def open_checkpoint(resume: str, sess_dir: str) -> OpenedCheckpoint:
@@ -186,8 +186,8 @@ def open_checkpoint(resume: str, sess_dir: str) -> OpenedCheckpoint:
         except UserError as error:
             errors.append(str(error))
             continue
-        passed_over = tuple(f"{error}; resuming from an earlier one, {path}" for error in errors)
-        return OpenedCheckpoint(saved, path, passed_over)
+        unreadable = tuple(f"{error}; resuming from an earlier one, {path}" for error in errors)
+        return OpenedCheckpoint(saved, path, unreadable)
     raise UserError(f"none of {len(errors)} checkpoints in {session} can be read; {errors[0]}")
 
 
@@ -229,7 +229,7 @@ def newest_checkpoint(session: Path) -> Path:
 
 
 def checkpoints_of(session: Path) -> list[Path]:
-    """The checkpoints of a session folder, newest first; in a round: the last, those before it, and its best."""
+    """The checkpoints of a session folder, newest first; within a round: the last, those before it, and the best."""
     found: list[tuple[int, int, int, int, Path]] = []
     for path in (session / "checkpoint").glob("*.ckpt"):
         match = CHECKPOINT_NAME.fullmatch(path.name)
@@ -271,7 +271,7 @@ def supersede_after(session: SessionFolder, position: Position) -> None:
 
 
 def statistics(saved: dict[str, Any]) -> dict[str, Any]:
-    """The channel means and stds of a checkpoint as options: images are normalised as those of its training."""
+    """The channel means and stds of a checkpoint as options, so that images are normalised as in its training."""
     return {name: saved["dataset"][name] for name in ("means", "stds") if name in saved.get("dataset", {})}
 
 

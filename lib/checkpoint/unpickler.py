@@ -1,5 +1,5 @@
-"""A pickle reader that knows data only, for PyTorch before 1.13, which has no `weights_only`; and how to tell the files
-of PyTorch before 1.6."""
+"""An unpickler for plain data, for PyTorch before 1.13, which has no `weights_only`; and a test for files of PyTorch
+before 1.6."""
 
 import pickle
 import tarfile
@@ -10,7 +10,7 @@ import torch
 _STORAGES = {
     f"{kind}Storage" for kind in ("Double", "Float", "Half", "Long", "Int", "Short", "Char", "Byte", "Bool", "BFloat16")
 }
-_CALLED = {
+_CALLABLE = {
     ("collections", "OrderedDict"),
     ("torch._utils", "_rebuild_tensor_v2"),
     ("torch._utils", "_rebuild_parameter"),
@@ -20,7 +20,7 @@ _CALLED = {
 
 
 def not_data(name: str) -> str:
-    """The error of a pickle that names something else than plain data."""
+    """The message about a pickle that names something other than plain data."""
     return f"the file contains {name}, which is not plain data"
 
 
@@ -29,7 +29,7 @@ _OLD_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 
 
 def is_of_old_release(path: str) -> bool:
-    """Whether torch.save wrote a file before PyTorch 1.6, but not as a tar file, which came before that."""
+    """Whether torch.save of a PyTorch before 1.6 wrote the file; not the tar files of even older releases."""
     with open(path, "rb") as file:
         if file.read(len(_OLD_START)) != _OLD_START:
             return False
@@ -41,21 +41,21 @@ def is_of_old_release(path: str) -> bool:
 
 
 class DataUnpickler(pickle._Unpickler):
-    """Unpickles numbers, texts, containers and tensors; a pickle can call only the functions of `_CALLED`.
+    """Unpickles numbers, texts, containers and tensors; a pickle can call only the functions of `_CALLABLE`.
 
-    It derives from pickle's Python reader, since the one in C cannot be told what an instruction may do. Only an
-    OrderedDict may be given attributes. The numbers of tensors are not in the pickle, so it is fast enough.
+    It derives from pickle's Python reader, since the handlers of instructions cannot be replaced in the one in C. Only
+    an OrderedDict may be given attributes. The numbers of tensors are not in the pickle, so it is fast enough.
     """
 
     dispatch: ClassVar[dict] = dict(pickle._Unpickler.dispatch)
-    stack: list[Any]  # this and the next are set by pickle._Unpickler.load
+    stack: list[Any]  # pickle._Unpickler.load sets this and the next
     append: Callable[[Any], None]
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _CALLED and not (module == "torch" and name in _STORAGES):
+        if (module, name) not in _CALLABLE and not (module == "torch" and name in _STORAGES):
             raise pickle.UnpicklingError(not_data(f"{module}.{name}"))
         found = getattr(torch, name) if module == "torch" else super().find_class(module, name)
-        return _Name(found, (module, name) in _CALLED)
+        return _Name(found, (module, name) in _CALLABLE)
 
     def persistent_load(self, identity: Any) -> Any:
         """torch.load replaces it by its own, which finds storages by their class."""
@@ -67,7 +67,7 @@ class DataUnpickler(pickle._Unpickler):
         function = self.stack[-1]
         if not isinstance(function, _Name) or not function.may_be_called or not isinstance(arguments, tuple):
             raise pickle.UnpicklingError("the file calls something that is not plain data")
-        self.stack[-1] = function.meant(*arguments)
+        self.stack[-1] = function.target(*arguments)
 
     def load_build(self) -> None:
         """Discard the attributes of an object; PyTorch's state dicts have some."""
@@ -80,7 +80,7 @@ class DataUnpickler(pickle._Unpickler):
         identity = self.stack.pop()
         if not isinstance(identity, tuple):
             raise pickle.UnpicklingError("a storage is described by something that is not plain data")
-        plain = tuple(part.meant if isinstance(part, _Name) else part for part in identity)
+        plain = tuple(part.target if isinstance(part, _Name) else part for part in identity)
         self.append(self.persistent_load(plain))
 
     def _refuse(self) -> None:
@@ -95,7 +95,7 @@ class DataUnpickler(pickle._Unpickler):
 
 
 class _Name:
-    """A name in the pickle. It stands for the object itself, on which other instructions could act."""
+    """A global name in the pickle, wrapped so that other instructions cannot act on the object itself."""
 
-    def __init__(self, meant: Any, may_be_called: bool):
-        self.meant, self.may_be_called = meant, may_be_called
+    def __init__(self, target: Any, may_be_called: bool):
+        self.target, self.may_be_called = target, may_be_called

@@ -1,1 +1,1 @@
-"""Groups of similar features, and how many there are. Nothing here looks at labels."""
+"""Clusters of features, and their number. Nothing here uses labels."""

@@ -19,33 +19,33 @@ import torch
 from torch import Tensor
 
 from lib.clustering.kmeans import spherical_kmeans
+from lib.config.option import AUTO
 from lib.errors import UserError
 from lib.search.exact import LARGEST_SAMPLE, nearest, sample_rows
 from lib.seeding import derive, generator
 
-AUTO = "auto"
-FEWEST = 20
-"""The fewest images of which a round finds clusters; with fewer their number is meaningless."""
+FEWEST_IMAGES = 20
+"""The fewest images for which a round finds clusters; with fewer their number is meaningless."""
 ROWS_PER_CLUSTER = 50
-"""k-means runs on an even sample of `LARGEST_SAMPLE` images, or of so many for each cluster if that is more."""
+"""k-means runs on an even sample of `LARGEST_SAMPLE` images, or of this many for each cluster if that is more."""
 COUNTED = 2_000
 """Size of the even sample on which the number of clusters is found: with 5,000 it takes 30 s on a busy core."""
 
-NEIGHBOURS = 10
-GROUP = 5
+GRAPH_NEIGHBOURS = 10
+ROWS_IN_GROUP = 5
 """Mean rows in one of the groups that the merging starts from, by k-means; more where they would be too many."""
 MOST_GROUPS = 1000
 GROUPS_IN_CLUSTER = 5
-"""The largest K considered is the number of groups divided by this: single groups tell nothing."""
+"""The largest K considered is the number of groups divided by this: clusters of fewer groups are noise."""
 THRESHOLD = 0.05
 """Threshold of the linkage. With 0.045 to 0.055 all networks of the benchmark's digits were within one of the truth."""
-CLEARLY = 2.0
-"""A linkage above so many times the threshold means that K is too large; larger K are ignored."""
+CLEAR_FACTOR = 2.0
+"""A linkage above this many times the threshold means that K is too large; larger K are ignored."""
 SPAN = 1.5
 """The confidence covers thresholds from `THRESHOLD` / SPAN to `THRESHOLD` * SPAN."""
 RUNS = 5
-SAMPLE = 10_000
-"""Rows of one run, drawn anew for each where there are more. A class needs some dozens among them to be seen."""
+ROWS_IN_RUN = 10_000
+"""Rows of one run; of more, each run draws a sample. A class is found if some dozens of its images are drawn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ class Clusters:
 
 
 def check_number(number: str, images: int) -> None:
-    """Check that so many clusters can be found among `images` images.
+    """Check that --num-clusters does not exceed the number of images.
 
     Raises:
         UserError: there are more clusters than images.
@@ -93,7 +93,7 @@ def check_number(number: str, images: int) -> None:
 
 
 def round_clusters(sample: Tensor, images: int, number: str, seed: int) -> Optional[Clusters]:
-    """The clusters of a round that has ended; None where there are too few images to tell. Takes seconds.
+    """The clusters of a round that has ended; None if there are too few images. Takes seconds.
 
     Args:
         sample: (S, D) unit rows on the CPU, an even sample of the memory bank.
@@ -101,7 +101,7 @@ def round_clusters(sample: Tensor, images: int, number: str, seed: int) -> Optio
         number: as --num-clusters.
         seed: of all random draws.
     """
-    needed = FEWEST if number == AUTO else min(images, ROWS_PER_CLUSTER * int(number))
+    needed = FEWEST_IMAGES if number == AUTO else min(images, ROWS_PER_CLUSTER * int(number))
     if len(sample) < needed or (number != AUTO and int(number) > len(sample)):
         return None
     return find_clusters(sample, number, seed)
@@ -112,7 +112,7 @@ def find_clusters(features: Tensor, number: str, seed: int) -> Clusters:
 
     Args:
         features: (N, D) float32 unit rows on the CPU.
-        number: how many, or `auto` to find out how many.
+        number: how many, or `auto`, which `choose_number` determines.
         seed: of all random draws.
 
     Raises:
@@ -122,7 +122,7 @@ def find_clusters(features: Tensor, number: str, seed: int) -> Clusters:
     if number != AUTO:
         count, explanation = int(number), "as many as --num-clusters asks for"
     elif len(features) <= 2:
-        count, explanation = 1, f"{len(features)} images are too few to tell more apart"
+        count, explanation = 1, f"{len(features)} images are too few for more than one cluster"
     else:
         found = choose_number(features[sample_rows(len(features), COUNTED)], seed)
         count, explanation = found.clusters, f"found by their {found.criterion_name}: {found.explanation}"
@@ -152,7 +152,7 @@ class NumberOfClusters:
         candidates: every K considered, from 2 on; empty for less than two rows.
         criterion: its value for each of them; the largest K with a value below `threshold` is the
             number, 1 if none; K after a value of twice the threshold do not count.
-        criterion_name: what it is, for the axis of a plot.
+        criterion_name: its name, for the axis of a plot.
         threshold: the value that the criterion is compared with.
         confidence: the share of the checks that give the same number, 0 to 1; a check is one run with one threshold.
         explanation: the confidence in words.
@@ -173,7 +173,7 @@ def choose_number(features: Tensor, seed: int = 0, runs: int = RUNS) -> NumberOf
     Args:
         features: (N, D) float32 unit rows, N at least 1.
         seed: of the samples and of k-means.
-        runs: samples and first groups; the median of their linkages counts.
+        runs: repetitions with new samples and initial groups; the median of their linkages counts.
     """
     if len(features) < 2:
         return NumberOfClusters(1, (), (), "linkage", THRESHOLD, 1.0, "there is a single image")
@@ -186,11 +186,11 @@ def choose_number(features: Tensor, seed: int = 0, runs: int = RUNS) -> NumberOf
     answers = [_largest_below(run, threshold) for run in linkages for threshold in thresholds]
     agreeing = sum(answer == clusters for answer in answers) / len(answers)
     others = sorted({answer for answer in answers if answer != clusters})
-    explanation = f"{100 * agreeing:.0f} % of {len(answers)} checks say {clusters}"
+    explanation = f"{100 * agreeing:.0f} % of {len(answers)} checks give {clusters}"
     if others:
         explanation += f", the others {others[0]}" + (f" to {others[-1]}" if len(others) > 1 else "")
     if clusters == length + 1:
-        explanation += f"; more than {clusters} are not looked for among so few images"
+        explanation += f"; more than {clusters} are not considered for so few images"
     shown = min(length, max(20, 2 * clusters))
     return NumberOfClusters(
         clusters,
@@ -204,23 +204,23 @@ def choose_number(features: Tensor, seed: int = 0, runs: int = RUNS) -> NumberOf
 
 
 def _linkages(features: Tensor, seed: int, run: int) -> np.ndarray:
-    """The result of `merge_linkages` for a sample of the rows."""
-    if len(features) > SAMPLE:
+    """The linkages (`merge_linkages`) of a sample of the rows, for the K considered."""
+    if len(features) > ROWS_IN_RUN:
         order = torch.randperm(len(features), generator=generator(seed, "number of clusters", run))
-        features = features[order[:SAMPLE].to(features.device)]
+        features = features[order[:ROWS_IN_RUN].to(features.device)]
     count = len(features)
-    groups = min(max(2, count // GROUP), MOST_GROUPS)
+    groups = min(max(2, count // ROWS_IN_GROUP), MOST_GROUPS)
     first = spherical_kmeans(features, groups, derive(seed, "groups", run), restarts=1, iterations=15)
-    linkages = merge_linkages(neighbour_graph(features, NEIGHBOURS), first.assignments.numpy())
+    linkages = merge_linkages(neighbour_graph(features, GRAPH_NEIGHBOURS), first.assignments.numpy())
     return linkages[: max(1, groups // GROUPS_IN_CLUSTER - 1)]
 
 
 def _largest_below(linkages: np.ndarray, threshold: float) -> int:
-    """The largest K, from 2 on, with a linkage below the threshold, before one is first above `CLEARLY` times that.
+    """The largest K, from 2 on, with a linkage below the threshold, before the first above `CLEAR_FACTOR` times that.
 
-    1 if there is none. Among images without any clusters the linkage falls again for large K.
+    1 if there is none. In data without clusters the linkage falls again for large K.
     """
-    above = np.flatnonzero(linkages > CLEARLY * threshold)
+    above = np.flatnonzero(linkages > CLEAR_FACTOR * threshold)
     below = np.flatnonzero(linkages[: above[0] if len(above) else None] < threshold)
     return int(below[-1]) + 2 if len(below) else 1
 
@@ -253,7 +253,7 @@ def merge_linkages(graph: scipy.sparse.csr_matrix, groups: np.ndarray) -> np.nda
     edges that lead to B. (Times K it is the inverse of the distance of Bonald et al. 2018, which compares w_AB with
     edges laid at random; but whether two groups are one should not depend on how many others there are.) It is divided
     by n K / N where the smaller group, of n rows, is smaller than the mean of K groups of N rows: small groups must
-    stand further apart.
+    be further apart.
 
     Args:
         graph: (N, N) symmetric weights.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def run(settings: Settings, arguments: Sequence[str], process: ProcessInfo) -> int:
     """Run the command that the options name.
 
-    PyTorch is imported only where something is computed: --compare and --print-args answer without it.
+    PyTorch is imported only where something is computed: --compare and --print-args do without it.
 
     Args:
         settings: the options of the command line and the config files.

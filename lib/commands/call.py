@@ -1,4 +1,4 @@
-"""The context of a command: options, start, processes, device, precision, threads and images.
+"""The context of a command: options, start of the run, processes, device, precision, threads and images.
 
 Every process sets up its own; `check_same_call` and `check_same_images` compare them.
 """
@@ -25,7 +25,7 @@ from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World, int_digest
 from lib.errors import PeerFailure, RunError, UnreadableImage, UserError
 from lib.logger.console import LOGGER
-from lib.pretrained.fitting import complete, fit, load_exactly, report
+from lib.pretrained.fitting import check_complete, fit_lines, load_exactly, load_matching
 from lib.pretrained.weights_file import WeightsFile, of_checkpoint
 from lib.runtime.determinism import choose_algorithms
 from lib.runtime.device import choose_precision
@@ -99,7 +99,7 @@ def prepared(settings: Settings, start: Start, process: ProcessInfo, world: Opti
         raise UserError(f"{error}, or leave out all such files with --skip-bad-images") from error
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            reason = (str(error).strip().splitlines() or ["nothing more is known"])[0]
+            reason = (str(error).strip().splitlines() or ["no details"])[0]
             raise RunError(
                 f"out of memory on {world.device} ({reason}); lower --batch-size, "
                 "--discovery-memory, --size or --low-dim, or add --augment-on workers or --no-winograd; --resume "
@@ -107,7 +107,7 @@ def prepared(settings: Settings, start: Start, process: ProcessInfo, world: Opti
             ) from error
         if world.size == 1 or isinstance(error, MemoryError) or not is_peer_failure(error):
             raise
-        raise PeerFailure(f"{str(error).splitlines()[0]} (what another process says comes first)") from error
+        raise PeerFailure(f"{str(error).splitlines()[0]} (the process that failed first reports the cause)") from error
 
 
 def check_same_call(
@@ -121,61 +121,61 @@ def check_same_call(
     Args:
         world: the processes.
         options: merged, of this rank.
-        dtype: of autocast, or None: what --precision gives here.
-        start: what this rank has read for --resume or --pretrained.
+        dtype: of autocast, or None: the result of --precision on this rank.
+        start: the checkpoint or the weights that this rank has read.
 
     Raises:
         UserError: they differ; all ranks raise it.
     """
     if world.size == 1:
         return
-    asked = _asked(options)
-    own = [int_digest(repr(value).encode()) for value in [*asked.values(), dtype]]
-    every = world.all_gather_ints([*own, int_digest(_read(start))])
-    for rank, heard in enumerate(every):
-        different = [flag for flag, one, other in zip(asked, every[0], heard) if one != other]
+    values = _shared_values(options)
+    own = [int_digest(repr(value).encode()) for value in [*values.values(), dtype]]
+    every = world.all_gather_ints([*own, int_digest(_start_digest(start))])
+    for rank, gathered in enumerate(every):
+        different = [flag for flag, one, other in zip(values, every[0], gathered) if one != other]
         if different:
             raise UserError(
                 f"rank {rank} was started with another {', '.join(different)} than rank 0; give all machines the same "
                 "options"
             )
-        if heard[len(asked)] != every[0][len(asked)]:
+        if gathered[len(values)] != every[0][len(values)]:
             raise UserError(
                 f"rank {rank} would compute in another precision than rank 0; give all machines --precision fp32, or "
                 "bf16 if all have it"
             )
-        if heard != every[0]:
+        if gathered != every[0]:
             raise UserError(
                 f"rank {rank} has read other weights than rank 0; give all machines the same checkpoint (--resume, "
                 "--pretrained)"
             )
 
 
-def _asked(options: Options) -> dict[str, Any]:
-    """The values that must be the same on all ranks, by the flags of the options."""
-    asked = {}
+def _shared_values(options: Options) -> dict[str, Any]:
+    """The option values that must be equal on all ranks, by flag."""
+    values = {}
     for option in OPTIONS:
         if option.name not in _OF_A_MACHINE:
             value = getattr(options, option.name)
-            asked[option.flag] = value is not None if option.name in _FILES else value
-    return asked
+            values[option.flag] = value is not None if option.name in _FILES else value
+    return values
 
 
-def _read(start: Start) -> bytes:
-    """A digest of the weights and the bank that a run starts from, and of their position in the run."""
+def _start_digest(start: Start) -> bytes:
+    """A digest of the weights, the bank and the position that a run starts from."""
     digest = hashlib.blake2b()
     if isinstance(start, Resumed):
         saved = start.checkpoint
         digest.update(repr([saved["round"], saved["epoch"], saved.get("step")]).encode())
-        _add(digest, saved["net"])
-        _add(digest, saved["npc"])
+        _update(digest, saved["net"])
+        _update(digest, saved["npc"])
     if isinstance(start, FromWeights):
-        _add(digest, start.file.weights)
-        _add(digest, {} if start.file.memory is None else {"memory": start.file.memory})
+        _update(digest, start.file.weights)
+        _update(digest, {} if start.file.memory is None else {"memory": start.file.memory})
     return digest.digest()
 
 
-def _add(digest: Any, tensors: Mapping[str, Any]) -> None:
+def _update(digest: Any, tensors: Mapping[str, Any]) -> None:
     for name, tensor in tensors.items():
         digest.update(name.encode())
         if isinstance(tensor, Tensor):
@@ -197,14 +197,14 @@ def load_network(network: nn.Module, options: Options, start: Start) -> WeightsF
         return of_checkpoint(start.checkpoint, start.path)
     assert isinstance(start, FromWeights)  # only training starts fresh
     weights = start.file
-    fitted = fit(network, weights)
-    complete(fitted, weights, options.network)
-    for line in report(fitted, weights, options.network):
-        # --test-only shows warnings alone
+    fitted = load_matching(network, weights)
+    check_complete(fitted, weights, options.network)
+    for line in fit_lines(fitted, weights, options.network):
+        # --test-only shows only warnings
         log.log(logging.WARNING if fitted.misfits else logging.INFO, "weights    %s", line)
     reason = None
     if fitted.last_is_random:
-        log.warning("weights    the last layer (fc) is random: a feature is a random projection of what comes before")
+        log.warning("weights    the last layer (fc) is random: features are a random projection of its input")
         reason = "its rows are not of this last layer"
     elif weights.memory is not None and weights.memory.shape[1] != options.low_dim:
         reason = f"its rows have {weights.memory.shape[1]} values, features {options.low_dim}"
@@ -226,16 +226,15 @@ def open_images(options: Options, world: World, process: ProcessInfo) -> Pipelin
         return Pipeline(split, options, world.device)
     gather = None
     if options.skip_bad_images:
-        check_same_images(
-            world, split.train, split.train.fingerprint(), split.test
-        )  # unreadable images are exchanged by row
-        gather = _patient_gather(world)
+        # before the rows of unreadable images are gathered
+        check_same_images(world, split.train, split.train.fingerprint(), split.test)
+        gather = _gather_without_timeout(world)
     pipeline = Pipeline(split, options, world.device, world.rank, world.size, gather)
     check_same_images(world, pipeline.train, f"{pipeline.fingerprint} {pipeline.contents}", pipeline.test)
     return pipeline
 
 
-def _patient_gather(world: World) -> Gather:
+def _gather_without_timeout(world: World) -> Gather:
     """`World.gather_rows` of CPU tensors, for processes that finish hours apart."""
 
     def gather(rows: Tensor) -> Tensor:
@@ -271,7 +270,7 @@ def check_same_images(world: World, train: ImageSet, fingerprint: str, test: Opt
     """
     tests = (0, 0) if test is None else (len(test), int_digest(test.fingerprint().encode()))
     images = world.all_gather_ints([len(train), int_digest(fingerprint.encode()), *tests])
-    others = [rank for rank, heard in enumerate(images) if heard != images[0]]
+    others = [rank for rank, gathered in enumerate(images) if gathered != images[0]]
     if others:
         counts = [(rank, images[rank][0], images[rank][2]) for rank in [0, *others]]
         found = ", ".join(f"rank {rank}: {trains:,} training, {tests:,} test" for rank, trains, tests in counts)
@@ -280,7 +279,7 @@ def check_same_images(world: World, train: ImageSet, fingerprint: str, test: Opt
             f"({found}); all processes need the same files below --data-root"
         )
     labels = world.all_gather_ints([int_digest(_labels(train, test))])
-    others = [rank for rank, heard in enumerate(labels) if heard != labels[0]]
+    others = [rank for rank, gathered in enumerate(labels) if gathered != labels[0]]
     if others:
         raise UserError(
             f"rank {others[0]} found other labels than rank 0; all processes need the same (--labels, or the folders "

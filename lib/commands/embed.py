@@ -21,7 +21,7 @@ from lib.commands.call import Call, load_network
 from lib.commands.export import is_of, log_network
 from lib.commands.start import Resumed, resumed_path
 from lib.config import Options
-from lib.errors import UserError, given
+from lib.errors import UserError, not_none
 from lib.evaluation.features import Features, FeatureSpace
 from lib.export.kept_features import KeptFeatures, rounded
 from lib.export.model import Model, Preprocessing, pictures_in, training_paths
@@ -42,7 +42,7 @@ from lib.session.folder import SessionFolder, check_own_files
 
 log = logging.getLogger(LOGGER)
 
-_FEW = 64  # pictures that are not worth starting DataLoader workers for
+_FEW = 64  # pictures up to which no DataLoader workers are started
 
 
 def embed(call: Call) -> None:
@@ -57,14 +57,14 @@ def embed(call: Call) -> None:
         raise UserError("--embed runs in one process; start it without torchrun and with one device in --gpus")
     open_log(None, options.brief)
     try:
-        output = output_folder(options, resumed_path(start) or Path(given(options.pretrained)))
-        paths = pictures_in(given(options.embed))
+        output = output_folder(options, resumed_path(start) or Path(not_none(options.pretrained)))
+        paths = pictures_in(not_none(options.embed))
         network = models.build(options.network, options.low_dim, options.stem, options.size, options.init, options.seed)
         file = load_network(network, options, start)
         statistics = normalisation(options, file.statistics)
         shrink = options.shrink or file.shrink
         if isinstance(start, Resumed) and options.shrink == start.checkpoint["options"].get("shrink"):
-            shrink = file.shrink  # which the run applied
+            shrink = file.shrink  # as the run applied it
         preprocessing = Preprocessing.of(options.size, options.resize, statistics, shrink)
         log_network(options, file, preprocessing, call.dtype)
         space, memory = _known_features(call, file, Embedder(network, world.device, call.dtype))
@@ -77,8 +77,8 @@ def embed(call: Call) -> None:
 def _known_features(call: Call, file: WeightsFile, embedder: Embedder) -> tuple[FeatureSpace, Optional[Tensor]]:
     """The feature space, and the features of the training images (N, d) on the CPU.
 
-    The memory bank holds the network's output, and the session may keep other features. Otherwise they are computed
-    from the training images.
+    They come from the memory bank, which holds the network's output, or from the session's features.npz; otherwise
+    they are computed from the training images.
 
     Raises:
         UserError: the training images are missing, or are not those of the network's run.
@@ -96,17 +96,17 @@ def _known_features(call: Call, file: WeightsFile, embedder: Embedder) -> tuple[
         split = datasets.load(options.dataset, options.data_root, options.download, options.labels)
         pipeline = Pipeline(split, options, world.device)
     except UserError as error:
-        raise UserError(f"{wanted} are not at hand: {error}") from error
+        raise UserError(f"{wanted} are not available: {error}") from error
     try:
         if not is_of(file, pipeline, if_not_known=True):
             raise UserError(
-                f"{wanted} are not at hand: these are others ({pipeline.name}, {len(pipeline.train)}); use the "
+                f"{wanted} are not available: these are others ({pipeline.name}, {len(pipeline.train)}); use the "
                 "--dataset, --data-root, --limit-train and --seed it was made with"
             )
         log.info("features   %s, computed from %s training images", space, f"{len(pipeline.train):,}")
         features = Features(embedder, pipeline, world, space.dim(embedder.network, options.low_dim), space=space)
         train = features.all_train()  # fits the whitening
-        return features.space, rounded(given(train))
+        return features.space, rounded(not_none(train))
     finally:
         pipeline.close()
 
@@ -123,7 +123,7 @@ def output_folder(options: Options, source: Path) -> Path:
     if options.output is not None:
         output = Path(options.output)
     else:
-        output = default_output(source, given(options.embed))
+        output = default_output(source, not_none(options.embed))
         if Path(os.path.abspath(source)).parent.name == "checkpoint":
             check_own_files(SessionFolder(output.parent.parent))
     check_free("--output", output, options.overwrite)
@@ -133,7 +133,7 @@ def output_folder(options: Options, source: Path) -> Path:
 def write_embedding(options: Options, model: Model, file: WeightsFile, paths: Sequence[str], output: Path) -> None:
     """Write the features of pictures with their clusters and nearest training images.
 
-    The training images need not be there: `model` has their features.
+    The training images are not needed: `model` has their features.
 
     Args:
         model: the network of `file`.
@@ -151,7 +151,7 @@ def write_embedding(options: Options, model: Model, file: WeightsFile, paths: Se
     if options.skip_bad_images:
         pictures, _ = readable_images(pictures, "new", options.workers_num, report=True)
     log.info("pictures   %s in %s", f"{len(pictures):,}", options.embed)
-    paths = given(pictures.paths)
+    paths = not_none(pictures.paths)
     features = _features(model, paths, options)
     columns: dict[str, Sequence[Any]] = {"row": range(len(features)), "path": paths}
     similarities = rows = None

@@ -16,7 +16,7 @@ def evaluate(call: Call) -> None:
     """Evaluate the network of a checkpoint or a file of weights.
 
     Raises:
-        UserError: the file holds another network, or these images cannot be evaluated as asked.
+        UserError: the file holds another network, or the images do not allow a protocol.
     """
     pipeline = open_images(call.options, call.world, call.process)
     embedder = build_embedder(call.options, call.world, call.dtype)
@@ -36,11 +36,11 @@ def print_results(call: Call, pipeline: Pipeline, evaluator: Evaluator, embedder
     saved = call.start.checkpoint if isinstance(call.start, Resumed) else {}
     data = saved.get("dataset", {})
     other = data.get("fingerprint", pipeline.fingerprint) != pipeline.fingerprint
-    if call.world.is_first and (other or pipeline.train.replaced(data.get("contents")).are_others):
+    if call.world.is_first and (other or pipeline.train.replaced(data.get("contents")).are_other_pictures):
         session = None
         print(
             f"{source}: trained on other images ({data.get('name')}, {data.get('size')}) than these ({pipeline.name}, "
-            f"{len(pipeline.train)}), which are prepared as those were; nothing is written into its session"
+            f"{len(pipeline.train)}), which are preprocessed as those were; nothing is written into its session"
         )
     if session is not None:
         check_own_files(session)

@@ -16,7 +16,7 @@ from lib.clustering.clusters import check_number, clusters_of
 from lib.commands.call import Call, load_network, open_images
 from lib.config import Options
 from lib.distributed.world import World
-from lib.errors import UserError, given
+from lib.errors import UserError, not_none
 from lib.evaluation.baselines import PixelNeighbours
 from lib.evaluation.features import Features, FeatureSpace
 from lib.export.kept_features import rounded
@@ -50,7 +50,7 @@ def export(call: Call) -> None:
         UserError, RunError: as `check_export` and `write_export`.
     """
     options, world = call.options, call.world
-    check_free("--export", Path(given(options.export)), options.overwrite)  # before a large data set is read
+    check_free("--export", Path(not_none(options.export)), options.overwrite)  # before a large data set is read
     pipeline = open_images(options, world, call.process)
     embedder = build_embedder(options, world, call.dtype)
     open_log(None, options.brief, silent=not world.is_first)
@@ -73,13 +73,13 @@ def check_export(options: Options, pipeline: Pipeline, file: WeightsFile) -> Non
     """Check the options against checkpoint and images before anything is computed.
 
     Raises:
-        UserError: the checkpoint of --resume belongs to other images, or there are fewer
-            training images than neighbours or clusters are asked for.
+        UserError: the checkpoint of --resume belongs to other images, or --neighbours or --num-clusters exceeds the
+            number of training images.
     """
     if options.resume is not None and not is_of(file, pipeline, if_not_known=True):
         raise UserError(
             f"--export: {file.name} was trained on other images ({file.about.get('dataset')}, "
-            f"{file.about.get('training_images')}) than those at hand ({pipeline.name}, {len(pipeline.train)}); use "
+            f"{file.about.get('training_images')}) than these ({pipeline.name}, {len(pipeline.train)}); use "
             "the --dataset, --data-root, --limit-train and --seed it was made with, or --pretrained instead of --resume"
         )
     images = len(pipeline.train)
@@ -137,7 +137,7 @@ def write_export(
         "features_computed_in": describe_precision(embedder.dtype),
         **({} if compared is None else compared.scalars),
     }
-    with result_folder("--export", Path(given(options.export)), options.overwrite) as folder:
+    with result_folder("--export", Path(not_none(options.export)), options.overwrite) as folder:
         np.save(folder / FEATURES, features.numpy())
         np.save(folder / NEIGHBOURS, rows.numpy())
         np.save(folder / DISTANCES, cosine_distances(similarities).numpy())

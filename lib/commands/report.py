@@ -2,7 +2,7 @@
 
 from lib.commands.call import Call, open_images
 from lib.commands.start import resumed_path
-from lib.errors import UserError, given
+from lib.errors import UserError, not_none
 from lib.report import Report
 from lib.session.folder import SessionFolder, check_own_files
 
@@ -16,7 +16,7 @@ def report(call: Call) -> None:
     pipeline = open_images(call.options, call.world, call.process)
     if not call.world.is_first:
         return
-    path = given(resumed_path(call.start))
+    path = not_none(resumed_path(call.start))
     session = SessionFolder.of_checkpoint(path)
     if session is None:
         raise UserError(f"--report-only: {path} is not in a session's checkpoint folder, so there is no session")

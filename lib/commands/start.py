@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 
 from lib.config import Settings, collect, of_older_version
 from lib.distributed.process_info import ProcessInfo
-from lib.errors import UserError, given, one_line
+from lib.errors import UserError, not_none, one_line
 from lib.logger.console import print_error
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class Fresh:
 
 @dataclass(frozen=True, eq=False)
 class Resumed:
-    """A run from its checkpoint (--resume).
+    """A run that continues from a checkpoint (--resume).
 
     Attributes:
         checkpoint: the content of the file, as `lib.checkpoint.io.load` returns it.
@@ -40,7 +40,7 @@ class FromWeights:
 
     Attributes:
         file: the weights with their metadata.
-        note: what the user is told about the file; empty for --pretrained.
+        note: a line about the file for the user; empty for --pretrained.
     """
 
     file: "WeightsFile"
@@ -51,14 +51,14 @@ Start = Union[Fresh, Resumed, FromWeights]
 
 
 def resumed_path(start: Start) -> Optional[Path]:
-    """The path of the checkpoint that is resumed; None if none is."""
+    """The path of the checkpoint of a resumed run; None for other starts."""
     return start.path if isinstance(start, Resumed) else None
 
 
 def find_start(
     settings: Settings, arguments: Sequence[str], process: ProcessInfo, is_joined: bool
 ) -> tuple[Settings, Start]:
-    """Read what --resume or --pretrained names, and merge what it says below the config files and the command line.
+    """Read what --resume or --pretrained names, and merge its options below the config files and the command line.
 
     Args:
         settings: the options of the command line and the config files.
@@ -87,14 +87,14 @@ def _from_resume(
     from lib.checkpoint.manager import open_checkpoint
     from lib.pretrained import weights_file
 
-    options, resume = settings.options, given(settings.options.resume)
+    options, resume = settings.options, not_none(settings.options.resume)
     try:
-        saved, path, passed_over = open_checkpoint(resume, options.sess_dir)
+        saved, path, unreadable = open_checkpoint(resume, options.sess_dir)
     except UserError as refusal:
         weights = weights_file.instead_of_checkpoint(Path(resume), refusal)
         note = f"{weights.name}: {weights.kind}; its network is used as with --pretrained"
         return _with_weights_of(weights, settings, arguments), FromWeights(weights, note)
-    for line in passed_over if process.rank == 0 else ():
+    for line in unreadable if process.rank == 0 else ():
         print_error(f"warning: {one_line(line)}")
     return _with_options_of(saved, settings, arguments, is_joined), Resumed(saved, path)
 
@@ -120,7 +120,7 @@ def _with_options_of(saved: dict[str, Any], settings: Settings, arguments: Seque
 
 
 def _with_weights_of(weights: "WeightsFile", settings: Settings, arguments: Sequence[str]) -> Settings:
-    """The settings where --resume names weights of another origin: those of --pretrained with the same file.
+    """The settings where --resume names weights of another origin, as --pretrained would give them.
 
     Raises:
         UserError: a run is to be resumed, or --pretrained is given as well.

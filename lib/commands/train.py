@@ -1,4 +1,4 @@
-"""Training: a new run, or one that is resumed, from the images to the evaluation of the finished network."""
+"""Trains: a new or a resumed run, from opening the images to the evaluation of the finished network."""
 
 import datetime
 import hashlib
@@ -24,14 +24,14 @@ from lib.evaluation.evaluator import Evaluated, Evaluator
 from lib.logger.console import LOGGER, RESULT, close_log, is_terminal, open_log
 from lib.nn.winograd import count_winograd
 from lib.pretrained.bank import start_bank
-from lib.pretrained.fitting import Fit, fit, report
+from lib.pretrained.fitting import Fit, fit_lines, load_matching
 from lib.report import Report
 from lib.runtime.device import describe_device, describe_precision, precision_note
 from lib.runtime.packages import has
 from lib.session import provenance
 from lib.session.folder import SessionFolder, check_own_files
 from lib.session.lock import SessionLock
-from lib.session.metrics import UNLABELLED_LEGEND, Metrics
+from lib.session.metrics import DIAGNOSTICS_LEGEND, Metrics
 from lib.session.records import append_start
 from lib.training.planning import time_threads, within_minutes
 from lib.training.recorder import Recorder, SessionRecorder
@@ -40,7 +40,7 @@ from lib.training.trainer import Trainer, check_curriculum, curriculum_note
 from models.whitenet import WhiteNet
 
 STEM_IMAGES = 1_000
-"""Training images whose patches whitenet's first filters are fitted to."""
+"""Training images to whose patches whitenet's first filters are fitted."""
 
 log = logging.getLogger(LOGGER)
 
@@ -60,7 +60,7 @@ def train(call: Call) -> None:
     plan = None
     if is_planned:
         pipeline.check_batches()
-        call = _with_timed_threads(call, state, pipeline)  # --minutes depends on them
+        call = _with_timed_threads(call, state, pipeline)  # the speed, and so --minutes, depends on them
         settings, plan = within_minutes(call.settings, state, pipeline, world)
         call = replace(call, settings=settings)
     evaluator = Evaluator(call.options, pipeline, world)
@@ -74,7 +74,7 @@ def train(call: Call) -> None:
         open_log(log_file, call.options.brief, silent=not world.is_first)
         at_end.callback(close_log)
         at_end.callback(pipeline.close)
-        world.long_barrier()  # ends at once if the first process cannot write
+        world.long_barrier()  # raises an error at once if the first process cannot write
         if not is_planned:
             call = _with_timed_threads(call, state, pipeline)
         _log_start(call, state, pipeline, evaluator, session, plan)
@@ -87,14 +87,14 @@ def train(call: Call) -> None:
         trainer = _trainer(call, state, pipeline, evaluator, session)
         results = trainer.run()
         _log_results(state, evaluator, results)
-        trainer.recorder.conclude(state, results)
+        trainer.recorder.write_results(state, results)
 
 
 def _load(call: Call, state: TrainingState, pipeline: Pipeline) -> Optional[Fit]:
     """Load the checkpoint or the weights that the run starts from; returns how the weights fit the network."""
     start = call.start
     if isinstance(start, FromWeights):
-        return fit(state.embedder.network, start.file)
+        return load_matching(state.embedder.network, start.file)
     if isinstance(start, Resumed):
         state.resume(start.checkpoint, str(start.path), call.options, pipeline)
         for part in ("net", "npc", "optimizer", "ANs_discovery"):
@@ -108,14 +108,14 @@ def _initialise(
     """Initialise a new run: log how the weights fit, fit whitenet's first filters, and start the memory bank.
 
     Args:
-        pixels: receives the pixels in the pass that fills the bank, if there is one; None: not needed.
+        pixels: receives the pixels in the pass that fills the bank, if there is one; None: no baselines.
     """
     options, start, network = call.options, call.start, state.embedder.network
     if isinstance(start, Resumed):
         return
     weights = start.file if isinstance(start, FromWeights) else None
     if fitted is not None and weights is not None:
-        for line in report(fitted, weights, options.network):
+        for line in fit_lines(fitted, weights, options.network):
             log.log(logging.WARNING if fitted.misfits else logging.INFO, "weights   %s", line)
     elif isinstance(network, WhiteNet):
         network.fit_stem(pipeline.sample(STEM_IMAGES).to(call.world.device))
@@ -143,7 +143,7 @@ def _trainer(
 ) -> Trainer:
     """The trainer of a run, with a recorder that writes into the session if this process has one."""
     world = call.world
-    options = replace(call.options, threads=str(call.threads.threads))  # what checkpoints keep
+    options = replace(call.options, threads=str(call.threads.threads))  # as checkpoints store it
     labels = None if pipeline.train.labels is None else torch.from_numpy(pipeline.train.labels)
     own = None if options.restart else resumed_path(call.start)
     if session is None:
@@ -212,7 +212,7 @@ def _open_session(call: Call, at_end: ExitStack) -> Optional[SessionFolder]:
 
 def _lock(session: SessionFolder, at_end: ExitStack) -> None:
     lock = SessionLock(session.path)
-    lock.take()
+    lock.acquire()
     at_end.callback(lock.release)
 
 
@@ -224,7 +224,7 @@ def _log_start(
     session: Optional[SessionFolder],
     plan: Optional[str],
 ) -> None:
-    """Log what the run starts with. `plan`: the epochs of --minutes, or None."""
+    """Log the circumstances of a start of the run. `plan`: the epochs of --minutes, or None."""
     options = call.options
     _log_machine(call)
     _log_images(options, pipeline)
@@ -335,7 +335,7 @@ def start_record(call: Call, pipeline: Pipeline) -> dict[str, Any]:
 
 
 def _checksum(contents: Sequence[int]) -> Optional[str]:
-    """A digest of the contents of the image files that were read; None where the fingerprint covers them."""
+    """A digest of the checksums of sampled image files; None where the fingerprint covers the pixels."""
     return hashlib.blake2b(repr(list(contents)).encode(), digest_size=8).hexdigest() if contents else None
 
 
@@ -346,10 +346,10 @@ def _log_results(state: TrainingState, evaluator: Evaluator, results: Evaluated)
     if evaluator.has_knn:
         last_row = None if of_features is None else (str(evaluator.space), of_features[0])
         log.info("%s", state.history.table(state.baselines, width, last_row), extra=RESULT)
-    log.info("%s\n%s", state.history.unlabelled_table(width), UNLABELLED_LEGEND, extra=RESULT)
+    log.info("%s\n%s", state.history.diagnostics_table(width), DIAGNOSTICS_LEGEND, extra=RESULT)
     for protocol, each in results:
-        who = "" if protocol.name == results[0][0].name == "knn" else f"{protocol.name} "
-        log.info("last network, training features recomputed: %s%s", who, each.summary, extra=RESULT)
+        prefix = "" if protocol.name == results[0][0].name == "knn" else f"{protocol.name} "
+        log.info("last network, training features recomputed: %s%s", prefix, each.summary, extra=RESULT)
         if each.table:
             log.info("%s", each.table, extra=RESULT)
     if accuracy is not None:

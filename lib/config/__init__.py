@@ -1,7 +1,7 @@
-"""Options: one table, and four places their values come from.
+"""The options, and their values from four sources.
 
-Defaults, the options kept in a checkpoint, YAML files and the command line are merged by `collect`, later
-ones over earlier ones. Nothing here imports PyTorch, so `--help` and mistakes answer at once.
+`collect` merges the defaults, the options in a checkpoint, YAML files and the command line; later sources override
+earlier ones. Nothing here imports PyTorch, so `--help` and errors in the call are printed at once.
 """
 
 from lib.config.merge import collect

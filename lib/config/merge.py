@@ -1,4 +1,4 @@
-"""Merging the layers (defaults, checkpoint, config files, command line) and what options demand of each other."""
+"""Merges the layers (defaults, checkpoint, config files, command line) and checks options against each other."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
@@ -13,7 +13,7 @@ from lib.errors import UserError, hint, shown
 _BY_NAME = {option.name: option for option in OPTIONS}
 
 Layer = dict[str, Any]
-"""Values by the options' names; what a layer does not mention is not in it."""
+"""The values that one source sets, by option name."""
 
 
 def collect(
@@ -24,17 +24,17 @@ def collect(
     Args:
         argv: the command line, without the program's name.
         saved: the options stored in the checkpoint of `--resume`, or those that describe the network of
-            `--pretrained`. The file is found through the options, so a caller that takes one collects twice; the
-            options are checked against each other the second time.
-        read: what the config files say, `Settings.files` of the first time: a file may be a pipe, which has nothing
-            more to say the second time.
+            `--pretrained`. The options name the file, so a caller that reads one calls `collect` twice; the options
+            are checked against each other in the second call.
+        read: the content of the config files, `Settings.files` of the first call: a file may be a pipe, which can be
+            read only once.
 
     Returns:
-        the options: the defaults, over these `saved`, over these the config files from left to right, and the
-        command line over all.
+        the options: the defaults, overridden by `saved`, by the config files from left to right, and by the command
+        line.
 
     Raises:
-        UserError: a mistake in any of them, in one line.
+        UserError: a mistake in one of the sources.
         SystemExit: after `--help`, status 0.
     """
     if asks_for_help(argv):
@@ -107,7 +107,7 @@ def _from_checkpoint(saved: Mapping[str, object], place: str) -> Layer:
     for name, value in saved.items():
         option: Optional[Option] = _BY_NAME.get(name)
         if option is None or not option.kept:
-            continue  # of an older version, or of the call that wrote it
+            continue  # an option of an older version, or one of a single call
         try:
             layer[name] = from_value(option, value)
         except ValueError as error:
@@ -115,11 +115,11 @@ def _from_checkpoint(saved: Mapping[str, object], place: str) -> Layer:
     return layer
 
 
-_MAX_HUE = 0.5  # half of the colour circle; further would come back on the other side
+_MAX_HUE = 0.5  # half of the colour circle; a larger shift equals a smaller one in the other direction
 
 
 def check_together(options: Options) -> None:
-    """Check the options that only make sense together.
+    """Check options against each other.
 
     Raises:
         UserError: naming the options that contradict each other.
@@ -161,7 +161,7 @@ def check_together(options: Options) -> None:
     _check_use(options)
     if options.session is not None and options.resume is not None and not options.restart:
         raise UserError(
-            "--session names a new session and --resume continues an old one; add --restart to take the state along"
+            "--session names a new session and --resume continues an old one; add --restart to continue in a new one"
         )
 
 
@@ -173,7 +173,7 @@ def _check_use(options: Options) -> None:
     if names and options.resume is None and options.pretrained is None:
         raise UserError(f"{names[0]} needs --resume with the checkpoint to use, or --pretrained with a file of weights")
     if options.output is not None and options.embed is None:
-        raise UserError("--output says where --embed writes; --export takes its folder itself")
+        raise UserError("--output is the folder of --embed; --export names its own folder")
     if options.overwrite and options.embed is None and options.export is None:
         raise UserError("--overwrite goes with --export or --embed")
 

@@ -1,4 +1,4 @@
-"""What is known about one option, before it has a value; and how a field of `Options` declares it."""
+"""`Option` describes one option; `option` declares one as a field of `Options`."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Optional, Union, get_args, get_origin
@@ -19,7 +19,7 @@ _MANY = {INT: "whole numbers", FLOAT: "numbers", TEXT: "names", PATH: "paths"}
 
 @dataclass(frozen=True)
 class Bounds:
-    """An interval; a limit that is None does not limit, one that is open is not itself allowed."""
+    """An interval. A limit of None is no limit; an open limit is itself excluded."""
 
     low: Optional[float] = None
     high: Optional[float] = None
@@ -39,7 +39,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Form:
-    """What a text must look like: a regular expression for the whole of it, and the same in words."""
+    """The format of a text: a regular expression that matches all of it, and the same in words."""
 
     pattern: str
     words: str
@@ -47,7 +47,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Option:
-    """One option, as YAML files, the command line, `--help` and docs/options.md know it."""
+    """Name, type, default, limits and help of one option, for YAML files, the command line and docs/options.md."""
 
     name: str
     """As in YAML files and as an attribute, e.g. batch_size."""
@@ -64,9 +64,9 @@ class Option:
     """None for a single value, otherwise how many values, or ANY_LENGTH."""
     form: Optional[Form] = None
     auto: bool = False
-    """Whether a number may be left to other options, by `AUTO`."""
+    """Whether `AUTO` is allowed for a number, which then follows from other options."""
     kept: bool = True
-    """Whether it belongs to the run, and so into checkpoints and config.yaml, or to this one call."""
+    """Whether it belongs to the run and is kept in checkpoints and config.yaml; otherwise it concerns one call."""
 
     @property
     def flag(self) -> str:
@@ -75,12 +75,12 @@ class Option:
 
     @property
     def measured_in(self) -> str:
-        """The unit, or what stands in its place for values that have none."""
+        """The unit, or the kind of value where there is no unit."""
         return self.unit or _WITHOUT_UNIT[self.kind]
 
     @property
     def limits(self) -> str:
-        """Choices, range or form in words; empty if the kind says it all."""
+        """Choices, range or form in words; empty if all values of the kind are allowed."""
         if self.choices:
             return f"{'one' if self.length is None else 'some'} of " + ", ".join(self.choices)
         if self.form is not None:
@@ -113,14 +113,14 @@ def option(
     path: bool = False,
     kept: bool = True,
 ) -> Any:
-    """A field of `Options`. Its name, and its kind but for paths and choices, follow from the annotation."""
+    """A field of `Options`. The kind of paths and choices follows from the arguments, any other from the annotation."""
     kind = PATH if path else CHOICE if choices else ""
     about = Option("", kind, default, help, unit, group, choices, bounds, form=form, kept=kept)
     return field(default=default, metadata={"option": about})
 
 
 def completed(name: str, annotation: Any, about: Option) -> Option:
-    """The option of a field: what `option` was told, completed by the field's name and annotation."""
+    """The arguments of `option`, completed by the field's name and annotation."""
     members = get_args(annotation) if get_origin(annotation) is Union else (annotation,)
     kinds = [member for member in members if member not in (type(None), Auto)]
     assert len(kinds) == 1, f"{name}: an option has one type, besides None and Auto"

@@ -1,6 +1,6 @@
-"""Every option: its type, default, limits and help stand in one line of `Options`, as a typed field.
+"""Every option is a typed field of `Options`, declared with its default, limits and help.
 
-A field added there is known to YAML files, the command line, `--help`, docs, mypy and editors. Nothing here imports
+A field added there appears in YAML files, the command line, `--help`, docs, mypy and editors. Nothing here imports
 PyTorch.
 """
 
@@ -52,24 +52,24 @@ class Options:
     """The value of every option as an attribute, e.g. `options.batch_size`; lists are tuples. Immutable.
 
     `Options()` holds the defaults, `dataclasses.replace` makes a changed copy. Values are not checked here:
-    `lib.config.collect` is the way in for values that a user wrote.
+    `lib.config.collect` checks what a user wrote.
     """
 
     # general
     cfgs: tuple[str, ...] = _general(
-        (), "YAML files of options; later files win over earlier ones", kept=False, path=True
+        (), "YAML files of options; later files override earlier ones", kept=False, path=True
     )
     print_args: bool = _general(False, "print the merged options and where each came from, then stop", kept=False)
     debug_errors: bool = _general(False, "show the traceback of an error", kept=False)
 
     # data
-    dataset: str = _data("cifar10", "what to learn from", choices=tuple(DATASETS))
+    dataset: str = _data("cifar10", "the data set", choices=tuple(DATASETS))
     data_root: Optional[str] = _data(None, "folder of the data set; null: data/DATASET", path=True)
     download: bool = _data(False, "fetch the data set if it is not there", kept=False)
     labels: Optional[str] = _data(
         None,
-        "photos: what is known about the pictures, for reports only. folders: the name of the folder below data_root "
-        "that a picture lies in; or a CSV file with two columns, path and label; null: nothing",
+        "photos: labels of the pictures, for reports only. folders: the name of the folder below data_root that a "
+        "picture lies in; or a CSV file with two columns, path and label; null: no labels",
         path=True,
     )
     batch_size: int = _data(128, "images in a batch", "images", bounds=_at_least(2))
@@ -85,12 +85,12 @@ class Options:
     )
     skip_bad_images: bool = _data(
         False,
-        "decode every image file once before the run and leave out, and list, those that cannot be; without it such a "
-        "file ends the run",
+        "decode every image file once before the run; list those that cannot be decoded and leave them out; without it "
+        "such a file ends the run",
     )
     shrink: Optional[int] = _data(
         None,
-        "read every image file once and keep its middle square at so many pixels a side, in memory and beside the "
+        "read every image file once and keep its middle square at this many pixels a side, in memory and beside the "
         "folder; null: read the files in every epoch",
         "pixels",
         bounds=_at_least(4),
@@ -119,16 +119,16 @@ class Options:
     random_horizontal_flip: bool = _data(False, "mirror half of the training images")
     normalise: Optional[str] = _data(
         None,
-        "whose channel means and standard deviations are used; pre-trained models mostly want those of imagenet; "
+        "whose channel means and standard deviations are used; most pre-trained models need those of imagenet; "
         "half: 0.5 for all; null: the data set's own",
         choices=tuple(NORMALISATIONS),
     )
     means: Optional[tuple[float, float, float]] = _data(
-        None, "mean of each channel, taken off; wins over --normalise", "intensity, 0 to 1"
+        None, "mean of each channel, subtracted; overrides --normalise", "intensity, 0 to 1"
     )
     stds: Optional[tuple[float, float, float]] = _data(
         None,
-        "standard deviation of each channel, divided by; wins over --normalise",
+        "standard deviation of each channel, divided by; overrides --normalise",
         "intensity, 0 to 1",
         bounds=_POSITIVE,
     )
@@ -191,16 +191,16 @@ class Options:
     )
     bank_init: str = _method(
         "random",
-        "first rows of the memory bank. random: as the authors' code; features: what the untrained network makes of "
-        "the training images, prepared as test images. With --pretrained or --first-round 1 they are features in any "
-        "case",
+        "first rows of the memory bank. random: as the authors' code; features: the untrained network's features of "
+        "the training images, preprocessed as test images. With --pretrained or --first-round 1 the rows are always "
+        "features",
         choices=("random", "features"),
     )
     max_round: int = _method(5, "rounds, round 0 without anchors included", "rounds", bounds=_at_least(1))
     first_round: int = _method(
         0,
-        "round to start with. 1: without round 0; the first anchors are discovered from the features of the untrained "
-        "network, or of that of --pretrained",
+        "round to start with. 1: without round 0; the first anchors are discovered from features of the untrained "
+        "network, or of the network of --pretrained",
         "rounds",
         bounds=Bounds(low=0, high=1),
     )
@@ -208,7 +208,7 @@ class Options:
     minutes: Optional[float] = _method(
         None,
         "time for the whole run: chooses max_epoch by the speed of some steps before the first, when a run starts; "
-        "null: max_epoch stands",
+        "null: max_epoch is used as given",
         "minutes",
         bounds=_POSITIVE,
     )
@@ -274,13 +274,13 @@ class Options:
     )
     features: str = _evaluation(
         "embedding",
-        "what the finished network's features are in clusters, --export, --embed and the report. embedding: its "
-        "output; backbone: what its last layer takes (512 numbers of a resnet18). kNN evaluates the output in any "
-        "case, and other features beside it",
+        "which features of the finished network clusters, --export, --embed and the report use. embedding: its output; "
+        "backbone: the input of its last layer (512 numbers for resnet18). kNN always evaluates the output, and these "
+        "features too",
         choices=("embedding", "backbone"),
     )
     whiten: bool = _evaluation(
-        False, "whiten these features (ZCA) by the mean and covariance of the training images' features"
+        False, "whiten the features of --features (ZCA) by the mean and covariance of the training images' features"
     )
     test_only: bool = _evaluation(False, "evaluate the network of --resume or --pretrained and stop", kept=False)
 
@@ -319,7 +319,7 @@ class Options:
         None, "name of the run's folder; null: the time it started", form=_FOLDER_NAME, kept=False
     )
     sess_dir: str = _session(
-        "sessions", "folder that holds the sessions; a checkpoint does not bring it along", kept=False, path=True
+        "sessions", "folder that holds the sessions; not restored from a checkpoint", kept=False, path=True
     )
     seed: int = _session(0, "seed of everything random", bounds=Bounds(low=0, high=2**32, high_open=True))
     resume: Optional[str] = _session(
@@ -336,8 +336,7 @@ class Options:
     )
     keep: int = _session(
         2,
-        "newest checkpoints to keep, so that there is one to fall back to; the last and the best of each round stay "
-        "besides",
+        "newest checkpoints to keep, in case one is damaged; the last and the best of each round are kept too",
         "files",
         bounds=_at_least(1),
     )
@@ -345,7 +344,7 @@ class Options:
     brief: bool = _session(False, "show only the results of rounds on the terminal")
     display_freq: int = _session(
         20,
-        "steps between looks at the loss, each of which waits for the device; sets how often progress is shown",
+        "steps between reads of the loss, each of which waits for the device; also how often progress is shown",
         "steps",
         bounds=_at_least(1),
     )
@@ -369,34 +368,33 @@ class Options:
     )
     compare: tuple[str, ...] = _session(
         (),
-        "folders of two sessions or more: print what differs between them and what each came to, write it as a page, "
-        "and stop",
+        "folders of two sessions or more: print their differences and their results, write both as a page, and stop",
         kept=False,
         path=True,
     )
     compare_html: Optional[str] = _session(
-        None, "where the page of --compare goes; null: a new file in --sess-dir", kept=False, path=True
+        None, "file for the page of --compare; null: a new file in --sess-dir", kept=False, path=True
     )
     report_only: bool = _session(False, "write report.html of the session of --resume again and stop", kept=False)
 
     # devices
     gpus: str = _devices(
         "auto",
-        "where to compute; auto: a GPU for each process if there are any, else the CPU; several indices: a process for "
-        "each. --resume does not restore indices, and restores cpu in one process only: pass --gpus again",
+        "device; auto: a GPU for each process if there are any, else the CPU; several indices: a process for each. "
+        "--resume does not restore indices, and restores cpu in one process only: pass --gpus again",
         form=_GPUS,
     )
     threads: str = _devices(
         "auto",
         "threads that each process computes with on the CPU. auto: OMP_NUM_THREADS if that is set, else the process's "
         "share of the cores; where other programs are at work the fastest of 1, half and all, timed before the first "
-        "epoch. A checkpoint brings the number along: the last digits of results depend on it",
+        "epoch. The number is restored from a checkpoint: the last digits of results depend on it",
         form=_THREADS,
     )
     precision: str = _devices(
         "auto",
-        "what the network computes in; auto: bf16 where the hardware is faster in it, else fp32, in which the paper's "
-        "numbers were made. Features, loss, bank and entropies are float32 in any case",
+        "number format of the network; auto: bf16 where the hardware is faster in it, else fp32, in which the paper's "
+        "numbers were computed. Features, loss, bank and entropies are float32 in any case",
         choices=("auto", "fp32", "bf16"),
     )
     deterministic: bool = _devices(
@@ -415,23 +413,23 @@ class Options:
         "some 400 MiB more for ResNet18 at 32 pixels and 128 images",
     )
     cuda_graph: bool = _devices(
-        True, "CUDA: record a training step once and replay it, so that small batches do not wait for launches"
+        True, "CUDA: record a training step once and replay it, so that small batches do not wait for kernel launches"
     )
     sync_bn: bool = _devices(
         True,
         "several processes: statistics of batch norm over the whole batch, so that a run does not depend on the number "
-        "of processes; off: each process has those of its share",
+        "of processes; off: each process uses its own part of the batch",
     )
     knn_backend: str = _devices(
         "auto",
-        "what finds neighbours; auto, torch: PyTorch; faiss: faiss's flat index, the same ones, slower on a CPU; ivf: "
-        "discovery looks into faiss's lists and misses some (the log says how many)",
+        "nearest-neighbour search. auto, torch: PyTorch; faiss: faiss's flat index, with equal results, slower on a "
+        "CPU; ivf: discovery searches faiss's inverted lists and misses some neighbours (the log says how many)",
         choices=("auto", "faiss", "torch", "ivf"),
     )
     discovery_memory: int = _devices(
         1024,
-        "memory that discovery may take beyond the bank and a few numbers for each image, in each process; the "
-        "backends faiss and ivf take a copy of the bank besides",
+        "memory that discovery may take in each process, beyond the bank and a few numbers for each image; the "
+        "backends faiss and ivf take another copy of the bank",
         "MiB",
         bounds=_at_least(1),
     )
@@ -462,7 +460,7 @@ OPTIONS = tuple(completed(each.name, _HINTS[each.name], each.metadata["option"])
 
 
 def in_effect(name: str, value: Callable[[str], Any]) -> Any:
-    """An option's value; of one that is `auto` and has a number, what follows from other options.
+    """An option's value; for the `auto` of a number, the number that follows from other options.
 
     Args:
         value: of an option by its name.
@@ -477,10 +475,10 @@ def in_effect(name: str, value: Callable[[str], Any]) -> Any:
 
 
 def of_older_version(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run did about options that its checkpoint or config.yaml lacks, where that is not today's default.
+    """Values that older versions used in place of options they lacked, where these are not today's defaults.
 
     Args:
-        options: those it has.
+        options: those in the checkpoint or config.yaml.
     """
     is_alexnet = str(options.get("network")).lower() == "alexnet"
     return {"init": "released" if is_alexnet else "torchvision", "knn_sigma": 0.1, "ANs_select_rate": 0.25}
@@ -494,4 +492,4 @@ class Settings:
     sources: Mapping[str, str]
     """For every option's name: `default`, `checkpoint`, a config file as given, or `command line`."""
     files: Mapping[str, dict[str, Any]] = field(default_factory=dict)
-    """What each config file says, by its path as given and the options' names."""
+    """The options in each config file, by its path as given."""

@@ -1,6 +1,6 @@
-"""From text to values: the command line's words, and one option's text checked against its type and limits.
+"""Parses the command line, and converts the text of an option to its value within type and limits.
 
-Not argparse: it takes `-5e-4` for an option before Python 3.14, ends the process on a mistake, and knows no
+Not argparse: it takes `-5e-4` for an option before Python 3.14, ends the process on a mistake, and suggests no
 nearest name. The grammar is small: `--name` or `--name=value`, and the values up to the next option.
 """
 
@@ -16,21 +16,21 @@ from lib.config.options import OPTIONS
 from lib.errors import UserError, hint, shown
 
 Raw = Union[None, str, list[str]]
-"""A value as YAML or the command line holds it. Text in both, so that both read `5e-4` and `3/4` alike."""
+"""An unconverted value from YAML or the command line: text, so that `5e-4` and `3/4` mean the same in both."""
 
 _FLAGS = {option.flag: option for option in OPTIONS}
 _NO_FLAGS = {"--no-" + option.name.replace("_", "-"): option for option in OPTIONS if option.kind == BOOL}
 
 
 def asks_for_help(argv: Sequence[str]) -> bool:
-    """Whether `--help` or `-h` stands anywhere."""
+    """Whether `--help` or `-h` is among the arguments."""
     return "--help" in argv or "-h" in argv
 
 
 def parse(argv: Sequence[str]) -> dict[str, Raw]:
-    """What the command line says, by the options' names, as text yet to be read.
+    """The options on the command line by name, unconverted.
 
-    An option given twice counts as given last; files of `--cfgs` add up.
+    Of an option given twice the last one counts; the files of several `--cfgs` add up.
 
     Raises:
         UserError: an unknown option, a value that belongs to none, or a value after `--no-...`.
@@ -82,9 +82,9 @@ def _raw(option: Option, words: list[str]) -> Raw:
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _NULL = ("null", "none")
 MOST = 2**31
-"""Whole numbers stay below, unless an option has a limit of its own: they are counts and lengths of tensors."""
+"""Whole numbers must be below it, unless an option has its own limit: they are counts and lengths of tensors."""
 SMALLEST, LARGEST = 1e-30, 1e30
-"""What other numbers may be in size: float32, squared in places, does not reach much further."""
+"""Limits of the size of other numbers: some are squared in float32."""
 _SHOWN = 60  # characters of a wrong value that an error repeats
 
 
@@ -112,7 +112,7 @@ def from_value(option: Option, value: Any) -> Any:
 
 @contextmanager
 def _naming_mismatch(option: Option, got: Any) -> Iterator[None]:
-    """Turn what does not fit the option into the ValueError that says what is expected."""
+    """Converts an error within the block into the ValueError that says what the option expects."""
     try:
         yield
     except _NotComputable as error:
@@ -122,7 +122,7 @@ def _naming_mismatch(option: Option, got: Any) -> Iterator[None]:
 
 
 class _NotComputable(ValueError):
-    """A number beyond what is computed with; in words, what it should be."""
+    """A number too large or too small to compute with; the message names the limits."""
 
 
 def _mismatch(option: Option, got: Any, besides: str = "") -> ValueError:
@@ -193,7 +193,7 @@ def _checked(option: Option, value: Any) -> Any:
     if option.length is None:
         return _checked_one(option, value)
     if option.length == ANY_LENGTH and not isinstance(value, (list, tuple)):
-        value = [value]  # as an option that became a list stands in older checkpoints
+        value = [value]  # older checkpoints hold single values of options that are lists now
     if not isinstance(value, (list, tuple)) or (option.length and len(value) != option.length):
         raise ValueError
     return tuple(_checked_one(option, item) for item in value)

@@ -1,6 +1,6 @@
-"""Every data set, network and protocol by name. Another one is one file and one line here, where options read choices.
+"""Data sets, networks and protocols by name; options read their choices here. Adding one takes a file and a line here.
 
-A line names what is imported when the name is asked for, so that `--help` loads neither PyTorch nor a data set.
+A line names what `find` imports, so that `--help` loads neither PyTorch nor a data set.
 """
 
 from typing import Any
@@ -33,7 +33,7 @@ NORMALISATIONS: dict[str, Statistics] = {
     "digits": ((0.3054,) * 3, (0.3760,) * 3),  # over all pixels of the training images
     "half": ((0.5,) * 3, (0.5,) * 3),  # brings [0, 1] to [-1, 1]
 }
-"""What images are normalised with. A data set has the statistics of its name, or else those of ImageNet."""
+"""Statistics by which images are normalised. A data set has those of its name, or else those of ImageNet."""
 
 NETWORKS = {
     "resnet18": "models.resnet:resnet18",
@@ -51,13 +51,13 @@ PROTOCOLS = {
     "knn": "lib.evaluation.knn:KNN",
     "nn": "lib.evaluation.knn:KNN",
     "linear": "lib.evaluation.linear:Linear",
-    "cluster": "lib.evaluation.clusters:Cluster",
+    "cluster": "lib.evaluation.cluster:Cluster",
 }
 """Subclasses of `lib.evaluation.evaluator.Protocol`."""
 
 
 def find(registry: dict[str, str], name: str) -> Any:
-    """What a line of a registry names, imported.
+    """Import what a line of a registry names.
 
     Raises:
         KeyError: the registry has no such name.
@@ -68,5 +68,5 @@ def find(registry: dict[str, str], name: str) -> Any:
 
 
 def statistics_of(dataset: str) -> Statistics:
-    """What the images of a data set are normalised with, unless an option says otherwise."""
+    """The statistics by which the images of a data set are normalised, unless an option overrides them."""
     return NORMALISATIONS.get(dataset, NORMALISATIONS["imagenet"])

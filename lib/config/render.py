@@ -1,4 +1,4 @@
-"""The option table for people: `--help`, `--print-args` and docs/options.md."""
+"""Formats the options for `--help`, `--print-args` and docs/options.md."""
 
 import shutil
 import textwrap
@@ -16,7 +16,7 @@ usage:
   python3 main.py --resume sessions/NAME [--test-only]            resume; test
 
 Options can stand in a config file too, as batch_size: 128. The command line
-wins over config files, later files over earlier ones, all over a checkpoint.
+overrides config files, a later file an earlier one, and all a checkpoint.
 
 Lists: --scale 0.2 1 or --scale "(0.2, 1)". Switches: --brief, --no-brief."""
 
@@ -90,7 +90,7 @@ def _entry(left: str, right: str, width: int) -> str:
 
 
 def value_text(value: Any, short: bool = False) -> str:
-    """A value as people write it; short: numbers to six digits."""
+    """A value as a config file writes it; short: numbers to six digits."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -1,6 +1,6 @@
 """Options in YAML files: reading them with their line numbers, and writing the merged ones.
 
-PyYAML is loaded only where a file is read or written, since `--help` needs none.
+PyYAML is imported only where a file is read or written: `--help` does not need it.
 """
 
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ class Entry(NamedTuple):
 
 
 def read(path: str) -> list[Entry]:
-    """The entries of a YAML file. Nothing is constructed from it: values stay text, which their option reads.
+    """The entries of a YAML file. Values stay text, which their option converts; no YAML object is constructed.
 
     Raises:
         UserError: the file cannot be read, is not YAML, is not a flat mapping, or has a key twice.
@@ -100,9 +100,9 @@ def _raw(path: str, line: int, key: str, node: Any) -> Raw:
 def to_yaml(settings: Settings) -> str:
     """The merged options as a config file; read again with `--cfgs`, it gives the same options.
 
-    Options of a single call (`Option.kept` false) are comments at the end, so that it starts the same run anew.
+    Options of a single call (`Option.kept` false) are comments at the end, so that the file starts the same run again.
     """
-    lines = ["# All options of a run. To start the same anew: python3 main.py --cfgs THIS_FILE"]
+    lines = ["# All options of a run. To start the same run again: python3 main.py --cfgs THIS_FILE"]
     call = ["", "# of this call, not read back"]
     group = None
     for option in OPTIONS:

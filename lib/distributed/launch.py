@@ -84,7 +84,7 @@ def _end(exit_code: int) -> str:
     if exit_code < 0:
         return f"was killed by {signal.Signals(-exit_code).name}"
     if exit_code == PEER_FAILURE:
-        return "lost contact with the others"
+        return "lost its connection to the other processes"
     return f"ended with status {exit_code}"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from lib.compat import spare_process_group
+from lib.compat import keep_process_group
 from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
 from lib.errors import Interrupted, PeerFailure, UserError
@@ -82,15 +82,15 @@ def join(gpus: str, process: ProcessInfo) -> World:
         distributed.init_process_group(
             backend, store=_rendezvous(process, device), rank=process.rank, world_size=process.size, timeout=TIMEOUT
         )
-        spare_process_group()
+        keep_process_group()
         if backend != "gloo":
             distributed.new_group(timeout=TIMEOUT, backend="gloo")  # connects the CPUs with this timeout
         return World.joined(device)
     except (RuntimeError, ValueError) as error:
         raise PeerFailure(
-            f"the {process.size} processes of the run do not find each other ({_first_line(error)}); if none of them "
-            "says why, see that what torchrun was told is right on each machine, and name the network between them in "
-            "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
+            f"the {process.size} processes of the run cannot connect to each other ({_first_line(error)}); if none "
+            "of them reports why, check the arguments of torchrun on each machine, and name the network between them "
+            "in GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
         ) from None
 
 
@@ -130,7 +130,7 @@ def _rendezvous(process: ProcessInfo, device: torch.device) -> Any:
     if others:
         raise UserError(
             f"rank {others[0]} would compute on {kinds[others[0]]} and rank 0 on {kinds[0]}; see why --gpus finds "
-            "no GPU there, or give all machines --gpus cpu"
+            "no GPU there, or pass --gpus cpu on all machines"
         )
     return store
 

@@ -16,12 +16,12 @@ from lib.evaluation.knn import KNN
 from lib.nn.embedder import Embedder
 from lib.search.exact import nearest
 
-SIDE = 16
-"""Larger images are averaged down to so many pixels a side, which are 768 numbers."""
+PIXELS_SIDE = 16
+"""Larger images are averaged down to this many pixels a side, which makes 768 numbers."""
 LARGEST = {"cpu": 20_000, "cuda": 100_000}
-"""The most training images of which baselines are measured, by kind of device: more would take minutes."""
+"""The most training images for which baselines are measured, by kind of device: more would take minutes."""
 NEAR = 10
-"""Number of nearest images by pixels among which the nearest by features counts as shared."""
+"""Nearest images by pixels among which the nearest one by features is looked for."""
 
 PIXELS, WHITENED, UNTRAINED, PRETRAINED = "pixels", "whitened pixels", "untrained network", "network at the start"
 
@@ -34,14 +34,14 @@ class PixelRows:
         size: the side S of the images.
 
     Attributes:
-        values: (n, 3 side^2) float32, with side = min(S, `SIDE`).
+        values: (n, 3 side^2) float32, with side = min(S, `PIXELS_SIDE`).
         complete: whether all rows have been copied.
     """
 
     def __init__(self, rows: slice, size: int, device: torch.device):
-        self._start, self._side = rows.start, min(size, SIDE)
+        self._start, self._side = rows.start, min(size, PIXELS_SIDE)
         self.values = torch.empty(rows.stop - rows.start, 3 * self._side**2, device=device)
-        self._came = 0
+        self._copied = 0
 
     @classmethod
     def of_training(cls, pipeline: Pipeline, world: World, size: int) -> "PixelRows":
@@ -50,13 +50,13 @@ class PixelRows:
 
     @property
     def complete(self) -> bool:
-        return self._came == len(self.values)
+        return self._copied == len(self.values)
 
     def copied(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
         """The same batches: images (B, 3, S, S) and row numbers (B,), each row once."""
         for images, indices in batches:
             self.values[indices - self._start] = F.adaptive_avg_pool2d(images.float(), self._side).flatten(1)
-            self._came += len(indices)
+            self._copied += len(indices)
             yield images, indices
 
     def read(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
@@ -67,7 +67,7 @@ class PixelRows:
 
 
 class _Precomputed:
-    """Features that are computed already, with the attributes of `Features` that kNN reads."""
+    """Precomputed features, with the attributes of `Features` that kNN reads."""
 
     def __init__(self, train: Tensor, all_test: Optional[Tensor]):
         self.train, self.all_test = train, all_test
@@ -117,12 +117,12 @@ def baselines(
         shares = world.shares(count)
         test = world.gather_rows(own.values, shares), world.gather_rows(own_features, shares)
     whiten = Whitening.fit(pixels.values, world)
-    given = {
+    rows_by_name = {
         PIXELS: _Precomputed(_centred(pixels.values, whiten), None if test is None else _centred(test[0], whiten)),
         WHITENED: _Precomputed(whiten(pixels.values), None if test is None else whiten(test[0])),
         network: _Precomputed(features, None if test is None else test[1]),
     }
-    return {name: knn.accuracy(cast(Features, rows)).top1 for name, rows in given.items()}
+    return {name: knn.accuracy(cast(Features, rows)).top1 for name, rows in rows_by_name.items()}
 
 
 def _centred(rows: Tensor, whiten: Whitening) -> Tensor:
@@ -163,15 +163,16 @@ class PixelNeighbours(Protocol):
         for name, rows in ((PIXELS, _centred(pixels, whiten)), (WHITENED, whiten(pixels))):
             first, near = shared_neighbours(found, rows, NEAR)
             scalars.update({_key("of", name): first, _key("near", name): near})
-        return Results(scalars, f"and pixels: {shared_words(scalars, len(found))}")
+        return Results(scalars, f"and pixels: {shared_text(scalars, len(found))}")
 
 
 def shared_neighbours(features: Tensor, pixels: Tensor, k: int) -> tuple[float, float]:
     """Shares of the images whose nearest other image by `features` is the nearest, or of the k nearest, by `pixels`.
 
     Args:
-        features, pixels: (N, D) and (N, P) of the same images, rows of unit length. Of equals the lower index counts.
-        k: at most N - 1 are looked at.
+        features, pixels: (N, D) and (N, P) of the same images, rows of unit length. Of equal ones the lower index
+            counts.
+        k: at most N - 1 are used.
     """
     own = torch.arange(len(features))
     found = nearest(features, features, 1, own)[1]  # (N, 1)
@@ -179,8 +180,8 @@ def shared_neighbours(features: Tensor, pixels: Tensor, k: int) -> tuple[float, 
     return same[:, 0].double().mean().item(), same.any(dim=1).double().mean().item()
 
 
-def shared_words(found: Mapping[str, float], images: int) -> str:
-    """The results of `PixelNeighbours` on so many images in words, and their meaning."""
+def shared_text(found: Mapping[str, float], images: int) -> str:
+    """The results of `PixelNeighbours` on this number of images in words, and their meaning."""
 
     def shares(name: str) -> str:
         return f"{100 * found[_key('of', name)]:.1f} % ({100 * found[_key('near', name)]:.1f} %)"
@@ -190,8 +191,8 @@ def shared_words(found: Mapping[str, float], images: int) -> str:
     return (
         f"the nearest image by features is the nearest (among the {near} nearest) by pixels for {shares(PIXELS)} of "
         f"the images, by whitened pixels for {shares(WHITENED)}; by chance for {chance}. Near 100 % the features "
-        "repeat what pixels show; the lower, the more they differ from pixels, be it by what they learnt or because "
-        "they learnt too little: only the pictures tell which"
+        "show what pixels show. A lower share means that they differ from pixels, either by what they learnt or "
+        "because they learnt too little; only the pictures show which"
     )
 
 
@@ -206,7 +207,7 @@ def shared_in(record: Mapping[str, float]) -> Optional[dict[str, float]]:
 
 
 def below_pixels(top1: float, found: Mapping[str, float]) -> Optional[str]:
-    """The warning at the end of a run whose features are worse than pixels; None if they are not.
+    """A warning for a run whose features are worse than pixels; None if they are not.
 
     Args:
         top1: of the finished network.

@@ -48,8 +48,8 @@ class Protocol(ABC):
         name: as `--protocol` names it.
         every: epochs of a round between evaluations while training, the last epoch of a round included; 0: none
             before the run is finished.
-        on_bank: whether it is so quick that it evaluates the rows of the memory bank within an epoch, by labels of
-            nearest neighbours. All others run after the epoch's checkpoint is written.
+        on_bank: whether it evaluates the rows of the memory bank before the epoch's checkpoint is written, since it is
+            quick. All others run afterwards.
     """
 
     name: str
@@ -59,21 +59,21 @@ class Protocol(ABC):
     @classmethod
     @abstractmethod
     def create(cls, name: str, options: Options, pipeline: Pipeline, world: World) -> "Protocol":
-        """The protocol as the options of a run ask for it.
+        """Create the protocol from the options of a run.
 
         Args:
-            name: by which the registry names it.
+            name: its name in the registry.
         """
 
     def obstacle(self) -> Optional[str]:
-        """Why this data set cannot be evaluated by it, to follow `--protocol NAME: ` in a message; None if it can."""
+        """The reason why it cannot evaluate this data set, as the end of a message; None if it can."""
         return None
 
     @abstractmethod
     def evaluate(self, features: Features) -> Optional[Results]:
         """The results. All processes must call it; only those of the first process count, others may return None."""
 
-    def is_in(self, record: Mapping[str, Any]) -> bool:
+    def has_results_in(self, record: Mapping[str, Any]) -> bool:
         """Whether a line of metrics.jsonl has this protocol's results, whose names begin with its own."""
         return any(key.startswith(f"{self.name}_") for key in record)
 
@@ -87,9 +87,9 @@ Evaluated = list[tuple[Protocol, Results]]
 
 
 class Evaluator:
-    """Evaluates the networks of a run by all protocols that are asked for.
+    """Evaluates the networks of a run by the protocols in `--protocol`.
 
-    The first kNN protocol is the one by which the best epoch is found. kNN protocols evaluate the network's output, as
+    The first kNN protocol determines the best epoch. kNN protocols evaluate the network's output, as
     published. Where --features or --whiten ask for other features, they evaluate those too, once, when the run is
     finished; `cluster` evaluates those alone. Without labels the finished network's neighbours are compared with those
     of pixels.
@@ -100,13 +100,13 @@ class Evaluator:
         world: the processes of the run.
 
     Attributes:
-        space: what --features and --whiten ask for.
+        space: the feature space of --features and --whiten.
         knn: the protocols that evaluate the bank after an epoch.
-        feature_knn: the same on features of `space`; empty if that is the network's output as it is.
+        feature_knn: the same on features of `space`; empty if that is the network's plain output.
         others: all other protocols.
 
     Raises:
-        UserError: a protocol that is asked for cannot be used with these images.
+        UserError: a protocol cannot be used with these images.
     """
 
     def __init__(self, options: Options, pipeline: Pipeline, world: World):
@@ -122,7 +122,7 @@ class Evaluator:
                 self.others.append(protocol)
                 continue
             if not self.knn:
-                protocol.key = "knn"  # the best epoch is found by its accuracy, whichever it is
+                protocol.key = "knn"  # its accuracy determines the best epoch, whichever protocol it is
             self.knn.append(protocol)
             if not self.space.is_plain:
                 self.feature_knn.append(protocol.with_key(f"{protocol.key}_features"))
@@ -141,12 +141,12 @@ class Evaluator:
 
     @property
     def title(self) -> str:
-        """What the log calls the protocol that evaluates epochs."""
+        """The name in the log of the protocol that evaluates epochs."""
         return self.knn[0].title if self.knn else "kNN"
 
     @property
     def described(self) -> str:
-        """How that protocol evaluates, in one line."""
+        """A description of that protocol in one line."""
         return self.knn[0].described if self.knn else ""
 
     def knn_accuracy(self, results: Evaluated) -> Optional[tuple[float, Optional[float]]]:
@@ -154,7 +154,7 @@ class Evaluator:
         return _first(self.knn, results)
 
     def knn_feature_accuracy(self, results: Evaluated) -> Optional[tuple[float, Optional[float]]]:
-        """The same on features of `space`; None, too, where that is the network's output as it is."""
+        """The same on features of `space`; None also where that is the network's plain output."""
         return _first(self.feature_knn, results)
 
     def check_all(self) -> None:
@@ -170,7 +170,7 @@ class Evaluator:
         """The kNN accuracies that are due after an epoch, by their names in metrics.jsonl.
 
         Args:
-            memory: the rows of this process in the memory bank, which stand for the training features.
+            memory: this process's rows of the memory bank, used as the training features.
             epoch: of the round, counted from 1.
         """
         features = self._features(embedder, PLAIN, memory)

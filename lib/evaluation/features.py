@@ -18,15 +18,15 @@ SHRINK = 0.03
 """Share of the largest singular value that is added to all: directions of little variance are mostly noise. On 16 x 16
 pixels of CIFAR-10 kNN (K = 200) reaches 47.9, 53.7, 51.2 and 45.6 % for shares of 0.001, 0.03, 0.1 and 0.3."""
 RANK = 1e-6
-"""Share of the largest singular value up to which one counts as 0: float32 features vary so much by rounding."""
+"""Share of the largest singular value below which another counts as 0: rounding of float32 features varies as much."""
 
 
 @dataclass(frozen=True, eq=False)
 class Whitening:
     """x -> unit((x - mean) W), with W = U diag(1 / (s + SHRINK max s)) U^T of the centred rows' singular values s > 0.
 
-    Directions U in which the fitted rows do not vary are left out. They would be multiplied most of all, 1 / SHRINK
-    times the direction of largest s, and only new rows have a part in them.
+    Directions U in which the fitted rows do not vary are left out: W would amplify them most, and only new rows have
+    components along them.
 
     Attributes:
         mean: (D,) float32, of the rows it was fitted on.
@@ -84,7 +84,7 @@ class FeatureSpace:
 
     @property
     def is_plain(self) -> bool:
-        """Whether features are the network's output as it is, as in the memory bank."""
+        """Whether features are the network's output, not whitened, as in the memory bank."""
         return self.level == EMBEDDING and not self.whitened
 
     def __str__(self) -> str:
@@ -95,7 +95,7 @@ class FeatureSpace:
         return (self.level, self.whitened) == (other.level, other.whitened)
 
     def dim(self, network: nn.Module, low_dim: int) -> int:
-        """Numbers of a feature of a network whose output has `low_dim`."""
+        """Length d of a feature, for a network whose output has length `low_dim`."""
         return low_dim if self.level == EMBEDDING else network.get_parameter("fc.weight").shape[1]
 
     def eval_copy(self, embedder: Embedder) -> Embedder:
@@ -104,7 +104,7 @@ class FeatureSpace:
 
     @property
     def flags(self) -> str:
-        """The options that ask for it."""
+        """The options that select it."""
         return f"--features {self.level} --whiten" if self.whitened else f"--features {self.level}"
 
     def fitted(self, rows: Tensor, world: World) -> "FeatureSpace":
@@ -129,7 +129,7 @@ class FeatureSpace:
 
 
 PLAIN = FeatureSpace()
-"""The network's output as it is, which the loss, the memory bank and the published protocol use."""
+"""The network's output, not whitened, which the loss, the memory bank and the published protocol use."""
 
 
 @torch.inference_mode()
@@ -145,8 +145,8 @@ def extract(
     Args:
         batches: pairs of images (B, 3, S, S) and row numbers (B,), each row once.
         rows: the rows that `batches` contain: all of a set, or one process's share of it.
-        dim: D, numbers of a feature.
-        space: the features are of its level; they are not whitened here.
+        dim: D, length of a feature.
+        space: its level is used; the features are not whitened here.
 
     Returns:
         (stop - start, D) float32 on the network's device. The network is left in evaluation mode.
@@ -170,10 +170,10 @@ class Features:
         dim: D, numbers of a feature.
         train: (n, D) unit features of this process's training images if there are any already, such as the rows of
             the memory bank while training; None: they are computed with the test transform.
-        space: what a feature is. A whitening is fitted on the training features that are computed.
+        space: the feature space. Its whitening is fitted on the computed training features.
 
     Attributes:
-        space: the same, fitted once the training features are there.
+        space: the same, fitted once the training features are computed.
     """
 
     def __init__(

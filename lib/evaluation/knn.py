@@ -14,10 +14,10 @@ from lib.evaluation.evaluator import Protocol, Results
 from lib.evaluation.features import Features
 from lib.search.exact import ExactSearch, sample_rows
 
-CHUNK_ELEMENTS = 2**24
-"""Votes, and similarities of neighbours, that are held at a time: 128 MiB each."""
-LARGEST_SAMPLE = 10_000
-"""Query images; of more, an even sample. All images vote."""
+CHUNK_VOTES = 2**24
+"""Votes, and similarities of neighbours, held at a time: 128 MiB each."""
+MOST_QUERIES = 10_000
+"""The most query images; of more, an even sample. All images vote."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def log_votes(similarities: Tensor, neighbour_labels: Tensor, classes: int, sigm
     Returns:
         (Q, C) float64; -inf for a class without a neighbour; the nearest neighbour alone would make 0.
     """
-    # old PyTorch has no deterministic way on CUDA
+    # older PyTorch has no deterministic scatter_add_ on CUDA
     place = "cpu" if torch.are_deterministic_algorithms_enabled() else similarities.device
     exponents, labels = similarities.double().to(place), neighbour_labels.to(place)
     exponents = (exponents - exponents.max(dim=1, keepdim=True).values) / sigma  # (Q, K), 0 for the nearest
@@ -75,7 +75,7 @@ def classes_ahead(scores: Tensor, labels: Tensor) -> Tensor:
 def rank_of_truth(votes: Tensor, labels: Tensor) -> Tensor:
     """How many classes come before the true one, (Q,) int64; 0 is a correct top-1 answer.
 
-    A class of equal vote and lower index comes first. A class without any vote is never found: its rank is C.
+    A class of equal vote and lower index comes first. A class without a vote is never predicted: its rank is C.
 
     Args:
         votes: (Q, C) as `log_votes` gives them.
@@ -112,7 +112,7 @@ def weighted_knn(
     """
     k = min(k, len(database_labels) - (own is not None))
     search, ranks = ExactSearch(database, backend, shard), []
-    for chunk in torch.arange(len(queries), device=queries.device).split(max(1, CHUNK_ELEMENTS // max(k, classes))):
+    for chunk in torch.arange(len(queries), device=queries.device).split(max(1, CHUNK_VOTES // max(k, classes))):
         similarities, indices = search(queries[chunk], k, None if own is None else own[chunk])
         votes = log_votes(similarities, database_labels[indices], classes, sigma)
         ranks.append(rank_of_truth(votes, labels[chunk]))
@@ -143,7 +143,7 @@ class KNN(Protocol):
     """
 
     on_bank = True
-    title, note = "kNN", ""  # what the log calls it, and says behind an accuracy
+    title, note = "kNN", ""  # its name in the log, and what follows an accuracy
     described = "test images by the labels of their nearest training images"
 
     def __init__(
@@ -212,8 +212,8 @@ class KNN(Protocol):
 class LeaveOneOutKNN(KNN):
     """As `KNN`, for training images of which some or all have labels and that have no test images beside them.
 
-    Training uses no labels, so the network has not learnt the answers. It has learnt from these images, however, and
-    a picture of the same moment may be among the neighbours. Images without a label are neither queries nor neighbours.
+    Training uses no labels, so the network has not seen the answers. It was trained on these images, however, and a
+    near-duplicate may be among the neighbours. Images without a label are neither queries nor neighbours.
     """
 
     title, note = "leave-one-out kNN", " (leave-one-out)"
@@ -233,12 +233,12 @@ class LeaveOneOutKNN(KNN):
         here = labelled[shard.start : shard.stop] - everything.start
         database = rows[here.to(rows.device)]  # those with a label
         labels = torch.from_numpy(train.labels)[labelled].to(rows.device)
-        sampled = sample_rows(len(labels), LARGEST_SAMPLE)
-        asked = Shard.part_of(shard, sampled)
-        own = database[(sampled[asked.start : asked.stop] - shard.start).to(rows.device)]
+        sampled = sample_rows(len(labels), MOST_QUERIES)
+        query_shard = Shard.part_of(shard, sampled)
+        own = database[(sampled[query_shard.start : query_shard.stop] - shard.start).to(rows.device)]
         sampled = sampled.to(rows.device)
         return weighted_knn(
-            self.world.gather_rows(own, asked.counts),
+            self.world.gather_rows(own, query_shard.counts),
             labels[sampled],
             database,
             labels,

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from datasets.pipeline import Pipeline
 from lib.config import Options
 from lib.distributed.world import World
-from lib.errors import RunError, given
+from lib.errors import RunError, not_none
 from lib.evaluation.evaluator import Protocol, Results
 from lib.evaluation.features import Features
 from lib.evaluation.knn import Accuracy, classes_ahead, one_class
@@ -31,10 +31,10 @@ HELD_OUT = 0.1
 PENALTIES = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
 """L2 penalties, tried from the strongest on; each fit starts from the classifier of the one before."""
 PATIENCE = 2
-"""Penalties in a row without a better accuracy after which weaker ones are not tried."""
+"""Penalties without a gain in accuracy after which weaker ones are not tried."""
 STEPS = 100
 """L-BFGS iterations at most, for each penalty and for the final classifier."""
-TOGETHER = 2 * 2**30
+SHARED_PASS_BYTES = 2 * 2**30
 """Bytes of features up to which several stages are computed in one pass; above, each pass is for one stage."""
 
 BLOCK_ELEMENTS = 2**24
@@ -118,7 +118,7 @@ def stage_rows(
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """Scores of row x are x weights + bias; the highest wins. On the CPU.
+    """A linear classifier: the scores of row x are x weights + bias, and the highest is the class. On the CPU.
 
     Attributes:
         weights: (d, C) float64.
@@ -138,7 +138,7 @@ class Classifier:
         return torch.addmm(bias, rows.to(device), weights)
 
 
-def fit(
+def fit_classifier(
     rows: Tensor,
     labels: Tensor,
     classes: int,
@@ -146,12 +146,12 @@ def fit(
     world: World,
     start: Optional[Classifier] = None,
     steps: int = 100,
-    taking_part: Optional[Tensor] = None,
+    included: Optional[Tensor] = None,
 ) -> Classifier:
     """Minimises the mean cross-entropy + penalty / 2 ||weights||^2; the bias is free.
 
-    scikit-learn's LogisticRegression(C = 1 / (n penalty)) minimises the same. A function of its arguments: nothing is
-    random in it. With several processes each has its rows, and all take the same steps.
+    scikit-learn's LogisticRegression(C = 1 / (n penalty)) minimises the same. The fit is deterministic. With several
+    processes each has its rows, and all take the same steps.
 
     Args:
         rows: (n, d) float32, on `world.device` or on the CPU, from where it goes there in blocks.
@@ -161,13 +161,13 @@ def fit(
         world: the processes of the run.
         start: the classifier to start from; None: all zero.
         steps: L-BFGS iterations at most.
-        taking_part: (n,) bool, which rows count, where the rows are; None: all. At least one must in all processes
-            together.
+        included: (n,) bool, the rows to fit, on the device of `rows`; None: all. Over all processes there must be at
+            least one.
     """
     dim, device = rows.shape[1], world.device
-    if taking_part is None:
-        taking_part = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-    count = sum(world.counts(int(taking_part.sum())))
+    if included is None:
+        included = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+    count = sum(world.counts(int(included.sum())))
     at_once = max(1, BLOCK_ELEMENTS // max(dim, classes))
 
     def value_and_gradient(point: np.ndarray) -> tuple[float, np.ndarray]:
@@ -175,7 +175,7 @@ def fit(
         # one float64 vector, so that one exchange adds up loss and gradient
         total = torch.zeros(1 + point.size, dtype=torch.float64, device=device)
         on_device = _on(device, weights, bias)
-        for parts in zip(rows.split(at_once), labels.split(at_once), taking_part.split(at_once)):
+        for parts in zip(rows.split(at_once), labels.split(at_once), included.split(at_once)):
             _add_block(total, *(part.to(device) for part in parts), *on_device)
         mean = (world.all_reduce_sum(total) / count).cpu().numpy()
         value = mean[0] + 0.5 * penalty * float((weights**2).sum())
@@ -193,15 +193,15 @@ def fit(
     return Classifier(weights, found.x[dim * classes :], float(found.fun), int(found.nit))
 
 
-def _add_block(total: Tensor, rows: Tensor, labels: Tensor, taking_part: Tensor, weights: Tensor, bias: Tensor) -> None:
+def _add_block(total: Tensor, rows: Tensor, labels: Tensor, included: Tensor, weights: Tensor, bias: Tensor) -> None:
     """Adds the cross-entropy of rows (b, d), and its gradient by weights (d, C) and bias (C,), to a flat vector."""
     if not len(rows):
         return
     log_shares = torch.log_softmax(torch.addmm(bias, rows, weights), dim=1)  # (b, C)
-    total[0] -= log_shares.gather(1, labels[:, None])[taking_part].double().sum()
+    total[0] -= log_shares.gather(1, labels[:, None])[included].double().sum()
     excess = log_shares.exp_()
     excess[torch.arange(len(labels), device=labels.device), labels] -= 1.0
-    excess *= taking_part[:, None]
+    excess *= included[:, None]
     total[1 : 1 + weights.numel()] += (rows.t() @ excess).double().flatten()
     total[1 + weights.numel() :] += excess.double().sum(dim=0)
 
@@ -280,9 +280,9 @@ class Linear(Protocol):
         return found
 
     def _passes(self, widths: dict[str, int]) -> list[list[str]]:
-        """Which stages are computed together: all if they take little memory, else one at a time."""
-        images = (len(self.pipeline.train) + len(given(self.pipeline.test))) / self.world.size
-        if 4 * images * sum(widths.values()) <= TOGETHER:
+        """The stages of each pass over the images: all in one if they take little memory, else one each."""
+        images = (len(self.pipeline.train) + len(not_none(self.pipeline.test))) / self.world.size
+        if 4 * images * sum(widths.values()) <= SHARED_PASS_BYTES:
             return [list(widths)]
         return [[stage] for stage in widths]
 
@@ -300,11 +300,11 @@ class Linear(Protocol):
         world, classes = self.world, len(self.pipeline.train.classes)
         labels = torch.from_numpy(self.pipeline.train.labels)[world.rows(len(self.pipeline.train))].to(train.device)
         mean, deviation = _moments(train, world)
-        train.sub_(mean).div_(deviation)  # in place: the largest fill gigabytes
-        test.sub_(mean.to(test.device)).div_(deviation.to(test.device))  # each lies where it has room
+        train.sub_(mean).div_(deviation)  # in place: they may take gigabytes
+        test.sub_(mean.to(test.device)).div_(deviation.to(test.device))  # train and test may be on different devices
         penalty, held_out_top1, start = self._choose_penalty(train, labels, classes)
-        classifier = fit(train, labels, classes, penalty, world, start, STEPS)
-        images = given(self.pipeline.test)
+        classifier = fit_classifier(train, labels, classes, penalty, world, start, STEPS)
+        images = not_none(self.pipeline.test)
         truth = torch.from_numpy(images.labels)[world.rows(len(images))]
         accuracy = _accuracy(classifier, test, truth, classes, world)
         seconds += time.perf_counter() - started
@@ -317,14 +317,14 @@ class Linear(Protocol):
         best: Optional[tuple[float, float, Classifier]] = None
         start, without_gain = None, 0
         for penalty in PENALTIES:
-            start = fit(rows, labels, classes, penalty, self.world, start, STEPS, ~held_out)
+            start = fit_classifier(rows, labels, classes, penalty, self.world, start, STEPS, ~held_out)
             top1 = _accuracy(start, held_out_rows, held_out_labels, classes, self.world).top1
             without_gain = 0 if best is None or top1 > best[1] else without_gain + 1
             if without_gain == 0:
                 best = (penalty, top1, start)
             elif without_gain == PATIENCE:
                 break
-        return given(best)
+        return not_none(best)
 
 
 def _place(size: int, device: torch.device) -> torch.device:
@@ -358,8 +358,8 @@ def _moments(rows: Tensor, world: World) -> tuple[Tensor, Tensor]:
 
     mean = mean_of(lambda part: part)
     deviation = mean_of(lambda part: (part - mean) ** 2).sqrt()
-    still = deviation <= 1e-6 * (1e-6 + mean.abs())
-    return mean.float(), deviation.masked_fill(still, 1.0).float()
+    is_constant = deviation <= 1e-6 * (1e-6 + mean.abs())
+    return mean.float(), deviation.masked_fill(is_constant, 1.0).float()
 
 
 def _accuracy(classifier: Classifier, rows: Tensor, labels: Tensor, classes: int, world: World) -> Accuracy:

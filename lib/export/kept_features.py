@@ -1,7 +1,7 @@
 """features.npz of a session: the training features that --features and --whiten ask for, and their whitening.
 
 They are kept at the end of a run, so that --embed, the report and the Python interface need no data set. The memory
-bank cannot stand for them: its rows are of the network's output, not whitened, and lag behind the network.
+bank cannot replace them: its rows are of the network's output, not whitened, and lag behind the network.
 """
 
 import zlib
@@ -40,7 +40,7 @@ class KeptFeatures:
     epoch: int
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all.
+        """Write the file atomically.
 
         Raises:
             RunError: the file cannot be written.
@@ -83,12 +83,12 @@ class KeptFeatures:
         if session is None or not session.features.is_file():
             return None
         kept = cls.read(session.features)
-        place = (saved["round"], saved["epoch"], saved.get("step", 0), len(saved["npc"]["memory"]))
-        return kept if (kept.round, kept.epoch, 0, len(kept.train)) == place else None
+        expected = (saved["round"], saved["epoch"], saved.get("step", 0), len(saved["npc"]["memory"]))
+        return kept if (kept.round, kept.epoch, 0, len(kept.train)) == expected else None
 
 
 def rounded(train: Tensor) -> Tensor:
-    """(N, d) as a session keeps and gives them back: clusters found in these are the same before and after."""
+    """(N, d) as they are after writing and reading features.npz, so that both give the same clusters."""
     return F.normalize(train.half().float(), dim=1)
 
 

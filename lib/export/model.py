@@ -99,7 +99,7 @@ class Preprocessing:
             f"scale the shorter side to {self.resize} pixels (PIL, bilinear)",
             f"cut the central {self.size} x {self.size} pixels",
             "divide by 255, so that values are in [0, 1]",
-            "take off means and divide by stds, for each channel",
+            "subtract means and divide by stds, for each channel",
         ]
 
     def _shrinking(self) -> list[str]:
@@ -115,7 +115,7 @@ class Model:
         memory: (N, d) features of the training images, or None where they are not known.
         device: where the network runs.
         dtype: of autocast, or None for plain float32.
-        space: what a feature is: the network's output, for which d is D, or another, fitted one.
+        space: the feature space: the network's output, for which d is D, or another, fitted one.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Model:
         """Features (B, d) float32 on the CPU, rows of unit length.
 
         Args:
-            images: a batch (B, 3, S, S) of floating-point numbers, gone through `preprocessing`; or pictures, as PIL
+            images: a batch (B, 3, S, S) of floating-point numbers, already preprocessed; or pictures, as PIL
                 images or paths of files, which give the same; a single one counts as a batch of one. After --shrink
                 an image of a large JPEG file that the caller has decoded already is scaled from more pixels than its
                 file, of which less is decoded.
@@ -210,8 +210,8 @@ class Model:
         """
         if self.memory is None:
             raise UserError(
-                f"the training images' features ({self.space}) are not kept with this network, so none is known to be "
-                "nearest"
+                f"the training images' features ({self.space}) are not kept with this network, so the "
+                "nearest ones cannot be found"
             )
         if not 1 <= k <= len(self.memory):
             raise UserError(f"{k} nearest training images were asked for; there are {len(self.memory)}")
@@ -230,14 +230,14 @@ class Model:
         if images.dim() != 4 or images.shape[1:] != (3, side, side):
             raise UserError(f"a batch of shape {tuple(images.shape)}; this network takes (B, 3, {side}, {side})")
         if not images.is_floating_point():
-            raise UserError(f"a batch of {images.dtype}; this network takes what `preprocessing` makes of pictures")
+            raise UserError(f"a batch of {images.dtype}; this network takes float32, the output of `preprocessing`")
         if len(images) == 0:  # PyTorch 1.10 does not convolve nothing
             return self._features_of_batch(images.new_zeros(1, 3, side, side))[:0]
         return self._finish(self._embedder(images.to(self._embedder.device, torch.float32)).float().cpu())
 
 
 def _holds_several(images: object) -> bool:
-    """Whether these may be pictures. Bytes and opened files give lines and numbers when they are gone through."""
+    """Whether these may be several pictures: iterating over bytes or an open file gives numbers or lines."""
     return isinstance(images, Iterable) and not isinstance(images, (bytes, bytearray, memoryview, io.IOBase))
 
 
@@ -283,17 +283,20 @@ def open_model(
     exported = path / DESCRIPTION if path.is_dir() else path.with_name(DESCRIPTION)
     if exported.is_file() and (path.is_dir() or path.name == STATE):
         file = weights_file.read(exported.with_name(STATE))
-        told, known = _exported(exported)
+        described, known = _exported(exported)
     elif not path.exists():
         raise UserError(f"{path}: there is no such session, checkpoint or exported folder")
     else:
         saved, source, _ = open_checkpoint(str(path), "sessions")
         file = weights_file.of_checkpoint(saved, source)
-        told = FeatureSpace(saved["options"].get("features", EMBEDDING), saved["options"].get("whiten", False))
+        described = FeatureSpace(saved["options"].get("features", EMBEDDING), saved["options"].get("whiten", False))
         kept = KeptFeatures.of_checkpoint(source, saved)
         known = [(PLAIN, file.memory)] + ([] if kept is None else [(kept.space, kept.train)])
     chosen = choose_device(device)
-    level, whitened = told.level if features is None else features, told.whitened if whiten is None else whiten
+    level, whitened = (
+        described.level if features is None else features,
+        described.whitened if whiten is None else whiten,
+    )
     if level not in (EMBEDDING, BACKBONE):
         raise UserError(f"features={level!r}: {EMBEDDING!r} or {BACKBONE!r} is needed")
     space, memory = _chosen(FeatureSpace(level, whitened), known, path)
@@ -320,11 +323,11 @@ def _model(
     device: torch.device,
     dtype: Optional[torch.dtype],
 ) -> Model:
-    told: dict[str, Any] = {**Options().as_dict(), **file.options}
-    network = models.build(told["network"], told["low_dim"], told["stem"], told["size"])
+    described: dict[str, Any] = {**Options().as_dict(), **file.options}
+    network = models.build(described["network"], described["low_dim"], described["stem"], described["size"])
     load_exactly(network, file.weights, file.name)
     statistics = file.statistics or statistics_of(file.about.get("dataset", ""))
-    preprocessing = Preprocessing.of(told["size"], told["resize"], statistics, file.shrink)
+    preprocessing = Preprocessing.of(described["size"], described["resize"], statistics, file.shrink)
     return Model(network, preprocessing, memory, device, dtype, space)
 
 
@@ -333,15 +336,15 @@ def _exported(description: Path) -> tuple[FeatureSpace, Known]:
     features.npy, if the folder has that file."""
     features, whitening = description.with_name(FEATURES), description.with_name(WHITENING)
     try:
-        told = weights_file.description_of(description)
-        told_space = told.get("features", {"level": EMBEDDING, "whitened": False})  # earlier exports do not tell
-        wanted = FeatureSpace(str(told_space["level"]), bool(told_space["whitened"]))
+        described = weights_file.description_of(description)
+        described_space = described.get("features", {"level": EMBEDDING, "whitened": False})  # earlier exports lack it
+        wanted = FeatureSpace(str(described_space["level"]), bool(described_space["whitened"]))
         if wanted.whitened and not whitening.is_file():
             return wanted, []
         space = space_of(wanted.level, read_arrays(whitening) if wanted.whitened else {})
         if not features.is_file():
             return wanted, [(space, None)]
-        rows = told["source"]["rows"]["train"]
+        rows = described["source"]["rows"]["train"]
         train = torch.from_numpy(np.array(np.load(features, mmap_mode="r", allow_pickle=False)[:rows]))
         return wanted, [(space, train)]
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -362,9 +365,9 @@ def training_paths(
         # only names are needed: nothing is decoded and no batch is loaded
         pipeline = Pipeline(split, replace(options, augment_on="workers", shrink=None), torch.device("cpu"))
     except UserError as error:
-        return None, f"named by their rows, since the data set is not at hand ({error})"
+        return None, f"named by their rows, since the data set is not available ({error})"
     if not pipeline.are_those_of(fingerprint, contents):
-        return None, f"named by their rows, since the {options.dataset} images at hand are not those of the checkpoint"
+        return None, f"named by their rows, since the {options.dataset} images here are not those of the checkpoint"
     if pipeline.train.paths is None:
         return None, f"named by their rows: {options.dataset} has no files of single images"
     return pipeline.train.paths, "named by their paths"

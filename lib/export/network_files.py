@@ -21,7 +21,7 @@ from lib.export.model import Preprocessing
 from lib.export.result_folder import DESCRIPTION, ONNX, STATE, WHITENING
 from lib.session import provenance
 
-FORMAT = 1
+EXPORT_FORMAT = 1
 INPUT, OUTPUT = "images", "features"
 """Names of the ONNX file's input, (B, 3, S, S) float32, and of its output, (B, D) float32."""
 
@@ -29,7 +29,7 @@ TOLERANCE = 1e-4
 """Largest difference between a feature by onnxruntime and by PyTorch; both compute in float32."""
 _LEVELS = {
     EMBEDDING: "the network's output, of unit length",
-    BACKBONE: "what the network's last layer fc takes, divided by its length",
+    BACKBONE: "the input of the network's last layer fc, divided by its length",
 }
 
 
@@ -50,7 +50,7 @@ def write_network(
         options: those that describe it.
         preprocessing: of its images.
         about: its provenance, plain data.
-        space: what a feature is, fitted.
+        space: the feature space, fitted.
 
     Returns:
         a line for the log about network.onnx.
@@ -59,7 +59,7 @@ def write_network(
         RunError: network.onnx does not compute what the network computes.
     """
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    whole = io.BytesIO()  # where the disk is full, PyTorch's own writing takes the process down (seen in 1.10)
+    whole = io.BytesIO()  # on a full disk PyTorch's own writer aborts the process (seen in 1.10)
     torch.save(weights, whole)
     (folder / STATE).write_bytes(whole.getbuffer())
     plain = models.build(options.network, options.low_dim, options.stem, options.size)
@@ -94,7 +94,7 @@ def _description(
         steps.append(f"y = (x - mean) @ matrix, by {WHITENING}")
         steps.append("the feature is y / |y|")
     return {
-        "format": FORMAT,
+        "format": EXPORT_FORMAT,
         "network": options.network,
         "low_dim": options.low_dim,
         "stem": models.stem_for(options.stem, size),
@@ -136,11 +136,11 @@ def write_onnx(network: nn.Module, size: int, path: Path) -> str:
         path.unlink(missing_ok=True)
         return f"network.onnx left out: this PyTorch cannot write the network ({str(error).splitlines()[0]})"
     if importlib.util.find_spec("onnxruntime") is None:
-        return "network.onnx written; install onnxruntime and export again to have it tried"
+        return "network.onnx written; install onnxruntime and export again to have it checked"
     difference = _difference(path, network, torch.cat([images, 1 - images, images.flip(3)]))
     if not difference < TOLERANCE:
         raise RunError(f"network.onnx differs from the network by {difference:.1e}; please report this")
-    return f"network.onnx written and tried with onnxruntime: features differ by {difference:.1e} at most"
+    return f"network.onnx written and checked with onnxruntime: features differ by {difference:.1e} at most"
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""A folder of results: written whole or not at all, and never over something else."""
+"""A folder of results: written atomically, and never over other files."""
 
 import csv
 import os
@@ -72,14 +72,14 @@ def _temporary_folder(option: str, path: Path) -> Iterator[Path]:
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         yield temporary
-        _take_place(temporary, final)
+        _swap_in(temporary, final)
     except OSError as error:
         raise RunError(f"{option} {path} could not be written: {error}; nothing was left there") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _take_place(temporary: Path, final: Path) -> None:
+def _swap_in(temporary: Path, final: Path) -> None:
     """Rename the new folder to `final`; the old one is deleted last."""
     before = final.with_name(f".{final.name}.{os.getpid()}.old")
     if final.exists():
@@ -96,8 +96,8 @@ def _take_place(temporary: Path, final: Path) -> None:
 def write_table(path: Path, columns: Mapping[str, Sequence]) -> None:
     """A line of names, then one line a row, in UTF-8.
 
-    Texts stand in quotes, numbers do not; None is an empty text. So a line break in a text is kept, and a text of
-    digits is told from a number. Names of files that are not UTF-8 are written byte for byte: Python gets them back
+    Texts are quoted, numbers are not; None is an empty text. So a line break in a text is kept, and a text of digits
+    differs from a number. Names of files that are not UTF-8 are written byte for byte: Python gets them back
     with `errors="surrogateescape"`.
 
     Args:
@@ -110,7 +110,7 @@ def write_table(path: Path, columns: Mapping[str, Sequence]) -> None:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of such a table, all values as text."""
+    """The rows of a table that `write_table` wrote, all values as text."""
     with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
         return list(csv.DictReader(file))
 

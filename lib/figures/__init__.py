@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def importing_matplotlib() -> Iterator[None]:
-    """Hides MPLBACKEND: a notebook passes it to its child processes, where the import fails without its backend."""
+    """Hides MPLBACKEND during the import: a notebook's value, inherited by a child process, would make it fail."""
     backend = os.environ.pop("MPLBACKEND", None)
     try:
         yield
@@ -17,8 +17,8 @@ def importing_matplotlib() -> Iterator[None]:
 
 
 @contextmanager
-def as_shipped() -> Iterator[None]:
-    """Figures made and drawn within it have matplotlib's own settings: a user's may ask for LaTeX or other fonts."""
+def default_settings() -> Iterator[None]:
+    """Figures drawn within it have matplotlib's default settings: a user's may require LaTeX or other fonts."""
     with importing_matplotlib():
         import matplotlib
     with matplotlib.rc_context():

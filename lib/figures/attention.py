@@ -1,4 +1,4 @@
-"""Where the network looks: Grad-CAM (Selvaraju et al. 2017) without classes.
+"""Attention maps: Grad-CAM (Selvaraju et al. 2017) without classes.
 
 It explains not a class score but the similarity x_i . m_j of image i to one row of the memory bank: the
 maps A_c of a late stage are weighted by the mean gradient of that similarity, and the positive part of their sum
@@ -19,15 +19,15 @@ with importing_matplotlib():
     import matplotlib
 
 SMALLEST_MAP = 4
-"""The fewest rows of the maps of a stage that is used; smaller maps show positions only roughly."""
+"""The fewest rows of a stage's maps: smaller maps show positions only roughly."""
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Maps of B images.
+    """The attention maps of B images.
 
     Attributes:
-        stage: whose activations were weighted.
+        stage: the stage whose activations are weighted.
         maps: (B, h, w) float32, at least 0, the largest of each image 1 (or all 0 where nothing contributes to
             the similarity).
     """
@@ -46,10 +46,10 @@ def attention(network: nn.Module, images: Tensor, rows: Tensor) -> Attention:
     """
     network.eval()
     with torch.enable_grad():
-        outputs: dict[str, Tensor] = network.stage_outputs(images)  # type: ignore[operator]  # a method of all our networks
-        stage = watched_stage(outputs)
+        outputs: dict[str, Tensor] = network.stage_outputs(images)  # type: ignore[operator]  # of every network of models.build
+        stage = attention_stage(outputs)
         activations = outputs[stage]  # (B, C, h, w)
-        similarity = (outputs["fc"] * rows).sum()  # one of each image; in evaluation mode images do not mix
+        similarity = (outputs["fc"] * rows).sum()  # summed over images, which are independent in evaluation mode
         (gradient,) = torch.autograd.grad(similarity, activations)
     weights = gradient.mean(dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
     maps = F.relu((weights * activations.detach()).sum(dim=1))  # (B, h, w)
@@ -57,7 +57,7 @@ def attention(network: nn.Module, images: Tensor, rows: Tensor) -> Attention:
     return Attention(stage, maps / torch.where(largest > 0, largest, torch.ones_like(largest)))
 
 
-def watched_stage(outputs: dict[str, Tensor]) -> str:
+def attention_stage(outputs: dict[str, Tensor]) -> str:
     """The last stage whose maps have `SMALLEST_MAP` rows, or the last one with the largest maps if none has."""
     sides = {name: output.shape[2] for name, output in outputs.items() if output.dim() == 4}
     wanted = min(SMALLEST_MAP, max(sides.values()))

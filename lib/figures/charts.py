@@ -1,7 +1,7 @@
 """Charts by matplotlib, as <svg> elements of a page: curves over epochs, bars over rounds, dots of a map.
 
-Legends are left to the page, where they wrap. Colours are the page's: figures have stand-ins, and style.css says what
-each is in light and dark.
+The page has the legends, which wrap there. Colours in a figure are stand-ins: the page's style.css defines each for
+light and dark.
 """
 
 import io
@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from lib.figures import as_shipped, importing_matplotlib
+from lib.figures import default_settings, importing_matplotlib
 
 with importing_matplotlib():
     import matplotlib
@@ -34,10 +34,10 @@ BORDER = "#060708"
 GOOD, BAD = "#030405", "#040506"
 """Pairs with equal labels, and with different ones."""
 SERIES = tuple(f"#0a0b{number:02x}" for number in range(10))
-"""Lines and groups that must be told apart."""
+"""Colours of lines and groups, to distinguish them."""
 
 DASHES = ("none", "6 3", "2 2", "8 3 2 3", "10 4")
-"""stroke-dasharray of lines one after another, so that no one needs to see colours."""
+"""stroke-dasharray by line number, so that lines differ without colours."""
 
 CSS_NAMES = {
     INK: "currentColor",
@@ -49,14 +49,14 @@ CSS_NAMES = {
 }
 """The page's colour for each stand-in."""
 
-# text stays text, and the same figure gives the same ids
+# text is not drawn as outlines; the same figure gives the same ids
 _SETTINGS: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "and"}
 _STAND_IN = re.compile("|".join(CSS_NAMES))
 _FONT = re.compile(r"font:\s*(?:[\w-]+\s+)*?(\d+(?:\.\d+)?)px[^;]*")
 
 
 def series(number: int) -> str:
-    """The stand-in for a line or group; after the last colour the first comes again."""
+    """The stand-in colour of a line or group; they repeat after the last."""
     return SERIES[number % len(SERIES)]
 
 
@@ -85,7 +85,7 @@ class Curve:
         return [(x, y) for x, y in zip(self.x, self.y) if y is not None]
 
 
-@as_shipped()
+@default_settings()
 def curves(
     name: str,
     described: str,
@@ -101,7 +101,7 @@ def curves(
     Args:
         name, described: as `inline_svg`.
         across, up: what the axes show.
-        borders: where vertical lines stand: the ends of rounds.
+        borders: x of vertical lines: the ends of rounds.
         percent: values are shares of 1 and shown in per cent.
     """
     drawn = [line for line in lines if line.points]
@@ -129,11 +129,11 @@ def curves(
     return inline_svg(figure, name, described)
 
 
-@as_shipped()
+@default_settings()
 def bars(
     name: str, described: str, across: str, up: str, labels: Sequence[str], good: Sequence[int], bad: Sequence[int]
 ) -> Markup:
-    """Two counts on top of each other for each label; the upper ones are hatched, so that no one needs colours."""
+    """Two counts on top of each other for each label; the upper one is hatched, so that they differ without colours."""
     figure, axes = _empty(across, up)
     places = range(len(labels))
     width = min(0.7, 0.12 * len(labels))
@@ -147,7 +147,7 @@ def bars(
     return inline_svg(figure, name, described)
 
 
-@as_shipped()
+@default_settings()
 def scatter(
     name: str, described: str, places: Sequence[tuple[float, float]], groups: Sequence[int], colours: Sequence[str]
 ) -> Markup:
@@ -188,12 +188,13 @@ def _empty(across: str, up: str) -> tuple[Figure, Axes]:
 def inline_svg(figure: Figure, name: str, described: str) -> Markup:
     """The figure as markup.
 
-    Namespaces, metadata, style sheet and fixed size go: an <svg> within HTML needs none of them, and the page's own
-    style holds. Ids begin with the name, so that several figures share a page. Stand-in colours become the page's.
+    Namespaces, metadata, style sheet and fixed size are removed: an <svg> within HTML needs none of them, and the page
+    has its own style. Ids begin with the name, so that several figures share a page. Stand-in colours become the
+    page's.
 
     Args:
         name: different from those of the other figures of the page; letters, digits and hyphens.
-        described: what a screen reader says in its place.
+        described: the text for a screen reader.
     """
     file = io.BytesIO()
     with matplotlib.rc_context(_SETTINGS):

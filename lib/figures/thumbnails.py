@@ -14,16 +14,17 @@ from datasets.image_set import ImageSet
 from lib.method.neighbourhoods import Neighbourhoods
 
 PARTS = ("lowest", "middle", "highest")
-"""Which anchors are shown, by their entropy."""
+"""The anchors shown, by entropy."""
 
 SIDE, BORDER, GAP = 68, 5, 6  # pixels
 NEIGHBOURS_SHOWN = 4
+"""Neighbours shown of an anchor; it may have more."""
 _WIDEST = 5  # images beside one another; a card of TensorBoard is some 350 pixels wide
 
 NEUTRAL, SAME, OTHER = (150, 150, 150), (0, 140, 60), (205, 30, 40)
 _GROUND, _INK = (255, 255, 255), (40, 40, 40)
 _CAPTION = 14  # pixels of height
-_THREADS = 4  # decoding leaves Python free
+_THREADS = 4  # decoding releases the interpreter lock
 
 
 def thumbnails(images: ImageSet, rows: Sequence[int], side: int) -> np.ndarray:
@@ -40,7 +41,7 @@ def thumbnails(images: ImageSet, rows: Sequence[int], side: int) -> np.ndarray:
 
     def square(row: int) -> np.ndarray:
         image = images.read(row, at_least=2 * side)
-        # small images are shown with their pixels as they are, which is what the network gets
+        # small images are enlarged without smoothing: their pixels are what the network gets
         how = Image.Resampling.NEAREST if max(image.size) <= side // 2 else Image.Resampling.BILINEAR
         return np.asarray(ImageOps.fit(image, (side, side), how))
 
@@ -53,7 +54,7 @@ def thumbnails(images: ImageSet, rows: Sequence[int], side: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class AnchorGrid:
-    """One picture, (H, W, 3) uint8, of some anchors of a part of `PARTS`."""
+    """A picture, (H, W, 3) uint8, of anchors and neighbours of one of `PARTS`."""
 
     part: str
     picture: np.ndarray
@@ -69,7 +70,7 @@ def anchor_grids(found: Neighbourhoods, images: ImageSet, labels: Optional[Tenso
         found: the neighbourhoods of a round.
         images: the training images.
         labels: (N,) int64, below 0 where unknown, or None.
-        count: anchors in all; a third of them in each picture.
+        count: anchors in total; each picture has a third of them.
     """
     anchors = found.anchor_indexes.cpu()
     each = min(-(-count // len(PARTS)), len(anchors))

@@ -18,21 +18,20 @@ RESULT = {"result": True}
 """`extra` of the records that --brief shows."""
 
 WRITE_ERRORS = (OSError, ValueError, AttributeError, RuntimeError)
-"""What writing to a standard stream raises: a full disk, a closed file, an encoding without é; a stand-in without
-`flush`, or whose window is gone."""
+"""Errors of writing to a standard stream: a full disk, a closed file, a character outside the encoding, or a stream's
+replacement without `flush`, or whose window is closed."""
 
-_HANG = 10
-"""Columns that the first words of a line, such as `options`, take. Where a long line is broken, its rest is indented
-by as many."""
+_INDENT = 10
+"""Columns of a line's first word, such as `options`: the indent of the continuation of a broken line."""
 
-_WHOLE = ("command ", "watch ", "session ", "|", "+")
-"""Lines that begin so are never broken: they are to be copied, or are rows of tables."""
+_UNBROKEN = ("command ", "watch ", "session ", "|", "+")
+"""Beginnings of lines that are never broken: commands and paths to copy, and rows of tables."""
 
 LINE_EVERY = 60.0
 """Seconds between progress lines where there is no bar."""
 WINDOW = 10.0
-"""Seconds of training that a rate is measured over."""
-FALL = 3
+"""Seconds of training over which a rate is measured."""
+SLOWDOWN = 3
 """A rate below one third of the fastest is reported."""
 
 _TQDM_NUMBERS = {
@@ -44,8 +43,8 @@ _TQDM_NUMBERS = {
 def prepare_streams() -> None:
     """Make the standard streams writable, and the environment readable for tqdm. Call it before any file is opened.
 
-    A closed stream is opened on /dev/null: else the next file that is opened would get its number, and with it what
-    libraries print.
+    A closed stream is opened on /dev/null: otherwise the next opened file would get its descriptor, and with it the
+    output of libraries.
     """
     for number in (0, 1, 2):
         try:
@@ -56,10 +55,10 @@ def prepare_streams() -> None:
         stream = getattr(sys, name)
         if stream is None:  # it was closed when Python started, or there is no console
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  for as long as Python runs
-        elif hasattr(stream, "reconfigure"):  # a file's name may hold what the terminal's encoding does not
+        elif hasattr(stream, "reconfigure"):  # a file's name may hold characters outside the terminal's encoding
             with contextlib.suppress(ValueError):  # it is closed
                 stream.reconfigure(errors="backslashreplace")
-    for name in _TQDM_NUMBERS.keys() & os.environ.keys():  # tqdm reads them when it is imported, and fails at others
+    for name in _TQDM_NUMBERS.keys() & os.environ.keys():  # tqdm reads them at import, and fails if one is no number
         try:
             _TQDM_NUMBERS[name](os.environ[name])
         except ValueError:
@@ -68,7 +67,7 @@ def prepare_streams() -> None:
 
 
 def is_terminal(stream: Any) -> bool:
-    """Whether a stream is a terminal. A stand-in for a stream may have only `write`."""
+    """Whether a stream is a terminal. A replacement for a stream may have only `write`."""
     try:
         return stream.isatty()
     except WRITE_ERRORS:
@@ -93,7 +92,7 @@ def open_log(log_file: Optional[Path], brief: bool, silent: bool = False) -> log
     Args:
         log_file: where to append, or None for no file.
         brief: the terminal shows only warnings and the records marked with `RESULT`.
-        silent: nothing is shown; for all ranks but the first, which would repeat it.
+        silent: nothing is shown; for all ranks but the first, which would repeat its lines.
     """
     close_log()
     logger = logging.getLogger(LOGGER)
@@ -149,7 +148,7 @@ class _FileHandler(logging.FileHandler):
         print_error(f"warning: {self.baseFilename}: {error.strerror}; the log ends here")
         if stream is not None:
             with contextlib.suppress(OSError):
-                stream.close()  # which tries to write what is left
+                stream.close()  # which tries to write the rest of its buffer
 
 
 def _fitted(text: str) -> str:
@@ -159,9 +158,9 @@ def _fitted(text: str) -> str:
     width = shutil.get_terminal_size().columns
     lines = []
     for line in text.split("\n"):
-        short = len(line) <= width or line.startswith(_WHOLE)
+        short = len(line) <= width or line.startswith(_UNBROKEN)
         wrapped = textwrap.wrap(
-            line, width, subsequent_indent=" " * _HANG, break_long_words=False, break_on_hyphens=False
+            line, width, subsequent_indent=" " * _INDENT, break_long_words=False, break_on_hyphens=False
         )
         lines += [line] if short else wrapped
     return "\n".join(lines)
@@ -207,11 +206,11 @@ class Progress:
         self._show("")
 
     def note(self, text: str) -> None:
-        """Show what the run does between two epochs, e.g. "evaluating"."""
+        """Show the activity between two epochs, e.g. "evaluating"."""
         self._show(text)
 
     def advance(self, images: int, loss: Optional[float] = None) -> None:
-        """Count images that were trained on; `loss` is given now and then, since reading it waits for the device."""
+        """Count images that were trained on; `loss` is given at intervals, since reading it waits for the device."""
         self._done += images
         if self._bar is not None:
             self._bar.update(images)
@@ -269,17 +268,18 @@ class RateWatch:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self._clock, self._since = clock, clock()
-        self._images, self._seconds, self._fastest, self._answered = 0, 0.0, 0.0, False
+        self._images, self._seconds, self._fastest, self._has_warned = 0, 0.0, 0.0, False
 
     def resume(self) -> None:
         """Exclude the time since the last step, in which the run did not train."""
         self._since = self._clock()
 
-    def see(self, images: int) -> Optional[tuple[float, float]]:
+    def update(self, images: int) -> Optional[tuple[float, float]]:
         """Count images that were trained on.
 
         Returns:
-            the rate of this window and the fastest rate, when first it is below a third of the fastest; else None.
+            the rate of this window and the fastest rate, the first time that it is below a third of the fastest; else
+            None.
         """
         now = self._clock()
         self._images += images
@@ -288,7 +288,7 @@ class RateWatch:
             return None
         rate, fastest = self._images / self._seconds, self._fastest
         self._images, self._seconds, self._fastest = 0, 0.0, max(rate, fastest)
-        if self._answered or rate * FALL >= fastest:
+        if self._has_warned or rate * SLOWDOWN >= fastest:
             return None
-        self._answered = True
+        self._has_warned = True
         return rate, fastest

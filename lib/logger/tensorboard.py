@@ -1,6 +1,6 @@
 """TensorBoard files: scalars, histograms and pictures of a run and of each of its rounds, and the embedding projector.
 
-Each round has an event file of its own beside that of the run, so that rounds can be laid over each other.
+Each round has an event file of its own beside that of the run, so that rounds can be compared in one chart.
 """
 
 import logging
@@ -24,7 +24,7 @@ log = logging.getLogger(LOGGER)
 OVERVIEW, ANCHORS, IMAGES = "1_Overview", "2_Anchors", "3_Images"
 """Groups of charts that come before all others: TensorBoard sorts groups by their names."""
 
-SIDE = 48
+SPRITE_SIDE = 48
 """Pixels of a projector's thumbnail. 10,000 make a sheet of 4,800 x 4,800 pixels; browsers accept up to 8,192."""
 
 _IN_OVERVIEW = {
@@ -47,7 +47,7 @@ _NOT_COMPARED = frozenset(
 """Options that no result depends on."""
 
 _AT_START, _AT_END = slice(0, 2), slice(2, 3)
-"""Parts of the page HParams as tensorboardX makes them: the experiment and the run's options; the end of the run."""
+"""Summaries of the page HParams in tensorboardX's order: experiment and options of the run; the end of the run."""
 
 _UNLABELLED_METRICS = ("Train/Loss", "Neighbours/Kept", "Neighbours/Cosine", "Neighbours/Entropy", "Clusters/Number")
 _LABELLED_METRICS = ("Evaluate/Rank-1", "Evaluate/best_acc", "ANs/Consistency")
@@ -57,7 +57,7 @@ class TensorBoardWriter:
     """Writes under `tfboard/run` against the epoch of the run, and under `tfboard/round-R` against that of the round.
 
     Args:
-        folder: where the event files go, or None to write nothing.
+        folder: of the event files, or None to write nothing.
         max_epoch: epochs in a round, for the steps of the whole run.
         after: (round, epoch) that was completed before; TensorBoard hides later steps in older files.
     """
@@ -135,19 +135,19 @@ class TensorBoardWriter:
             self._file("run").add(step, "image", tag, picture, dataformats="HWC")
 
     def thumbnails(self, squares: np.ndarray) -> None:
-        """Write the thumbnails of the images that `embeddings` shows, (S, SIDE, SIDE, 3) uint8."""
+        """Write the thumbnails of the images that `embeddings` shows, (S, SPRITE_SIDE, SPRITE_SIDE, 3) uint8."""
         if self.folder is not None:
-            with self._or_without_projector():
+            with self._drop_projector_on_error():
                 self.projector = Projector(self.folder / "run", squares)
 
     def embeddings(self, name: str, features: np.ndarray, about: Mapping[str, Sequence[str]]) -> None:
         """Write features (S, D) for the projector; see `Projector.add`. Call `thumbnails` before."""
         if self.projector is not None:
-            with self._or_without_projector():
+            with self._drop_projector_on_error():
                 self.projector.add(name, features, about)
 
     def finish(self) -> None:
-        """Write that the run is complete."""
+        """Write the end of the run for the HParams page."""
         self._file("run").add_hyperparameters(_AT_END)
 
     def close(self) -> None:
@@ -178,23 +178,23 @@ class TensorBoardWriter:
         return epoch + 1 if name == f"round-{round_number}" else 0
 
     @contextmanager
-    def _or_without_projector(self) -> Iterator[None]:
+    def _drop_projector_on_error(self) -> Iterator[None]:
         """If writing fails within it, logs a warning and drops the projector."""
         try:
             yield
         except OSError as error:
             self.projector = None
-            log.warning("the projector's files can no longer be written: %s; the run goes on without", error)
+            log.warning("the projector's files can no longer be written: %s; the run continues without", error)
 
 
 class EventFile:
     """One of TensorBoard's event files. If writing fails, it warns once and writes no more.
 
-    tensorboardX's SummaryWriter writes from a thread, which ends with a traceback when the disk is full, and the run
-    then waits for it forever. This one writes at once, in the calling thread.
+    On a full disk the thread of tensorboardX's SummaryWriter ends with a traceback, and the run waits for it forever.
+    This class writes in the calling thread.
 
     Args:
-        folder: where the file goes, or None to write nothing.
+        folder: of the file, or None to write nothing.
         purge_step: TensorBoard hides this step and later ones in older files of the folder.
     """
 
@@ -206,7 +206,7 @@ class EventFile:
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import SessionLog
 
-        with self._or_give_up():
+        with self._drop_file_on_error():
             folder.mkdir(parents=True, exist_ok=True)
             self._writer = EventsWriter(str(folder / "events"))
         if purge_step is not None:
@@ -236,13 +236,13 @@ class EventFile:
     def flush(self) -> None:
         """Write what is buffered."""
         if self._writer is not None:
-            with self._or_give_up():
+            with self._drop_file_on_error():
                 self._writer.flush()
 
     def close(self) -> None:
         """Flush and close the file; nothing is written after."""
         if self._writer is not None:
-            with self._or_give_up():
+            with self._drop_file_on_error():
                 self._writer.close()
         self._writer = None
 
@@ -250,18 +250,18 @@ class EventFile:
         from tensorboardX.proto.event_pb2 import Event
 
         if self._writer is not None:
-            with self._or_give_up():
+            with self._drop_file_on_error():
                 self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
 
     @contextmanager
-    def _or_give_up(self) -> Iterator[None]:
+    def _drop_file_on_error(self) -> Iterator[None]:
         """If writing fails within it, logs a warning and drops the file."""
         try:
             yield
         except OSError as error:
             self._writer = None
             log.warning(
-                "TensorBoard files in %s can no longer be written: %s; the run goes on without",
+                "TensorBoard files in %s can no longer be written: %s; the run continues without",
                 self._folder,
                 error.strerror or error,
             )
@@ -272,7 +272,7 @@ class Projector:
 
     Args:
         folder: of the run's event files.
-        squares: (S, SIDE, SIDE, 3) uint8, one for each image that is shown.
+        squares: (S, SPRITE_SIDE, SPRITE_SIDE, 3) uint8, one for each image that is shown.
     """
 
     def __init__(self, folder: Path, squares: np.ndarray):
@@ -291,7 +291,7 @@ class Projector:
         """
         np.savetxt(self._files / f"{name}.tsv", features, fmt="%.5g", delimiter="\t")
         rows = list(zip(*about.values()))
-        if len(about) > 1:  # a single column has no heading in this format
+        if len(about) > 1:  # the format has no heading for a single column
             rows.insert(0, tuple(about))
         text = "".join("\t".join(map(_plain, row)) + "\n" for row in rows)
         (self._files / f"{name}-about.tsv").write_text(text, encoding="utf-8")
@@ -311,17 +311,17 @@ class Projector:
             entry.tensor_path = f"projector/{name}.tsv"
             entry.metadata_path = f"projector/{path.name}"
             entry.sprite.image_path = "projector/thumbnails.png"
-            entry.sprite.single_image_dim.extend([SIDE, SIDE])
+            entry.sprite.single_image_dim.extend([SPRITE_SIDE, SPRITE_SIDE])
         (self._folder / "projector_config.pbtxt").write_text(text_format.MessageToString(config), encoding="utf-8")
 
 
 def _sheet(squares: np.ndarray) -> Image.Image:
     """All thumbnails in one square picture, row by row."""
     across = math.ceil(math.sqrt(len(squares)))
-    whole = np.full((across * across, SIDE, SIDE, 3), 255, dtype=np.uint8)
+    whole = np.full((across * across, SPRITE_SIDE, SPRITE_SIDE, 3), 255, dtype=np.uint8)
     whole[: len(squares)] = squares
-    grid = whole.reshape(across, across, SIDE, SIDE, 3).swapaxes(1, 2)
-    return Image.fromarray(grid.reshape(across * SIDE, across * SIDE, 3))
+    grid = whole.reshape(across, across, SPRITE_SIDE, SPRITE_SIDE, 3).swapaxes(1, 2)
+    return Image.fromarray(grid.reshape(across * SPRITE_SIDE, across * SPRITE_SIDE, 3))
 
 
 def _plain(cell: str) -> str:
@@ -336,7 +336,7 @@ def _histogram_edges() -> np.ndarray:
 
 
 def _overview(scalars: Mapping[str, Optional[float]]) -> dict[str, Optional[float]]:
-    """The scalars of the overview, which only the event file of the whole run has.
+    """The scalars of the overview, which are only in the event file of the whole run.
 
     Under their usual tags a chart shows the run and all rounds at once.
     """
@@ -353,14 +353,14 @@ def _layout(labelled: bool) -> dict[str, Any]:
     consistency = {"anchors whose neighbours have their label": chart("7_Consistency")} if labelled else {}
     kept = "share of images whose nearest neighbour is that of the round before"
     return {
-        "Does it learn?": {**by_labels, "loss": chart("1_Loss"), kept: chart("3_Nearest_neighbour_kept")},
+        "Training": {**by_labels, "loss": chart("1_Loss"), kept: chart("3_Nearest_neighbour_kept")},
         "Neighbourhoods": {
             **consistency,
             "cosine to the nearest neighbour": chart("4_Cosine_to_nearest"),
             "entropy, of all images and of anchors": chart("5_Entropy", "6_Entropy_of_anchors"),
             "clusters": chart("8_Clusters"),
         },
-        "How the run goes (each round from its own start, too)": {
+        "Run (each round also from its own start)": {
             "anchors": ["Multiline", ["ANs/Number$"]],
             "learning rate": ["Multiline", ["Train/Learning_Rate$"]],
             "images per second": ["Multiline", ["Train/Images_per_second$"]],

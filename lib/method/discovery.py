@@ -1,6 +1,6 @@
 """Discovery at the start of a round: which images become anchors, and which images are their neighbours.
 
-Labels decide nothing; they give the reported consistency.
+Labels are used for the reported consistency only.
 """
 
 import math
@@ -28,7 +28,7 @@ from lib.search.approximate import ApproximateSearch, recall
 from lib.search.exact import CPU_TILE_ELEMENTS, GPU_TILE_ELEMENTS, ExactSearch
 
 FEW = 8
-"""Neighbours up to which they lie in few tiles, so that one pass is faster than a separate search."""
+"""The most neighbours for which one pass is faster than a separate search: they lie in few tiles."""
 
 RECALL_SAMPLE = 1000
 """Anchors on which an approximate search is compared with an exact one."""
@@ -42,7 +42,7 @@ def anchor_count(size: int, select_rate: Union[float, Fraction], round_number: i
 
     Args:
         size: N.
-        select_rate: a fraction, or a float, of which the shortest decimal form counts.
+        select_rate: a fraction, or a float, which is read as its shortest decimal form.
         round_number: r.
     """
     rate = select_rate if isinstance(select_rate, Fraction) else Fraction(repr(float(select_rate)))
@@ -100,7 +100,7 @@ def nearest_neighbours(
 
 def _exact_search(memory: Tensor, backend: str, shard: Shard, memory_budget: int) -> ExactSearch:
     usual = GPU_TILE_ELEMENTS if memory.is_cuda else CPU_TILE_ELEMENTS
-    fitting = max(1, memory_budget // 16)  # a similarity, as much again for the k largest of them, and a margin
+    fitting = max(1, memory_budget // 16)  # bytes: a similarity, as much again for the k largest, and a margin
     return ExactSearch(memory, backend, shard, min(usual, fitting))
 
 
@@ -148,7 +148,7 @@ def discover(
         select_rate, k, temperature: the options ANs_select_rate (in effect), ANs_size and npc_temperature.
         backend: `auto` and `torch` compute entropies and up to `FEW` neighbours in one pass, and search for more in a
             second one, as `faiss` does for any number. The results are equal. `ivf` searches a part of the rows and
-            misses some neighbours; the result's `recall` estimates how many it finds.
+            misses some neighbours; the result's `recall` estimates the share that it finds.
         labels: (N,) int64, of all images, for the reported consistency only.
         shard: which rows `memory` is; None: all of them.
         memory_budget: bytes beyond the bank and a few numbers per image; `faiss` and `ivf` copy the bank besides.

@@ -13,7 +13,7 @@ from lib.distributed.world import BLOCK_ROWS, Shard, World
 
 
 class MemoryBank(nn.Module):
-    """The remembered features M (N, D), a buffer without gradient.
+    """The memory bank M (N, D), a feature row for each training image: a buffer without gradient.
 
     With P processes each holds about N / P rows as `memory`; `shard` numbers them.
 
@@ -67,7 +67,7 @@ class MemoryBank(nn.Module):
     def update(self, indices: Tensor, features: Tensor) -> None:
         """Equation 8: m_i <- normalise(momentum * m_i + (1 - momentum) * x_i).
 
-        The authors' code normalises the row; the paper does not write it.
+        The authors' code normalises the row; the paper's equation does not show it.
 
         Args:
             indices: (B,) int64, row numbers of all processes' images, no row twice; each process updates its own.

@@ -4,7 +4,7 @@ The similarities are symmetric, so each tile above the diagonal serves its rows 
 give every entropy (5), and the maximum of each row in each tile. The tiles with an anchor's largest maxima hold its
 neighbours (1), and only these are searched.
 
-The processes compute the tiles in turn. Every process holds two panels of the bank at a time.
+The tiles are assigned to the processes round-robin. Every process holds two panels of the bank at a time.
 """
 
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ SAFE_SPREAD = 60.0
 
 
 SPARE_TILES = 2
-"""Tiles kept beyond K, so that a tie for place K seldom reaches the last one."""
+"""Tiles kept beyond K, so that a tie for place K seldom includes the last one."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def entropies_and_best_tiles(
     shift = world.all_reduce_max(longest)[0] / temperature
     sums = torch.zeros(2, shard.count, dtype=torch.float64, device=memory.device)
     best = BestTiles(keep, memory, shard.count)
-    turn = _Turn(world.rank, world.size)
+    turn = _RoundRobin(world.rank, world.size)
     for start, stop in grid.panels(shard.count):
         rows = shard.fetch(memory, start, stop)
         for other_start, other_stop in grid.panels(shard.count, start):
@@ -192,16 +192,16 @@ def entropies_and_best_tiles(
     total, weighted = world.all_reduce_sum(sums)
     best.merge(world)
     entropy = (total.log() - weighted / total).clamp_(min=0.0).to(memory.dtype)
-    return world.broadcast(entropy), best  # the processes' last bits may differ, and the order with them
+    return world.broadcast(entropy), best  # the last bits may differ between processes, and with them the order
 
 
-class _Turn:
-    """Assigns tiles to the processes in turn."""
+class _RoundRobin:
+    """Assigns tiles to the processes round-robin."""
 
     def __init__(self, rank: int, size: int):
         self._rank, self._size, self._number = rank, size, 0
 
-    def is_mine(self) -> bool:
+    def is_own(self) -> bool:
         """Whether this process computes the next tile."""
         self._number += 1
         return (self._number - 1) % self._size == self._rank
@@ -215,7 +215,7 @@ def _panel_pair(
     temperature: float,
     shift: Tensor,
     tile_rows: int,
-    turn: _Turn,
+    turn: _RoundRobin,
     sums: Tensor,
     best: BestTiles,
 ) -> None:
@@ -230,7 +230,7 @@ def _panel_pair(
         of_rows = columns.new_full((len(parts), len(part_a)), float("-inf"))
         of_columns[a - group_start].fill_(float("-inf"))
         for b, part_b in enumerate(parts, first_b):
-            if b < a or not turn.is_mine():
+            if b < a or not turn.is_own():
                 continue
             y = (scaled @ part_b.t()).sub_(shift)  # (T, T)
             if a == b:
@@ -274,7 +274,7 @@ def streamed_entropies(memory: Tensor, temperature: float, grid: Grid, shard: Sh
     """
     world, tile_rows = shard.world, grid.tile_rows
     entropy = torch.zeros(shard.count, dtype=torch.float64, device=memory.device)
-    log_sum = torch.full_like(entropy, -1e300)  # of the tiles so far: none, without an infinity whose product is NaN
+    log_sum = torch.full_like(entropy, -1e300)  # of no tile yet; finite, since 0 * -inf is NaN
     for start, stop in grid.panels(shard.count):
         rows = shard.fetch(memory, start, stop)
         own = [(start + first, part) for first, part in zip(range(0, len(rows), tile_rows), rows.split(tile_rows))]
@@ -315,7 +315,7 @@ def neighbours_from_best_tiles(
         anchors: (A,) int64, the same on every process.
         k: K, at most N - 1.
         best: from `entropies_and_best_tiles` with the same grid and `tiles_to_keep` tiles.
-        grid, shard: as there.
+        grid, shard: as in that call.
 
     Returns:
         (A, K) int64, nearest first, ties by index; the same on every process.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lib.compat import HAS_MIXED_BATCH_NORM, HAS_SYNC_BATCH_NORM_OF_NOTHING
+from lib.compat import HAS_EMPTY_SYNC_BATCH_NORM, HAS_MIXED_BATCH_NORM
 from lib.distributed.world import World
 
 
@@ -21,9 +21,9 @@ def synchronise(network: nn.Module, world: World) -> nn.Module:
         return network
 
     def synchronised(layer: nn.Module) -> nn.Module:
-        theirs = world.device.type == "cuda" and HAS_SYNC_BATCH_NORM_OF_NOTHING
+        on_gpu = world.device.type == "cuda" and HAS_EMPTY_SYNC_BATCH_NORM
         new: Union[_SyncBatchNorm, SynchronisedBatchNorm]
-        new = _SyncBatchNorm(1) if theirs else SynchronisedBatchNorm(1, world)
+        new = _SyncBatchNorm(1) if on_gpu else SynchronisedBatchNorm(1, world)
         new.plain_kind = type(layer)
         return _with_state_of(layer, new)
 

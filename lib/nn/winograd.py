@@ -19,10 +19,10 @@ from torch.nn import functional as F
 
 from lib.compat import HAS_FAST_BATCHED_PRODUCTS
 
-SIDE = 4
+TILE_SIDE = 4
 """Of a tile of outputs; its inputs are two more."""
 
-_INPUTS = SIDE + 2
+_INPUTS = TILE_SIDE + 2
 _FROM_INPUTS = (  # B', for the points 0, 1, -1, 2, -2 and infinity
     (4, 0, -5, 0, 1, 0),
     (0, -4, -4, 1, 1, 0),
@@ -102,7 +102,7 @@ def _suits(layer: nn.Conv2d) -> bool:
 
 def _pays(images: Tensor, kernels: int) -> bool:
     height, width = images.shape[2:]
-    covered = -(-height // SIDE) * -(-width // SIDE) * SIDE**2
+    covered = -(-height // TILE_SIDE) * -(-width // TILE_SIDE) * TILE_SIDE**2
     work = images.numel() * kernels
     return images.dtype == torch.float32 and work >= _WORK and height * width >= _FILLED * covered
 
@@ -125,7 +125,7 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, images: Tensor, weight: Tensor) -> Tensor:
         batch, channels, height, width = images.shape
         kernels = len(weight)
-        down, across = -(-height // SIDE), -(-width // SIDE)
+        down, across = -(-height // TILE_SIDE), -(-width // TILE_SIDE)
         tiles = _input_tiles(images, down, across)  # (36, batch * down * across * channels)
         inputs = (_both(_FROM_INPUTS, images) @ tiles).view(_INPUTS**2, -1, channels)
         weights = _both(_FROM_WEIGHTS, weight) @ weight.permute(2, 3, 0, 1).reshape(9, -1)
@@ -134,7 +134,7 @@ class _Convolution(torch.autograd.Function):
         outputs = _both(_TO_OUTPUTS, images) @ products
         ctx.save_for_backward(inputs, weights)
         ctx.shape = images.shape
-        return _side_by_side(outputs.view(SIDE, SIDE, batch, down, across, kernels), height, width)
+        return _side_by_side(outputs.view(TILE_SIDE, TILE_SIDE, batch, down, across, kernels), height, width)
 
     @staticmethod
     @once_differentiable
@@ -142,7 +142,7 @@ class _Convolution(torch.autograd.Function):
         inputs, weights = ctx.saved_tensors
         batch, channels, height, width = ctx.shape
         kernels = weights.shape[1]
-        down, across = -(-height // SIDE), -(-width // SIDE)
+        down, across = -(-height // TILE_SIDE), -(-width // TILE_SIDE)
         tiles = _output_tiles(upstream, down, across)  # (16, batch * down * across * kernels)
         outputs = (_both(_TO_OUTPUTS, upstream).t() @ tiles).view(_INPUTS**2, -1, kernels)
         of_images = of_weight = None
@@ -166,9 +166,9 @@ def _both(matrix: tuple, like: Tensor) -> Tensor:
 def _input_tiles(images: Tensor, down: int, across: int) -> Tensor:
     """(B, C, H, W) -> (36, B * down * across * C): tiles that overlap by two, with zeros around the image."""
     height, width = images.shape[2:]
-    border = (0, 0, 1, 1 + across * SIDE - width, 1, 1 + down * SIDE - height)
+    border = (0, 0, 1, 1 + across * TILE_SIDE - width, 1, 1 + down * TILE_SIDE - height)
     padded = F.pad(images.permute(0, 2, 3, 1), border)
-    tiles = padded.unfold(1, _INPUTS, SIDE).unfold(2, _INPUTS, SIDE)  # (B, down, across, C, 6, 6), a view
+    tiles = padded.unfold(1, _INPUTS, TILE_SIDE).unfold(2, _INPUTS, TILE_SIDE)  # (B, down, across, C, 6, 6), a view
     return tiles.permute(4, 5, 0, 1, 2, 3).reshape(_INPUTS**2, -1)
 
 
@@ -176,10 +176,10 @@ def _output_tiles(maps: Tensor, down: int, across: int) -> Tensor:
     """(B, K, H, W) -> (16, B * down * across * K): tiles side by side, with zeros where the last ones reach out."""
     height, width = maps.shape[2:]
     padded = maps.permute(0, 2, 3, 1)
-    if (height, width) != (down * SIDE, across * SIDE):
-        padded = F.pad(padded, (0, 0, 0, across * SIDE - width, 0, down * SIDE - height))
-    tiles = padded.reshape(len(maps), down, SIDE, across, SIDE, maps.shape[1])
-    return tiles.permute(2, 4, 0, 1, 3, 5).reshape(SIDE**2, -1)
+    if (height, width) != (down * TILE_SIDE, across * TILE_SIDE):
+        padded = F.pad(padded, (0, 0, 0, across * TILE_SIDE - width, 0, down * TILE_SIDE - height))
+    tiles = padded.reshape(len(maps), down, TILE_SIDE, across, TILE_SIDE, maps.shape[1])
+    return tiles.permute(2, 4, 0, 1, 3, 5).reshape(TILE_SIDE**2, -1)
 
 
 def _side_by_side(tiles: Tensor, height: int, width: int) -> Tensor:
@@ -188,18 +188,18 @@ def _side_by_side(tiles: Tensor, height: int, width: int) -> Tensor:
     tiles = tiles.permute(2, 3, 0, 4, 1, 5)
     maps = _empty(batch, kernels, height, width, tiles)
     pixels = maps.permute(0, 2, 3, 1)
-    if (height, width) == (down * SIDE, across * SIDE):
+    if (height, width) == (down * TILE_SIDE, across * TILE_SIDE):
         pixels.view(tiles.shape).copy_(tiles)
     else:
-        pixels.copy_(tiles.reshape(batch, down * SIDE, across * SIDE, kernels)[:, :height, :width])
+        pixels.copy_(tiles.reshape(batch, down * TILE_SIDE, across * TILE_SIDE, kernels)[:, :height, :width])
     return maps
 
 
 def _joined(tiles: Tensor, height: int, width: int) -> Tensor:
     """(6, 6, B, down, across, C) -> (B, C, H, W): the sum of what lies on each pixel; `_input_tiles` in reverse."""
     _, _, batch, down, across, channels = tiles.shape
-    padded = tiles.new_zeros(batch, down * SIDE + 2, across * SIDE + 2, channels)
-    places = padded.unfold(1, _INPUTS, SIDE).unfold(2, _INPUTS, SIDE)  # (B, down, across, C, 6, 6), a view
+    padded = tiles.new_zeros(batch, down * TILE_SIDE + 2, across * TILE_SIDE + 2, channels)
+    places = padded.unfold(1, _INPUTS, TILE_SIDE).unfold(2, _INPUTS, TILE_SIDE)  # (B, down, across, C, 6, 6), a view
     for row in range(_INPUTS):
         for column in range(_INPUTS):
             places[..., row, column] += tiles[row, column]

@@ -16,7 +16,7 @@ from lib.method.memory_bank import MemoryBank
 from lib.nn.embedder import Embedder
 from lib.pretrained.weights_file import WeightsFile
 
-SAMPLE = 256
+RECOGNITION_IMAGES = 256
 """Training images on which a bank of unknown origin is tested."""
 RECOGNISED = 0.75
 """Share of pairs (its own row, another row) in which its own must be nearer to an image. Chance gives 1/2."""
@@ -55,9 +55,9 @@ def start_bank(
     """Fill the memory bank of a new run. All processes must call it; each fills its own rows.
 
     With --pretrained the rows are the file's bank if it belongs to these training images. They are the network's
-    features of the training images, prepared as test images, for --pretrained without such a bank (random rows would
-    spoil a trained network in its first steps), for --bank-init features, and without round 0, since the next round
-    discovers its anchors in them. Else they stay random.
+    features of the training images, preprocessed as test images, for --pretrained without such a bank (random rows
+    would spoil a trained network in its first steps), for --bank-init features, and without round 0, since round 1
+    discovers its anchors in them. Otherwise they stay random.
 
     Args:
         pixels: copies the pixels of the training images from the pass that fills the rows, which saves the baselines
@@ -118,7 +118,7 @@ def _recognition(embedder: Embedder, pipeline: Pipeline, memory: Tensor, world: 
     for images, rows in batches:
         features.append(frozen(images).cpu())
         indices.append(rows.cpu())
-        if sum(map(len, indices)) >= SAMPLE:
+        if sum(map(len, indices)) >= RECOGNITION_IMAGES:
             break
     batches.close()
     counts = torch.zeros(2, dtype=torch.float64)

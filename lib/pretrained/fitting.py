@@ -21,26 +21,26 @@ class Fit:
     """How the weights of a file fit a network.
 
     Attributes:
-        taken: the number of tensors that were loaded.
+        loaded: the number of tensors that were loaded.
         misfits: a line for each tensor that does not fit.
-        left: names of the network's tensors that were not loaded.
+        missing: names of the network's tensors that were not loaded.
         foreign: names in the file that begin like a stage of the network but are no tensors of it.
     """
 
-    taken: int
+    loaded: int
     misfits: tuple[str, ...]
-    left: tuple[str, ...]
+    missing: tuple[str, ...]
     foreign: tuple[str, ...]
 
     @property
     def last_is_random(self) -> bool:
         """Whether the last layer, or a part of it, was not loaded and is random."""
-        return any(name.startswith(LAST) for name in self.left)
+        return any(name.startswith(LAST) for name in self.missing)
 
     @property
     def whole(self) -> bool:
         """Whether it is the same network and all of it was loaded, but for the last layer perhaps."""
-        return not self.foreign and all(name.startswith(LAST) for name in self.left)
+        return not self.foreign and all(name.startswith(LAST) for name in self.missing)
 
 
 def load_exactly(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
@@ -70,7 +70,7 @@ def check_network(network: nn.Module, weights: Mapping[str, Tensor], source: str
 
 
 @torch.no_grad()
-def fit(network: nn.Module, file: WeightsFile) -> Fit:
+def load_matching(network: nn.Module, file: WeightsFile) -> Fit:
     """Load the weights whose name and shape match the network's.
 
     Names may be torchvision's or those of the authors' ResNet (`shortcut` for `downsample`, `linear` for `fc`). An
@@ -96,7 +96,7 @@ def fit(network: nn.Module, file: WeightsFile) -> Fit:
     return Fit(len(taken), _misfits(own, offered, left), left, foreign)
 
 
-def complete(found: Fit, file: WeightsFile, network: str) -> None:
+def check_complete(found: Fit, file: WeightsFile, network: str) -> None:
     """Refuse a network of which more than the last layer is random, if it is not trained further.
 
     Args:
@@ -113,9 +113,9 @@ def complete(found: Fit, file: WeightsFile, network: str) -> None:
     )
 
 
-def report(found: Fit, file: WeightsFile, network: str) -> list[str]:
+def fit_lines(found: Fit, file: WeightsFile, network: str) -> list[str]:
     """Lines for the log: what the file is, what was loaded, and what was not."""
-    lines = [f"{file.name}: {file.kind}; {found.taken} of its {len(file.weights)} tensors taken into {network}"]
+    lines = [f"{file.name}: {file.kind}; {found.loaded} of its {len(file.weights)} tensors loaded into {network}"]
     lines += [f"does not fit: {misfit}" for misfit in found.misfits[:_LISTED]]
     if len(found.misfits) > _LISTED:
         lines.append(f"and {len(found.misfits) - _LISTED} more that do not fit")
@@ -128,7 +128,8 @@ def _alexnet_by_stage(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights of an AlexNet that is a list of layers, `features.N` and `classifier.N`, under the names of models/.
 
     The k-th convolution and the batch norm after it become conv<k>.0 and conv<k>.1, the linear layers hidden.1,
-    hidden.4 and fc. A batch norm after a linear layer, which ours has not, counts as a foreign part of hidden.
+    hidden.4 and fc. A batch norm after a linear layer counts as a foreign part of hidden: this project's AlexNet has
+    none.
     """
     numbered = {name: name.split(".", 2) for name in weights if name.startswith(("features.", "classifier."))}
     if any(len(parts) < 3 or not parts[1].isdigit() for parts in numbered.values()):

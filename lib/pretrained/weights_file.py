@@ -100,7 +100,7 @@ def instead_of_checkpoint(path: Path, refusal: UserError) -> WeightsFile:
     of the authors' code.
 
     Raises:
-        UserError: `refusal`, if the file is a checkpoint of ours or has no weights; or a weight is not finite.
+        UserError: `refusal`, if the file is a checkpoint of this project or has no weights; or a weight is not finite.
     """
     try:
         content = checkpoint.read_foreign(path) if path.is_file() else None
@@ -189,14 +189,14 @@ def _described_beside(path: Path) -> tuple[dict[str, Any], Optional[Statistics],
     if path.name != NETWORK_STATE or not description.is_file():
         return {}, None, None
     try:
-        told = description_of(description)
-        statistics = (_of_channels(told["means"]), _of_channels(told["stds"]))
-        shrink = None if told["shrink"] is None else int(told["shrink"])
-        return {name: told[name] for name in DESCRIPTION}, statistics, shrink
+        described = description_of(description)
+        statistics = (_of_channels(described["means"]), _of_channels(described["stds"]))
+        shrink = None if described["shrink"] is None else int(described["shrink"])
+        return {name: described[name] for name in DESCRIPTION}, statistics, shrink
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
-            f"--pretrained {path}: {description} beside it is not as --export writes it ({error}); mend it or move it "
-            "away"
+            f"--pretrained {path}: {description} beside it is not as --export writes it ({error}); correct it or move "
+            "it away"
         ) from error
 
 

@@ -1,7 +1,7 @@
 """report.html: one file with the results of a session, written at the end of each round.
 
-`Report` is the entry point. It reads all that the page needs from the session's files, so a run that was resumed
-gets the same report as one that was not. Matplotlib and scikit-learn are loaded when the first page is made.
+`Report` is the entry point. It reads all its data from the session's files, so a resumed run gets the same report
+as an uninterrupted one. Matplotlib and scikit-learn are imported when the first page is made.
 """
 
 import logging
@@ -22,20 +22,20 @@ class Report:
     """Writes `report.html` of a session.
 
     Args:
-        session: whose files are read.
+        session: the session folder whose files are read.
         images: the training images that its memory bank belongs to.
         fingerprint: of these images, as checkpoints hold it.
     """
 
     def __init__(self, session: "SessionFolder", images: "ImageSet", fingerprint: str):
         self.session, self.images, self.fingerprint = session, images, fingerprint
-        self._pictures: Optional[Pictures] = None  # keeps its thumbnails
-        self._kept: dict[Any, Any] = {}  # earlier rounds by file and time
+        self._pictures: Optional[Pictures] = None  # a cache of thumbnails
+        self._cache: dict[Any, Any] = {}  # earlier rounds by file and time
 
     def write(self) -> float:
         """Write the page from the session's files; returns the seconds it took.
 
-        Nothing of the run is touched: neither the network in training nor any random state.
+        The run does not change: neither the network in training nor any random state.
 
         Raises:
             UserError: there is no checkpoint, it belongs to other images, or an image cannot be read.
@@ -43,22 +43,22 @@ class Report:
         """
         from lib.report.page import assemble
         from lib.report.pictures import Pictures
-        from lib.report.template import write
+        from lib.report.template import write_page
 
         started = time.perf_counter()
         if self._pictures is None:
             self._pictures = Pictures(self.images)
-        write(assemble(self.session, self._pictures, self.fingerprint, self._kept), self.session.report)
+        write_page(assemble(self.session, self._pictures, self.fingerprint, self._cache), self.session.report)
         return time.perf_counter() - started
 
     def write_if_possible(self) -> None:
-        """As `write`, but what goes wrong is a warning: a run that trains well must not end for its report."""
+        """As `write`, but an error becomes a warning: a run must not end because of its report."""
         try:
             seconds = self.write()
-        except Exception as error:  # whatever it is, the run matters more
+        except Exception as error:  # of any kind: the run matters more
             reason = " ".join(str(error).split()) or type(error).__name__
             log.warning(
-                "%s could not be written (%s: %s); the run goes on; --no-report leaves it out, and --resume %s "
+                "%s could not be written (%s: %s); the run continues; --no-report leaves it out, and --resume %s "
                 "--report-only tries again",
                 self.session.report, type(error).__name__, reason, self.session.path,
             )  # fmt: skip

@@ -1,33 +1,31 @@
-"""`--compare`: sessions side by side, from their text files alone, so that it answers at once. No PyTorch here."""
+"""`--compare`: sessions side by side, from their text files alone and without PyTorch, in a moment."""
 
 import datetime
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import Any, Optional
 
 from lib.config import OPTIONS, in_effect, value_text
 from lib.errors import UserError
 from lib.logger.console import duration
 from lib.runtime.packages import has
+from lib.session.metrics import percent_text
 from lib.session.records import SessionRecord, result_text, result_words
-
-if TYPE_CHECKING:
-    pass
 
 KIND = "comparison"
 WIDEST_CELL = 48
 """Characters of a cell on the terminal; longer paths are broken."""
-_OURS = f'content="AND, Anchor Neighbourhood Discovery: {KIND}"'
+_MARK = f'content="AND, Anchor Neighbourhood Discovery: {KIND}"'
 WIDTH, HEIGHT = 64, 12
 """Characters and lines of a plot on the terminal."""
 
 Table = tuple[list[str], list[list[str]]]
 """Column heads and rows."""
 
-_MEASURE = ("dataset", "labels", "protocol", "knn_k", "knn_sigma", "limit_test")
+_ACCURACY_OPTIONS = ("dataset", "labels", "protocol", "knn_k", "knn_sigma", "limit_test")
 """Options that decide what an accuracy means."""
-_LOSS = ("npc_temperature", "ANs_size")
+_LOSS_OPTIONS = ("npc_temperature", "ANs_size")
 """Options that decide what a loss means."""
 _STARTS = {
     "code": "code",
@@ -41,14 +39,14 @@ _STARTS = {
 """Entries of starts.jsonl that are compared, beside the options."""
 
 
-class Contrast:
+class Comparison:
     """Sessions side by side.
 
     Args:
         records: at least two.
 
     Attributes:
-        labels: what they are called here: their names if these differ, else their paths as given.
+        labels: the sessions' names if these differ, else their paths as given.
         letters: A, B, C ...
     """
 
@@ -60,28 +58,28 @@ class Contrast:
         self.letters = [_letter(place) for place in range(len(self.records))]
 
     def rows(self) -> Iterator[tuple[str, str, SessionRecord]]:
-        """Letter, label and record of each."""
+        """Letter, label and record of each session."""
         return zip(self.letters, self.labels, self.records)
 
     @property
     def notes(self) -> list[str]:
-        """Notes that a reader of the figures needs."""
+        """What limits the comparison of the figures: settings that differ, sessions that are unfinished."""
         notes = []
-        for figures, options in (("accuracies", _MEASURE), ("losses", _LOSS)):
+        for figures, options in (("accuracies", _ACCURACY_OPTIONS), ("losses", _LOSS_OPTIONS)):
             differing = [name for name in options if len({_shown(record, name) for record in self.records}) > 1]
             if differing:
                 verb = "differs" if len(differing) == 1 else "differ"
-                notes.append(f"{figures} are not measured alike: {', '.join(differing)} {verb}")
+                notes.append(f"{figures} are not comparable: {', '.join(differing)} {verb}")
         counts, images, contents = (
             {_started(record, key) for record in self.records} - {None}
             for key in ("train_images", "fingerprint", "contents")
         )
         if len(counts) > 1:
-            notes.append("losses are not measured alike: the numbers of training images differ, and chance is log N")
+            notes.append("losses are not comparable: the numbers of training images differ, and chance is log N")
         elif len(images) > 1:
-            notes.append("accuracies and losses are not measured alike: the training images differ")
+            notes.append("accuracies and losses are not comparable: the training images differ")
         elif len(contents) > 1:
-            notes.append("accuracies and losses are not measured alike: training images of the same names differ")
+            notes.append("accuracies and losses are not comparable: training images of the same names differ")
         unfinished = [letter for letter, _, record in self.rows() if not record.finished]
         if unfinished:
             notes.append(f"not finished: {', '.join(unfinished)}")
@@ -90,7 +88,7 @@ class Contrast:
     def tables(self) -> dict[str, Table]:
         """Every table by its title, in the order of reading."""
         return {
-            "options and circumstances that differ": self.differences(),
+            "options and environment that differ": self.differences(),
             "results": self.results(),
             **self.by_round(),
         }
@@ -116,16 +114,19 @@ class Contrast:
         """The results of each session, a row for each figure."""
         body = [
             ["epochs completed", *(f"{len(record.epochs):,}" for record in self.records)],
-            ["top-1, last", *(_percent(record.latest("knn_top1")) for record in self.records)],
-            ["top-1, best epoch", *(_percent((_best(record) or {}).get("knn_top1")) for record in self.records)],
+            ["top-1, last", *(percent_text(record.latest("knn_top1")) for record in self.records)],
+            ["top-1, best epoch", *(percent_text((_best(record) or {}).get("knn_top1")) for record in self.records)],
             ["its round and epoch", *(_where(_best(record)) for record in self.records)],
-            ["top-1, recomputed", *(_percent((record.final or {}).get("top1")) for record in self.records)],
-            ["top-5, recomputed", *(_percent((record.final or {}).get("top5")) for record in self.records)],
-            ["consistent pairs, last", *(_percent(_last(record, "consistency")) for record in self.records)],
+            ["top-1, recomputed", *(percent_text((record.final or {}).get("top1")) for record in self.records)],
+            ["top-5, recomputed", *(percent_text((record.final or {}).get("top5")) for record in self.records)],
+            ["consistent pairs, last", *(percent_text(_last(record, "consistency")) for record in self.records)],
             ["anchors, last", *(_number(_last(record, "anchors")) for record in self.records)],
             ["loss, last", *(_number(_last(record, "loss")) for record in self.records)],
             ["entropy, last", *(_number(record.latest("entropy")) for record in self.records)],
-            ["kept their neighbour, last", *(_percent(record.latest("neighbours_kept")) for record in self.records)],
+            [
+                "kept their neighbour, last",
+                *(percent_text(record.latest("neighbours_kept")) for record in self.records),
+            ],
             ["cosine with the nearest, last", *(_number(record.latest("neighbour_cosine")) for record in self.records)],
             ["clusters, last", *(_clusters(record) for record in self.records)],
             *self._protocol_results(),
@@ -144,10 +145,10 @@ class Contrast:
     def by_round(self) -> dict[str, Table]:
         """A table for each result of a round."""
         figures = {
-            "top-1 at the end of each round": lambda entry: _percent(entry.knn_last),
-            "consistent pairs in each round": lambda entry: _percent(entry.consistency),
+            "top-1 at the end of each round": lambda entry: percent_text(entry.knn_last),
+            "consistent pairs in each round": lambda entry: percent_text(entry.consistency),
             "loss at the end of each round": lambda entry: _number(entry.loss),
-            "share that kept their neighbour in each round": lambda entry: _percent(entry.neighbours_kept),
+            "share that kept their neighbour in each round": lambda entry: percent_text(entry.neighbours_kept),
             "mean entropy at the end of each round": lambda entry: _number(entry.entropy),
         }
         rounds = [{entry.round: entry for entry in record.rounds} for record in self.records]
@@ -210,16 +211,12 @@ def _time(record: SessionRecord) -> str:
     return duration(sum(epoch["seconds"] for epoch in record.epochs)) if record.epochs else "-"
 
 
-def _percent(share: Optional[float]) -> str:
-    return "-" if share is None else f"{100 * share:.2f} %"
-
-
 def _number(value: Any) -> str:
     return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def text_plot(curves: Sequence[Sequence[tuple[float, float]]], percent: bool) -> str:
-    """A plot of characters: the first curve in `A`, the next in `B`; `*` where several overlap. Empty without points.
+    """A plot in characters: the first curve of `A`, the next of `B`; `*` where several overlap. Empty without points.
 
     Args:
         curves: their (x, y).
@@ -256,48 +253,48 @@ def compare(sessions: Sequence[str], page: Optional[str], folder: str) -> None:
 
     Args:
         sessions: the folders, at least two.
-        page: where the page goes, or None for a new file in `folder`.
+        page: path of the page, or None for a new file in `folder`.
         folder: the folder of sessions.
 
     Raises:
         UserError: one of them is no session, or the page's path is taken or cannot be written.
     """
-    contrast = Contrast([SessionRecord.read(Path(session), "--compare") for session in sessions])
-    path, instead = _place(contrast, page, folder)
+    comparison = Comparison([SessionRecord.read(Path(session), "--compare") for session in sessions])
+    path, instead = _page_path(comparison, page, folder)
     if not has("jinja2") and page is not None:
         raise UserError("--compare-html: a page needs the package jinja2; pip install jinja2")
     try:
-        print(in_words(contrast))
+        print(as_text(comparison))
     finally:  # also if standard output is closed
         if has("jinja2"):
-            _write(contrast, path)
+            _write(comparison, path)
     if has("jinja2"):
-        print(f"\nas a page: {path}{' (instead of the comparison that was there)' if instead else ''}")
+        print(f"\nas a page: {path}{' (replaces the earlier comparison)' if instead else ''}")
     else:
         print("\nno page: it needs the package jinja2 (pip install jinja2)")
 
 
-def _write(contrast: Contrast, path: Path) -> None:
-    from lib.report.template import write
+def _write(comparison: Comparison, path: Path) -> None:
+    from lib.report.template import write_page
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(as_page(contrast), path)
+        write_page(as_page(comparison), path)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written: {error.strerror}; choose another place with --compare-html"
+            f"{path} cannot be written: {error.strerror}; choose another path with --compare-html"
         ) from None
 
 
-def _place(contrast: Contrast, page: Optional[str], folder: str) -> tuple[Path, bool]:
-    """Where the page goes, and whether it replaces a comparison. Nothing else is ever replaced.
+def _page_path(comparison: Comparison, page: Optional[str], folder: str) -> tuple[Path, bool]:
+    """The path of the page, and whether it replaces an earlier comparison. No other file is ever replaced.
 
     Raises:
-        UserError: another file is there.
+        UserError: another file has this path.
     """
     if page is None:
-        names = "-".join(record.name for record in contrast.records)
-        stem = f"compare-{names if len(names) <= 100 else f'{len(contrast.records)}-sessions'}"
+        names = "-".join(record.name for record in comparison.records)
+        stem = f"compare-{names if len(names) <= 100 else f'{len(comparison.records)}-sessions'}"
         number, path = 1, Path(folder) / f"{stem}.html"
         while path.exists():
             number += 1
@@ -306,19 +303,19 @@ def _place(contrast: Contrast, page: Optional[str], folder: str) -> tuple[Path, 
     path = Path(page)
     if not path.exists():
         return path, False
-    if path.is_file() and _OURS in path.read_text(encoding="utf-8", errors="replace")[:2000]:
+    if path.is_file() and _MARK in path.read_text(encoding="utf-8", errors="replace")[:2000]:
         return path, True
-    raise UserError(f"--compare-html {page}: something else is there already; choose another place")
+    raise UserError(f"--compare-html {page}: another file is there already; choose another path")
 
 
-def in_words(contrast: Contrast) -> str:
+def as_text(comparison: Comparison) -> str:
     """The comparison as text for the terminal."""
     from prettytable import PrettyTable
 
-    parts = [f"{letter}  {label}: {record.progress}" for letter, label, record in contrast.rows()]
-    for note in contrast.notes:
+    parts = [f"{letter}  {label}: {record.progress}" for letter, label, record in comparison.rows()]
+    for note in comparison.notes:
         parts.append(f"note: {note}")
-    for title, (head, body) in contrast.tables().items():
+    for title, (head, body) in comparison.tables().items():
         table = PrettyTable(head)
         table.align = "r"
         table.max_width = WIDEST_CELL
@@ -326,38 +323,38 @@ def in_words(contrast: Contrast) -> str:
         for row in body:
             table.add_row(row)
         parts += ["", title, table.get_string() if body else "none"]
-    has_accuracy = any(record.latest("knn_top1") is not None for record in contrast.records)
+    has_accuracy = any(record.latest("knn_top1") is not None for record in comparison.records)
     first = ("top-1", "knn_top1", True) if has_accuracy else ("mean cosine with the nearest", "neighbour_cosine", False)
     for what, key, percent in (first, ("loss", "loss", False)):
-        plot = text_plot([contrast.curve(place, key) for place in range(len(contrast.records))], percent)
+        plot = text_plot([comparison.curve(place, key) for place in range(len(comparison.records))], percent)
         if plot:
             parts += ["", f"{what} over the epochs", plot]
     return "\n".join(parts)
 
 
-def as_page(contrast: Contrast) -> str:
+def as_page(comparison: Comparison) -> str:
     """The comparison as HTML."""
     from lib.figures.charts import CSS_NAMES, dash, series
     from lib.report.template import render
 
     legend = [
         {"letter": letter, "label": label, "record": record, "colour": CSS_NAMES[series(place)], "dashes": dash(place)}
-        for place, (letter, label, record) in enumerate(contrast.rows())
+        for place, (letter, label, record) in enumerate(comparison.rows())
     ]
     return render(
         "compare.html",
         legend=legend,
-        notes=contrast.notes,
+        notes=comparison.notes,
         tables=[
             {"title": title[0].upper() + title[1:], "head": head, "body": body}
-            for title, (head, body) in contrast.tables().items()
+            for title, (head, body) in comparison.tables().items()
         ],
-        charts=_charts(contrast),
+        charts=_charts(comparison),
         made=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
     )
 
 
-def _charts(contrast: Contrast) -> list[tuple[str, Any]]:
+def _charts(comparison: Comparison) -> list[tuple[str, Any]]:
     """Caption and figure of every curve that any session has."""
     charts = []
     for name, caption, key, keywords in (
@@ -367,24 +364,24 @@ def _charts(contrast: Contrast) -> list[tuple[str, Any]]:
         ("cosine", "Mean cosine with the nearest", "neighbour_cosine", {}),
         ("rate", "Learning rate", "lr", {"logarithmic": True}),
     ):
-        points = [contrast.curve(place, key) for place in range(len(contrast.records))]
-        charts.append((caption, _chart(name, caption, "epochs completed", contrast, points, **keywords)))
+        points = [comparison.curve(place, key) for place in range(len(comparison.records))]
+        charts.append((caption, _chart(name, caption, "epochs completed", comparison, points, **keywords)))
     points = [
         [(entry.round, entry.consistency) for entry in record.rounds if entry.consistency is not None]
-        for record in contrast.records
+        for record in comparison.records
     ]
     charts.append(
-        ("Consistent pairs", _chart("consistency", "Consistent pairs", "round", contrast, points, percent=True))
+        ("Consistent pairs", _chart("consistency", "Consistent pairs", "round", comparison, points, percent=True))
     )
     return [(caption, chart) for caption, chart in charts if chart is not None]
 
 
-def _chart(name: str, caption: str, across: str, contrast: Contrast, points: list, **keywords: Any) -> Any:
+def _chart(name: str, caption: str, across: str, comparison: Comparison, points: list, **keywords: Any) -> Any:
     from lib.figures.charts import Curve, curves
 
     lines = [
         Curve(label, [x for x, _ in own], [y for _, y in own], place)
-        for place, (own, label) in enumerate(zip(points, contrast.labels))
+        for place, (own, label) in enumerate(zip(points, comparison.labels))
     ]
     described = f"{caption} of {len(lines)} sessions; the table of results has the figures"
     return curves(name, described, across, caption.lower(), lines, **keywords)

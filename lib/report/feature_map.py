@@ -1,4 +1,4 @@
-"""The map of the features: a figure of dots, and what the page needs to show the image behind each."""
+"""The map of the features: a scatter plot, and the thumbnail and text of each point."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,19 +11,19 @@ from lib.figures.charts import CSS_NAMES, FAINT, SERIES, scatter
 from lib.report.pictures import Pictures
 
 COLUMNS = 25
-"""Thumbnails side by side on the sheet."""
+"""Thumbnails in a row of the sheet."""
 TILE = 40
 """Pixels of a thumbnail on the sheet, at most: 600 of them take about half a MB."""
-NEIGHBOURS = 30
+PERPLEXITY = 30
 """t-SNE's perplexity: about how many neighbours determine the position of each image."""
-FEWEST = 30
+FEWEST_FOR_TSNE = 30
 """With fewer images the two directions of largest spread (PCA) are shown."""
 NO_LABEL = "no label"
 
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """A colour of the map and what it stands for."""
+    """A colour of the map and its meaning."""
 
     colour: str
     name: str
@@ -31,7 +31,7 @@ class LegendEntry:
 
 @dataclass(frozen=True)
 class MapSection:
-    """Everything the template needs.
+    """The values that the template shows.
 
     Attributes:
         method: `t-SNE` or `PCA`.
@@ -59,8 +59,8 @@ def map_section(rows: np.ndarray, features: Tensor, pictures: Pictures, groups: 
     """Lay out the features of some images.
 
     Args:
-        rows: (n,) which images.
-        groups: (n,) the cluster of each, which colours it where there are no labels.
+        rows: (n,) row numbers of the images.
+        groups: (n,) the cluster of each image, which gives its colour where there are no labels.
     """
     method, places = layout(features[rows].numpy())
     if pictures.labelled:
@@ -115,21 +115,21 @@ def layout(features: np.ndarray) -> tuple[str, np.ndarray]:
         `t-SNE` or `PCA`, and (n, 2) float64 from 0.03 to 0.97.
     """
     centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
-    if len(features) < FEWEST:
-        return "PCA", _squared(_principal(centred))
+    if len(features) < FEWEST_FOR_TSNE:
+        return "PCA", _in_unit_square(_principal(centred))
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
     start = _principal(centred)
-    start = start / max(start[:, 0].std(), 1e-12) * 1e-4  # as scikit-learn scales its own start
-    perplexity = min(NEIGHBOURS, (len(features) - 1) / 3)
+    start = start / max(start[:, 0].std(), 1e-12) * 1e-4  # as scikit-learn scales its PCA initialisation
+    perplexity = min(PERPLEXITY, (len(features) - 1) / 3)
     tsne = TSNE(2, perplexity=perplexity, init=start.astype(np.float32), learning_rate="auto", random_state=0)
     with threadpool_limits(1):
-        return "t-SNE", _squared(tsne.fit_transform(features.astype(np.float32)).astype(np.float64))
+        return "t-SNE", _in_unit_square(tsne.fit_transform(features.astype(np.float32)).astype(np.float64))
 
 
 def _principal(centred: np.ndarray) -> np.ndarray:
-    """(n, 2): the coordinates along the two directions of largest spread, each pointing where its largest entry is."""
+    """(n, 2): coordinates along the two directions of largest spread, signed so that the largest entry is positive."""
     _, _, directions = np.linalg.svd(centred, full_matrices=False)
     places = np.zeros((len(centred), 2))
     for axis, direction in enumerate(directions[:2]):
@@ -137,7 +137,7 @@ def _principal(centred: np.ndarray) -> np.ndarray:
     return places
 
 
-def _squared(places: np.ndarray) -> np.ndarray:
+def _in_unit_square(places: np.ndarray) -> np.ndarray:
     """The positions moved and scaled into the unit square, both axes alike."""
     middle = (places.max(axis=0) + places.min(axis=0)) / 2
     extent = max((places.max(axis=0) - places.min(axis=0)).max(), 1e-12)

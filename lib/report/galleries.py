@@ -1,4 +1,4 @@
-"""Pictures in order of certainty: anchors with their neighbours, and the images at both ends."""
+"""Galleries of the report: anchors with their neighbours, the most and least certain images, sheets of clusters."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,21 +10,20 @@ import torch
 from torch import Tensor
 
 from lib.clustering.clusters import Clusters
+from lib.figures.thumbnails import NEIGHBOURS_SHOWN
 from lib.method.discovery import similarity_entropy
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.report.pictures import Picture, Pictures, sample
 from lib.search.exact import nearest
 
-GROUP = 6
+ANCHORS_IN_GROUP = 6
 """Anchors shown in a group."""
-NEIGHBOURS = 4
-"""Neighbours shown of an anchor; it may have more."""
-ENDS = 12
-"""Images shown as the most and as the least certain."""
+CERTAIN_SHOWN = 12
+"""Images shown as the most certain, and as many as the least certain."""
 LOGITS = 2**28
-"""In round 0, where the run measures no entropies, the report measures some: about so many similarities."""
+"""About as many similarities the report computes for entropies in round 0, where the run computes none."""
 MOST_SHOWN = 12
-"""Clusters on the page, the largest."""
+"""The most clusters shown, the largest."""
 ON_A_SHEET = 12
 """Images of a contact sheet."""
 
@@ -34,10 +33,10 @@ class Certainty:
     """Entropies of some images.
 
     Attributes:
-        rows: (Q,) int64, which images, ascending.
+        rows: (Q,) int64, row numbers of the images, ascending.
         entropy: (Q,) float32, in nats.
-        whole: whether these are all images.
-        of_round: whether the run measured them, at the start of its round; otherwise the report did, at its end.
+        whole: whether these are all training images.
+        of_round: whether the run computed them, at the start of the round; otherwise the report did, at its end.
     """
 
     rows: Tensor
@@ -65,7 +64,7 @@ class Certainty:
 
 
 @dataclass(frozen=True)
-class Beside:
+class Neighbour:
     """A neighbour of an anchor."""
 
     picture: Picture
@@ -79,7 +78,7 @@ class Anchor:
 
     picture: Picture
     entropy: float
-    neighbours: list[Beside]
+    neighbours: list[Neighbour]
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,8 @@ def anchors_with_neighbours(
 ) -> list[Group]:
     """Anchors of lowest, middle and highest entropy, each with its neighbours, nearest first.
 
-    In round 0, which has no anchors, images of the sample stand in, with the neighbour nearest by their features.
+    In round 0, which has no anchors, images of the sample take their place, each with its nearest neighbour by
+    features.
     """
     if len(found.anchor_indexes) > 0:
         ordered, neighbours = found.anchor_indexes, found.neighbours
@@ -105,22 +105,22 @@ def anchors_with_neighbours(
     for name, places in _thirds(len(ordered)):
         rows = ordered[places]
         if neighbours is None:
-            beside = nearest(features[rows], features, 1, rows, backend="torch")[1]
+            shown_neighbours = nearest(features[rows], features, 1, rows, backend="torch")[1]
         else:
-            beside = neighbours[places, :NEIGHBOURS]
-        shown = zip(rows.tolist(), certainty.of(rows).tolist(), beside.tolist())
+            shown_neighbours = neighbours[places, :NEIGHBOURS_SHOWN]
+        shown = zip(rows.tolist(), certainty.of(rows).tolist(), shown_neighbours.tolist())
         groups.append(Group(name, [_anchor(*each, pictures) for each in shown]))
     return groups
 
 
 def _anchor(row: int, entropy: float, others: Sequence[int], pictures: Pictures) -> Anchor:
-    beside = [Beside(pictures.picture(other), pictures.same_class(row, other)) for other in others]
-    return Anchor(pictures.picture(row), entropy, beside)
+    shown_neighbours = [Neighbour(pictures.picture(other), pictures.same_class(row, other)) for other in others]
+    return Anchor(pictures.picture(row), entropy, shown_neighbours)
 
 
 def _thirds(count: int) -> list[tuple[str, slice]]:
     """The slices of the lowest, middle and highest of `count` ordered items, without overlap."""
-    size = min(GROUP, count // 3)
+    size = min(ANCHORS_IN_GROUP, count // 3)
     if size == 0:
         return [("All", slice(0, count))]
     middle = (count - size) // 2
@@ -132,41 +132,41 @@ def _thirds(count: int) -> list[tuple[str, slice]]:
 
 
 @dataclass(frozen=True)
-class Certain:
+class CertainImage:
     """An image and its entropy."""
 
     picture: Picture
     entropy: float
 
 
-def ends(certainty: Certainty, pictures: Pictures) -> tuple[list[Certain], list[Certain]]:
-    """The most certain images, surest first, and the least certain, least sure first; no image is in both."""
+def most_and_least_certain(certainty: Certainty, pictures: Pictures) -> tuple[list[CertainImage], list[CertainImage]]:
+    """The most certain images, lowest entropy first, and the least certain, highest first; no image is in both."""
     order = torch.sort(certainty.entropy, stable=True).indices
-    size = min(ENDS, len(order) // 2)
+    size = min(CERTAIN_SHOWN, len(order) // 2)
 
-    def shown(places: Tensor) -> list[Certain]:
+    def shown(places: Tensor) -> list[CertainImage]:
         found = zip(certainty.rows[places].tolist(), certainty.entropy[places].tolist())
-        return [Certain(pictures.picture(row), entropy) for row, entropy in found]
+        return [CertainImage(pictures.picture(row), entropy) for row, entropy in found]
 
     return shown(order[:size]), shown(order[len(order) - size :].flip(0))
 
 
 @dataclass(frozen=True)
-class Cluster:
-    """Images that belong together.
+class ClusterSheet:
+    """A cluster and the images closest to its centre.
 
     Attributes:
         number: from 1, the largest first.
         size: images of the sample in it.
         pictures: those closest to its centre, the closest first.
-        closeness: mean cosine of its images with its centre.
+        cosine: mean cosine of its images with its centre.
         commonest, share: the most frequent class and its share of the labelled ones; None without labels.
     """
 
     number: int
     size: int
     pictures: list[Picture]
-    closeness: float
+    cosine: float
     commonest: Optional[str]
     share: Optional[float]
 
@@ -178,14 +178,14 @@ class ContactSheets:
     Attributes:
         shown: the largest ones.
         count: how many there are.
-        why: how the number was chosen, in words.
+        explanation: how their number was chosen, in words.
         images: how many were clustered.
         assignments: (images,) int64, the cluster of each, from 0.
     """
 
-    shown: list[Cluster]
+    shown: list[ClusterSheet]
     count: int
-    why: str
+    explanation: str
     images: int
     assignments: np.ndarray
 
@@ -194,7 +194,7 @@ def contact_sheets(rows: np.ndarray, features: Tensor, pictures: Pictures, clust
     """The images closest to the centre of each cluster.
 
     Args:
-        rows: (n,) which images, n at least 1.
+        rows: (n,) row numbers of the images, n at least 1.
         features: (N, D) unit rows of all training images.
         clusters: of these.
     """
@@ -210,7 +210,7 @@ def contact_sheets(rows: np.ndarray, features: Tensor, pictures: Pictures, clust
     return ContactSheets(shown, len(present), clusters.explanation, len(rows), assignments)
 
 
-def _cluster(number: int, rows: np.ndarray, cosines: np.ndarray, pictures: Pictures) -> Cluster:
+def _cluster(number: int, rows: np.ndarray, cosines: np.ndarray, pictures: Pictures) -> ClusterSheet:
     closest = rows[np.argsort(-cosines, kind="stable")[:ON_A_SHEET]]
     commonest = share = None
     if pictures.labelled:
@@ -219,4 +219,4 @@ def _cluster(number: int, rows: np.ndarray, cosines: np.ndarray, pictures: Pictu
             commonest, count = labels.most_common(1)[0]
             share = count / sum(labels.values())
     shown = [pictures.picture(row) for row in closest.tolist()]
-    return Cluster(number + 1, len(rows), shown, float(cosines.mean()), commonest, share)
+    return ClusterSheet(number + 1, len(rows), shown, float(cosines.mean()), commonest, share)

@@ -1,4 +1,4 @@
-"""report.html: from a session's files and its training images to the text of the page."""
+"""Assembles report.html from a session's files and its training images."""
 
 import datetime
 import math
@@ -12,15 +12,16 @@ from torch import Tensor
 
 from datasets.image_set import ImageSet
 from lib.checkpoint.manager import newest_by_round
-from lib.clustering.clusters import AUTO, clusters_of
+from lib.clustering.clusters import clusters_of
 from lib.config import value_text
+from lib.config.option import AUTO
 from lib.errors import UserError
-from lib.evaluation.baselines import shared_in, shared_words
+from lib.evaluation.baselines import shared_in, shared_text
 from lib.evaluation.features import FeatureSpace
 from lib.export.kept_features import KeptFeatures, rounded
 from lib.figures.charts import Curve, curves
 from lib.report.feature_map import map_section
-from lib.report.galleries import Certainty, anchors_with_neighbours, contact_sheets, ends
+from lib.report.galleries import Certainty, anchors_with_neighbours, contact_sheets, most_and_least_certain
 from lib.report.pictures import Pictures, evenly, sample
 from lib.report.rounds import RoundView, checked, quality, view
 from lib.report.template import render
@@ -29,14 +30,14 @@ from lib.seeding import derive
 from lib.session.folder import SessionFolder
 from lib.session.records import SessionRecord, result_text, result_words
 
-WATCHED = 6
-"""Images whose attention is followed over the rounds."""
-ROUNDS_WATCHED = 5
-"""Rounds in which the attention is shown: the first, the last, and some between them."""
+ATTENTION_IMAGES = 6
+"""Images whose attention maps are shown over the rounds."""
+ATTENTION_ROUNDS = 5
+"""Rounds whose attention maps are shown: the first, the last, and some between them."""
 ON_THE_MAP = 600
 """Images that the map shows, a random sample fixed by the seed."""
 EPOCH_ROWS = 1000
-"""The most lines of the table of epochs; a longer run shows every second epoch, or every third ..."""
+"""The most rows of the table of epochs; of a longer run every second or third epoch is shown, and so on."""
 
 
 def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept: dict[Any, RoundView]) -> str:
@@ -56,14 +57,14 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
     if not files:
         raise UserError(f"session {session.path} has no checkpoint yet, and so nothing to report")
     newest = checked(files[max(files)], images, fingerprint)
-    watched = evenly(len(images), WATCHED)
+    watched = evenly(len(images), ATTENTION_IMAGES)
     views = _views(files, newest, images, fingerprint, watched, kept)
-    here = views[-1]
+    last_view = views[-1]
     kept_features = _kept_features(record, files[max(files)], newest)
     features = newest["npc"]["memory"].float() if kept_features is None else kept_features.train
     seed = derive(newest["options"].get("seed", 0), "report")
-    certainty = Certainty.measured(here.found, features, newest["options"]["npc_temperature"], seed)
-    most, least = ends(certainty, pictures)
+    certainty = Certainty.measured(last_view.found, features, newest["options"]["npc_temperature"], seed)
+    most, least = most_and_least_certain(certainty, pictures)
     return render(
         "report.html",
         record=record,
@@ -72,20 +73,20 @@ def assemble(session: SessionFolder, pictures: Pictures, fingerprint: str, kept:
         **_run(record, newest),
         **_results(record, newest, len(images)),
         quality=quality(record, views, pictures),
-        here=here,
+        last_view=last_view,
         features=None if kept_features is None else str(kept_features.space),
         certainty=certainty,
-        groups=anchors_with_neighbours(here.found, certainty, features, pictures),
+        groups=anchors_with_neighbours(last_view.found, certainty, features, pictures),
         **_map_and_clusters(record, newest, kept_features, features, pictures, seed),
         most=most,
         least=least,
         watched=[pictures.picture(index) for index in watched],
-        looked=[views[place] for place in _spread(len(views), ROUNDS_WATCHED)],
+        attention_views=[views[place] for place in _spread(len(views), ATTENTION_ROUNDS)],
     )
 
 
 def _run(record: SessionRecord, newest: dict[str, Any]) -> dict[str, Any]:
-    """What was run: command, versions, data and options."""
+    """The provenance of the run: command, versions, data and options."""
     return {
         "made": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
         "start": record.starts[-1] if record.starts else None,
@@ -96,12 +97,12 @@ def _run(record: SessionRecord, newest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _results(record: SessionRecord, newest: dict[str, Any], images: int) -> dict[str, Any]:
-    """Results by round and epoch, with what needs no learning beside them."""
+    """Results by round and epoch, and the baselines without learning."""
     shared = shared_in(record.epochs[-1]) if record.epochs else None
     return {
         "rounds": record.rounds,
         "baselines": newest.get("baselines", {}),
-        "beside_pixels": None if shared is None else shared_words(shared, images),
+        "beside_pixels": None if shared is None else shared_text(shared, images),
         "charts": _charts(record, images),
         "results": [(result_words(key), result_text(key, value)) for key, value in record.results.items()],
         "epochs": record.epochs[:: max(1, -(-len(record.epochs) // EPOCH_ROWS))],
@@ -135,7 +136,7 @@ def _map_and_clusters(
 
 def _kept_features(record: SessionRecord, file: Path, saved: dict[str, Any]) -> Optional[KeptFeatures]:
     """The training features that the session's options ask for, if they are those of this checkpoint's network; None
-    where the memory bank stands for them.
+    where the memory bank is used instead.
 
     Raises:
         UserError: as `KeptFeatures.read`.
@@ -209,6 +210,6 @@ def _charts(record: SessionRecord, images: int) -> list[tuple[str, Any, str]]:
             "accuracy", f"{record.evaluated_by} accuracy", "knn_top1", "top-1", "By the rows of the memory bank.",
             percent=True,
         ),
-        chart("rate", "Learning rate", "lr", "learning rate", "It starts anew in every round.", logarithmic=True),
+        chart("rate", "Learning rate", "lr", "learning rate", "It restarts in every round.", logarithmic=True),
     )  # fmt: skip
     return [each for each in found if each is not None]

@@ -1,4 +1,4 @@
-"""Thumbnails: images of the data set as they go into a page."""
+"""Thumbnails of the data set's images, for the report."""
 
 import base64
 import io
@@ -11,17 +11,17 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from datasets.image_set import UNLABELLED, ImageSet
-from lib.errors import given
+from lib.errors import not_none
 
-SIDE = 64
-"""Pixels of a thumbnail; smaller images stay as they are and the page enlarges them."""
+THUMBNAIL_SIDE = 64
+"""Pixels of a thumbnail's side; smaller images keep their size, and the page enlarges them."""
 TINY = 24
-"""Images up to this side are kept without loss: they are small, and JPEG would blur them."""
+"""Images up to this side are stored as PNG: JPEG would blur them."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One thumbnail and what is known about its image."""
+    """One thumbnail with the name and label of its image."""
 
     index: int
     uri: str
@@ -32,7 +32,7 @@ class Picture:
 
     @property
     def alt(self) -> str:
-        """What a screen reader says."""
+        """The text for a screen reader."""
         return self.name if self.label is None else f"{self.name}, class {self.label}"
 
 
@@ -63,14 +63,14 @@ class Pictures:
 
     @property
     def labels(self) -> Optional[np.ndarray]:
-        """(N,) int64, `UNLABELLED` where an image has none; or None."""
+        """(N,) int64, `UNLABELLED` for an image without a label; or None."""
         return self.images.labels
 
     def label_number(self, index: int) -> Optional[int]:
         """The class of an image, an index into `classes`; None where it has no label."""
-        if not self.labelled or given(self.labels)[index] == UNLABELLED:
+        if not self.labelled or not_none(self.labels)[index] == UNLABELLED:
             return None
-        return int(given(self.labels)[index])
+        return int(not_none(self.labels)[index])
 
     def label(self, index: int) -> Optional[str]:
         number = self.label_number(index)
@@ -95,10 +95,10 @@ class Pictures:
         return Picture(index, uri_of(self.thumbnail(index)), self.name(index), self.label(index))
 
     def thumbnail(self, index: int) -> Image.Image:
-        """A square cut from the middle, at most `SIDE` pixels wide."""
+        """A square cut from the middle, at most `THUMBNAIL_SIDE` pixels wide."""
         if index not in self._thumbnails:
             image = self.images.read(index)
-            side = min(SIDE, *image.size)
+            side = min(THUMBNAIL_SIDE, *image.size)
             self._thumbnails[index] = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
         return self._thumbnails[index]
 
@@ -115,7 +115,7 @@ class Pictures:
 
 
 def uri_of(image: Image.Image, lossless: Optional[bool] = None) -> str:
-    """The image as a data URI: PNG where it is tiny or must not lose anything, else JPEG."""
+    """The image as a data URI: PNG where it is tiny or must be lossless, else JPEG."""
     file = io.BytesIO()
     if max(image.size) <= TINY if lossless is None else lossless:
         kind = "png"

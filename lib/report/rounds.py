@@ -14,7 +14,7 @@ import models
 from datasets.image_set import ImageSet
 from datasets.transforms.pil import test_transform
 from lib.checkpoint import io as checkpoint
-from lib.errors import UserError, given
+from lib.errors import UserError, not_none
 from lib.figures.attention import attention, overlaid
 from lib.figures.charts import Curve, bars, curves
 from lib.method.neighbourhoods import Neighbourhoods
@@ -23,28 +23,28 @@ from lib.search.exact import nearest
 from lib.session.metrics import Round
 from lib.session.records import SessionRecord
 
-SIDE = 80
-"""Pixels of a picture of where the network looks."""
+ATTENTION_SIDE = 80
+"""Pixels of an attention map's side."""
 PAIRS = 2**14
-"""Anchors on which mean similarity and stability are measured, evenly spaced, if there are more."""
+"""The most anchors on which mean cosine and stability are measured, evenly spaced."""
 
 
 @dataclass(frozen=True)
 class RoundView:
-    """One round as its checkpoint shows it.
+    """What the report shows of a round from its checkpoint.
 
     Attributes:
         number: of the round.
         found: its anchors and neighbours.
-        closeness: mean cosine of anchors with their neighbours in the bank; None without anchors.
-        looks: for each watched image, where the network looks, as a data URI.
-        stage: of the network, at which this was measured.
+        cosine: mean cosine of anchors with their neighbours in the bank; None without anchors.
+        attention_maps: data URIs of the watched images' attention maps.
+        stage: the stage of the network whose activations the attention maps weight.
     """
 
     number: int
     found: Neighbourhoods
-    closeness: Optional[float]
-    looks: tuple[str, ...]
+    cosine: Optional[float]
+    attention_maps: tuple[str, ...]
     stage: str
 
 
@@ -57,8 +57,8 @@ def view(saved: dict[str, Any], images: ImageSet, watched: Sequence[int]) -> Rou
     """
     memory = saved["npc"]["memory"].float()
     found = Neighbourhoods(**saved["ANs_discovery"])
-    stage, looks = _looks(saved, memory, images, watched)
-    return RoundView(saved["round"], found, _closeness(memory, found), looks, stage)
+    stage, maps = _attention_maps(saved, memory, images, watched)
+    return RoundView(saved["round"], found, _mean_cosine(memory, found), maps, stage)
 
 
 def checked(path: Path, images: ImageSet, fingerprint: str) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def checked(path: Path, images: ImageSet, fingerprint: str) -> dict[str, Any]:
     saved = checkpoint.load(path)
     rows, data = len(saved["npc"]["memory"]), saved.get("dataset", {})
     other = rows != len(images) or data.get("fingerprint", fingerprint) != fingerprint
-    if other or images.replaced(data.get("contents")).are_others:
+    if other or images.replaced(data.get("contents")).are_other_pictures:
         raise UserError(
             f"checkpoint {path} belongs to {rows} other training images than the {len(images)} that are here; "
             "for its report use the --dataset, --data-root, --limit-train and --seed it was made with"
@@ -89,7 +89,7 @@ def stability(before: Neighbourhoods, after: Neighbourhoods) -> Optional[float]:
     return kept.double().mean().item()
 
 
-def _closeness(memory: Tensor, found: Neighbourhoods) -> Optional[float]:
+def _mean_cosine(memory: Tensor, found: Neighbourhoods) -> Optional[float]:
     if len(found.anchor_indexes) == 0:
         return None
     chosen = _thinned(torch.arange(len(found.anchor_indexes)))
@@ -102,10 +102,10 @@ def _thinned(rows: Tensor) -> Tensor:
     return rows if len(rows) <= PAIRS else rows[torch.linspace(0, len(rows) - 1, PAIRS).long()]
 
 
-def _looks(
+def _attention_maps(
     saved: dict[str, Any], memory: Tensor, images: ImageSet, watched: Sequence[int]
 ) -> tuple[str, tuple[str, ...]]:
-    """The stage, and a picture for each watched image: what makes it similar to its nearest other row of the bank."""
+    """The stage, and an attention map of each watched image for its similarity to the nearest other row of the bank."""
     options, data = saved["options"], saved["dataset"]
     size = options["size"]
     with torch.random.fork_rng(devices=[]):  # building a network draws random numbers, which must not change the run
@@ -118,13 +118,13 @@ def _looks(
     batch = torch.stack([transforms.Compose(steps[2:])(square) for square in squares])
     seen = attention(network, batch, memory[neighbours[:, 0]])
     return seen.stage, tuple(
-        uri_of(overlaid(square, attended.numpy(), SIDE)) for square, attended in zip(squares, seen.maps)
+        uri_of(overlaid(square, attended.numpy(), ATTENTION_SIDE)) for square, attended in zip(squares, seen.maps)
     )
 
 
 @dataclass(frozen=True)
 class RoundQuality:
-    """One round; None where something was not measured.
+    """The neighbourhoods of a round in numbers; None where one was not measured.
 
     Attributes:
         number: of the round.
@@ -146,15 +146,15 @@ class RoundQuality:
 
 @dataclass(frozen=True)
 class Quality:
-    """Everything the template needs.
+    """The values that the template shows.
 
     Attributes:
         rounds: in order.
-        of_all: `kept` and `cosine` are of all images, as metrics.jsonl has them; otherwise of the anchors.
+        of_all: whether `kept` and `cosine` are of all images, from metrics.jsonl; otherwise they are of the anchors.
         labels: whether pairs are compared by labels.
         without_labels: whether there are pairs without both labels.
         bars: consistent and inconsistent pairs, or None.
-        charts: caption and figure of what needs no labels.
+        charts: caption and figure of each measure that needs no labels.
     """
 
     rounds: list[RoundQuality]
@@ -166,7 +166,7 @@ class Quality:
 
 
 def quality(record: SessionRecord, views: Sequence[RoundView], pictures: Pictures) -> Quality:
-    """Compute it from metrics.jsonl and the checkpoints of the rounds."""
+    """The quality of the neighbourhoods by round, from metrics.jsonl and the checkpoints."""
     entries, k = record.rounds, record.value("ANs_size")
     of_all = any(entry.neighbour_cosine is not None for entry in entries)
     by_number = {each.number: each for each in views}
@@ -177,7 +177,7 @@ def quality(record: SessionRecord, views: Sequence[RoundView], pictures: Picture
             kept, cosine = entry.neighbours_kept, entry.neighbour_cosine
         else:
             kept = None if now is None or before is None else stability(before.found, now.found)
-            cosine = None if now is None else now.closeness
+            cosine = None if now is None else now.cosine
         equal = _pairs_of_round(entry, k, now, pictures)
         rounds.append(RoundQuality(entry.round, entry.anchors * k, *equal, kept, cosine, entry.entropy))
     counted = [
@@ -191,7 +191,7 @@ def quality(record: SessionRecord, views: Sequence[RoundView], pictures: Picture
 
 def pairs_by_label(found: Neighbourhoods, pictures: Pictures) -> tuple[int, int]:
     """How many pairs have equal labels and how many different ones; pairs without both labels are in neither."""
-    labels = given(pictures.labels)
+    labels = not_none(pictures.labels)
     own, others = labels[found.anchor_indexes.numpy()][:, None], labels[found.neighbours.numpy()]
     known = (own >= 0) & (others >= 0)
     return int(((own == others) & known).sum()), int(((own != others) & known).sum())
@@ -205,8 +205,8 @@ def _pairs_of_round(
         return None, None
     if now is not None and pictures.labelled:
         return pairs_by_label(now.found, pictures)
-    # the share is of the pairs with two labels, whose number only the checkpoint has
-    if pictures.labelled and (given(pictures.labels) < 0).any():
+    # consistency is a share of the labelled pairs, whose number only the checkpoint has
+    if pictures.labelled and (not_none(pictures.labels) < 0).any():
         return None, None
     pairs = entry.anchors * k
     consistent = round(entry.consistency * pairs)
@@ -239,5 +239,5 @@ def _charts(rounds: Sequence[RoundQuality]) -> list[tuple[str, Markup]]:
         line = Curve(caption, [each.number for each in rounds], [getattr(each, key) for each in rounds])
         if len(line.points) > 1:
             described = f"{caption}. " + ", ".join(f"round {x}: {y:.3f}" for x, y in line.points)
-            charts.append((caption, given(curves(key, described, "round", up, [line], percent=key == "kept"))))
+            charts.append((caption, not_none(curves(key, described, "round", up, [line], percent=key == "kept"))))
     return charts

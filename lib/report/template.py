@@ -1,4 +1,4 @@
-"""Renders a template and writes the page, whole or not at all."""
+"""Renders a template and writes the page atomically."""
 
 import base64
 import functools
@@ -22,7 +22,7 @@ def render(template: str, **values: Any) -> str:
 
 @functools.cache
 def _environment() -> Environment:
-    """Made once: a run fills the same templates after every round."""
+    """The templates' environment, made once: a run renders a page after every round."""
     environment = Environment(
         loader=FileSystemLoader(str(TEMPLATES)),
         autoescape=True,
@@ -35,7 +35,7 @@ def _environment() -> Environment:
     return environment
 
 
-def write(text: str, path: Path) -> None:
+def write_page(text: str, path: Path) -> None:
     """Write beside `path`, then move into place. Names that are not valid text show a replacement character.
 
     Raises:
@@ -50,14 +50,14 @@ def percent(share: Any, places: int = 2) -> str:
 
 
 def number(value: Any, digits: int = 4) -> str:
-    """To so many digits, whole numbers with thousands marked; a dash for None."""
+    """To `digits` significant digits, whole numbers with a thousands separator; a dash for None."""
     if value is None:
         return "–"
     return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
 
 
 def fixed(value: Any, places: int = 3) -> str:
-    """With so many decimals; a dash for None."""
+    """With `places` decimals; a dash for None."""
     return "–" if value is None else f"{value:.{places}f}"
 
 
@@ -67,6 +67,6 @@ def _part(name: str) -> Markup:
 
 
 def _hash(name: str) -> str:
-    """The script as a content security policy names it: the page runs this one and no other."""
+    """The hash by which the page's content security policy allows this script and no other."""
     digest = hashlib.sha256(str(_part(name)).encode()).digest()
     return "sha256-" + base64.b64encode(digest).decode()

@@ -117,7 +117,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise not_written(str(path), path, error, "the checkpoints are as they were") from error
+        raise not_written(str(path), path, error, "the checkpoints are unchanged") from error
 
 
 def not_written(what: str, path: Path, error: Exception, unchanged: str) -> RunError:
@@ -125,7 +125,7 @@ def not_written(what: str, path: Path, error: Exception, unchanged: str) -> RunE
 
     Args:
         what: the file as the message calls it.
-        unchanged: what the failure has left as it was.
+        unchanged: the end of the message: what is unchanged.
     """
     if not path.parent.is_dir():
         return RunError(f"{what} could not be written: the folder {path.parent} is gone")

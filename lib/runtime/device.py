@@ -91,4 +91,4 @@ def precision_note(precision: str, dtype: Optional[torch.dtype]) -> Optional[str
     """The log's note where `--precision auto` chose another precision than the authors' float32, or None."""
     if precision != "auto" or dtype is None:
         return None
-    return "the paper's numbers were made in float32: --precision fp32 computes in it"
+    return "the paper's numbers were computed in float32: --precision fp32 computes in it"

@@ -26,7 +26,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def keep_freed_memory() -> bool:
     """Make glibc's malloc keep freed memory, which the next training step needs again.
 
-    By default malloc maps every large block anew, and each step pays for the page faults. The setting concerns the
+    By default malloc maps every large block again, which costs page faults in each step. The setting concerns the
     whole process, so main.py makes it and `and_discovery` does not.
 
     Returns:

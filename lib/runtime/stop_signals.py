@@ -86,10 +86,8 @@ class StopSignals:
         if not self._quiet:
             # print and logging may be interrupted in the middle of a line; the terminal may be closed
             with contextlib.suppress(OSError, ValueError):
-                os.write(
-                    sys.__stderr__.fileno() if sys.__stderr__ is not None else 2,
-                    f"\n{self.requested.name}: stopping after this step and saving; once more stops at once\n".encode(),
-                )
+                line = f"\n{self.requested.name}: stopping after this step and saving; a second signal stops at once\n"
+                os.write(sys.__stderr__.fileno() if sys.__stderr__ is not None else 2, line.encode())
 
     def _check_wait(self, number: int, frame: Optional[FrameType]) -> None:
         """Runs once a second after the first signal."""

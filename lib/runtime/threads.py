@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
-AUTO = "auto"
 MARGIN = 0.3
 """Cores that other programs may use before the machine counts as busy."""
 
-SHORTEST_WATCH = 0.3
+SHORTEST_MEASUREMENT = 0.3
 """Seconds of the shortest measurement: the system counts processor time in hundredths."""
 
 
@@ -79,8 +78,8 @@ class OtherPrograms:
         self._began, self._own, self._all = time.monotonic(), _own_seconds(), _seconds_of_all()
 
     def cores(self) -> Optional[float]:
-        """Cores that other programs use on average; None if the system does not tell."""
-        time.sleep(max(0.0, SHORTEST_WATCH - (time.monotonic() - self._began)))
+        """Cores that other programs use on average; None if the system does not report it."""
+        time.sleep(max(0.0, SHORTEST_MEASUREMENT - (time.monotonic() - self._began)))
         now, own, elapsed = _seconds_of_all(), _own_seconds(), time.monotonic() - self._began
         if now is None or self._all is None:
             return None

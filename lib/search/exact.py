@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from lib.distributed.world import Shard, World
 
 CPU_TILE_ELEMENTS, GPU_TILE_ELEMENTS = 2**24, 2**27
-"""Similarities that a search holds at a time."""
+"""Similarities held at a time by a search, on a CPU and on a GPU."""
 
 SELECTED_ELEMENTS = 2**19
-"""Similarities on a CPU among which the largest are looked for at a time: they fit its cache."""
+"""Similarities whose largest are selected at a time on a CPU: they fit its cache."""
 
 MERGED_ELEMENTS = 2**22
 """Similarities of all processes that are merged at a time: 16 MiB, and twice that of row numbers."""
@@ -23,7 +23,7 @@ BLOCK = 16
 """A multiple of the block sizes of matrix products on CPUs; the rest at an edge is summed in another order."""
 
 LARGEST_SAMPLE = 5_000
-"""Rows of the largest sample for diagnostics."""
+"""The most rows in a sample for diagnostics."""
 
 
 def nearest(
@@ -43,7 +43,7 @@ def nearest(
         queries: (Q, D), taken as float32; with several processes the same on each.
         database: (N, D), taken as float32; with several processes those rows that `shard` names.
         k: how many, from 1 to N (N - 1 if `own` is given).
-        own: (Q,) int64, each query's own row in the database, which its result leaves out; or None.
+        own: (Q,) int64, each query's own row in the database, which is excluded from its result; or None.
         backend: `faiss` (flat index, on the CPU); `torch` or `auto`: PyTorch, on the device of the rows.
         shard: which rows `database` is; None: all of them.
 
@@ -89,7 +89,9 @@ class ExactSearch:
             similarities, indices = _by_torch(queries.float(), self._database, width, own, tile_elements)
         else:
             own_array = None if own is None else own.detach().cpu().numpy()
-            found = _ordered(self._index, as_array(queries), width, own_array, self._tile_elements or CPU_TILE_ELEMENTS)
+            found = _by_faiss(
+                self._index, as_array(queries), width, own_array, self._tile_elements or CPU_TILE_ELEMENTS
+            )
             similarities, indices = (torch.from_numpy(array).to(queries.device) for array in found)
         if self._shard.world.size == 1:
             return similarities, indices
@@ -115,7 +117,8 @@ def inner_products(queries: Tensor, rows: Tensor) -> Tensor:
 
     Equal rows give equal products, to the bit, beside any other rows and in any call, so that ties are exact. A plain
     matrix product rounds differently at its edges, so both sides are padded to whole blocks. PyTorch's libraries do
-    not guarantee that this is enough: we saw no exception on one thread and a few on several threads.
+    not guarantee that this is enough: in our tests ties were exact on one thread, and with a few exceptions on
+    several.
     """
     spare_queries, spare_rows = -len(queries) % BLOCK, -len(rows) % BLOCK
     if spare_queries > 0:
@@ -125,7 +128,7 @@ def inner_products(queries: Tensor, rows: Tensor) -> Tensor:
         products = queries @ rows.t()
     elif whole == 0:
         products = queries @ F.pad(rows, (0, 0, 0, spare_rows)).t()
-    else:  # the last rows apart: padding all rows would copy them
+    else:  # the last rows separately: padding all rows would copy them
         products = queries.new_empty(len(queries), len(rows))
         torch.mm(queries, rows[:whole].t(), out=products[:, :whole])
         last = queries @ F.pad(rows[whole:], (0, 0, 0, spare_rows)).t()
@@ -218,10 +221,10 @@ def _columns_by_partition(sims: np.ndarray, k: int) -> np.ndarray:
     return columns.reshape(len(sims), k)
 
 
-def _ordered(
+def _by_faiss(
     index: Any, queries: np.ndarray, k: int, own: Optional[np.ndarray], tile_elements: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Search a faiss index wide enough to see past any tie at place k, then order by (similarity, index).
+    """Search a faiss index for enough rows to resolve ties at place k, then order by (similarity, index).
 
     Args:
         index: a flat index of faiss.
@@ -237,7 +240,7 @@ def _ordered(
         for rows in np.array_split(pending, math.ceil(len(pending) * width / tile_elements)):
             sims, indices = index.search(queries[rows], width)
             if own is not None:
-                sims = np.where(indices == own[rows, None], -np.inf, sims)  # sorts to the very end
+                sims = np.where(indices == own[rows, None], -np.inf, sims)  # so that it is sorted last
             order = np.lexsort((indices, -sims), axis=1)
             sims, indices = np.take_along_axis(sims, order, 1), np.take_along_axis(indices, order, 1)
             # a tie between place k and the last row found may continue beyond it: search wider there

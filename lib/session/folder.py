@@ -108,9 +108,9 @@ def check_own_files(session: SessionFolder) -> None:
             path = os.path.join(folder, name)
             if os.path.islink(path):
                 raise UserError(
-                    f"session {session.path}: {shown(path)} is a link; a run writes into its own folder alone: put "
-                    "there what it leads to, or remove it"
+                    f"session {session.path}: {shown(path)} is a link; a run writes into its own folder alone: "
+                    "replace it by what it links to, or remove it"
                 )
             # a file may be deleted in the meantime
             if not os.path.isdir(path) and not os.path.isfile(path) and os.path.lexists(path):
-                raise UserError(f"session {session.path}: {shown(path)} is no ordinary file; remove it")
+                raise UserError(f"session {session.path}: {shown(path)} is not a regular file; remove it")

@@ -1,4 +1,4 @@
-"""One run at a time in a session: a file that names the process that writes there."""
+"""The lock of a session folder, in which one run at a time writes."""
 
 import contextlib
 import fcntl
@@ -19,7 +19,7 @@ ENDED = "ended"
 
 
 class SessionLock:
-    """session.lock: process id, host and start of the run that writes in the folder.
+    """session.lock: process id, host and start time of the run that writes in the folder.
 
     A run takes over the lock of a process of this host that has ended; its start time distinguishes that process
     from a later one of the same id. A process of another host cannot be checked: its lock stays until somebody deletes
@@ -31,11 +31,11 @@ class SessionLock:
 
     def __init__(self, folder: Path):
         self._path = folder / NAME
-        self._mine = {"pid": os.getpid(), "host": socket.gethostname(), "process": _identity(os.getpid())}
-        self._mine["since"] = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._own = {"pid": os.getpid(), "host": socket.gethostname(), "process": _identity(os.getpid())}
+        self._own["since"] = time.strftime("%Y-%m-%d %H:%M:%S")
 
-    def take(self) -> None:
-        """Take the lock.
+    def acquire(self) -> None:
+        """Acquire the lock.
 
         Raises:
             UserError: another run has it; the message says which.
@@ -45,13 +45,13 @@ class SessionLock:
             self._refuse_if_held(_parsed(file.read()))
             file.seek(0)
             file.truncate()
-            file.write(json.dumps(self._mine).encode())
+            file.write(json.dumps(self._own).encode())
             file.flush()
 
     def release(self) -> None:
         """Delete the file if the lock is still this run's: the folder may be gone, or somebody may have deleted it."""
         with contextlib.suppress(OSError):
-            if _parsed(self._path.read_bytes()) == self._mine:
+            if _parsed(self._path.read_bytes()) == self._own:
                 self._path.unlink()
 
     @contextmanager
@@ -61,13 +61,13 @@ class SessionLock:
             with open(self._path, "a+b") as file:
                 with contextlib.suppress(OSError):  # a file system without locks: two may start in the same millisecond
                     fcntl.lockf(file, fcntl.LOCK_EX)
-                if self._is_still(file):
+                if self._is_current(file):
                     file.seek(0)
                     yield file
                     return
 
-    def _is_still(self, file: IO[bytes]) -> bool:
-        """Whether the file has not been deleted by its owner in the meantime."""
+    def _is_current(self, file: IO[bytes]) -> bool:
+        """Whether the path still leads to this file: its owner may have deleted it in the meantime."""
         try:
             return os.path.samestat(os.fstat(file.fileno()), os.stat(self._path))
         except FileNotFoundError:
@@ -76,9 +76,9 @@ class SessionLock:
     def _refuse_if_held(self, holder: dict[str, Any]) -> None:
         pid, host = holder.get("pid"), holder.get("host")
         if type(pid) is not int or pid <= 0 or not isinstance(host, str):
-            return  # new, cut short when its disk was full or its machine went down, or not a lock of ours
+            return  # new, cut short when its disk was full or its machine went down, or not a lock file of a run
         since = shown(str(holder.get("since")))
-        if host != self._mine["host"]:
+        if host != self._own["host"]:
             raise UserError(
                 f"session {self._path.parent} is in use by process {pid} on host {shown(host)} since {since}; if that "
                 f"run is gone, delete {self._path}"

@@ -1,4 +1,4 @@
-"""The metrics of a run: a line of metrics.jsonl for each epoch, the rounds that they add up to, and their tables.
+"""The metrics of a run: a line of metrics.jsonl for each epoch, summaries of rounds made from them, and their tables.
 
 Written and read without PyTorch.
 """
@@ -12,7 +12,7 @@ from typing import Any, Optional
 from lib.runtime.atomic import append_line, replace_text, writing
 
 DIAGNOSTICS = ("entropy", "anchor_entropy", "neighbours_kept", "neighbour_cosine", "clusters")
-"""What a line holds of the memory bank, see `lib.evaluation.bank_statistics`; None where it is not evaluated."""
+"""Keys of the diagnostics of the memory bank (`lib.evaluation.bank_statistics`); None where not evaluated."""
 
 
 class Metrics:
@@ -111,13 +111,13 @@ def _complete_lines(path: Path) -> list[tuple[int, str]]:
 
 @dataclass
 class Round:
-    """One round: what its epochs in metrics.jsonl add up to. Checkpoints keep it.
+    """A summary of one round, from its epochs in metrics.jsonl. Checkpoints contain it.
 
     Accuracies are shares of 1, None where nothing was evaluated. Diagnostics are of the last epoch that was evaluated.
 
     Attributes:
         round: its number.
-        seconds: time of its epochs, evaluation included; in the run itself of discovery, too.
+        seconds: time of its epochs, evaluation included; in the run itself also that of discovery.
         clusters: their sizes.
     """
 
@@ -155,14 +155,14 @@ class Round:
         """The round in one line; `classifier` names the accuracy."""
         parts = [f"{self.anchors} anchors"]
         if self.consistency is not None:
-            parts.append(f"consistency {_percent(self.consistency)}")
+            parts.append(f"consistency {percent_text(self.consistency)}")
         if self.knn_last is not None:
-            parts.append(f"{classifier} {_percent(self.knn_last)} last, {_percent(self.knn_best)} best")
+            parts.append(f"{classifier} {percent_text(self.knn_last)} last, {percent_text(self.knn_best)} best")
         parts.append(f"loss {self.loss:.3f}")
         if self.entropy is not None:
             parts.append(f"entropy {self.entropy:.3f}")
         if self.neighbours_kept is not None:
-            parts.append(f"{_percent(self.neighbours_kept, 1)} kept their neighbour")
+            parts.append(f"{percent_text(self.neighbours_kept, 1)} kept their neighbour")
         if self.neighbour_cosine is not None:
             parts.append(f"cosine {self.neighbour_cosine:.3f}")
         if self.clusters is not None:
@@ -209,24 +209,24 @@ class History:
             finished: name and top-1 of the finished network's features of --features and --whiten; the last row.
         """
         empty = dict.fromkeys(("anchors", "consistency", "kNN last", "kNN best", "seconds"), "")
-        rows = [{"round": name, **empty, "kNN last": _percent(top1)} for name, top1 in baselines.items()]
+        rows = [{"round": name, **empty, "kNN last": percent_text(top1)} for name, top1 in baselines.items()]
         rows += [
             {
                 "round": str(entry.round),
                 "anchors": str(entry.anchors),
-                "consistency": _percent(entry.consistency),
-                "kNN last": _percent(entry.knn_last),
-                "kNN best": _percent(entry.knn_best)
+                "consistency": percent_text(entry.consistency),
+                "kNN last": percent_text(entry.knn_last),
+                "kNN best": percent_text(entry.knn_best)
                 + ("" if entry.best_epoch is None else f" (epoch {entry.best_epoch})"),
                 "seconds": f"{entry.seconds:.0f}",
             }
             for entry in self.rounds
         ]
         if finished is not None:
-            rows.append({"round": finished[0], **empty, "kNN last": _percent(finished[1])})
+            rows.append({"round": finished[0], **empty, "kNN last": percent_text(finished[1])})
         return _table(rows, ("kNN best", "seconds", "anchors"), width)
 
-    def unlabelled_table(self, width: Optional[int] = None) -> str:
+    def diagnostics_table(self, width: Optional[int] = None) -> str:
         """The table of diagnostics by round, as `table`."""
         rows = [
             {
@@ -235,7 +235,7 @@ class History:
                 "loss": _number(entry.loss),
                 "entropy": _number(entry.entropy),
                 "anchors'": _number(entry.anchor_entropy),
-                "kept": _percent(entry.neighbours_kept, 1),
+                "kept": percent_text(entry.neighbours_kept, 1),
                 "cosine": _number(entry.neighbour_cosine),
                 "clusters": "-" if entry.clusters is None else sizes(entry.clusters),
                 "seconds": f"{entry.seconds:.0f}",
@@ -245,12 +245,12 @@ class History:
         return _table(rows, ("anchors'", "seconds", "anchors", "clusters", "cosine"), width)
 
 
-def _table(rows: list[dict[str, str]], least: tuple[str, ...], width: Optional[int]) -> str:
-    """A table of rows with the same columns; where it is too wide, columns are dropped in the order of `least`."""
+def _table(rows: list[dict[str, str]], droppable: tuple[str, ...], width: Optional[int]) -> str:
+    """A table of rows with the same columns; where it is too wide, the columns in `droppable` are dropped in order."""
     from prettytable import PrettyTable
 
     columns = list(rows[0]) if rows else []
-    for dropped in (None, *least):
+    for dropped in (None, *droppable):
         columns = [column for column in columns if column != dropped]
         table = PrettyTable(columns)
         table.align = "r"
@@ -262,11 +262,11 @@ def _table(rows: list[dict[str, str]], least: tuple[str, ...], width: Optional[i
     return text
 
 
-UNLABELLED_LEGEND = (
+DIAGNOSTICS_LEGEND = (
     "entropy: mean over all images, and over the round's anchors; kept: images whose nearest neighbour is that of the "
-    "round before; cosine: mean to the nearest; clusters: how many, of what sizes (-: too few images to tell)"
+    "round before; cosine: mean to the nearest; clusters: how many, of what sizes (-: too few images)"
 )
-"""Explains `History.unlabelled_table`."""
+"""Explains `History.diagnostics_table`."""
 
 
 def sizes(clusters: list[int]) -> str:
@@ -280,5 +280,6 @@ def _number(value: Optional[float]) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _percent(share: Optional[float], digits: int = 2) -> str:
+def percent_text(share: Optional[float], digits: int = 2) -> str:
+    """A share of 1 in per cent; a hyphen for None."""
     return "-" if share is None else f"{100 * share:.{digits}f} %"

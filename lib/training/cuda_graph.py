@@ -1,4 +1,4 @@
-"""Training steps as CUDA graphs: one launch replaces several hundred, which would delay a small batch."""
+"""Training steps as CUDA graphs: one launch replaces several hundred, whose overhead dominates small batches."""
 
 import logging
 from typing import Union
@@ -14,7 +14,7 @@ from lib.training.step import FiniteWatch, Step
 log = logging.getLogger(LOGGER)
 
 EAGER_STEPS = 3
-"""Eager steps of each kind before one is captured: libraries choose their algorithms in these."""
+"""Eager steps of each kind before one is captured: in these, libraries choose their algorithms."""
 
 _Kind = tuple
 
@@ -22,7 +22,7 @@ _Kind = tuple
 def can_be_captured(network: nn.Module, optimizer: Optimizer) -> bool:
     """Whether a replay computes the next step rather than the captured one again.
 
-    Adam counts its steps in Python before PyTorch 1.12 and without `capturable`. Dropout draws from a seed that is set
+    Before PyTorch 1.12, or without `capturable`, Adam counts its steps in Python. Dropout draws from a seed that is set
     before each step.
     """
     if not HAS_SEEDS_IN_GRAPHS and any(isinstance(layer, nn.Dropout) for layer in network.modules()):

@@ -33,7 +33,7 @@ class StepFunction(Protocol):
 
 
 class NotFiniteError(RunError):
-    """The loss or gradient of a batch is not finite; weights and bank are useless from there on."""
+    """The loss or gradient of a batch is not finite; from there on weights and bank are invalid."""
 
     def __init__(self, found: NotFinite):
         super().__init__(f"the {found.what} is not finite at step {found.step + 1}")
@@ -49,7 +49,7 @@ class EpochProgress:
         images: number of images in these batches.
         batches: number of batches in the whole epoch.
         loss_sum: sum of the loss over these images.
-        seconds: time that they took, summed over all starts of the run.
+        seconds: their training time, summed over all starts of the run.
     """
 
     step: int = 0
@@ -62,7 +62,7 @@ class EpochProgress:
         """Check that an epoch of these batches can be resumed here.
 
         Raises:
-            ValueError: it began with other batches, or the next one would not begin an optimiser step.
+            ValueError: the epoch began with other batches, or the next batch would not begin an optimiser step.
         """
         if self.step == 0:
             return
@@ -79,7 +79,7 @@ class EpochProgress:
 class EpochResult:
     """Mean loss over the images of an epoch, and the time it took.
 
-    In an epoch that was resumed, `images` and `rate_seconds` count from there, `seconds` from the epoch's start.
+    In a resumed epoch `images` and `rate_seconds` count from the resume, `seconds` from the epoch's start.
     """
 
     loss: float
@@ -96,34 +96,34 @@ def train_epoch(
     iter_size: int = 1,
     report_every: int = 20,
     report: Callable[[int, float], None] = lambda images, loss: None,
-    begun: EpochProgress = EpochProgress(),
-    pause: Callable[[int, Callable[[], EpochProgress]], None] = lambda step, progress: None,
+    before: EpochProgress = EpochProgress(),
+    between_steps: Callable[[int, Callable[[], EpochProgress]], None] = lambda step, progress: None,
 ) -> EpochResult:
     """Train on every batch once.
 
     Args:
         step: trains on one batch; the network is in training mode.
-        batches: the batches of the epoch that follow `begun`.
+        batches: the remaining batches of the epoch, after those in `before`.
         batch_sizes: images in each batch of the epoch, in all processes together.
         iter_size: batches of one optimiser step, whose gradient is the mean over their images; the last may have fewer.
-        report_every: steps between calls of `report(images since the last call, loss of the batch)`, and one at
-            the end. Nothing else waits for the device.
-        pause: called as `pause(batches done, progress)` between optimiser steps, where the run may be saved or
-            stopped; not after the last. `progress()` waits for the device.
+        report_every: steps between calls of `report(images since the last call, loss of the batch)`, which is also
+            called after the last step. Nothing else waits for the device.
+        between_steps: called as `between_steps(batches done, progress)` between optimiser steps, where the run may be
+            saved or stopped; not after the last. `progress()` waits for the device.
 
     Raises:
         NotFiniteError: a loss or a gradient is not finite.
     """
     started, unreported = time.perf_counter(), 0
-    step.watch.begin(begun.step)
-    loss_sum = torch.tensor(begun.loss_sum, dtype=torch.float64)
+    step.watch.begin(before.step)
+    loss_sum = torch.tensor(before.loss_sum, dtype=torch.float64)
 
     def progress() -> EpochProgress:
         _check(step.watch)
-        seconds = begun.seconds + time.perf_counter() - started
+        seconds = before.seconds + time.perf_counter() - started
         return EpochProgress(done, sum(batch_sizes[:done]), len(batch_sizes), loss_sum.item(), seconds)
 
-    for done, (images, indices) in enumerate(batches, start=begun.step + 1):
+    for done, (images, indices) in enumerate(batches, start=before.step + 1):
         size, is_end = batch_sizes[done - 1], done == len(batch_sizes)
         images_of_step, first, last = _optimiser_step(done, batch_sizes, iter_size)
         loss = step(images, neighbourhoods.members(indices), size, size / images_of_step, first, last)
@@ -134,10 +134,10 @@ def train_epoch(
             report(unreported, loss.item())
             unreported = 0
         if last and not is_end:
-            pause(done, progress)
+            between_steps(done, progress)
     seconds = time.perf_counter() - started
     mean_loss = loss_sum.item() / sum(batch_sizes)
-    return EpochResult(mean_loss, sum(batch_sizes[begun.step :]), begun.seconds + seconds, seconds)
+    return EpochResult(mean_loss, sum(batch_sizes[before.step :]), before.seconds + seconds, seconds)
 
 
 def _optimiser_step(done: int, batch_sizes: tuple[int, ...], iter_size: int) -> tuple[int, bool, bool]:
@@ -153,10 +153,10 @@ def _check(watch: FiniteWatch) -> None:
         raise NotFiniteError(found)
 
 
-def with_same_masks(
-    batches: Batches, network: nn.Module, world: World, sizes: Sequence[int], start: int, seed: int, *place: int
+def with_seeded_dropout(
+    batches: Batches, network: nn.Module, world: World, sizes: Sequence[int], start: int, seed: int, *context: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields the batches, and before each seeds the default generators, from which dropout draws, by its position.
+    """Yields the batches and, before each, seeds the default generators, from which dropout draws, by its position.
 
     Dropout then depends on the position in the run alone, not on the number of processes or on a resume.
 
@@ -166,14 +166,14 @@ def with_same_masks(
         world: the processes.
         sizes: of the batches of the epoch, in all processes together.
         seed: of the run.
-        place: (round, epoch).
+        context: (round, epoch).
     """
     layers = [layer for layer in network.modules() if isinstance(layer, SharedDropout)]
     if not layers:
         yield from batches
         return
     for step, batch in enumerate(batches, start):
-        torch.manual_seed(derive(seed, "dropout", *place, step))
+        torch.manual_seed(derive(seed, "dropout", *context, step))
         for layer in layers:
-            layer.take(world.rows(sizes[step]).start, sizes[step])
+            layer.set_rows(world.rows(sizes[step]).start, sizes[step])
         yield batch

@@ -12,27 +12,27 @@ from torch import Tensor, nn
 
 from datasets.pipeline import Pipeline
 from lib.config import Options, Settings
+from lib.config.option import AUTO
 from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
-from lib.errors import UserError, given
-from lib.runtime.threads import AUTO, OtherPrograms, cores, is_busy, requested_threads
+from lib.errors import UserError, not_none
+from lib.runtime.threads import OtherPrograms, cores, is_busy, requested_threads
 from lib.training.state import TrainingState
 from lib.training.step import Step
 
 THREAD_STEPS = 3
 """Timed steps with each number of threads, after one that is not timed."""
-HOPELESS = 3.0
-"""A step is aborted after this many times the fastest plus `PREPARATION`; more threads are then
-not tried."""
+ABORT_FACTOR = 3.0
+"""A step is aborted after this many times the fastest one plus `PREPARATION`; more threads are not tried then."""
 PREPARATION = 1.0
-"""Seconds that libraries may need before a first step."""
-MOST_IMAGES = 128
-"""Images in a timed step."""
+"""Seconds that libraries may need before the first step."""
+TIMED_IMAGES = 128
+"""The most images in a timed step."""
 RATE_STEPS = 8
 """Timed steps of --minutes, after one that is not timed."""
-SHARE = 0.85
+STEPS_SHARE = 0.85
 """Share of the time for steps and evaluations; discovery, reports and checkpoints need the rest."""
-EVALUATION = 0.4
+EVALUATION_COST = 0.4
 """Time of a test image as a share of that of a training image: forward without backward."""
 
 
@@ -41,7 +41,7 @@ class TooSlowError(Exception):
 
 
 class ThreadChoice(NamedTuple):
-    """A number of threads with its reason, and a warning or nothing."""
+    """A number of threads, its reason for the log, and a warning; empty if there is none."""
 
     threads: int
     reason: str
@@ -49,35 +49,35 @@ class ThreadChoice(NamedTuple):
 
 
 def set_threads(settings: Settings, world: World, process: ProcessInfo) -> ThreadChoice:
-    """Set the number of threads of PyTorch and faiss, as far as it is known without timing steps.
+    """Set the number of threads of PyTorch and faiss that follows from the options, without timing steps.
 
     Args:
         settings: --threads, with its source.
         world: the processes of the run. They share the cores of a machine evenly.
         process: this process.
     """
-    wanted, here = settings.options.threads, cores()
-    share = max(1, here // process.local_size)
-    wish = requested_threads(process.launched)
+    wanted, all_cores = settings.options.threads, cores()
+    share = max(1, all_cores // process.local_size)
+    requested = requested_threads(process.launched)
     if wanted != AUTO:
         choice = ThreadChoice(int(wanted), f"--threads, {settings.sources['threads']}")
         if choice.threads > share and world.size > 1 and settings.sources["threads"] == "checkpoint":
             choice = ThreadChoice(share, f"the checkpoint's {wanted} are more than the share of each process")
         elif choice.threads > share:
-            choice = choice._replace(warning=_too_many(choice.threads, process.local_size, here))
-    elif wish is not None:
-        choice = ThreadChoice(wish, "OMP_NUM_THREADS")
+            choice = choice._replace(warning=_too_many_note(choice.threads, process.local_size, all_cores))
+    elif requested is not None:
+        choice = ThreadChoice(requested, "OMP_NUM_THREADS")
     else:
-        choice = ThreadChoice(share, "all cores" if process.local_size == 1 else f"a share of {here} cores")
+        choice = ThreadChoice(share, "all cores" if process.local_size == 1 else f"a share of {all_cores} cores")
     torch.set_num_threads(choice.threads)
     return choice
 
 
-def _too_many(threads: int, processes: int, here: int) -> str:
+def _too_many_note(threads: int, processes: int, all_cores: int) -> str:
     of_each = f" in each of {processes} processes" if processes > 1 else ""
     return (
-        f"{threads} threads{of_each} share {here} {'core' if here == 1 else 'cores'}, which is slow; --threads auto "
-        "chooses anew, and the last digits of the results then differ"
+        f"{threads} threads{of_each} share {all_cores} {'core' if all_cores == 1 else 'cores'}, which is slow; "
+        "--threads auto chooses again; the last digits of results depend on it"
     )
 
 
@@ -90,7 +90,7 @@ def time_threads(
     world: World,
     process: ProcessInfo,
 ) -> ThreadChoice:
-    """The threads of a run: with `auto`, one process and a busy CPU the fastest of 1, half and all; else `first`.
+    """The threads of a run: for `auto`, one process and a busy CPU the fastest of 1, half and all; else `first`.
 
     Steps are timed on the first images of the epoch. State and random numbers are restored afterwards. With --compile
     nothing is timed: compiled code is made for one number of threads.
@@ -107,14 +107,14 @@ def time_threads(
         return first
     order = pipeline.epoch_order(state.round, state.epoch)[:1]
     images, indices = next(iter(list(pipeline.train_batches(order, state.round, state.epoch))))
-    images, indices = images[:MOST_IMAGES], indices[:MOST_IMAGES]
+    images, indices = images[:TIMED_IMAGES], indices[:TIMED_IMAGES]
     step = Step(state.embedder, state.bank, state.optimizer, options.npc_temperature)
     members = state.neighbourhoods.members(indices)
     state.embedder.train()
-    with unchanged(state, indices), time_limit(state.embedder.network) as until:
+    with restoring_state(state, indices), time_limit(state.embedder.network) as set_limit:
 
         def step_within(limit: float) -> None:
-            until(limit)
+            set_limit(limit)
             step(images, members, len(images))
 
         seconds = step_seconds(step_within, numbers_to_try(first.threads))
@@ -123,7 +123,7 @@ def time_threads(
     rates = [f"{len(images) / spent:.0f}" if spent < math.inf else "too slow" for spent in seconds.values()]
     measured = ", ".join(f"{number}: {rate}" for number, rate in zip(seconds, rates))
     occupied = f"other programs keep {busy:.1f} processors busy"
-    return ThreadChoice(chosen, f"images/s by threads: {measured}; {occupied}; --threads N decides otherwise")
+    return ThreadChoice(chosen, f"images/s by threads: {measured}; {occupied}; --threads N overrides it")
 
 
 def numbers_to_try(most: int) -> list[int]:
@@ -137,12 +137,12 @@ def step_seconds(
     """The time of the fastest step by number of threads, in seconds; ends at the first aborted number, as inf.
 
     Args:
-        step: takes its limit in seconds, after which it may raise TooSlowError.
+        step: a function of its time limit in seconds, after which it may raise TooSlowError.
     """
     found: dict[int, float] = {}
     for number in numbers:
         torch.set_num_threads(number)
-        limit = PREPARATION + HOPELESS * min(found.values(), default=math.inf)
+        limit = PREPARATION + ABORT_FACTOR * min(found.values(), default=math.inf)
         spent = []
         for _ in range(1 + THREAD_STEPS):
             started = clock()
@@ -163,7 +163,7 @@ def time_limit(network: nn.Module) -> Iterator[Callable[[float], None]]:
     """Yields a function that sets a time limit in seconds, after which the next layer raises TooSlowError."""
     deadline = math.inf
 
-    def until(seconds: float) -> None:
+    def set_limit(seconds: float) -> None:
         nonlocal deadline
         deadline = time.perf_counter() + seconds
 
@@ -173,14 +173,14 @@ def time_limit(network: nn.Module) -> Iterator[Callable[[float], None]]:
 
     hooks = [module.register_forward_pre_hook(check) for module in network.modules()]
     try:
-        yield until
+        yield set_limit
     finally:
         for hook in hooks:
             hook.remove()
 
 
 @contextmanager
-def unchanged(state: TrainingState, rows: Tensor) -> Iterator[None]:
+def restoring_state(state: TrainingState, rows: Tensor) -> Iterator[None]:
     """Context manager in which steps train on the images of these rows (B,); restores the state bit for bit.
 
     The state is network, bank, random states and optimiser. Within it the optimiser starts without moments.
@@ -210,11 +210,11 @@ def epochs_within(seconds: float, image_seconds: float, train: int, test: int, r
     Args:
         seconds: for the whole run.
         image_seconds: time of a training image in a step of all processes together.
-        train, test: numbers of images.
+        train, test: numbers of training and test images.
         rounds: of the run.
     """
-    epoch = image_seconds * (train + EVALUATION * test)
-    return max(1, int(SHARE * seconds / (rounds * epoch)))
+    epoch = image_seconds * (train + EVALUATION_COST * test)
+    return max(1, int(STEPS_SHARE * seconds / (rounds * epoch)))
 
 
 def within_minutes(settings: Settings, state: TrainingState, pipeline: Pipeline, world: World) -> tuple[Settings, str]:
@@ -228,14 +228,14 @@ def within_minutes(settings: Settings, state: TrainingState, pipeline: Pipeline,
     options = settings.options
     if settings.sources["max_epoch"] == "command line":
         raise UserError("--minutes chooses --max-epoch by the speed of this machine; give one of them")
-    minutes = given(options.minutes)
+    minutes = not_none(options.minutes)
     image_seconds = _image_seconds(settings, state, pipeline, world)
     test = 0 if pipeline.test is None else len(pipeline.test)
     rounds = options.max_round - options.first_round
     epochs = epochs_within(60 * minutes, image_seconds, len(pipeline.train), test, rounds)
     options = dataclasses.replace(options, max_epoch=epochs)
     sources = {**settings.sources, "max_epoch": "--minutes"}
-    planned = epochs * rounds * image_seconds * (len(pipeline.train) + EVALUATION * test) / 60
+    planned = epochs * rounds * image_seconds * (len(pipeline.train) + EVALUATION_COST * test) / 60
     note = f"{epochs} epochs a round at {1 / image_seconds:.0f} images/s, {planned:.1f} minutes (--minutes)"
     if planned > minutes:
         note += "; one epoch a round takes longer than that: lower --max-round, or take fewer images (--limit-train)"
@@ -248,7 +248,7 @@ def _image_seconds(settings: Settings, state: TrainingState, pipeline: Pipeline,
     step = Step(state.embedder, state.bank, state.optimizer, settings.options.npc_temperature)
     spent, started = [], time.perf_counter()
     state.embedder.train()
-    with unchanged(state, torch.cat(order)):
+    with restoring_state(state, torch.cat(order)):
         for rows, (images, indices) in zip(order, pipeline.train_batches(order, state.round, state.epoch)):
             step(images, state.neighbourhoods.members(indices), len(rows)).item()
             now = time.perf_counter()

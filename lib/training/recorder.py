@@ -19,21 +19,21 @@ from datasets.pipeline import Pipeline
 from lib.checkpoint.manager import AsyncCheckpointSaver, CheckpointSaver, Position
 from lib.config import Options
 from lib.distributed.world import World
-from lib.errors import RunError, given
+from lib.errors import RunError, not_none
 from lib.evaluation.bank_statistics import Diagnostics
 from lib.evaluation.evaluator import Evaluated, Evaluator
 from lib.evaluation.features import Features
 from lib.export.kept_features import KeptFeatures
 from lib.figures.thumbnails import anchor_grids, thumbnails
 from lib.logger.console import LOGGER, RESULT, Progress, RateWatch
-from lib.logger.tensorboard import SIDE, TensorBoardWriter
+from lib.logger.tensorboard import SPRITE_SIDE, TensorBoardWriter
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.report import Report
 from lib.search.exact import sample_rows
 from lib.session.folder import SessionFolder
 from lib.session.metrics import Metrics
 from lib.session.records import write_bad_batch, write_final
-from lib.training.state import TrainingState, not_finite
+from lib.training.state import TrainingState, non_finite_part
 from lib.training.step import NotFinite
 
 log = logging.getLogger(LOGGER)
@@ -74,7 +74,7 @@ class Recorder:
         return ""
 
     def discovered(self, round_number: int, found: Neighbourhoods, started: float) -> None:
-        """Log the anchors and neighbours of a round; `started`: the start of their search, by time.perf_counter()."""
+        """Log the anchors and neighbours of a round; `started`: the start of discovery, by time.perf_counter()."""
         described = str(found)  # waits for the device
         log.info("round %d: %s, found in %.1f s", round_number, described, time.perf_counter() - started)
 
@@ -94,12 +94,12 @@ class Recorder:
     def steps_done(self, images: int, loss: float) -> None:
         """Count images that were trained on; the loss is that of the last batch."""
         self._progress.advance(images, loss)
-        slow = self._rate.see(images)
+        slow = self._rate.update(images)
         if slow is not None:
             has_threads = self.world.device.type == "cpu" and torch.get_num_threads() > 1
             log.warning(
-                "the run learns from %.0f images/s, less than a third of the %.0f before; other programs may be at "
-                "work here: end some of them%s",
+                "training runs at %.0f images/s, less than a third of the earlier %.0f; other programs may be using "
+                "this machine: end some of them%s",
                 *slow,
                 ", or stop the run and resume it with --threads 1" if has_threads else "",
             )
@@ -150,7 +150,7 @@ class Recorder:
         """Record the results of the finished network; `features`: its features."""
         self._log_rank(features)
         if not (features.space.is_plain or self.options.debug):
-            features.all_train()  # sends this process's features to the first one
+            features.all_train()  # sends this process's features to the first process
 
     def _log_rank(self, features: Features) -> float:
         """Log the effective rank of the finished network's features, and return it."""
@@ -160,8 +160,8 @@ class Recorder:
         )
         return features.rank
 
-    def conclude(self, state: TrainingState, results: Evaluated) -> None:
-        """Write final.json, the report and the files of the results, and log where they are."""
+    def write_results(self, state: TrainingState, results: Evaluated) -> None:
+        """Write final.json, the report and the files of the results, and log their paths."""
 
     def save(self, state: TrainingState, top1: Optional[float], is_best: bool) -> None:
         """Save a checkpoint: every process sends its part of the bank to the first one, which writes.
@@ -193,11 +193,11 @@ class Recorder:
         """End the run, also one that failed."""
         self._progress.close()
 
-    def not_finite(self, state: TrainingState, found: NotFinite, order: Sequence[Tensor]) -> RunError:
-        """The error of a non-finite loss or gradient.
+    def not_finite_error(self, state: TrainingState, found: NotFinite, order: Sequence[Tensor]) -> RunError:
+        """The error about a non-finite loss or gradient, with the images of the batch.
 
         Args:
-            found: the batch, and whether its loss or its gradient.
+            found: the batch, and which of the two it is.
             order: the rows of the images in each batch of the epoch.
         """
         # a gradient is that of all batches of its optimiser step
@@ -290,7 +290,7 @@ class SessionRecorder(Recorder):
         entropy, cosine = statistics.entropy.cpu().numpy(), statistics.cosine.cpu().numpy()
         self._tensorboard.bank_statistics(state.round, state.epoch, entropy, cosine)
         if state.epoch == self.options.max_epoch:
-            self._embed(state.round, found)
+            self._write_projector(state.round, found)
 
     def epoch_finished(self, state: TrainingState, record: dict[str, Any], is_best: bool) -> None:
         """As `Recorder.epoch_finished`. The checkpoint is written last, after its epoch's metrics."""
@@ -307,12 +307,12 @@ class SessionRecorder(Recorder):
         self._add_results(state, [each for each in results if each[0] not in self.evaluator.knn])
         self._metrics.amend_last({f"rankme_{features.space.level}": self._log_rank(features)})
         if not features.space.is_plain:  # the bank does not hold these features
-            KeptFeatures(features.space, given(features.all_train()), state.round, state.epoch).write(
+            KeptFeatures(features.space, not_none(features.all_train()), state.round, state.epoch).write(
                 self.session.features
             )
         self._tensorboard.finish()
 
-    def conclude(self, state: TrainingState, results: Evaluated) -> None:
+    def write_results(self, state: TrainingState, results: Evaluated) -> None:
         accuracy, of_features = self.evaluator.knn_accuracy(results), self.evaluator.knn_feature_accuracy(results)
         if accuracy is not None:
             features = None
@@ -328,11 +328,11 @@ class SessionRecorder(Recorder):
         log.info("checkpoints, log, metrics and TensorBoard files: %s", self.session.path, extra=RESULT)
 
     def save(self, state: TrainingState, top1: Optional[float], is_best: bool) -> None:
-        self.flush()  # before there is a second copy of everything
+        self.flush()  # so that at most one copy of the state waits to be written
         memory = state.bank.shard.gather_to_first(state.bank.memory)
         assert memory is not None  # this is the first process
         saved = state.checkpoint(memory, self._kept_options, self.session.name, top1)
-        part = not_finite(saved)
+        part = non_finite_part(saved)
         if part is not None:
             raise RunError(
                 f"a number in the {part} is not finite after {state.epoch} epochs and {state.progress.step} steps of "
@@ -370,7 +370,7 @@ class SessionRecorder(Recorder):
             images = super()._bad_images(place, what, rows)
             return f"{images} (the list of all could not be written: {failure.strerror})"
 
-    def _embed(self, round_number: int, found: Diagnostics) -> None:
+    def _write_projector(self, round_number: int, found: Diagnostics) -> None:
         """Write features at the end of a round for the projector."""
         if self._tensorboard.folder is None or self.options.tfb_projector == 0:
             return
@@ -378,7 +378,7 @@ class SessionRecorder(Recorder):
         if self._shown is None:
             self._shown = sample_rows(len(statistics.rows), self.options.tfb_projector)
             self._tensorboard.thumbnails(
-                thumbnails(self.pipeline.train, statistics.rows.cpu()[self._shown].tolist(), SIDE)
+                thumbnails(self.pipeline.train, statistics.rows.cpu()[self._shown].tolist(), SPRITE_SIDE)
             )
         shown = self._shown
         rows = statistics.rows.cpu()[shown].tolist()

@@ -129,10 +129,10 @@ class TrainingState:
         return {**_copied_to_cpu(state), "npc": {"memory": memory}}
 
     def resume(self, saved: dict[str, Any], source: str, options: Options, pipeline: Pipeline) -> None:
-        """Restore a checkpoint that belongs to this run. The options stay those of this run.
+        """Restore a checkpoint of this run. The options stay those of this call.
 
         Args:
-            saved: what `checkpoint.load` returned.
+            saved: the content, as `lib.checkpoint.io.load` returns it.
             source: its name, for messages.
             options, pipeline: of this run.
 
@@ -141,7 +141,7 @@ class TrainingState:
                 are invalid.
         """
         try:
-            part = not_finite(saved)
+            part = non_finite_part(saved)
             if part is not None:
                 raise ValueError(f"a number in its {part} is not finite; take an earlier one")
             check_network(self.embedder.network, saved["net"], source)
@@ -201,11 +201,11 @@ class TrainingState:
                 "--data-root, --limit-train and --seed it was made with"
             )
         replaced = pipeline.train.replaced(data.get("contents"))
-        if replaced.are_others and not options.restart:
+        if replaced.are_other_pictures and not options.restart:
             raise UserError(
-                f"checkpoint {source}: its memory bank belongs to other pictures of the same names: {replaced} hold "
-                "something else; put those back, start anew from its network with --pretrained in place of --resume, "
-                "or add --restart to continue with this bank in a new session"
+                f"checkpoint {source}: its memory bank belongs to other pictures of the same names: {replaced} have "
+                "other contents; restore those files, start a new run from its network with --pretrained instead of "
+                "--resume, or add --restart to continue with this bank in a new session"
             )
 
     def _check_optimizer(self, saved: dict[str, Any], source: str, options: Options) -> None:
@@ -226,8 +226,8 @@ class TrainingState:
         self.optimizer.load_state_dict({**saved, "param_groups": groups})
 
 
-def not_finite(saved: dict[str, Any]) -> Optional[str]:
-    """The part of a checkpoint with a non-finite number, of those that training changes; None if all are finite."""
+def non_finite_part(saved: dict[str, Any]) -> Optional[str]:
+    """The part of a checkpoint that holds a non-finite number: network, optimiser or bank; None if all are finite."""
     parts = {"network": saved["net"], "optimiser": saved["optimizer"], "memory bank": saved["npc"]}
     for name, part in parts.items():
         if not all(_is_finite(tensor) for tensor in _tensors(part) if tensor.is_floating_point()):
@@ -236,7 +236,7 @@ def not_finite(saved: dict[str, Any]) -> Optional[str]:
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    # a non-finite number makes the sum non-finite; so can finite ones that overflow
+    # a non-finite number makes the sum non-finite; but finite ones may overflow
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
@@ -284,7 +284,7 @@ def _epoch_progress(step: int, saved: dict[str, Any]) -> EpochProgress:
 
 
 def _check_neighbourhoods(found: Mapping[str, Any], images: int) -> None:
-    """Check that the anchors and neighbours of a checkpoint suit so many images: a bad index may crash.
+    """Check the anchors and neighbours of a checkpoint for this number of images: a bad index may crash the process.
 
     Raises:
         ValueError: they do not; the message says why.

@@ -24,7 +24,7 @@ class NotFinite(NamedTuple):
 
 
 class FiniteWatch:
-    """Counts the batches of an epoch and keeps the number of the first with a non-finite loss or gradient.
+    """Counts the batches of an epoch and records the first with a non-finite loss or gradient.
 
     The counts stay on the device, in the same memory: a CUDA graph can capture them, and no step waits.
     """
@@ -39,7 +39,7 @@ class FiniteWatch:
         self._first.fill_(_NONE)
 
     @torch.no_grad()
-    def see(self, loss: Tensor, gradients: Iterable[Tensor] = ()) -> None:
+    def update(self, loss: Tensor, gradients: Iterable[Tensor] = ()) -> None:
         """Count a batch: its loss, and the gradients of the optimiser step that it ends, if it ends one."""
         # a sum or norm is finite if all its terms are, unless they are too large to learn from
         gradients = list(gradients)
@@ -72,7 +72,7 @@ class Step:
         temperature: tau.
 
     Attributes:
-        watch: of the loss and the gradients of every batch.
+        watch: checks the loss and the gradients of every batch.
     """
 
     def __init__(self, embedder: Embedder, bank: MemoryBank, optimizer: Optimizer, temperature: float):
@@ -103,7 +103,7 @@ class Step:
             loss = and_loss(features, self.bank.memory, members, self.temperature, shard=shard, batch=batch)
             (loss if share == 1.0 else loss * share).backward()
         parameters = (p for group in self.optimizer.param_groups for p in group["params"])
-        self.watch.see(loss.detach(), [p.grad for p in parameters if p.grad is not None] if last else ())
+        self.watch.update(loss.detach(), [p.grad for p in parameters if p.grad is not None] if last else ())
         self.bank.update(batch.indices, batch.features)
         if last:
             self.optimizer.step()

@@ -8,7 +8,7 @@ import torch
 from torch import distributed
 
 from lib.distributed.world import World
-from lib.errors import given
+from lib.errors import not_none
 from lib.runtime.stop_signals import StopSignals
 from lib.training.epoch import EpochProgress
 
@@ -17,7 +17,7 @@ _SAVE, _STOP = 1, 2  # requests; a request to stop is _STOP + the number of the 
 
 
 class SaveEvery(NamedTuple):
-    """How often a run saves within an epoch: after so many batches, or after so many seconds; None: not."""
+    """How often a run saves within an epoch: the batches, or the seconds, between saves; None: never."""
 
     steps: Optional[int] = None
     seconds: Optional[float] = None
@@ -27,14 +27,14 @@ class SaveEvery(NamedTuple):
         """The option --save-every: `500`, `10min`, or None."""
         if text is None:
             return cls()
-        number, unit = given(re.fullmatch(r"([0-9]+) ?([a-z]*)", text)).groups()
+        number, unit = not_none(re.fullmatch(r"([0-9]+) ?([a-z]*)", text)).groups()
         if unit in _UNITS:
             return cls(seconds=int(number) * _UNITS[unit])
         return cls(steps=int(number))
 
 
 class StopAndSavePolicy:
-    """Saves and stops a run between optimiser steps. All ranks must ask at the same steps.
+    """Saves and stops a run between optimiser steps. All ranks must call it at the same steps.
 
     A request on any rank takes effect on all ranks one step later.
 
@@ -43,7 +43,7 @@ class StopAndSavePolicy:
         stop: the signals that were received.
         world: the processes.
         save: called as `save(progress, signal number or None)` when it is time; it raises where a signal asks to stop.
-        clock: in seconds. That of the first process counts.
+        clock: in seconds; the first process's clock decides.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class StopAndSavePolicy:
         self.saved_at(0)
 
     def saved_at(self, step: int) -> None:
-        """Note that the run was saved after `step` batches of an epoch."""
+        """Register that the run was saved after `step` batches of an epoch."""
         self._step, self._time = step, self._clock()
 
     def between_steps(self, step: int, progress: Callable[[], EpochProgress]) -> None:
@@ -91,8 +91,8 @@ def _signal(request: int) -> Optional[int]:
 class Consensus:
     """The largest of the ranks' requests, the same number on all ranks.
 
-    Requests travel between CPUs beside the computation, and a request of one step is known at the next: no rank waits
-    for its device, and hardly for another rank.
+    Requests are exchanged between CPUs during the computation, and a request of one step is known at the next: no rank
+    waits for its device, and hardly for another rank.
 
     Args:
         world: the processes. All must make the same calls in the same order.
@@ -130,4 +130,4 @@ class Consensus:
             return 0
         self._exchange.wait()
         self._exchange = None
-        return int(given(self._request))
+        return int(not_none(self._request))

@@ -27,7 +27,14 @@ from lib.runtime.stop_signals import BATCH_TIMEOUT, StopSignals
 from lib.search.exact import sample_rows
 from lib.session.metrics import DIAGNOSTICS
 from lib.training.cuda_graph import CapturedStep, can_be_captured
-from lib.training.epoch import EpochProgress, EpochResult, NotFiniteError, StepFunction, train_epoch, with_same_masks
+from lib.training.epoch import (
+    EpochProgress,
+    EpochResult,
+    NotFiniteError,
+    StepFunction,
+    train_epoch,
+    with_seeded_dropout,
+)
 from lib.training.optim import start_schedule
 from lib.training.recorder import Recorder
 from lib.training.state import TrainingState
@@ -38,7 +45,7 @@ log = logging.getLogger(LOGGER)
 
 
 class Trainer:
-    """Trains the rounds that are left of a run.
+    """Trains the remaining rounds of a run.
 
     Args:
         options: the merged options.
@@ -91,13 +98,13 @@ class Trainer:
         """Train to the end of the last round, then evaluate the finished network.
 
         Raises:
-            Interrupted: a signal asked to stop; the run was saved where it stood.
+            Interrupted: a signal asked to stop; the run is saved up to its last step.
             RunError: a checkpoint could not be written, or a loss, a gradient or a weight is not finite.
         """
         try:
             with self.stop:
                 if self._may_lack_results:
-                    self._evaluate_what_is_missing()
+                    self._evaluate_missing()
                 for round_number in range(self.state.round, self.options.max_round):
                     if not self._has_begun(round_number):
                         self._start_round(round_number)
@@ -111,7 +118,7 @@ class Trainer:
         return round_number == state.round and (state.epoch > 0 or state.progress.step > 0)
 
     def _start_round(self, round_number: int) -> None:
-        """Choose anchors and neighbours from the bank as the round before left it."""
+        """Discover anchors and neighbours in the bank at the end of the previous round."""
         options, state, started = self.options, self.state, time.perf_counter()
         if round_number == 0:
             found = Neighbourhoods.none(len(self.pipeline.train), options.ANs_size, self.world.device)
@@ -124,7 +131,7 @@ class Trainer:
         self.recorder.round_started(round_number, found)
 
     def _train_round(self) -> None:
-        """Train the epochs of the round that are left. The learning rate restarts in every round."""
+        """Train the remaining epochs of the round. The learning rate restarts in every round."""
         options, state = self.options, self.state
         if state.epoch >= options.max_epoch:
             return
@@ -137,17 +144,17 @@ class Trainer:
         self.recorder.round_finished(state)
 
     def _train_epoch(self) -> None:
-        """Train the steps of an epoch that are left, then evaluate, save and stop if a signal asks for it."""
+        """Train the remaining steps of an epoch, evaluate, save, and stop if a signal asks for it."""
         state, started = self.state, time.perf_counter()
-        begun, state.progress = state.progress, EpochProgress()
+        before, state.progress = state.progress, EpochProgress()
         rate = state.optimizer.param_groups[0]["lr"]
-        result = self._train_steps(begun)
+        result = self._train_steps(before)
         state.embedder.sync_buffers()
         state.epoch += 1
         self.recorder.evaluating()
         accuracies = self.evaluator.evaluate_bank(state.embedder, state.bank.memory, state.epoch)
         found = self._diagnose()
-        seconds = begun.seconds + time.perf_counter() - started
+        seconds = before.seconds + time.perf_counter() - started
         record = self._record(result, rate, accuracies, found, seconds)
         is_best = state.history.current.add(record)
         self.recorder.epoch_finished(state, record, is_best)
@@ -156,20 +163,20 @@ class Trainer:
         if signal_number is not None:
             raise self._interrupted(signal_number)
 
-    def _train_steps(self, begun: EpochProgress) -> EpochResult:
-        """Train the batches of an epoch from the first that `begun` does not hold."""
+    def _train_steps(self, before: EpochProgress) -> EpochResult:
+        """Train the batches of an epoch that follow those in `before`."""
         options, state, network = self.options, self.state, self.state.embedder.network
         place = (state.round, state.epoch)
         order = self.pipeline.epoch_order(*place)
         sizes = tuple(len(batch) for batch in order)
-        self.policy.saved_at(begun.step)
+        self.policy.saved_at(before.step)
         self.recorder.epoch_started(state)
-        batches = with_same_masks(
-            self.pipeline.train_batches(order, *place, start=begun.step),
+        batches = with_seeded_dropout(
+            self.pipeline.train_batches(order, *place, start=before.step),
             network,
             self.world,
             sizes,
-            begun.step,
+            before.step,
             options.seed,
             *place,
         )
@@ -183,11 +190,11 @@ class Trainer:
                 options.iter_size,
                 options.display_freq,
                 self.recorder.steps_done,
-                begun,
+                before,
                 self.policy.between_steps,
             )
         except NotFiniteError as error:
-            raise self.recorder.not_finite(state, error.found, order) from error
+            raise self.recorder.not_finite_error(state, error.found, order) from error
 
     def _save(self, progress: EpochProgress, signal_number: Optional[int]) -> None:
         """Save within an epoch; stop if a signal asks for it."""
@@ -205,13 +212,13 @@ class Trainer:
         if not is_last and state.epoch % options.eval_freq != 0:
             state.clusters = {}
             return None
-        before = state.nearest.get(state.round - 1)
+        previous = state.nearest.get(state.round - 1)
         number = options.num_clusters if is_last else None
         tau = options.npc_temperature
-        found = diagnose(state.bank, state.neighbourhoods, before, self._rows, tau, options.seed, number)
+        found = diagnose(state.bank, state.neighbourhoods, previous, self._rows, tau, options.seed, number)
         state.clusters = found.clustering
         if is_last:
-            state.nearest = {} if before is None else {state.round - 1: before}
+            state.nearest = {} if previous is None else {state.round - 1: previous}
             state.nearest[state.round] = found.statistics.nearest
         self.recorder.diagnosed(state, found)
         return found
@@ -254,15 +261,15 @@ class Trainer:
         self.recorder.run_finished(self.state, results, features)
         return results
 
-    def _evaluate_what_is_missing(self) -> None:
-        """Evaluate by the slower protocols that a killed process left out after its last checkpoint."""
+    def _evaluate_missing(self) -> None:
+        """Evaluate by the slower protocols whose results a killed process did not write after its last checkpoint."""
         due = self.evaluator.due(self.state.round, self.state.epoch)
         if not due:
             return
         known = self.recorder.last_epoch()
-        there = torch.tensor([int(protocol.is_in(known)) for protocol in due], device=self.world.device)
-        self.world.broadcast(there)  # only the first process has the file
-        self._evaluate([protocol for protocol, is_there in zip(due, there.tolist()) if not is_there])
+        present = torch.tensor([int(protocol.has_results_in(known)) for protocol in due], device=self.world.device)
+        self.world.broadcast(present)  # only the first process has the file
+        self._evaluate([protocol for protocol, is_present in zip(due, present.tolist()) if not is_present])
 
     def _interrupted(self, signal_number: int) -> Interrupted:
         state = self.state
@@ -274,7 +281,7 @@ class Trainer:
         return self._stopped(signal_number, where, "; it is saved as {last}; evaluate it with: {command}")
 
     def _stopped_while_waiting(self, signal_number: int) -> Interrupted:
-        where = f"stopped while no batch of images came for {BATCH_TIMEOUT:.0f} s"
+        where = f"stopped while no batch of images arrived for {BATCH_TIMEOUT:.0f} s"
         saved = "; {last} was saved before; resume with: {command}"
         return self._stopped(signal_number, where, saved, "nothing had been saved")
 
@@ -289,8 +296,8 @@ class Trainer:
         where, last = f"{signal.Signals(signal_number).name}: {where}", self.recorder.last_checkpoint
         if last is None:
             return Interrupted(signal_number, f"{where}; {not_saved}", by_all)
-        said = saved.format(last=last, command=self.recorder.resume_command)
-        return Interrupted(signal_number, where + said, by_all)
+        message = saved.format(last=last, command=self.recorder.resume_command)
+        return Interrupted(signal_number, where + message, by_all)
 
 
 def _step_function(options: Options, state: TrainingState, pipeline: Pipeline, world: World) -> StepFunction:

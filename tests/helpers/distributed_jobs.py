@@ -228,17 +228,17 @@ def sampled_statistics(world):
 
 def leave_one_out(world):
     """Leave-one-out kNN with all images labelled and with few (a process may have none), of all and of a sample."""
-    found, before = {}, evaluation.LARGEST_SAMPLE
+    found, before = {}, evaluation.MOST_QUERIES
     for known, largest in ((53, 100), (53, 10), (20, 100), (3, 2)):
         labels = torch.randint(6, (53,), generator=torch.Generator().manual_seed(known)).numpy()
         labels[known:] = UNLABELLED
         images = ImageSet(np.zeros((53, 4, 4, 3), np.uint8), labels, tuple("abcdef"))
         pipeline, memory = SimpleNamespace(name="some", train=images, test=None), unit_rows(53, 6, 9)
-        evaluation.LARGEST_SAMPLE = largest
+        evaluation.MOST_QUERIES = largest
         protocol = evaluation.LeaveOneOutKNN(pipeline, world, "knn", 1, 5, 0.1, "auto")
         features = Features(None, pipeline, world, 6, memory[world.rows(53)])
         found[known, largest] = protocol.evaluate(features).scalars
-    evaluation.LARGEST_SAMPLE = before
+    evaluation.MOST_QUERIES = before
     return found
 
 

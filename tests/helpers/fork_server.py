@@ -208,7 +208,7 @@ def _import_all():
         "main", "lib.commands.train", "lib.commands.report", "lib.report.compare", "lib.distributed.process_group",
         "lib.distributed.launch",
         "lib.checkpoint.manager", "lib.report", "lib.commands.embed", "lib.commands.export", "lib.export.network_files",
-        "lib.pretrained.weights_file", "lib.evaluation.linear", "lib.evaluation.clusters", "lib.clustering.kmeans",
+        "lib.pretrained.weights_file", "lib.evaluation.linear", "lib.evaluation.cluster", "lib.clustering.kmeans",
         "datasets.sources.digits", "sklearn.datasets", "faiss", "matplotlib.pyplot", "tensorboardX", "jinja2",
         "torch.distributed", "torch.distributed.run", "torch.utils.data", "torch.fx", "torchvision",
         "sklearn.cluster", "sklearn.metrics", "pytest",

@@ -5,20 +5,20 @@ import json
 import pytest
 
 import main
-from lib.report.compare import Contrast, in_words, text_plot
+from lib.report.compare import Comparison, as_text, text_plot
 from lib.session.records import SessionRecord
 from tests.helpers.html_page import check_rules
 from tests.helpers.sessions import make
 
 
 def tables_of(*folders):
-    return Contrast([SessionRecord.read(folder, "--compare") for folder in folders]).tables()
+    return Comparison([SessionRecord.read(folder, "--compare") for folder in folders]).tables()
 
 
 def test_the_comparison_lists_only_differences(tmp_path):
     one = make(tmp_path / "one", seed=0, limit_train=50)
     two = make(tmp_path / "two", seed=3, limit_train=40, scale="(0.5, 1)")
-    head, body = tables_of(one, two)["options and circumstances that differ"]
+    head, body = tables_of(one, two)["options and environment that differ"]
     assert head == ["", "A", "B"]
     assert body == [
         ["scale", "(0.2, 1.0)", "(0.5, 1.0)"],  # not in the first one's file: its default
@@ -27,7 +27,7 @@ def test_the_comparison_lists_only_differences(tmp_path):
         ["training images", "50", "40"],
     ]
     assert tables_of(one, make(tmp_path / "same", seed=0, limit_train=50))[
-        "options and circumstances that differ"
+        "options and environment that differ"
     ][1] == []  # fmt: skip
 
 
@@ -65,10 +65,10 @@ def test_a_final_accuracy_counts_only_while_it_is_of_the_last_epoch(tmp_path):
 def test_the_comparison_names_caveats(tmp_path):
     one = make(tmp_path / "one", protocol="knn", limit_train=50)
     two = make(tmp_path / "two", protocol="nn", limit_train=40, done=3)
-    notes = Contrast([SessionRecord.read(folder, "") for folder in (one, two)]).notes
+    notes = Comparison([SessionRecord.read(folder, "") for folder in (one, two)]).notes
     assert notes == [
-        "accuracies are not measured alike: protocol differs",
-        "losses are not measured alike: the numbers of training images differ, and chance is log N",
+        "accuracies are not comparable: protocol differs",
+        "losses are not comparable: the numbers of training images differ, and chance is log N",
         "not finished: B",
     ]
 
@@ -79,25 +79,25 @@ def test_the_comparison_names_other_pictures_labels_and_temperatures(tmp_path):
     for folder, fingerprint in zip(folders, ("11", "22")):
         start = json.loads((folder / "starts.jsonl").read_text().splitlines()[-1])
         (folder / "starts.jsonl").write_text(json.dumps({**start, "fingerprint": fingerprint}) + "\n")
-    notes = Contrast([SessionRecord.read(folder, "") for folder in folders]).notes
+    notes = Comparison([SessionRecord.read(folder, "") for folder in folders]).notes
     assert notes == [
-        "accuracies are not measured alike: labels differs",
-        "losses are not measured alike: npc_temperature differs",
-        "accuracies and losses are not measured alike: the training images differ",
+        "accuracies are not comparable: labels differs",
+        "losses are not comparable: npc_temperature differs",
+        "accuracies and losses are not comparable: the training images differ",
     ]
     for contents, said in (((None, "22"), False), (("11", "11"), False), (("11", "22"), True)):
         for folder, content in zip(folders, contents):
             start = json.loads((folder / "starts.jsonl").read_text().splitlines()[-1])
             start.update(fingerprint="11", contents=content)
             (folder / "starts.jsonl").write_text(json.dumps(start) + "\n")
-        notes = Contrast([SessionRecord.read(folder, "") for folder in folders]).notes
-        note = "accuracies and losses are not measured alike: training images of the same names differ"
+        notes = Comparison([SessionRecord.read(folder, "") for folder in folders]).notes
+        note = "accuracies and losses are not comparable: training images of the same names differ"
         assert (note in notes) == said
 
 
 def test_sessions_without_labels_have_no_empty_rows(tmp_path):
     folders = [make(tmp_path / name, accuracies=False) for name in "ab"]
-    words = in_words(Contrast([SessionRecord.read(folder, "") for folder in folders]))
+    words = as_text(Comparison([SessionRecord.read(folder, "") for folder in folders]))
     assert "top-1" not in words
     assert "loss over the epochs" in words
 
@@ -110,14 +110,14 @@ def test_sessions_without_labels_are_compared_by_label_free_figures(tmp_path, ca
             line.update(entropy=2.0 + number, neighbours_kept=0.5, neighbour_cosine=0.1 * place, clusters=None)
         lines[-1].update(clusters=[3, 2, 1 + number], linear_fc_top1=0.125, cluster_count=7)
         (session / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    contrast = Contrast([SessionRecord.read(session, "--compare") for session in sessions])
-    results = {row[0]: row[1:] for row in contrast.results()[1]}
+    comparison = Comparison([SessionRecord.read(session, "--compare") for session in sessions])
+    results = {row[0]: row[1:] for row in comparison.results()[1]}
     assert results["entropy, last"] == ["2", "3"]
     assert results["kept their neighbour, last"] == ["50.00 %"] * 2
     assert results["clusters, last"] == ["3", "3"]
     assert results["linear, fc top-1"] == ["12.50 %"] * 2
     assert results["cluster, count"] == ["7", "7"]
-    assert "mean entropy at the end of each round" in contrast.tables()
+    assert "mean entropy at the end of each round" in comparison.tables()
     assert main.main(["--compare", *map(str, sessions), "--compare-html", str(tmp_path / "c.html")]) == 0
     out = capsys.readouterr().out
     assert "mean cosine with the nearest over the epochs" in out
@@ -150,7 +150,7 @@ def test_the_page_keeps_the_rules_and_says_the_same(tmp_path, capsys):
     page = check_rules(text)
     assert not page.all("i")
     assert "A <i>a: all 2 rounds completed" in page.text
-    assert "Note: accuracies are not measured alike: protocol differs." in page.text
+    assert "Note: accuracies are not comparable: protocol differs." in page.text
     assert page.tables[1][1:] == tables_of(*sessions)["results"][1]
     figures = [attributes for attributes in page.all("svg") if attributes.get("class") == "figure"]
     assert len(figures) == 4  # accuracy, loss, learning rate, consistency
@@ -172,17 +172,17 @@ def test_a_named_page_replaces_a_comparison_and_says_so_but_nothing_else(tmp_pat
     assert main.main(["--compare", *sessions, "--compare-html", str(page)]) == 0
     assert "instead of" not in capsys.readouterr().out
     assert main.main(["--compare", *sessions, "--compare-html", str(page)]) == 0
-    assert "(instead of the comparison that was there)" in capsys.readouterr().out
+    assert "(replaces the earlier comparison)" in capsys.readouterr().out
     assert main.main(["--compare", *sessions, "--compare-html", str(other)]) == 2
     assert other.read_text() == "mine"
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == f"error: --compare-html {other}: something else is there already; choose another place\n"
+    assert err == f"error: --compare-html {other}: another file is there already; choose another path\n"
 
 
 def test_two_sessions_of_one_name_are_told_apart(tmp_path):
     one, two = make(tmp_path / "x" / "s"), make(tmp_path / "y" / "s")
-    assert Contrast([SessionRecord.read(folder, "") for folder in (one, two)]).labels == [str(one), str(two)]
+    assert Comparison([SessionRecord.read(folder, "") for folder in (one, two)]).labels == [str(one), str(two)]
 
 
 @pytest.mark.parametrize(
@@ -224,5 +224,5 @@ def test_mistakes_in_the_call_are_one_line(tmp_path, capsys):
 
 def test_options_of_another_version_are_compared_as_text(tmp_path):
     one, two = make(tmp_path / "one", odd_option=1), make(tmp_path / "two", odd_option=2, batch_size="many")
-    _, body = tables_of(one, two)["options and circumstances that differ"]
+    _, body = tables_of(one, two)["options and environment that differ"]
     assert body == [["batch_size", "128", "many"], ["odd_option", "1", "2"]]

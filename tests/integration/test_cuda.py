@@ -144,7 +144,7 @@ def test_batches_made_beside_gpu_work_are_those_of_the_cpu():
 def test_norms_and_sums_reveal_non_finite_values():
     for value in (1.0, float("nan"), float("inf")):
         watch = FiniteWatch(GPU)
-        watch.see(torch.ones((), device=GPU), [torch.ones(3, 2, device=GPU), torch.tensor([1.0, value], device=GPU)])
+        watch.update(torch.ones((), device=GPU), [torch.ones(3, 2, device=GPU), torch.tensor([1.0, value], device=GPU)])
         assert (watch.found() is None) == (value == 1.0)
 
 
@@ -216,7 +216,7 @@ def test_a_step_is_captured_while_pages_are_pinned(tmp_path):
 @pytest.mark.skipif(not HAS_SEEDS_IN_GRAPHS, reason="such steps are not captured in this PyTorch")
 def test_a_replay_draws_dropout_masks_from_the_current_seed():
     layer, rows = SharedDropout(0.5), torch.ones(64, 64, device=GPU)
-    layer.take(0, 64)
+    layer.set_rows(0, 64)
     layer(rows)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

@@ -234,7 +234,7 @@ def test_bank_statistics_are_those_of_one_process(alone, together):
 def test_batch_norm_of_no_images_computes_in_float32(monkeypatch, dtype):
     """Statistics are float32 for images of any dtype; PyTorch would take the dtype of the empty batch."""
     seen = []
-    monkeypatch.setattr(sync_batch_norm, "HAS_SYNC_BATCH_NORM_OF_NOTHING", True)
+    monkeypatch.setattr(sync_batch_norm, "HAS_EMPTY_SYNC_BATCH_NORM", True)
     monkeypatch.setattr(nn.SyncBatchNorm, "forward", lambda layer, rows: seen.append((len(rows), rows.dtype)) or rows)
     plain = nn.BatchNorm2d(3)
     layer = synchronise(plain, World(0, 2, torch.device("cuda")))
@@ -247,5 +247,5 @@ def test_batch_norm_of_no_images_computes_in_float32(monkeypatch, dtype):
 
 
 def test_our_batch_norm_replaces_pytorchs_where_it_refuses_empty_batches(monkeypatch):
-    monkeypatch.setattr(sync_batch_norm, "HAS_SYNC_BATCH_NORM_OF_NOTHING", False)
+    monkeypatch.setattr(sync_batch_norm, "HAS_EMPTY_SYNC_BATCH_NORM", False)
     assert isinstance(synchronise(nn.BatchNorm2d(3), World(0, 2, torch.device("cuda"))), SynchronisedBatchNorm)

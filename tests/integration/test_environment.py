@@ -297,7 +297,7 @@ def test_other_packages_with_our_names_work_beside_ours(session, tmp_path, first
     program = API.format(theirs=str(tmp_path), ours=str(ROOT), first=before, then=after, session=str(session))
     done = subprocess.run([sys.executable, "-c", program], cwd="/", capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "nowhere.png: not readable as an image: No such file or directory; mend or remove it\n"
+    assert done.stdout == "nowhere.png: not readable as an image: No such file or directory; replace or remove it\n"
 
 
 @pytest.mark.parametrize(

@@ -220,13 +220,13 @@ def test_networks_whose_pooling_does_not_divide_evenly(name, stem, size, tmp_pat
     network = models.build(name, 8, stem, size).eval()
     images = torch.randn(2, 3, size, size)
     plain = network_files._with_plain_pooling(network, images)
-    assert isinstance(plain.fit, network_files._MatrixPool)
+    assert isinstance(plain.avgpool, network_files._MatrixPool)
     with torch.no_grad():
         assert plain(images).numpy() == pytest.approx(network(images).numpy(), abs=1e-6)
     if size == 20:
         note = network_files.write_onnx(network, size, tmp_path / "network.onnx")
         assert note.startswith(("network.onnx written", "network.onnx left out; to get it too: pip install onnx"))
-        if "tried with onnxruntime" in note:  # and another network would have been noticed
+        if "checked with onnxruntime" in note:  # and another network would have been noticed
             other = models.build(name, 8, stem, size).eval()
             assert network_files._difference(tmp_path / "network.onnx", other, images) > network_files.TOLERANCE
 
@@ -302,7 +302,7 @@ def test_embedding_new_pictures(session, data, tmp_path, capsys, exported):
 def test_embedding_without_the_training_images_names_rows(session, data, tmp_path, capsys):
     out = call(capsys, "--resume", session, "--embed", data / "new", "--output", tmp_path / "out", "--no-brief",
                "--data-root", tmp_path / "gone", "--neighbours", "2", "--num-clusters", "2")  # fmt: skip
-    assert "named by their rows, since the data set is not at hand" in out
+    assert "named by their rows, since the data set is not available" in out
     rows = read_table(tmp_path / "out" / "images.csv")
     neighbours = np.load(tmp_path / "out" / "neighbours.npy")
     assert [[int(row["nearest_1"]), int(row["nearest_2"])] for row in rows] == neighbours.tolist()
@@ -311,7 +311,7 @@ def test_embedding_without_the_training_images_names_rows(session, data, tmp_pat
         picture(tmp_path / "other" / "train" / f"{name}.png", 10, np.random.default_rng(0))
     out = call(capsys, "--resume", session, "--embed", data / "new", "--output", tmp_path / "out2", "--no-brief",
                "--data-root", tmp_path / "other", "--num-clusters", "2")  # fmt: skip
-    assert "the imagefolder images at hand are not those of the checkpoint" in out
+    assert "the imagefolder images here are not those of the checkpoint" in out
 
 
 def test_one_picture_is_embedded_into_the_session(session, data, tmp_path, capsys):
@@ -385,7 +385,7 @@ def test_a_network_without_its_last_layer_gives_reproducible_named_features(sess
         out = call(capsys, "--pretrained", tmp_path / "w.pt", *DESCRIBED, "--embed", data / "new", "--output",
                    tmp_path / name, "--brief")  # fmt: skip
     assert (tmp_path / "one" / "features.npy").read_bytes() == (tmp_path / "two" / "features.npy").read_bytes()
-    assert "the last layer (fc) is random: a feature is a random projection" in out
+    assert "the last layer (fc) is random: features are a random projection" in out
     assert "npc.memory is not used: its rows are not of this last layer" in out
     assert not (tmp_path / "one" / "neighbours.npy").exists()
 
@@ -445,7 +445,7 @@ def test_mistakes_are_one_line_and_leave_nothing(session, resnet, data, tmp_path
         (["--export", tmp_path / "x"], "--export needs --resume"),
         ([*embed, "--export", tmp_path / "x"], "--export and --embed are separate calls"),
         ([*embed, "--test-only"], "--test-only and --embed are separate calls"),
-        ([*export, tmp_path / "x", "--output", tmp_path / "y"], "--output says where --embed writes"),
+        ([*export, tmp_path / "x", "--output", tmp_path / "y"], "--output is the folder of --embed"),
         (["--resume", session, "--overwrite"], "--overwrite goes with --export or --embed"),
         ([*embed, "--output", tmp_path / "x", "--neighbours", "30"], "there are only 29 training images; lower it"),
         ([*embed, "--output", tmp_path / "x", "--num-clusters", "30"], "there are only 29 training images; lower it"),
@@ -562,7 +562,7 @@ torch.save((paths, features, similarities, rows), "found.pt")
         "error: 30 nearest training images were asked for; there are 29",
         f"error: features of shape ({DIM},); (B, {DIM}) is needed",
         f"error: features of shape (11, 3); (B, {DIM}) is needed",
-        "error: a batch of torch.uint8; this network takes what `preprocessing` makes of pictures",
+        "error: a batch of torch.uint8; this network takes float32, the output of `preprocessing`",
         f"error: a batch of shape (1, 3, 9, 9); this network takes (B, 3, {SIDE}, {SIDE})",
         "error: nowhere: there is no such session, checkpoint or exported folder",
         "error: nowhere: there is no such folder of pictures",

@@ -322,7 +322,7 @@ def test_stored_features_of_another_epoch_are_not_used(base, pictures, tmp_path,
     assert embedded(session, pictures, tmp_path / "new") == 2
     line = error_line(capsys.readouterr().err)
     assert line.startswith("error: --features backbone --whiten: no such features are kept with ")
-    assert line.endswith("the training images to compute them from are not at hand: there is no data/digits")
+    assert line.endswith("the training images to compute them from are not available: there is no data/digits")
 
 
 def test_mistakes_are_one_line(base, pictures, tmp_path, capsys):

@@ -9,7 +9,7 @@ import pytest
 
 from lib.checkpoint import io as checkpoint
 from lib.logger import console as journal
-from lib.logger.tensorboard import SIDE, EventFile, TensorBoardWriter
+from lib.logger.tensorboard import SPRITE_SIDE, EventFile, TensorBoardWriter
 from main import main
 from tests.helpers.disks import mount, small_disk
 from tests.helpers.runs import TINY, call, checkpoints, error_line, start, wait_for
@@ -23,7 +23,7 @@ def test_a_disk_full_at_the_second_checkpoint(tmp_path, capsys):
         status, _, err = call(*TINY, "--sess-dir", disk, "--session", "s")
         assert status == 1
         message = error_line(err)
-        assert "could not be written: No space left on device; the one before it is as it was" in message
+        assert "could not be written: No space left on device; the one before it is unchanged" in message
         assert os.listdir(disk / "s" / "checkpoint") == ["0000-00000.ckpt"]
         assert checkpoint.load(disk / "s" / "checkpoint" / "0000-00000.ckpt")["step"] == 2
         shutil.copytree(disk / "s", tmp_path / "s")
@@ -99,7 +99,7 @@ def test_tensorboard_files_on_a_full_disk_stop_with_a_warning(tmp_path):
     finally:
         logging.getLogger(journal.LOGGER).removeHandler(listener)
     assert len(logged) == 1
-    assert "can no longer be written: No space left on device; the run goes on without" in logged[0]
+    assert "can no longer be written: No space left on device; the run continues without" in logged[0]
 
 
 def test_a_write_beyond_the_file_size_limit_leaves_the_previous_file(tmp_path):
@@ -116,7 +116,7 @@ def test_a_write_beyond_the_file_size_limit_leaves_the_previous_file(tmp_path):
     status, out, err = call(tmp_path / "x.ckpt", program=("-c", code))
     assert status == 0, err
     message, weights = out.splitlines()
-    assert "could not be written: File too large; the one before it is as it was" in message
+    assert "could not be written: File too large; the one before it is unchanged" in message
     assert weights == "[0.0, 1.0, 2.0]"
     assert os.listdir(tmp_path) == ["x.ckpt"]
 
@@ -125,7 +125,7 @@ def test_a_projector_on_a_full_disk_does_not_end_the_run(tmp_path, capsys):
     board = TensorBoardWriter(tmp_path, 2)
     journal.open_log(None, brief=False)
     with small_disk(tmp_path / "run", 65536):
-        squares = np.random.RandomState(0).randint(0, 255, (100, SIDE, SIDE, 3)).astype(np.uint8)
+        squares = np.random.RandomState(0).randint(0, 255, (100, SPRITE_SIDE, SPRITE_SIDE, 3)).astype(np.uint8)
         board.thumbnails(squares)
         board.embeddings("a", np.zeros((100, 4)), {"image": ["x"] * 100})
     journal.close_log()

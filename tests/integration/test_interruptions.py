@@ -74,7 +74,7 @@ def test_a_signal_stops_at_the_next_step_and_saves(whole, tmp_path, number, way)
     assert process.returncode == 128 + number
     said = [line for line in err.splitlines() if line]
     assert len(said) == 2, err
-    assert said[0] == f"{number.name}: stopping after this step and saving; once more stops at once"
+    assert said[0] == f"{number.name}: stopping after this step and saving; a second signal stops at once"
     place = r"stopped in round \d after \d epochs and \d steps"
     last = re.fullmatch(rf"{number.name}: {place}, saved as (.*\.ckpt); (.*)", said[1])
     assert last[2] == f"resume with: python3 main.py --resume '{session}'"
@@ -141,7 +141,7 @@ def stale(**changes):
     """The text of a lock of this process, with changes."""
     lock = SessionLock.__new__(SessionLock)
     SessionLock.__init__(lock, ROOT)
-    return json.dumps({**lock._mine, **changes})
+    return json.dumps({**lock._own, **changes})
 
 
 def test_which_locks_are_respected(tmp_path):
@@ -149,19 +149,19 @@ def test_which_locks_are_respected(tmp_path):
     other = SessionLock(tmp_path)
     file.write_text(stale())  # ours, alive
     with pytest.raises(UserError, match=f"in use by process {os.getpid()} on this host"):
-        other.take()
+        other.acquire()
     file.write_text(stale(host="elsewhere"))
     with pytest.raises(UserError, match="on host elsewhere since .*; if that run is gone, delete .*session.lock"):
-        other.take()
+        other.acquire()
     file.write_text(stale(process="another start of the machine 5"))  # the number was given to another process
-    other.take()
+    other.acquire()
     assert json.loads(file.read_text())["pid"] == os.getpid()
     other.release()
     assert not file.exists()
     nobody = stale(pid=99999999999999999999, process=None)
     for damaged in ("", "{", "[1]", '{"pid": "x", "host": 3}', nobody):
         file.write_text(damaged)
-        other.take()
+        other.acquire()
         other.release()
     assert list(tmp_path.iterdir()) == []
 
@@ -170,17 +170,17 @@ def test_a_lock_of_a_zombie_process_is_taken_over(tmp_path):
     """A killed process whose parent has not waited for it: a zombie has a pid, but writes no more."""
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom lib.session.lock import SessionLock\n"
-        "SessionLock(Path(sys.argv[1])).take()\nprint('taken', flush=True)\ntime.sleep(60)\n"
+        "SessionLock(Path(sys.argv[1])).acquire()\nprint('taken', flush=True)\ntime.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"taken\n"
     with pytest.raises(UserError, match=f"in use by process {process.pid} on this host"):
-        SessionLock(tmp_path).take()
+        SessionLock(tmp_path).acquire()
     os.kill(process.pid, signal.SIGKILL)
     wait_until_dead = time.monotonic() + 10
     while "Z" not in Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]:
         assert time.monotonic() < wait_until_dead
-    SessionLock(tmp_path).take()
+    SessionLock(tmp_path).acquire()
     process.wait()
     process.stdout.close()
 
@@ -188,7 +188,7 @@ def test_a_lock_of_a_zombie_process_is_taken_over(tmp_path):
 @pytest.mark.parametrize("pid", [0, -1, True, 1.5, None])
 def test_a_lock_of_no_process_is_taken_over(tmp_path, pid):
     (tmp_path / "session.lock").write_text(stale(pid=pid))
-    SessionLock(tmp_path).take()
+    SessionLock(tmp_path).acquire()
     assert json.loads((tmp_path / "session.lock").read_text())["pid"] == os.getpid()
 
 
@@ -199,7 +199,7 @@ def test_exactly_one_of_many_processes_takes_a_stale_lock(tmp_path):
         "import sys, time\nfrom pathlib import Path\nfrom lib.errors import UserError\n"
         "from lib.session.lock import SessionLock\nlock = SessionLock(Path(sys.argv[1]))\n"
         "time.sleep(max(0, float(sys.argv[2]) - time.time()))\n"
-        "try:\n    lock.take()\n    print('mine')\nexcept UserError:\n    print('theirs')\n"
+        "try:\n    lock.acquire()\n    print('mine')\nexcept UserError:\n    print('theirs')\n"
         "sys.stdout.flush()\nsys.stdin.read()\n"
     )
     begin = str(time.time() + 2)
@@ -241,7 +241,7 @@ def test_pipes_and_folders_in_a_session_do_not_block(whole, tmp_path, capsys):
     (session / "metrics.jsonl").unlink()
     os.mkfifo(session / "metrics.jsonl")
     assert main(["--resume", str(session), "--max-round", "3"]) == 2
-    assert "metrics.jsonl is no ordinary file; remove it" in error_line(capsys.readouterr().err)
+    assert "metrics.jsonl is not a regular file; remove it" in error_line(capsys.readouterr().err)
     (session / "metrics.jsonl").unlink()
     (session / "metrics.jsonl").mkdir()
     assert main(["--resume", str(session), "--max-round", "3"]) == 2
@@ -251,7 +251,7 @@ def test_pipes_and_folders_in_a_session_do_not_block(whole, tmp_path, capsys):
     assert main(["--resume", str(session / "checkpoint" / newest), "--print-args"]) == 2
     capsys.readouterr()
     assert main(["--resume", str(session), "--print-args"]) == 0
-    assert f"{newest} cannot be read (it is no ordinary file)" in capsys.readouterr().err
+    assert f"{newest} cannot be read (it is not a regular file)" in capsys.readouterr().err
 
 
 def test_a_session_of_dead_links_does_not_hide_other_sessions(whole, tmp_path, capsys):

@@ -397,7 +397,7 @@ def test_mistakes_are_one_line_with_status_2(whole, tmp_path, capsys):
         (["--resume", checkpoint_file, "--limit-train", "40"], "memory bank is 50 x 128, this run's 40 x 128"),
         (["--resume", checkpoint_file, "--optimizer", "adam"], "made with --optimizer sgd"),
         (["--resume", checkpoint_file, "--seed", "5"], "belongs to other training images (digits, 50)"),
-        (["--resume", checkpoint_file, "--session", "x"], "add --restart to take the state along"),
+        (["--resume", checkpoint_file, "--session", "x"], "add --restart to continue in a new one"),
         ([*TINY, "--batch-size", "1"], "--batch-size"),
         ([*TINY, "--ANs-size", "50"], "an anchor has only 49 other images"),
         ([*TINY, "--limit-train", "1"], "at least 2 are needed"),

@@ -15,7 +15,7 @@ from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.nn.embedder import Embedder
 from lib.training.epoch import NotFiniteError, train_epoch
-from lib.training.state import not_finite
+from lib.training.state import non_finite_part
 from lib.training.step import FiniteWatch, NotFinite, Step
 from main import main
 from tests.helpers.runs import TINY, error_line
@@ -34,13 +34,19 @@ class Root(nn.Module):
         return F.normalize((images @ self.weight).sqrt() + images, dim=1)
 
 
-def epoch_of(data, batch=2, iter_size=1, report_every=1000, pause=lambda step, underway: None):
+def epoch_of(data, batch=2, iter_size=1, report_every=1000, between_steps=lambda step, progress: None):
     network, bank = Root(), MemoryBank(len(data), 4, 0.5, torch.Generator().manual_seed(0))
     step = Step(Embedder(network, CPU), bank, torch.optim.SGD(network.parameters(), lr=1e-3), 0.5)
     batches = [(data[rows], rows) for rows in torch.arange(len(data)).split(batch)]
     sizes = tuple(len(rows) for _, rows in batches)
     return train_epoch(
-        step, Neighbourhoods.none(len(data), 1, CPU), batches, sizes, iter_size, report_every, pause=pause
+        step,
+        Neighbourhoods.none(len(data), 1, CPU),
+        batches,
+        sizes,
+        iter_size,
+        report_every,
+        between_steps=between_steps,
     )
 
 
@@ -79,12 +85,12 @@ def test_a_save_checks_the_loss_first():
     data[5] = math.nan
     saved = []
 
-    def pause(step, underway):
+    def save(step, progress):
         if step == 4:
-            saved.append(underway())
+            saved.append(progress())
 
     with pytest.raises(NotFiniteError) as error:
-        epoch_of(data, pause=pause)
+        epoch_of(data, between_steps=save)
     assert error.value.found.step == 2
     assert saved == []
 
@@ -92,9 +98,9 @@ def test_a_save_checks_the_loss_first():
 def test_the_check_counts_batches_across_groups_and_resumed_epochs():
     watch = FiniteWatch(CPU)
     watch.begin(10)
-    watch.see(torch.tensor(1.0))
-    watch.see(torch.tensor(1.0), [torch.ones(3), torch.tensor([1.0, -math.inf])])
-    watch.see(torch.tensor(math.inf))
+    watch.update(torch.tensor(1.0))
+    watch.update(torch.tensor(1.0), [torch.ones(3), torch.tensor([1.0, -math.inf])])
+    watch.update(torch.tensor(math.inf))
     assert watch.found() == NotFinite(11, "gradient")
     watch.begin(0)
     assert watch.found() is None
@@ -125,4 +131,4 @@ def test_a_diverging_run_lists_the_images_of_the_batch(tmp_path, capsys):
     else:
         assert "there is no checkpoint from before" in message
     for path in kept:
-        assert not_finite(checkpoint.load(path)) is None, path
+        assert non_finite_part(checkpoint.load(path)) is None, path

@@ -68,7 +68,7 @@ def test_every_picture_at_any_depth_and_nothing_else(folder):
     assert split.train.labels is None
     assert split.notes == (
         "skipped: 1 .heic (not readable here; convert them to JPEG to use them)",
-        "skipped: 1 .mov, 1 .txt (no pictures by their names)",
+        "skipped: 1 .mov, 1 .txt (not named like pictures)",
     )
 
 
@@ -117,7 +117,7 @@ def test_labels_from_tables(folder, tmp_path, text):
     [
         ("path,label\na/1.jpg,cat\nnone.jpg,dog\n", ", line 3: none.jpg is no picture below"),
         ("a/1.jpg,cat\na/3.png,dog\na/1.jpg,dog\n", ", line 3: a/1.jpg is 'dog' here and 'cat' in line 1"),
-        ("a/1.jpg,cat,x\n", ", line 1: 3 columns where there should be 2"),
+        ("a/1.jpg,cat,x\n", ", line 1: 3 columns instead of 2"),
         ("a/1.jpg,cat\nb/4.jpeg,cat\n", ": at least two different labels are needed, there is only 'cat'"),
         ("path,label\n", ": at least two different labels are needed, there is none"),
         (None, ": cannot be read: No such file or directory; give `folders` or a CSV file of two columns"),
@@ -204,7 +204,7 @@ def test_a_damaged_cache_is_rebuilt(folder, monkeypatch):
 
 def test_what_was_read_before_a_bad_file_is_kept(folder, monkeypatch):
     (folder / "b" / "6.webp").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"b/6.webp: not readable as an image: its format is not known; mend or remove"):
+    with pytest.raises(UserError, match=r"b/6.webp: not readable as an image: its format is not known; replace"):
         shrink(load(folder).train, 8, 0)
     (folder / "b" / "6.webp").unlink()
     opened = counted(monkeypatch)
@@ -267,7 +267,7 @@ def test_a_run_without_labels_reports_no_accuracy(many, tmp_path, capsys):
     for word in ("kNN", "top-1", "consistency", "%,"):
         assert word not in out.replace("% kept", "")
     assert "without labels: loss, entropy, neighbours, clusters; no accuracy" in out
-    assert "skipped: 1 .txt (no pictures by their names)" in out
+    assert "skipped: 1 .txt (not named like pictures)" in out
     assert "round 1 done: 6 anchors, loss " in out
     lines = metrics(tmp_path / "s")
     assert all(line["knn_top1"] is None and line["knn_top5"] is None and line["consistency"] is None for line in lines)
@@ -380,7 +380,7 @@ def test_a_picture_that_cannot_be_read_is_named_or_skipped(many, tmp_path, capsy
     assert main.main(arguments) == 2
     err = capsys.readouterr().err
     assert "0.png: not readable as an image" in err
-    assert err.endswith("; mend or remove it, or leave out all such files with --skip-bad-images\n")
+    assert err.endswith("; replace or remove it, or leave out all such files with --skip-bad-images\n")
     assert not (tmp_path / "s").exists()
     assert main.main([*arguments, "--skip-bad-images"]) == 0
     out = capsys.readouterr().out

@@ -13,7 +13,7 @@ from lib.checkpoint.manager import find_checkpoint
 from lib.logger import console
 from lib.runtime.threads import OtherPrograms
 from lib.training import planning
-from lib.training.planning import EVALUATION, SHARE, epochs_within
+from lib.training.planning import EVALUATION_COST, STEPS_SHARE, epochs_within
 from tests.helpers.runs import TINY, error_line
 
 RUN = [
@@ -111,11 +111,11 @@ def test_steps_are_timed_with_workers_and_in_groups_too(tmp_path, busy, argument
 
 def test_a_run_whose_rate_falls_logs_it_once(tmp_path, monkeypatch):
     rates = iter([None, (10.0, 500.0), None])
-    monkeypatch.setattr(console.RateWatch, "see", lambda self, images: next(rates, None))
+    monkeypatch.setattr(console.RateWatch, "update", lambda self, images: next(rates, None))
     run(tmp_path, *RUN, "--session", "s", "--threads", "2", "--display-freq", "1")
     said = [line for line in (tmp_path / "s" / "log.txt").read_text().splitlines() if "images/s, less" in line]
     assert len(said) == 1
-    assert "10 images/s, less than a third of the 500 before; other programs may be at work" in said[0]
+    assert "10 images/s, less than a third of the earlier 500; other programs may be using this machine" in said[0]
     assert said[0].endswith("end some of them, or stop the run and resume it with --threads 1")
 
 
@@ -125,7 +125,7 @@ del WITHOUT_EPOCHS[WITHOUT_EPOCHS.index("--max-epoch") : WITHOUT_EPOCHS.index("-
 
 def test_epochs_within_a_time_by_hand():
     # an epoch of 100 images and 50 test images takes 120 times 10 ms; 0.85 of a minute holds 42.5 of them
-    assert (SHARE, EVALUATION) == (0.85, 0.4)
+    assert (STEPS_SHARE, EVALUATION_COST) == (0.85, 0.4)
     assert epochs_within(60, 0.01, 100, 50, 1) == 42
     assert epochs_within(60, 0.01, 100, 50, 5) == 8
     assert epochs_within(60, 0.01, 100, 0, 1) == 51

@@ -75,8 +75,8 @@ def test_the_authors_checkpoints_load_completely(resnet, tmp_path, prefix, flat)
     torch.save(authors_checkpoint(saved["net"], saved["npc"]["memory"], prefix, flat), path)
     file = weights_file.read(path)
     network = fresh()
-    found = fitting.fit(network, file)
-    assert (found.misfits, found.left) == ((), ())
+    found = fitting.load_matching(network, file)
+    assert (found.misfits, found.missing) == ((), ())
     assert same_weights(network, saved["net"])
     assert torch.equal(file.memory, saved["npc"]["memory"])
     assert file.kind == "a checkpoint of the authors' code"
@@ -88,7 +88,7 @@ def test_the_authors_bottleneck_network_loads_completely(tmp_path):
     theirs, ours = fresh("resnet50"), fresh("resnet50")
     torch.nn.init.normal_(theirs.fc.weight)
     torch.save(authors_checkpoint(theirs.state_dict(), torch.zeros(3, DIM)), tmp_path / "x.ckpt")
-    assert fitting.fit(ours, weights_file.read(tmp_path / "x.ckpt")).left == ()
+    assert fitting.load_matching(ours, weights_file.read(tmp_path / "x.ckpt")).missing == ()
     assert same_weights(ours, theirs.state_dict())
 
 
@@ -101,7 +101,7 @@ def test_files_of_python_2_are_read(resnet, tmp_path, monkeypatch, way):
         as_before_1_13(monkeypatch)
     file = weights_file.read(path)
     network = fresh()
-    assert fitting.fit(network, file).left == ()
+    assert fitting.load_matching(network, file).missing == ()
     assert same_weights(network, saved["net"])
     assert torch.equal(file.memory, saved["npc"]["memory"])
 
@@ -121,7 +121,7 @@ def test_state_dicts_load_from_any_wrapper(tmp_path, key, prefix):
     weights = {prefix + name: value for name, value in theirs.state_dict().items()}
     torch.save(weights if key is None else {key: weights, "epoch": 3}, tmp_path / "w.pt")
     file = weights_file.read(tmp_path / "w.pt")
-    found = fitting.fit(ours, file)
+    found = fitting.load_matching(ours, file)
     assert (file.kind, file.memory, found.misfits) == ("a state dict", None, ())
     assert same_weights(ours, theirs.state_dict())
 
@@ -131,30 +131,32 @@ def test_torchvisions_resnet_fits_but_for_its_last_layer_which_is_named(tmp_path
     torch.save(theirs.state_dict(), tmp_path / "resnet18.pth")
     ours, untouched = fresh(stem="large", size=64), fresh(stem="large", size=64)
     file = weights_file.read(tmp_path / "resnet18.pth")
-    found = fitting.fit(ours, file)
+    found = fitting.load_matching(ours, file)
     assert found.misfits == (
         f"fc.weight is 1000 x 512 in the file, {DIM} x 512 here",
         f"fc.bias is 1000 in the file, {DIM} here",
     )
     assert torch.equal(ours.layer4[1].conv2.weight, theirs.layer4[1].conv2.weight)
     assert torch.equal(ours.fc.weight, untouched.fc.weight)
-    fitting.complete(found, file, "resnet18")  # of use for a new run, and as it is
-    assert "does not fit: fc.weight is 1000 x 512 in the file, 16 x 512 here" in fitting.report(found, file, "resnet18")
+    fitting.check_complete(found, file, "resnet18")  # of use for a new run, and as it is
+    assert "does not fit: fc.weight is 1000 x 512 in the file, 16 x 512 here" in fitting.fit_lines(
+        found, file, "resnet18"
+    )
 
 
 def test_a_network_with_more_than_a_random_last_layer_is_not_used_as_it_is(tmp_path):
     torch.save(fresh("resnet34").state_dict(), tmp_path / "w.pt")
     file = weights_file.read(tmp_path / "w.pt")
-    found = fitting.fit(fresh("resnet18"), file)
+    found = fitting.load_matching(fresh("resnet18"), file)
     assert any("layer3.5.conv1.weight of the file is not in the network" in line for line in found.misfits)
-    assert found.left == ()  # all that resnet18 has is there, and more
+    assert found.missing == ()  # all that resnet18 has is there, and more
     with pytest.raises(UserError, match="resnet18: layer1.2.conv1.weight of the file is not in the network"):
-        fitting.complete(found, file, "resnet18")
+        fitting.check_complete(found, file, "resnet18")
     torch.save(fresh("resnet18").state_dict(), tmp_path / "w.pt")
     file = weights_file.read(tmp_path / "w.pt")
-    found = fitting.fit(fresh("resnet34"), file)
+    found = fitting.load_matching(fresh("resnet34"), file)
     with pytest.raises(UserError, match=r"does not fit --network resnet34: layer1.2.conv1.weight is not in the file"):
-        fitting.complete(found, file, "resnet34")
+        fitting.check_complete(found, file, "resnet34")
 
 
 def test_a_description_without_three_means_is_an_error(tmp_path):
@@ -188,7 +190,7 @@ def test_files_that_hold_no_weights_are_named(tmp_path):
             weights_file.read(path)
     torch.save({"conv1.weight": torch.zeros(1)}, path)
     with pytest.raises(UserError, match=r"none of its 1 tensors \(conv1.weight, ...\) fits the network"):
-        fitting.fit(fresh(), weights_file.read(path))
+        fitting.load_matching(fresh(), weights_file.read(path))
 
 
 class Planted:
@@ -239,7 +241,7 @@ def test_a_new_run_loads_network_and_bank(trained, tmp_path, capsys):
     saved, path = trained
     still = ["--base-lr", "1e-30", "--weight-decay", "0", "--npc-momentum", "0.9999999", "--sess-dir", tmp_path]
     out = log_of(capsys, *RUN, *still, "--session", "ours", "--pretrained", path)
-    assert "26 of its 26 tensors taken into convnet" in out
+    assert "26 of its 26 tensors loaded into convnet" in out
     assert f"memory bank taken from the file ({IMAGES} rows)" in out
     new = checkpoint.load(tmp_path / "ours" / "checkpoint" / "0000-00000.ckpt")
     for name, value in saved["net"].items():
@@ -371,13 +373,13 @@ def test_an_alexnet_of_listed_layers_loads_completely(tmp_path, wrapper, fc):
     assert f"features.{wrapper}15.running_var" in net
     torch.save({"net": net, "npc": {"memory": torch.zeros(3, DIM)}}, tmp_path / "a.ckpt")
     file = weights_file.read(tmp_path / "a.ckpt")
-    found = fitting.fit(ours, file)
+    found = fitting.load_matching(ours, file)
     assert (found.misfits, found.foreign) == ((), ())
     assert same_weights(ours, theirs.state_dict())
     torch.save({**net, "classifier.2.running_mean": torch.zeros(4096)}, tmp_path / "b.pt")
     file = weights_file.read(tmp_path / "b.pt")
     with pytest.raises(UserError, match=r"hidden.2.running_mean of the file is not in the network"):
-        fitting.complete(fitting.fit(ours, file), file, "alexnet")
+        fitting.check_complete(fitting.load_matching(ours, file), file, "alexnet")
 
 
 def test_mistakes_are_one_line(resnet, tmp_path, capsys):
@@ -448,7 +450,7 @@ def test_files_with_unusable_values_are_named(tmp_path):
         assert file.memory is None
         assert any(word.startswith("npc") for word in file.unused)
     torch.save({**net, 3: net[name], name: net[name].long()}, path)  # a name that is none, and whole numbers
-    found = fitting.fit(fresh(), weights_file.read(path))
+    found = fitting.load_matching(fresh(), weights_file.read(path))
     assert found.misfits == (f"{name} is 64 x 64 x 3 x 3 of int64 in the file, 64 x 64 x 3 x 3 here",)
 
 

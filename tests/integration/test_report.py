@@ -68,7 +68,7 @@ def test_the_page_is_one_file_that_keeps_the_rules(text):
     page = check_rules(text)
     assert [words for level, words in page.headings if level == 2] == [
         "What was run", "Results by round", "Neighbourhoods over the rounds", "Anchors and their neighbours",
-        "Map of the features", "Clusters", "Most and least certain images", "Where the network looks",
+        "Map of the features", "Clusters", "Most and least certain images", "Attention maps",
     ]  # fmt: skip
     assert len(page.all("nav")) == 1
     assert len(text) < 3e6
@@ -181,9 +181,9 @@ def test_clusters_hold_every_image_once(page):
 
 
 def test_attention_has_a_picture_for_each_image_and_round(page):
-    alts = [image["alt"] for image in page.all("img") if image["alt"].startswith("Where the network looks")]
+    alts = [image["alt"] for image in page.all("img") if image["alt"].startswith("Attention map")]
     watched = [int((place + 0.5) * 10) for place in range(6)]
-    assert alts == [f"Where the network looks at image {i} after round {r}" for i in watched for r in range(3)]
+    assert alts == [f"Attention map of image {i} after round {r}" for i in watched for r in range(3)]
 
 
 def test_a_run_that_is_stopped_has_a_report_of_its_rounds(tmp_path, monkeypatch, capsys):
@@ -297,7 +297,7 @@ def test_a_report_that_fails_is_a_warning_and_the_run_goes_on(tmp_path, monkeypa
     arguments = [*SMALL, "--max-round", "2", "--max-epoch", "1", "--sess-dir", str(tmp_path), "--session", "s"]
     assert main.main([*arguments, "--brief"]) == 0
     out = capsys.readouterr().out
-    assert out.count("report.html could not be written (ZeroDivisionError: a mistake); the run goes on; --no") == 3
+    assert out.count("report.html could not be written (ZeroDivisionError: a mistake); the run continues; --no") == 3
     assert len(metrics_of(tmp_path / "s")) == 2
     assert not (tmp_path / "s" / "report.html").exists()
 
@@ -412,7 +412,7 @@ def test_pictures_that_are_all_alike_are_one_cluster_here_as_in_the_log(session)
     sheets = contact_sheets(np.arange(60), memory, Pictures(images), find_clusters(memory, "auto", 0))
     assert (sheets.count, [cluster.size for cluster in sheets.shown]) == (1, [60])
     assert choose_number(memory, 0).clusters == 1
-    assert choose_number(memory, 0).explanation in sheets.why
+    assert choose_number(memory, 0).explanation in sheets.explanation
 
 
 def test_the_report_shows_the_results_of_protocols(session, tmp_path):
@@ -498,7 +498,7 @@ def test_samples_are_bounded_and_ascending(count, wanted):
 def test_large_images_become_small_thumbnails():
     images = ImageSet(np.random.default_rng(0).integers(0, 255, (2, 300, 500, 3), dtype=np.uint8))
     shown = pictures.Pictures(images).picture(1)
-    assert opened(shown.uri).size == (pictures.SIDE, pictures.SIDE)
+    assert opened(shown.uri).size == (pictures.THUMBNAIL_SIDE, pictures.THUMBNAIL_SIDE)
     assert (shown.name, shown.label, shown.alt) == ("image 1", None, "image 1")
 
 

@@ -118,7 +118,7 @@ def test_every_focused_element_is_visible(pages, browser):
     assert "map-box" in names
     assert len(names) == len(set(names))
     assert [name for name in names if name.startswith("#")][1:] == [
-        "#run", "#results", "#quality", "#anchors", "#map", "#clusters", "#certainty", "#looks",
+        "#run", "#results", "#quality", "#anchors", "#map", "#clusters", "#certainty", "#attention",
     ]  # fmt: skip
     assert all(stop[2] == "solid" and stop[3] >= 2 and stop[4] for stop in stops), stops
     browser.open_as(pages["report"], 1280, 900)

@@ -13,7 +13,7 @@ import datasets
 from datasets.files import bad_images
 from datasets.files.bad_images import CheckedFiles
 from datasets.image_set import ImageSet, Split
-from lib.commands.call import _read, check_same_images, open_images
+from lib.commands.call import _start_digest, check_same_images, open_images
 from lib.commands.start import Fresh, FromWeights, Resumed
 from lib.config import Options
 from lib.distributed.process_info import ProcessInfo
@@ -148,7 +148,7 @@ def test_records_of_good_files_by_several_writers_are_joined(folder):
     paths = sorted(str(path) for path in folder.rglob("*.png"))
     writers = [CheckedFiles(paths) for _ in range(3)]
     for writer, rows in zip(writers, ([0, 1], [2], [5, 6])):
-        writer.remember(rows)
+        writer.add(rows)
     known = set(range(len(paths))) - set(CheckedFiles(paths).unknown())
     assert known == {0, 1, 2, 5, 6}
 
@@ -173,7 +173,7 @@ TENSORS = [
 def fingerprint(tensors, memory=None, epoch=1):
     weights = {str(number): tensor for number, tensor in enumerate(tensors)}
     saved = {"round": 0, "epoch": epoch, "net": weights, "npc": {"memory": torch.ones(2, 2)}}
-    return _read(Resumed(saved, Path("f"))) + _read(FromWeights(WeightsFile("f", "k", weights, memory)))
+    return _start_digest(Resumed(saved, Path("f"))) + _start_digest(FromWeights(WeightsFile("f", "k", weights, memory)))
 
 
 @pytest.mark.parametrize("number", range(4))
@@ -188,4 +188,4 @@ def test_weights_that_differ_are_noticed_in_any_dtype(number):
 def test_the_fingerprint_covers_bank_and_epoch():
     assert fingerprint(TENSORS, torch.zeros(2)) != fingerprint(TENSORS)
     assert fingerprint(TENSORS, epoch=2) != fingerprint(TENSORS)
-    assert _read(Fresh()) == _read(Fresh()) != fingerprint(TENSORS)
+    assert _start_digest(Fresh()) == _start_digest(Fresh()) != fingerprint(TENSORS)

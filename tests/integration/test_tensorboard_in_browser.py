@@ -68,7 +68,7 @@ def test_charts_have_curves(page, pane):
     wait_for(lambda: len(drawn()) >= 6, "curves of two points or more")
     if pane == "custom_scalars":
         assert browser.found("vz-line-chart2", "found.length") == 10
-        assert browser.found("*", "found.some((element) => element.textContent.trim() === 'Does it learn?')")
+        assert browser.found("*", "found.some((element) => element.textContent.trim() === 'Training')")
 
 
 def test_pictures_are_shown(page):

@@ -94,7 +94,7 @@ def test_a_session_does_not_resume_with_other_pictures_of_the_same_names(trained
         capsys, "--resume", trained, "--export", tmp_path / "e", *FEW, status=2
     )
     out = call(capsys, "--resume", trained, "--embed", tmp_path / "p", "--output", tmp_path / "m", *FEW)
-    assert "named by their rows, since the photos images at hand are not those of the checkpoint" in out
+    assert "named by their rows, since the photos images here are not those of the checkpoint" in out
     assert "belongs to 20 other training images" in call(capsys, "--resume", trained, "--report-only", status=2)
     out = call(capsys, *RUN[:-1], "new", "--data-root", tmp_path / "p", "--sess-dir", tmp_path / "s", "--pretrained",
                next((trained / "checkpoint").glob("0001-*.ckpt")), "--no-report")  # fmt: skip
@@ -127,7 +127,7 @@ def test_one_class_shows_no_accuracies(tmp_path, capsys):
     base = [*RUN, "--dataset", "imagefolder", "--data-root", tmp_path / "d", "--sess-dir", tmp_path / "s"]
     out = call(capsys, *base)
     assert "one class only (images): every accuracy would be 100 %, so none is computed" in out
-    assert "no classes, for they hold no pictures: labels/ in train" in out
+    assert "not classes, since they hold no pictures: labels/ in train" in out
     for word in ("top-1", "consistency", "accuracy 1", "100.00"):
         assert word not in out
     (line, *_) = (tmp_path / "s" / "x" / "metrics.jsonl").read_text().splitlines()
@@ -145,7 +145,7 @@ def test_classes_without_a_readable_training_image_are_named(tmp_path, capsys):
         path.write_bytes(b"broken")
     base = [*RUN, "--dataset", "imagefolder", "--data-root", tmp_path / "d", "--sess-dir", tmp_path / "s"]
     out = call(capsys, *base, "--skip-bad-images", "--brief", "--no-report", "--max-round", "1")
-    assert "2 test images cannot be recognised, for no other image of their class is there to learn from: c" in out
+    assert "2 test images cannot be recognised: the training images hold no other image of their class: c" in out
     assert "cannot be recognised" in call(capsys, "--resume", tmp_path / "s" / "x", "--test-only")
 
 

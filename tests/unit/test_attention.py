@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import models
-from lib.figures.attention import attention, overlaid, watched_stage
+from lib.figures.attention import attention, attention_stage, overlaid
 
 
 def by_hooks(network, images, rows, stage):
@@ -86,9 +86,9 @@ def test_attention_takes_the_last_stage_with_spatial_resolution():
         maps = {f"s{number}": torch.zeros(1, 2, number, number) for number in numbers}
         return {**maps, "fc": torch.zeros(1, 2)}
 
-    assert watched_stage(sides(56, 28, 14, 7)) == "s7"
-    assert watched_stage(sides(8, 4, 2, 1)) == "s4"
-    assert watched_stage(sides(3, 2, 1)) == "s3"
+    assert attention_stage(sides(56, 28, 14, 7)) == "s7"
+    assert attention_stage(sides(8, 4, 2, 1)) == "s4"
+    assert attention_stage(sides(3, 2, 1)) == "s3"
 
 
 def test_overlays_are_bright_where_attention_is_high():

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lib.clustering.clusters import choose_number, merge_linkages, neighbour_graph, round_clusters
 from lib.clustering.kmeans import spherical_kmeans
-from lib.evaluation.clusters import SAMPLE, contingency, matched, plot_number, silhouette
+from lib.evaluation.cluster import SILHOUETTE_ROWS, contingency, matched, plot_number, silhouette
 from tests.helpers.rows import unit_rows
 
 
@@ -117,7 +117,7 @@ def test_few_images(count):
 def test_overlapping_groups_are_less_certain():
     clear, vague = (choose_number(blobs([80] * 6, noise)[0]) for noise in (0.08, 0.26))
     assert vague.confidence < clear.confidence == 1.0
-    assert clear.explanation == "100 % of 55 checks say 6"
+    assert clear.explanation == "100 % of 55 checks give 6"
     assert "others" in vague.explanation
 
 
@@ -127,7 +127,7 @@ def test_the_number_is_a_function_of_the_seed():
 
 
 def test_samples_of_many_rows(monkeypatch):
-    monkeypatch.setattr("lib.clustering.clusters.SAMPLE", 500)
+    monkeypatch.setattr("lib.clustering.clusters.ROWS_IN_RUN", 500)
     assert choose_number(blobs([400, 300, 300])[0]).clusters == 3
 
 
@@ -165,7 +165,7 @@ def test_the_silhouette_and_its_sample():
     assert silhouette(rows, assignments, 0) == pytest.approx(
         silhouette_score(rows.numpy(), assignments, metric="cosine")
     )
-    many = unit_rows(SAMPLE + 500, 6, 1)
+    many = unit_rows(SILHOUETTE_ROWS + 500, 6, 1)
     halves = (many[:, 0] > 0).long().numpy()
     whole = silhouette_score(many.numpy(), halves, metric="cosine")
     assert silhouette(many, halves, 0) == pytest.approx(whole, abs=0.02)

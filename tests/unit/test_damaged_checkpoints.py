@@ -106,9 +106,9 @@ def test_resume_falls_back_to_the_previous_checkpoint(tmp_path):
         for resume in ("last", str(session.path)):
             found = open_checkpoint(resume, str(tmp_path))
             assert found.source.name == names[count]
-            assert len(found.passed_over) >= count
-            assert names[0] in found.passed_over[0]
-            assert f"resuming from an earlier one, {found.source}" in found.passed_over[0]
+            assert len(found.unreadable) >= count
+            assert names[0] in found.unreadable[0]
+            assert f"resuming from an earlier one, {found.source}" in found.unreadable[0]
     with pytest.raises(UserError, match="empty"):  # a file that is named is that file
         open_checkpoint(str(session.checkpoints / names[0]), str(tmp_path))
     for path in session.checkpoints.iterdir():

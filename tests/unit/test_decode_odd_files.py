@@ -75,7 +75,7 @@ def test_lab_is_read_where_pillow_can_and_named_where_it_cannot(tmp_path):
     try:
         image.convert("RGB")
     except ValueError:
-        with pytest.raises(UserError, match=r"x\.tif: not readable as an image: .+; mend or remove it"):
+        with pytest.raises(UserError, match=r"x\.tif: not readable as an image: .+; replace or remove it"):
             read_rgb(str(tmp_path / "x.tif"))
     else:
         assert read_rgb(str(tmp_path / "x.tif")).mode == "RGB"

@@ -6,7 +6,7 @@ import torch
 from datasets.image_set import ImageSet
 from lib.figures import thumbnails as figures
 from lib.figures.thumbnails import NEUTRAL, OTHER, SAME, anchor_grids, thumbnails
-from lib.logger.tensorboard import SIDE, Projector
+from lib.logger.tensorboard import SPRITE_SIDE, Projector
 from lib.method.neighbourhoods import Neighbourhoods
 
 
@@ -53,7 +53,7 @@ def test_a_grid_has_a_frame_for_each_image():
 
 
 def test_a_projector_takes_any_file_name(tmp_path):
-    projector = Projector(tmp_path, np.zeros((3, SIDE, SIDE, 3), np.uint8))
+    projector = Projector(tmp_path, np.zeros((3, SPRITE_SIDE, SPRITE_SIDE, 3), np.uint8))
     projector.add("after-round-0", np.eye(3), {"image": ["a\tb", "c\nd", 'e"f'], "cluster": ["0", "1", "2"]})
     lines = (tmp_path / "projector" / "after-round-0-about.tsv").read_text().splitlines()
     assert lines == ["image\tcluster", "a b\t0", "c d\t1", 'e"f\t2']

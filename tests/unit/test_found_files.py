@@ -66,9 +66,9 @@ def test_skipped_files_are_counted_and_named_in_every_kind_of_folder(classes):
     assert len(split.train) == 4
     assert split.notes == (
         "skipped in train: 1 .heic, 1 .cr2 (not readable here; convert them to JPEG to use them)",
-        "skipped in train: 1 .mpg, 1 nameless, 1 .txt (no pictures by their names)",
+        "skipped in train: 1 .mpg, 1 nameless, 1 .txt (not named like pictures)",
         "skipped in train: 1 #recycle, 1 $RECYCLE.BIN, 1 .Trash-1000, 1 .thumbnails, 1 @eaDir, 1 __MACOSX and 1 "
-        "others (made by systems, not by people)",
+        "others (made by operating systems)",
     )
     photos = load(classes / "train", "photos")
     assert [note.replace(":", " in train:", 1) for note in photos.notes] == list(split.notes)
@@ -102,8 +102,8 @@ def test_a_folder_of_annotations_is_no_class(tmp_path):
     split = load(tmp_path)
     assert len(split.test) == 3
     assert split.notes == (
-        "no classes, for they hold no pictures: empty/, labels/ in train",
-        "skipped in train: 3 .txt (no pictures by their names)",
+        "not classes, since they hold no pictures: empty/, labels/ in train",
+        "skipped in train: 3 .txt (not named like pictures)",
         "test images: those in valid/",
     )
     pipeline = Pipeline(split, Options(augment_on="workers", workers_num=0), torch.device("cpu"))
@@ -180,7 +180,7 @@ def test_class_names_in_other_unicode_forms_are_equal(tmp_path):
     picture(tmp_path / "train" / composed / "3.jpg")
     split = load(tmp_path)
     assert (split.train.classes, split.train.labels.tolist()) == ((apart, "x"), [0, 0, 1])
-    assert split.notes == (f"two folders in train are called {composed}, in other bytes: one class",)
+    assert split.notes == (f"two folders in train are called {composed} in different bytes: one class",)
 
 
 def labelled(labels, classes):
@@ -216,7 +216,7 @@ def test_classes_option_refuses_names_mixed_with_numbers():
 def test_test_images_of_classes_without_training_images_are_counted():
     train, test = labelled([0, 0, 1, 1], "abc"), labelled([0, 2, 2], "abc")
     (line,) = evaluable(train, test)[2]
-    assert line.startswith("2 test images cannot be recognised, for no other image of their class is there to learn fr")
+    assert line.startswith("2 test images cannot be recognised: the training images hold no other")
     assert line.endswith(": c")
     (line,) = evaluable(labelled([0, 0, 1, UNLABELLED], "ab"), None)[2]
     assert line.startswith("1 labelled images cannot be recognised")

@@ -107,10 +107,10 @@ def test_a_pipe_that_was_read_before_is_named(folder):
     root = folder("a.png", "b.png")
     reading, writing = os.pipe()
     os.close(writing)
-    with pytest.raises(UserError, match=rf"--labels /dev/fd/{reading}: it is empty; a pipe can be read once: give"):
+    with pytest.raises(UserError, match=rf"--labels /dev/fd/{reading}: it is empty; a pipe can be read only once: "):
         datasets.load("photos", str(root), False, f"/dev/fd/{reading}")
     os.close(reading)
-    with pytest.raises(UserError, match=rf"--labels /dev/fd/{reading}: cannot be read: .*; a pipe can be read once"):
+    with pytest.raises(UserError, match=rf"--labels /dev/fd/{reading}: cannot be read: .*; a pipe can be read only "):
         datasets.load("photos", str(root), False, f"/dev/fd/{reading}")
     with pytest.raises(UserError, match="t.csv: it is empty$"):
         labels(root, "\n")

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 import models
 from lib.distributed.world import World
 from lib.evaluation.knn import classes_ahead
-from lib.evaluation.linear import _moments, fit, pooled, pooled_widths, stage_rows
+from lib.evaluation.linear import _moments, fit_classifier, pooled, pooled_widths, stage_rows
 from lib.nn.embedder import Embedder
 
 ALONE = World.alone()
@@ -26,7 +26,7 @@ def digits():
 @pytest.mark.parametrize("penalty", [1.0, 1e-2, 1e-3])
 def test_the_classifier_minimises_scikit_learns_objective(digits, penalty):
     rows, labels = digits
-    ours = fit(rows, labels, 10, penalty, ALONE, steps=1000)
+    ours = fit_classifier(rows, labels, 10, penalty, ALONE, steps=1000)
     theirs = LogisticRegression(C=1 / (len(rows) * penalty), max_iter=5000, tol=1e-8).fit(rows.numpy(), labels.numpy())
     # a shift common to all classes changes no probability; both have none in the weights
     weights, bias = ours.weights.T, ours.bias - ours.bias.mean()
@@ -38,7 +38,7 @@ def test_the_classifier_minimises_scikit_learns_objective(digits, penalty):
 
 def test_the_objective_in_float64(digits):
     rows, labels = digits
-    found = fit(rows, labels, 10, 0.1, ALONE, steps=3)
+    found = fit_classifier(rows, labels, 10, 0.1, ALONE, steps=3)
     scores = rows.double().numpy() @ found.weights + found.bias
     entropy = np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(700), labels.numpy()]
     assert found.objective == pytest.approx(entropy.mean() + 0.05 * (found.weights**2).sum(), rel=1e-6)
@@ -47,17 +47,17 @@ def test_the_objective_in_float64(digits):
 
 def test_excluded_rows_change_nothing(digits, monkeypatch):
     rows, labels = digits
-    taking_part = torch.arange(700) % 3 > 0
+    included = torch.arange(700) % 3 > 0
     monkeypatch.setattr("lib.evaluation.linear.BLOCK_ELEMENTS", 64 * 100)  # seven blocks
-    some = fit(rows, labels, 10, 0.1, ALONE, steps=200, taking_part=taking_part)
-    alone = fit(rows[taking_part], labels[taking_part], 10, 0.1, ALONE, steps=200)
+    some = fit_classifier(rows, labels, 10, 0.1, ALONE, steps=200, included=included)
+    alone = fit_classifier(rows[included], labels[included], 10, 0.1, ALONE, steps=200)
     assert np.abs(some.weights - alone.weights).max() < 2e-3
 
 
 def test_a_warm_start_ends_where_a_cold_one_does(digits):
     rows, labels = digits
-    warm = fit(rows, labels, 10, 0.1, ALONE, start=fit(rows, labels, 10, 1.0, ALONE), steps=500)
-    assert warm.objective == pytest.approx(fit(rows, labels, 10, 0.1, ALONE, steps=500).objective, rel=1e-4)
+    warm = fit_classifier(rows, labels, 10, 0.1, ALONE, start=fit_classifier(rows, labels, 10, 1.0, ALONE), steps=500)
+    assert warm.objective == pytest.approx(fit_classifier(rows, labels, 10, 0.1, ALONE, steps=500).objective, rel=1e-4)
 
 
 def test_a_single_class_and_a_value_that_never_varies():
@@ -65,7 +65,7 @@ def test_a_single_class_and_a_value_that_never_varies():
     mean, deviation = _moments(rows, ALONE)
     assert mean.tolist() == [3.0, 3.0]
     assert deviation.tolist() == [1.0, 1.0]
-    found = fit(rows - mean, torch.zeros(6, dtype=torch.int64), 1, 0.1, ALONE)
+    found = fit_classifier(rows - mean, torch.zeros(6, dtype=torch.int64), 1, 0.1, ALONE)
     assert classes_ahead(found.scores(rows, ALONE.device), torch.zeros(6, dtype=torch.int64)).sum() == 0
 
 

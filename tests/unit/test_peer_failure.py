@@ -84,5 +84,5 @@ def test_the_process_that_caused_the_failure_is_named(outcomes, cause):
 
 def test_exit_statuses_in_words():
     assert _end(KILLED) == "was killed by SIGKILL"
-    assert _end(PEER_FAILURE) == "lost contact with the others"
+    assert _end(PEER_FAILURE) == "lost its connection to the other processes"
     assert _end(1) == "ended with status 1"

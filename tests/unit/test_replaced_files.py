@@ -116,7 +116,7 @@ def test_content_checksums_cover_the_middle_of_a_file(tmp_path):
         file.seek(size // 2)
         file.write(b"\7")
     replaced = images.replaced(contents)
-    assert (replaced.paths, replaced.are_others) == ((images.source[0],), False)
+    assert (replaced.paths, replaced.are_other_pictures) == ((images.source[0],), False)
     assert str(replaced) == f"1 of 2 files compared ({images.source[0]})"
 
 
@@ -124,15 +124,15 @@ def test_other_and_edited_pictures_are_distinguished(tmp_path):
     images = bitmaps(tmp_path / "p", 10)
     contents = images.contents()
     bitmaps(tmp_path / "p", 4, first=100)
-    assert not images.replaced(contents).are_others
+    assert not images.replaced(contents).are_other_pictures
     bitmaps(tmp_path / "p", 6, first=100)
-    assert images.replaced(contents).are_others
+    assert images.replaced(contents).are_other_pictures
     assert len(images.replaced(contents).paths) == 6
-    assert not images.replaced(None).are_others  # of a session made before
-    assert not images.replaced([]).are_others
+    assert not images.replaced(None).are_other_pictures  # of a session made before
+    assert not images.replaced([]).are_other_pictures
     pixels = ImageSet(np.zeros((3, 2, 2, 3), np.uint8))
     assert pixels.contents() == []
-    assert not pixels.replaced([1, 2, 3]).are_others
+    assert not pixels.replaced([1, 2, 3]).are_other_pictures
 
 
 def test_a_file_that_cannot_be_read_is_no_difference(tmp_path):

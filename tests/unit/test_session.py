@@ -93,7 +93,7 @@ def test_a_failed_write_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(RunError, match=r"could not be written: .*No space left.*; the one before it is as it was"):
+    with pytest.raises(RunError, match=r"could not be written: .*No space left.*; the one before it is unchanged"):
         checkpoint.save(complete(epoch=2), path)
     monkeypatch.undo()
     assert checkpoint.load(path)["epoch"] == 1
@@ -233,9 +233,9 @@ def test_tables_fit_a_narrow_terminal():
     found = {"entropy": 2.0, "neighbour_cosine": 0.9, "clusters": [9, 3]}
     history.current.add({"loss": 1.5, "knn_top1": None, "seconds": 1.0, **found})
     for width in (40, 60, 80, 120):
-        assert max(map(len, history.unlabelled_table(width).splitlines())) <= max(width, 40)
+        assert max(map(len, history.diagnostics_table(width).splitlines())) <= max(width, 40)
         assert max(map(len, history.table({}, width).splitlines())) <= max(width, 40)
-    assert "| round | anchors |  loss | entropy | anchors' |" in history.unlabelled_table()
+    assert "| round | anchors |  loss | entropy | anchors' |" in history.diagnostics_table()
 
 
 def test_long_lines_are_broken_on_terminals_only(monkeypatch):

@@ -189,7 +189,7 @@ def test_timed_steps_change_nothing(network, optimizer, trained):
         return [torch.as_tensor(tensor).clone() for tensor in tensors] + [torch.get_rng_state()]
 
     before = all_of_it()
-    with planning.unchanged(state, rows):
+    with planning.restoring_state(state, rows):
         for _ in range(2):
             step(images, members, 3)
         assert any((one != other).any() for one, other in zip(before, all_of_it()))
@@ -217,7 +217,7 @@ def test_a_rate_below_a_third_is_reported_once():
 
     def train(images, seconds):
         now[0] += seconds
-        return watch.see(images)
+        return watch.update(images)
 
     assert train(3000, 10) is None
     assert train(1010, 10) is None  # a little more than a third

@@ -17,7 +17,7 @@ from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.nn.embedder import Embedder
 from lib.session.metrics import History, Round
-from lib.training.epoch import train_epoch, with_same_masks
+from lib.training.epoch import train_epoch, with_seeded_dropout
 from lib.training.optim import build_optimizer, start_schedule
 from lib.training.step import Step
 from lib.training.trainer import curriculum_note
@@ -290,7 +290,7 @@ def test_dropout_masks_depend_only_on_the_position_in_the_run():
         world = World.alone() if world is None else world
         own = world.rows(size)
         batches = iter([(torch.ones(own.stop - own.start, 64), torch.arange(1))] * (4 - start))
-        shown = with_same_masks(batches, nn.Sequential(layer), world, [size] * 4, start, 7, *place)
+        shown = with_seeded_dropout(batches, nn.Sequential(layer), world, [size] * 4, start, 7, *place)
         return torch.stack([layer(images) for images, _ in shown])
 
     masks = drawn(0, 2, 3)
@@ -313,7 +313,7 @@ def test_shared_dropout_is_dropout_otherwise():
     layer = SharedDropout(0.5)
     torch.manual_seed(0)
     assert torch.equal(layer(rows), expected)
-    layer.take(0, 4)
+    layer.set_rows(0, 4)
     assert torch.equal(layer.eval()(rows), rows)
     leaf = rows.bfloat16().requires_grad_()
     result = layer.train()(leaf)

@@ -16,7 +16,7 @@ import torch
 from datasets.files.parallel import map_in_workers
 from datasets.image_set import ImageSet
 from datasets.loaders import worker_processes
-from datasets.loaders.worker_processes import ON_LINUX, SharedBatches, WorkerBatch, affordable_workers
+from datasets.loaders.worker_processes import ON_LINUX, SharedBatches, WorkerBatch, allowed_workers
 from datasets.loaders.workers import WorkerLoader
 from lib.errors import UserError
 from lib.logger.console import LOGGER
@@ -48,7 +48,7 @@ def exactly(images, batches):
 
 @pytest.fixture(autouse=True)
 def nothing_said():
-    worker_processes._said.clear()
+    worker_processes._warned.clear()
 
 
 @pytest.fixture
@@ -181,20 +181,20 @@ def test_the_limit_of_open_files_decides_how_many_start(monkeypatch, warnings_of
         monkeypatch.setattr("resource.getrlimit", lambda which: (soft, hard))
 
     allow(1024, 4096)
-    assert affordable_workers(4) == 4
+    assert allowed_workers(4) == 4
     allow(-1, -1)
-    assert affordable_workers(4) == 4
+    assert allowed_workers(4) == 4
     assert limits == []
     allow(40, 4096)  # 16 are open, 24 are left to the run, 4 for each worker
-    assert affordable_workers(4) == 4
+    assert allowed_workers(4) == 4
     assert limits == [(56, 4096)]
     allow(40, 49)
-    assert affordable_workers(4) == 2
+    assert allowed_workers(4) == 2
     allow(32, 32)
-    assert affordable_workers(4) == 0
-    assert affordable_workers(0) == 0
+    assert allowed_workers(4) == 0
+    assert allowed_workers(0) == 0
     monkeypatch.setattr("os.listdir", refuse)
-    assert affordable_workers(4) == 4
+    assert allowed_workers(4) == 4
     assert warnings_of() == [
         "workers   2 of 4 start, since only 49 files may be open; for all of them: ulimit -n 56",
         "workers   none: this process loads the images, since only 32 files may be open; for all of them: ulimit -n 56",

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from datasets.image_set import UNLABELLED
 from datasets.pipeline import Pipeline
-from lib.clustering.clusters import AUTO, NumberOfClusters, choose_number
+from lib.clustering.clusters import NumberOfClusters, choose_number
 from lib.clustering.kmeans import Clustering, spherical_kmeans
 from lib.config import Options
+from lib.config.option import AUTO
 from lib.distributed.world import World
 from lib.evaluation.evaluator import Protocol, Results
 from lib.evaluation.features import Features
@@ -24,10 +25,10 @@ from lib.logger.console import LOGGER
 from lib.seeding import derive
 
 WIDEST, LONGEST = 20, 60
-"""Classes and clusters up to which the confusion table is shown; the file has all."""
+"""The most classes and clusters of a confusion table on the terminal; the file has all."""
 
-SAMPLE = 4000
-"""Rows that the silhouette is computed on: it compares each with every other."""
+SILHOUETTE_ROWS = 4000
+"""The most rows for the silhouette, which compares each with every other."""
 
 log = logging.getLogger(LOGGER)
 
@@ -87,12 +88,12 @@ class Cluster(Protocol):
             number = choose_number(rows, self.seed)
             count = number.clusters
         clustering = spherical_kmeans(rows, count, self.seed)
-        clarity = silhouette(rows, clustering.assignments.numpy(), derive(self.seed, "silhouette"))
+        silhouette_mean = silhouette(rows, clustering.assignments.numpy(), derive(self.seed, "silhouette"))
         agreement = self._agreement(clustering)
         scalars = {
             "cluster_count": count,
             "cluster_cosine": clustering.objective,
-            "cluster_silhouette": clarity,
+            "cluster_silhouette": silhouette_mean,
         }
         if number is not None:
             scalars["cluster_confidence"] = number.confidence
@@ -105,11 +106,11 @@ class Cluster(Protocol):
             plot = folder / "cluster-number.png"
             if number is not None:
                 paths.append(plot_number(number, plot))
-            elif plot.exists():  # it belongs to an earlier table
+            elif plot.exists():  # of an earlier table
                 plot.unlink()
             return paths
 
-        summary = _summary(clustering, clarity, agreement)
+        summary = _summary(clustering, silhouette_mean, agreement)
         return Results(scalars, summary, _report(clustering, number, agreement, classes), write)
 
     def _agreement(self, clustering: Clustering) -> Optional[Agreement]:
@@ -124,7 +125,7 @@ class Cluster(Protocol):
         return Agreement(float(accuracy), nmi, float(adjusted_rand_score(labels, assignments)), table, class_of)
 
 
-def _summary(clustering: Clustering, clarity: Optional[float], agreement: Optional[Agreement]) -> str:
+def _summary(clustering: Clustering, silhouette_mean: Optional[float], agreement: Optional[Agreement]) -> str:
     parts = [f"{len(clustering.sizes)} clusters"]
     if agreement is not None:
         parts += [
@@ -133,8 +134,8 @@ def _summary(clustering: Clustering, clarity: Optional[float], agreement: Option
             f"ARI {100 * agreement.ari:.2f} %",
         ]
     parts.append(f"mean cosine with the centre {clustering.objective:.3f}")
-    if clarity is not None:
-        parts.append(f"silhouette {clarity:.3f}")
+    if silhouette_mean is not None:
+        parts.append(f"silhouette {silhouette_mean:.3f}")
     return ", ".join(parts)
 
 
@@ -201,7 +202,7 @@ def contingency(assignments: np.ndarray, labels: np.ndarray, clusters: int, clas
 def matched(table: np.ndarray) -> tuple[float, dict[int, int]]:
     """The best accuracy of a one-to-one matching of clusters and classes (Kuhn 1955), and the class of each cluster.
 
-    Where there are more clusters than classes some get none and their rows count as wrong; and the other way round.
+    Of more clusters than classes some have no class, and their rows count as wrong; likewise of more classes.
 
     Args:
         table: (K, C), from `contingency`.
@@ -211,7 +212,7 @@ def matched(table: np.ndarray) -> tuple[float, dict[int, int]]:
 
 
 def silhouette(features: Tensor, assignments: np.ndarray, seed: int) -> Optional[float]:
-    """The mean silhouette (Rousseeuw 1987) by cosine distance, of `SAMPLE` rows at most, drawn by the seed.
+    """The mean silhouette (Rousseeuw 1987) by cosine distance, of `SILHOUETTE_ROWS` rows at most, drawn by the seed.
 
     None where there are not two clusters, or no two rows in one.
 
@@ -220,8 +221,8 @@ def silhouette(features: Tensor, assignments: np.ndarray, seed: int) -> Optional
         assignments: (N,) int64.
     """
     rows = np.arange(len(assignments))
-    if len(rows) > SAMPLE:
-        rows = np.sort(np.random.RandomState(seed % 2**32).permutation(len(rows))[:SAMPLE])
+    if len(rows) > SILHOUETTE_ROWS:
+        rows = np.sort(np.random.RandomState(seed % 2**32).permutation(len(rows))[:SILHOUETTE_ROWS])
     chosen = assignments[rows]
     if not 2 <= len(np.unique(chosen)) < len(rows):
         return None
@@ -230,10 +231,10 @@ def silhouette(features: Tensor, assignments: np.ndarray, seed: int) -> Optional
 
 def plot_number(number: NumberOfClusters, path: Path) -> Path:
     """Draw the criterion over K, with the number found and the threshold marked, into a PNG file. Returns its path."""
-    from lib.figures import as_shipped
+    from lib.figures import default_settings
 
-    with as_shipped():
-        from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: it would ask for a screen
+    with default_settings():
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # pyplot would need a display
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
 
