@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from datasets.image_set import UNLABELLED, ImageSet
 from lib.distributed.world import Shard
-from lib.evaluation import knn as judging
+from lib.evaluation import knn as evaluation
 from lib.evaluation.bank_statistics import bank_statistics
 from lib.evaluation.features import Features, FeatureSpace
 from lib.evaluation.knn import weighted_knn
@@ -211,7 +211,7 @@ def approximate(world):
     }
 
 
-def surveys(world):
+def sampled_statistics(world):
     """Bank statistics of some rows, with duplicates, and where some processes have no rows."""
     found = {}
     for name, (memory, temperature) in banks_to_discover().items():
@@ -228,17 +228,17 @@ def surveys(world):
 
 def leave_one_out(world):
     """Leave-one-out kNN with all images labelled and with few (a process may have none), of all and of a sample."""
-    found, before = {}, judging.MOST_QUERIES
+    found, before = {}, evaluation.MOST_QUERIES
     for known, largest in ((53, 100), (53, 10), (20, 100), (3, 2)):
         labels = torch.randint(6, (53,), generator=torch.Generator().manual_seed(known)).numpy()
         labels[known:] = UNLABELLED
         images = ImageSet(np.zeros((53, 4, 4, 3), np.uint8), labels, tuple("abcdef"))
         pipeline, memory = SimpleNamespace(name="some", train=images, test=None), unit_rows(53, 6, 9)
-        judging.MOST_QUERIES = largest
-        judge = judging.LeaveOneOutKNN(pipeline, world, "knn", 1, 5, 0.1, "auto")
+        evaluation.MOST_QUERIES = largest
+        protocol = evaluation.LeaveOneOutKNN(pipeline, world, "knn", 1, 5, 0.1, "auto")
         features = Features(None, pipeline, world, 6, memory[world.rows(53)])
-        found[known, largest] = judge.evaluate(features).scalars
-    judging.MOST_QUERIES = before
+        found[known, largest] = protocol.evaluate(features).scalars
+    evaluation.MOST_QUERIES = before
     return found
 
 
@@ -276,7 +276,7 @@ JOBS = [
     discoveries,
     searches,
     approximate,
-    surveys,
+    sampled_statistics,
     leave_one_out,
     feature_spaces,
 ]

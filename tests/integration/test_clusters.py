@@ -32,7 +32,7 @@ def kept(session):
 
 
 def sizes_of(session):
-    """By hand, from the bank and the centres in the last checkpoint."""
+    """Cluster sizes computed from the bank and the centres in the last checkpoint."""
     saved = kept(session)
     nearest = (saved["npc"]["memory"] @ saved["clusters"]["centres"].t()).argmax(dim=1)
     return torch.bincount(nearest).tolist(), nearest

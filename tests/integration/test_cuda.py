@@ -196,7 +196,7 @@ def test_a_tiny_run_and_its_evaluation(tmp_path):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "rmsprop"])
 def test_a_run_resumes_on_another_kind_of_device(optimizer, tmp_path):
-    """Where an optimiser's counts live differs between them."""
+    """The device of an optimiser's step counts differs between them."""
     options = ["--cfgs", "configs/base.yaml", "configs/digits.yaml", "--limit-train", "64", "--batch-size", "16"]
     options += ["--max-round", "2", "--optimizer", optimizer, "--base-lr", "0.001", "--no-report", "--no-log-tfb"]
     session = ["--sess-dir", str(tmp_path), "--session", "s"]
@@ -234,10 +234,10 @@ def test_a_replay_draws_dropout_masks_from_the_current_seed():
 
 
 def test_linear_probes_whose_training_rows_do_not_fit(exact, monkeypatch):
-    """They lie in main memory then, and the fewer test rows on the GPU."""
+    """The training rows are then in main memory, the fewer test rows on the GPU."""
     options = replace(Options(), dataset="digits", size=8, low_dim=16, limit_train=200, limit_test=60)
 
-    def judged(device):
+    def accuracies(device):
         pipeline = Pipeline(datasets.load("digits", None, False), options, device)
         torch.manual_seed(0)
         embedder = Embedder(models.build("resnet18", 16, "small", 8), device)
@@ -245,7 +245,7 @@ def test_linear_probes_whose_training_rows_do_not_fit(exact, monkeypatch):
         features = Features(embedder, pipeline, world, 16)
         return linear.Linear(pipeline, world, 0, 0, 8).evaluate(features).scalars
 
-    plain = judged(CPU)
+    plain = accuracies(CPU)
     places = itertools.cycle([CPU, GPU])
     monkeypatch.setattr(linear, "_place", lambda size, device: next(places))
-    assert judged(GPU) == pytest.approx(plain, abs=0.04)
+    assert accuracies(GPU) == pytest.approx(plain, abs=0.04)

@@ -13,7 +13,7 @@ from models.shared_dropout import SharedDropout
 
 
 class Book:
-    """Stands in for `Step` and for its recordings, and keeps account of what ran how."""
+    """Stands in for `Step` and its captured graphs, and records which of them ran."""
 
     def __init__(self):
         self.entries = []
@@ -105,7 +105,7 @@ def test_a_failed_capture_is_logged_and_the_run_continues_eagerly(book, monkeypa
 
 
 def test_optimisers_that_count_in_python_are_not_captured():
-    """Their recorded step would be the fourth for ever."""
+    """A captured step would keep its step count for ever."""
     weights = [nn.Parameter(torch.zeros(2))]
     network = nn.Linear(2, 2)
     assert can_be_captured(network, torch.optim.SGD(weights, lr=0.1, momentum=0.9))

@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 class Slow:
-    """A transform that takes its time."""
+    """A slow transform."""
 
     def __init__(self, seconds):
         self.seconds = seconds
@@ -91,13 +91,13 @@ def test_one_sigchld_handler_ignores_other_children():
 
 
 def test_only_torchs_worker_errors_are_translated():
-    def heard(number, frame):
+    def torchs(number, frame):
         raise RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. ")
 
     def other(number, frame):
         raise RuntimeError("CUDA error: out of memory")
 
-    listener = DeadWorkers(heard)
+    listener = DeadWorkers(torchs)
     assert listener.pop_error() is None
     listener(signal.SIGCHLD, None)
     assert "DataLoader worker (pid 12) is killed by signal: Killed. If memory ran out" in str(listener.pop_error())
@@ -173,7 +173,7 @@ def test_a_worker_ends_at_its_parents_request():
 
 @pytest.mark.parametrize("fresh", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_program_exits_while_a_loader_is_active(fresh):
-    """The traceback keeps the loader until the interpreter is taken down, and that waits for all child processes."""
+    """The traceback keeps the loader alive until the interpreter exits, which waits for all child processes."""
     program = f"from {__name__} import loader_of\n"
     program += "batches = loader_of(40, 2).batches(range(40), (0,))\nnext(batches)\nraise SystemError('kept')\n"
     status, _, err = call(program=("-c", program), timeout=60, fresh=fresh)

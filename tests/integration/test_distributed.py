@@ -26,12 +26,12 @@ def alone():
 
 @pytest.fixture(scope="module", params=[2, 3])
 def together(request, tmp_path_factory):
-    """What each of P processes found."""
+    """The results of each of P processes."""
     return in_processes(jobs.all_jobs, request.param, tmp_path_factory.mktemp("processes"))
 
 
 def assert_same(found, expected, **tolerance):
-    """Nested plain data, with tensors to a tolerance."""
+    """Compare nested plain data, tensors with a tolerance."""
     if isinstance(expected, torch.Tensor):
         torch.testing.assert_close(found, expected, equal_nan=True, **tolerance)
     elif isinstance(expected, dict):
@@ -143,7 +143,7 @@ def test_batch_norm_is_that_of_the_whole_batch(alone, together):
 
 
 def test_batch_norm_keeps_a_variance_that_is_small_beside_the_mean():
-    """Sums of squares in float32 would leave nothing of a variance of 1 beside a mean of 10,000."""
+    """Sums of squares in float32 would lose a variance of 1 beside a mean of 10,000."""
     rows = 1e4 + torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
     expected = torch.nn.functional.batch_norm(rows.double(), None, None, training=True)
     torch.testing.assert_close(SynchronisedBatchNorm(2, World.alone())(rows).double(), expected, atol=2e-3, rtol=0)
@@ -226,13 +226,13 @@ def test_whitened_features_are_those_of_one_process(alone, together):
 
 def test_bank_statistics_are_those_of_one_process(alone, together):
     for found in together:
-        assert_same(found["surveys"], alone["surveys"], atol=2e-6, rtol=1e-6)
-    assert alone["surveys"]["two"].tolist() == [1, 0]
+        assert_same(found["sampled_statistics"], alone["sampled_statistics"], atol=2e-6, rtol=1e-6)
+    assert alone["sampled_statistics"]["two"].tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_batch_norm_of_no_images_computes_in_float32(monkeypatch, dtype):
-    """Their statistics are float32 whatever the images are; PyTorch would take the type of the images it has not."""
+    """Statistics are float32 for images of any dtype; PyTorch would take the dtype of the empty batch."""
     seen = []
     monkeypatch.setattr(sync_batch_norm, "HAS_EMPTY_SYNC_BATCH_NORM", True)
     monkeypatch.setattr(nn.SyncBatchNorm, "forward", lambda layer, rows: seen.append((len(rows), rows.dtype)) or rows)

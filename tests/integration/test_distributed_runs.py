@@ -101,7 +101,7 @@ def test_a_run_of_two_processes_resumes_in_another_number(sessions, tmp_path, pr
 
 
 def test_evaluation_in_two_processes_prints_the_line_of_one(sessions):
-    """Two of 30 test images may turn over: a convolution rounds by the size of its batch, and so young features tie."""
+    """Two of 30 test images may change: convolutions round by batch size, and barely trained features nearly tie."""
     said = [run(processes, ["--resume", sessions / "one", "--test-only"]).stdout for processes in (1, 2)]
     number = r"[\d.]+(?= %)"
     assert re.sub(number, "", said[0]) == re.sub(number, "", said[1])
@@ -172,7 +172,7 @@ def test_a_failing_process_reports_its_error_and_is_named(tmp_path):
 
 
 def test_an_image_that_one_process_cannot_read_is_a_user_error(tmp_path):
-    """Each process opens the files of its half of the batch, so that one of them finds this one."""
+    """Each process opens the files of its half of the batch, so only one meets the bad file."""
     folder = tmp_path / "data" / "train" / "a"
     folder.mkdir(parents=True)
     for number in range(16):
@@ -195,7 +195,7 @@ def test_a_download_that_fails_ends_the_processes_that_wait_for_it(tmp_path):
 
 
 def test_a_process_with_other_images_is_named_by_all(tmp_path):
-    """Each process looks below its own folder, as on machines of their own."""
+    """Each process has a data folder of its own, as on separate machines."""
     for rank, count in enumerate((6, 7)):
         folder = tmp_path / str(rank) / "train" / "a"
         folder.mkdir(parents=True)

@@ -90,7 +90,7 @@ def test_a_checkpoint_from_a_pipe_is_refused(capsys, option):
 
 
 class Bare:
-    """What some programs put in place of sys.stdout."""
+    """A minimal replacement of sys.stdout."""
 
     def __init__(self):
         self.text = ""
@@ -108,7 +108,7 @@ class WriteOnly:
 
 
 class WindowGone:
-    """As a stand-in that shows text in a window, which was closed."""
+    """A replacement of sys.stdout that writes to a window that was closed."""
 
     def write(self, text=""):
         raise RuntimeError("Internal C++ object already deleted.")
@@ -117,7 +117,7 @@ class WindowGone:
 
 
 class Broken(Bare):
-    """Whose reader goes away after a while."""
+    """A stream whose reader closes after a while."""
 
     def write(self, text):
         super().write(text)
@@ -170,7 +170,7 @@ def test_a_comparison_with_a_closed_reader_is_written(session, tmp_path, monkeyp
 
 @pytest.mark.parametrize("closed", [(0, 1, 2), pytest.param((1,), marks=pytest.mark.slow)])
 def test_a_run_with_closed_streams_is_complete(tmp_path, closed):
-    """Its own files do not take the numbers of the streams: what a library prints would land in them."""
+    """The files of a run must not take the descriptors of the streams, or what libraries print would land in them."""
     script = " ".join(["exec", '"$0" "$@"', *(f"{number}>&-" for number in closed)])
     command = ["bash", "-c", script, sys.executable, "main.py", *TINY, "--workers-num", "2", "--augment-on", "workers"]
     done = subprocess.run(

@@ -71,7 +71,7 @@ def session(data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(session, tmp_path_factory):
-    """What a user's call of --export writes, with everything that is installed."""
+    """The folder that --export writes with all optional packages."""
     folder = tmp_path_factory.mktemp("exports") / "new" / "e"
     with contextlib.redirect_stdout(io.StringIO()) as out:
         arguments = ["--resume", str(session), "--export", str(folder), "--neighbours", "4", "--num-clusters", "2"]
@@ -102,7 +102,7 @@ def last_checkpoint(session):
 
 
 def network_of(folder):
-    """Built from network.json and network.pt alone, as somebody else would."""
+    """The network, built from network.json and network.pt alone."""
     told = json.loads((folder / "network.json").read_text())
     network = models.build(told["network"], told["low_dim"], told["stem"], told["size"])
     network.load_state_dict(torch.load(folder / "network.pt"))
@@ -394,9 +394,9 @@ def test_test_only_prepares_other_images_as_the_runs_own_and_writes_nothing(
     session, data, tmp_path, capsys, monkeypatch
 ):
     before = {path: path.read_bytes() for path in session.rglob("*") if path.is_file()}
-    judge = ["--test-only", "--protocol", "cluster", "--num-clusters", "2"]
+    evaluating = ["--test-only", "--protocol", "cluster", "--num-clusters", "2"]
     other = ["--dataset", "photos", "--data-root", data / "new"]
-    out = call(capsys, "--resume", session, *judge, *other)
+    out = call(capsys, "--resume", session, *evaluating, *other)
     assert "trained on other images (imagefolder, 29) than these (photos, 11)" in out
     assert "nothing is written into its session" in out
     assert {path: path.read_bytes() for path in session.rglob("*") if path.is_file()} == before
@@ -408,7 +408,7 @@ def test_test_only_prepares_other_images_as_the_runs_own_and_writes_nothing(
     used = []
     monkeypatch.setattr(evaluate, "print_results", lambda call, images, *rest: used.append((images.means, images.stds)))
     for more in ([], ["--normalise", "half"], ["--stds", "1", "1", "1"]):
-        call(capsys, "--resume", tmp_path / "x.ckpt", *judge, *other, *more)
+        call(capsys, "--resume", tmp_path / "x.ckpt", *evaluating, *other, *more)
     assert used == [
         ((0.9, 0.1, 0.3), (0.5, 2.0, 1.0)),
         ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -524,7 +524,7 @@ def test_csv_tables_preserve_any_text(tmp_path):
 
 @pytest.mark.parametrize("fresh", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_python_entry_point_from_another_folder(session, exported, data, tmp_path, fresh):
-    """As a user's script in a process of its own, elsewhere, with nothing but the project's folder on sys.path."""
+    """A user's script in a process of its own, in another folder, with the project's folder on sys.path."""
     script = tmp_path / "use.py"
     script.write_text(
         f"""

@@ -29,13 +29,13 @@ WANTED = ["--features", "backbone", "--whiten"]
 LINE = "features: backbone, whitened: "
 
 
-def judged(out):
-    """Top-1 and top-5 in per cent that a line tells."""
+def accuracies_in(out):
+    """Top-1 and top-5 in % from the output of a run."""
     return re.search(rf"{LINE}top-1 ([\d.]+) %, top-5 ([\d.]+) %", out).groups()
 
 
 def whitened(train, rows):
-    """By the singular values of the centred training rows (N, d), in float64."""
+    """Whitened rows by the singular values of the centred training rows (N, d), in float64."""
     mean = train.mean(axis=0)
     _, values, directions = np.linalg.svd(train - mean, full_matrices=False)
     rank = (values > 1e-9 * values.max()).sum()  # of N centred rows at most N - 1
@@ -75,7 +75,7 @@ def vote(train, test, labels, answers, k, sigma):
 
 @pytest.fixture(autouse=True)
 def _without_onnx(request, monkeypatch):
-    """Which takes seconds, but in its own test."""
+    """Leave out ONNX, which takes seconds, except in its own test."""
     if "onnx" not in request.node.name:
         monkeypatch.setattr(network_files, "onnx_packages_missing", lambda: ("onnx",))
 
@@ -93,7 +93,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture
 def no_data(monkeypatch):
-    """No data set is at hand."""
+    """Makes the data set unavailable."""
 
     def load(*_):
         raise UserError("there is no data/digits")
@@ -145,13 +145,13 @@ def test_the_session_stores_the_features_and_their_whitening(base):
 
 
 def test_a_run_logs_both_accuracies(base, tmp_path, capsys):
-    """A finished run says it again when it is resumed."""
+    """A finished run prints the line again when it is resumed."""
     session = shutil.copytree(base / "asked", tmp_path / "s")
     assert main(["--resume", str(session)]) == 0
     out = capsys.readouterr().out
     told = final(session)
     assert f"recomputed: top-1 {100 * told['top1']:.2f} %" in out
-    assert judged(out)[0] == f"{100 * told['features']['top1']:.2f}"
+    assert accuracies_in(out)[0] == f"{100 * told['features']['top1']:.2f}"
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| ")]
     assert [row[3] for row in rows if row[0] == "backbone, whitened"] == [f"{100 * told['features']['top1']:.2f} %"]
     assert f"cluster {LINE}" in out
@@ -162,19 +162,19 @@ def test_test_only_can_evaluate_other_features_than_the_run(base, capsys):
     expected = final(base / "asked")["features"]
     assert main(["--resume", str(base / "plain"), "--test-only", *WANTED]) == 0
     out = capsys.readouterr().out
-    assert judged(out) == (f"{100 * expected['top1']:.2f}", f"{100 * expected['top5']:.2f}")
+    assert accuracies_in(out) == (f"{100 * expected['top1']:.2f}", f"{100 * expected['top5']:.2f}")
     assert f"knn top-1 {100 * final(base / 'plain')['top1']:.2f} %" in out
     assert {path: path.read_bytes() for path in (base / "plain").rglob("*") if path.is_file()} == before
     # and those of the run unless others are named
     assert main(["--resume", str(base / "asked"), "--test-only"]) == 0
-    assert judged(capsys.readouterr().out) == judged(out)
+    assert accuracies_in(capsys.readouterr().out) == accuracies_in(out)
     assert main(["--resume", str(base / "asked"), "--test-only", "--no-whiten", "--features", "embedding"]) == 0
     assert "features:" not in capsys.readouterr().out
 
 
 def test_two_processes_find_what_one_finds(base):
     out = run_processes(2, ["--resume", base / "plain", "--test-only", *WANTED]).stdout
-    assert judged(out)[0] == f"{100 * final(base / 'asked')['features']['top1']:.2f}"
+    assert accuracies_in(out)[0] == f"{100 * final(base / 'asked')['features']['top1']:.2f}"
 
 
 def test_two_processes_store_the_features_of_one(base, tmp_path):
@@ -249,7 +249,7 @@ def test_embedded_pictures_are_in_the_space_of_the_run_without_its_images(base, 
 
 
 def test_embedded_and_exported_features_and_clusters_agree(base, pictures, tmp_path):
-    """Kept by the run, or computed from the data set for a run that was not asked for them."""
+    """Features stored by the run, or computed from the data set if the run did not store them."""
     rows = read_table(exported(base / "asked", tmp_path / "e") / "images.csv")[40:45]
     expected = np.load(tmp_path / "e" / "features.npy")[40:45]
     assert embedded(base / "asked", pictures, tmp_path / "kept") == 0
@@ -262,7 +262,7 @@ def test_embedded_and_exported_features_and_clusters_agree(base, pictures, tmp_p
 
 
 def test_backbone_features_alone_and_whitened_output(base, pictures, tmp_path):
-    """Each alone, exported and embedded."""
+    """Each of the two options alone, with --export and --embed."""
     for name, width, arguments in (("a", 128, ["--no-whiten"]), ("b", 16, ["--features", "embedding"])):
         folder = exported(base / "asked", tmp_path / name, *arguments)
         features = np.load(folder / "features.npy")

@@ -18,7 +18,7 @@ KIB = 2**10
 
 
 def test_a_disk_full_at_the_second_checkpoint(tmp_path, capsys):
-    """One of 480 KB fits, two do not."""
+    """The disk holds one checkpoint of 480 KB, not two."""
     with small_disk(tmp_path / "disk", 750 * KIB) as disk:
         status, _, err = call(*TINY, "--sess-dir", disk, "--session", "s")
         assert status == 1
@@ -81,11 +81,11 @@ def test_a_log_on_a_full_disk_stops_with_a_warning(capsys):
 
 
 def test_tensorboard_files_on_a_full_disk_stop_with_a_warning(tmp_path):
-    heard = []
+    logged = []
 
     class Listener(logging.Handler):
         def emit(self, record):
-            heard.append(record.getMessage())
+            logged.append(record.getMessage())
 
     listener = Listener()
     logging.getLogger(journal.LOGGER).addHandler(listener)
@@ -98,8 +98,8 @@ def test_tensorboard_files_on_a_full_disk_stop_with_a_warning(tmp_path):
             writer.close()
     finally:
         logging.getLogger(journal.LOGGER).removeHandler(listener)
-    assert len(heard) == 1
-    assert "can no longer be written: No space left on device; the run continues without" in heard[0]
+    assert len(logged) == 1
+    assert "can no longer be written: No space left on device; the run continues without" in logged[0]
 
 
 def test_a_write_beyond_the_file_size_limit_leaves_the_previous_file(tmp_path):

@@ -35,7 +35,7 @@ ANY_VALUE = st.recursive(
 
 
 def only_user_errors(function, *arguments):
-    """Whether it was accepted; anything but a UserError of one line goes through."""
+    """True if the input is accepted; lets every error pass but a UserError of one line."""
     try:
         function(*arguments)
     except UserError:
@@ -78,7 +78,7 @@ VALUES += ["\x00", "\udcff", "ä"]
 
 
 def test_random_values_of_options_in_real_calls(tmp_path, capsys, monkeypatch):
-    """Through main; some of those that are accepted run an epoch on 12 images."""
+    """Calls of main.main; some accepted ones train an epoch on 12 images."""
     monkeypatch.chdir(tmp_path)
     chosen = random.Random(0)
     outcomes = []
@@ -144,7 +144,7 @@ def changed(value, path, new):
 
 
 def test_checkpoints_with_random_values_at_random_keys(run, tmp_path):
-    """Whole and with a right checksum, but with junk in one place: refused in words, or harmless."""
+    """A complete checkpoint with a correct checksum and junk at one key is refused with a message, or harmless."""
     options, pipeline, state, good = run
     chosen, refused = random.Random(0), 0
     everywhere = list(places(good))
@@ -204,7 +204,7 @@ def test_the_optimiser_state_of_a_checkpoint_is_validated(run, kind):
 
 
 def test_files_with_random_damage(tmp_path):
-    """Bytes changed, cut out, doubled, put in; never taken for whole."""
+    """Bytes changed, removed, duplicated or inserted: the file is never accepted."""
     path = tmp_path / "x.ckpt"
     checkpoint.save(complete(), path)
     whole = path.read_bytes()

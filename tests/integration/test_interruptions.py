@@ -27,7 +27,7 @@ from tests.helpers.runs import ROOT, TINY, WORKERS, call, checkpoints, error_lin
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The run that was not stopped, in the way of training that is asked for."""
+    """An uninterrupted run, with the requested way of training."""
     base = tmp_path_factory.mktemp("whole")
 
     def session(way):
@@ -42,7 +42,7 @@ def whole(tmp_path_factory):
 WAYS = {"plain": [], "workers": WORKERS}
 
 
-def go_on(*arguments):
+def resume(*arguments):
     status, out, err = call("--resume", *arguments)
     assert status == 0, err
     return out
@@ -53,7 +53,7 @@ def test_a_run_killed_within_an_epoch_resumes_to_the_same_result(whole, tmp_path
     killed_after("-e0001-s000002", *TINY, "--sess-dir", tmp_path, "--session", "s")
     saved = checkpoint.load(session / "checkpoint" / checkpoints(session)[-1])
     assert saved["step"] > 0
-    out = go_on("last", "--sess-dir", tmp_path, "--no-brief")
+    out = resume("last", "--sess-dir", tmp_path, "--no-brief")
     assert re.search(r"resumed .*: round 0, 1 epochs and \d steps completed", out)
     assert differences(whole("plain"), session) == []
     # what is kept: last and best of each round, and one before the last
@@ -65,7 +65,7 @@ def test_a_run_killed_within_an_epoch_resumes_to_the_same_result(whole, tmp_path
     [(signal.SIGINT, "plain"), pytest.param(signal.SIGTERM, "workers", marks=pytest.mark.slow)],
 )
 def test_a_signal_stops_at_the_next_step_and_saves(whole, tmp_path, number, way):
-    """To the whole group of processes, as a terminal and a cluster send it: loader processes hear it too."""
+    """The signal goes to the whole process group, DataLoader workers included, as a terminal or a cluster sends it."""
     process = start(*TINY, *WAYS[way], "--sess-dir", tmp_path, "--session", "s s", start_new_session=True)
     session = tmp_path / "s s"
     wait_for(lambda: checkpoints(session), process)
@@ -80,7 +80,7 @@ def test_a_signal_stops_at_the_next_step_and_saves(whole, tmp_path, number, way)
     assert last[2] == f"resume with: python3 main.py --resume '{session}'"
     assert checkpoint.load(last[1])["session"] == "s s"
     assert not (session / "session.lock").exists()
-    go_on(session)
+    resume(session)
     assert differences(whole(way), session) == []
 
 
@@ -114,7 +114,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(tmp_path, 
     saved = checkpoint.load(next(path for path in [session / "checkpoint" / name for name in checkpoints(session)]))
     assert saved["epoch"] + saved["step"] > 0
     assert not (session / "session.lock").exists()
-    go_on(session, "--max-epoch", saved["epoch"] + 1, "--max-round", "1")
+    resume(session, "--max-epoch", saved["epoch"] + 1, "--max-round", "1")
 
 
 # --- one run at a time
@@ -138,7 +138,7 @@ def test_a_second_run_is_refused_and_a_dead_one_is_taken_over(whole, tmp_path, c
 
 
 def stale(**changes):
-    """A lock of this very process, before the changes."""
+    """The text of a lock of this process, with changes."""
     lock = SessionLock.__new__(SessionLock)
     SessionLock.__init__(lock, ROOT)
     return json.dumps({**lock._own, **changes})
@@ -167,7 +167,7 @@ def test_which_locks_are_respected(tmp_path):
 
 
 def test_a_lock_of_a_zombie_process_is_taken_over(tmp_path):
-    """Killed, and its parent has not asked about it: a zombie has a number, but will write no more."""
+    """A killed process whose parent has not waited for it: a zombie has a pid, but writes no more."""
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom lib.session.lock import SessionLock\n"
         "SessionLock(Path(sys.argv[1])).acquire()\nprint('taken', flush=True)\ntime.sleep(60)\n"
@@ -211,7 +211,7 @@ def test_exactly_one_of_many_processes_takes_a_stale_lock(tmp_path):
 
 
 def test_links_in_a_session_are_not_followed(whole, tmp_path, capsys):
-    """A session from somebody else, whose log.txt is a link to a file of ours."""
+    """A foreign session whose log.txt is a link to a file of the user."""
     session, ours = tmp_path / "plain", tmp_path / "ours"
     shutil.copytree(whole("plain"), session)
     ours.write_text("precious")
@@ -265,7 +265,7 @@ def test_a_session_of_dead_links_does_not_hide_other_sessions(whole, tmp_path, c
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_run_whose_terminal_closes_saves_and_stops(tmp_path, number):
-    """Who reads its words is gone first, as `tee` is after Ctrl-C."""
+    """The reader of its output ends first, as `tee` does after Ctrl-C."""
     process = start(*TINY, "--no-brief", "--max-epoch", "500", "--sess-dir", tmp_path, "--session", "s")
     session = tmp_path / "s"
     wait_for(lambda: checkpoints(session), process)
@@ -291,12 +291,12 @@ def test_a_signal_during_the_final_evaluation(tmp_path, number):
     said = f"{number.name}: stopped while the finished network was evaluated; it is saved as "
     assert error_line(err).startswith(said)
     assert "evaluate it with: python3 main.py --resume " in err
-    go_on(tmp_path / "s")
+    resume(tmp_path / "s")
     assert "linear_fc_top1" in (tmp_path / "s" / "metrics.jsonl").read_text()
 
 
 def test_resuming_with_other_options_always_leaves_a_config(tmp_path):
-    """config.yaml is replaced in one step, and what it said is kept."""
+    """config.yaml is replaced atomically, and its earlier content is kept."""
     session = SessionFolder.create(str(tmp_path), "s")
     session.write_config("seed: 1\n")
     session.write_config("seed: 1\n")

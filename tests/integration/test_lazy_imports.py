@@ -54,7 +54,7 @@ for arguments in calls:
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory):
-    """For each call its exit status, the packages it has imported, and what it said."""
+    """For each call its exit status, the imported packages, and the output."""
     import torchvision
 
     folder = tmp_path_factory.mktemp("start")

@@ -29,8 +29,8 @@ for workers in (0, 2):
 """
 
 
-def in_a_space_of_its_own(script, *arguments, **variables):
-    """A finished bash script that may mount what it likes, with `$0` the arguments that follow."""
+def in_mount_namespace(script, *arguments, **variables):
+    """A finished bash script in a mount namespace of its own; its arguments start at `$0`."""
     command = ["unshare", "-rm", "bash", "-c", script, *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
@@ -38,7 +38,7 @@ def in_a_space_of_its_own(script, *arguments, **variables):
 
 @pytest.fixture
 def pictures(tmp_path):
-    if in_a_space_of_its_own("mount -t tmpfs tmpfs /dev/shm").returncode != 0:
+    if in_mount_namespace("mount -t tmpfs tmpfs /dev/shm").returncode != 0:
         pytest.skip("needs user namespaces")
     for name in "ab":
         folder = tmp_path / "pictures" / "train" / name
@@ -55,7 +55,7 @@ def test_train_embed_and_the_python_interface_work(tmp_path, pictures, machine):
     temporary.mkdir()
     size = "size=1m" if machine == "small" else "ro"
     script = f'mount -t tmpfs -o {size} tmpfs /dev/shm && exec "$0" -c "$@"'
-    done = in_a_space_of_its_own(
+    done = in_mount_namespace(
         script,
         sys.executable,
         PROGRAM,
@@ -83,7 +83,7 @@ def test_train_embed_and_the_python_interface_work(tmp_path, pictures, machine):
 
 @pytest.mark.slow
 def test_a_run_with_few_open_files_starts_fewer_workers(tmp_path, pictures):
-    done = in_a_space_of_its_own(
+    done = in_mount_namespace(
         'ulimit -n 32; exec "$0" main.py "$@"', sys.executable,
         "--cfgs", "configs/base.yaml", "configs/imagefolder.yaml", "--data-root", pictures, "--size", "32", "--resize",
         "32", "--batch-size", "35", "--max-round", "1", "--max-epoch", "1", "--low-dim", "8", "--precision", "fp32",

@@ -53,7 +53,7 @@ NOT_OF_THE_RUN = ("seconds", "session", "sess_dir")
 
 
 def assert_same_run(one, other):
-    """Weights, optimiser, bank, anchors, accuracies: everything but the time it took."""
+    """Compare weights, optimiser, bank, anchors and accuracies: everything except times."""
     one, other = dict(flat(checkpoint.load(one))), dict(flat(checkpoint.load(other)))
     assert one.keys() == other.keys()
     for name, value in one.items():
@@ -216,7 +216,7 @@ def test_a_killed_run_resumes_to_the_same_result(whole, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_run_of_resnet18_in_fresh_interpreters(tmp_path):
-    """As above, killed from outside."""
+    """Like the test above, but another process sends SIGKILL."""
     arguments = [*TINY, "--network", "resnet18", "--sess-dir", tmp_path]
     status, _, err = call(*arguments, "--session", "whole", fresh=True)
     assert status == 0, err
@@ -251,7 +251,7 @@ def test_restart_takes_the_state_into_a_new_session(whole, tmp_path, capsys):
 
 
 def test_resuming_an_earlier_checkpoint_moves_later_rounds_to_superseded(whole, tmp_path, capsys):
-    """Resume from round 0, with fewer rounds: what the old run did later must not be taken up again."""
+    """Resume from round 0 with fewer rounds: the later rounds of the old run must not be used."""
     session = tmp_path / "back"
     shutil.copytree(whole[0], session)
     assert main.main(["--resume", str(session / "checkpoint" / "0000-00000-best.ckpt"), "--max-round", "1"]) == 0
@@ -470,7 +470,7 @@ def test_print_args_shows_values_and_their_origin(capsys):
 
 
 def test_a_missing_package_error_says_how_to_install_it():
-    """As for somebody who calls another Python than that of the environment."""
+    """As if another Python than that of the environment were called."""
     code = "import sys; sys.modules['prettytable'] = None; import main; sys.exit(main.main(['--print-args']))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1

@@ -57,7 +57,7 @@ def test_an_incompatible_package_is_one_line_before_anything_else(monkeypatch, c
 
 @pytest.fixture
 def without_tqdm_and_jinja2(monkeypatch):
-    """Of a package in `sys.modules` as None an import fails as that of one that is not installed."""
+    """A package that is None in `sys.modules` fails to import like one that is not installed."""
     found = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "jinja2" else found(name, *rest)

@@ -17,7 +17,7 @@ SHORT = [*SMALL, "--limit-train", "50", "--max-round", "1", "--max-epoch", "1"]
 
 
 class Machines:
-    """Two agents, each with a process; what is given to `start` for each comes behind what is common."""
+    """Two agents, each with one process; `start` appends each one's own arguments to the common ones."""
 
     def __init__(self, fresh=False):
         self.agents, self.port, self.fresh = [], free_port(), fresh
@@ -29,7 +29,7 @@ class Machines:
             self.agents.append(torchrun([*flags, program, *common, *more], self.fresh))
 
     def ends(self, seconds):
-        """Statuses and what was said on standard error, once both have ended."""
+        """Exit statuses and standard error of both, once both have ended."""
         until = time.monotonic() + seconds
         said = [agent.communicate(timeout=max(0.1, until - time.monotonic()))[1] for agent in self.agents]
         return [agent.returncode for agent in self.agents], said
@@ -37,7 +37,7 @@ class Machines:
 
 @pytest.fixture(params=[False])
 def machines(request):
-    """Its processes are forked, but for those of a test that asks for fresh ones."""
+    """The processes are forked, unless the test asks for fresh interpreters."""
     both = Machines(request.param)
     yield both
     for number, agent in enumerate(both.agents):
@@ -110,7 +110,7 @@ def test_an_option_that_differs_is_named_by_both(machines, tmp_path):
 
 @pytest.mark.parametrize("more", ["--restart", "--test-only"])
 def test_an_option_given_on_one_machine_is_named(machines, tmp_path, more):
-    """A checkpoint does not keep these, but those who have them do something else."""
+    """A checkpoint does not store these options, but a process with one of them acts differently."""
     run(1, [*SHORT, "--sess-dir", tmp_path, "--session", "run"])
     machines.start(["--gpus", "cpu", "--sess-dir", tmp_path, "--resume", tmp_path / "run"], [], [more])
     statuses, said = machines.ends(60)
@@ -127,7 +127,7 @@ def test_a_user_error_on_one_machine_is_printed_there(machines, tmp_path):
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_different_kinds_of_device_are_named_by_both(machines, tmp_path, number):
-    """A process that takes a GPU gets no further than this where there is none."""
+    """A process that is to use a GPU gets only this far on a machine without one."""
     program = tmp_path / "pretending.py"
     program.write_text(PRETENDING.format(root=str(ROOT), number=number))
     machines.start([*SHORT, "--sess-dir", tmp_path], program=str(program))

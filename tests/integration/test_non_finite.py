@@ -107,7 +107,7 @@ def test_the_check_counts_batches_across_groups_and_resumed_epochs():
 
 
 def test_a_diverging_run_lists_the_images_of_the_batch(tmp_path, capsys):
-    """Images are files, so their paths are noted; every checkpoint that was written is of finite numbers."""
+    """The images are files, so the session lists their paths; every written checkpoint is finite."""
     train = tmp_path / "data" / "train"
     train.mkdir(parents=True)
     rng = np.random.default_rng(0)

@@ -43,7 +43,7 @@ def arguments(scale, folder, *items, seeds=2):
 
 @pytest.fixture(scope="module")
 def made(scale, tmp_path_factory):
-    """The folder of an item with two seeds, and what the command said."""
+    """The folder of an item with two seeds, and the output of the command."""
     folder = tmp_path_factory.mktemp("made")
     status, out, err = call(*arguments(scale, folder, "figure6", "figure6"), program=PROGRAM, timeout=300)
     assert (status, err) == (0, "")

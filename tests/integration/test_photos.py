@@ -22,7 +22,7 @@ from lib.export import network_files
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """A cache folder of the user that is not the real one."""
+    """A temporary folder in place of the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 
@@ -32,7 +32,7 @@ FILES = ["a/1.jpg", "a/deep/er/2.JPG", "a/3.png", "b/4.jpeg", "b/5.gif", "b/6.we
 
 @pytest.fixture
 def folder(tmp_path):
-    """Nine pictures of as many sizes, in seven formats and five modes, and what else such folders hold."""
+    """Nine pictures of nine sizes in seven formats and five modes, among other files."""
     root, random = tmp_path / "my pictures", np.random.RandomState(0)
     modes = {"a/3.png": "RGBA", "b/4.jpeg": "L", "b/5.gif": "P", "9.png": "I;16"}
     for number, name in enumerate(FILES):
@@ -293,7 +293,7 @@ def test_labels_bring_leave_one_out_accuracies(many, tmp_path, capsys):
 
 
 def test_pictures_without_a_label_are_in_no_accuracy(many, tmp_path, capsys, monkeypatch):
-    """20 of 24 have one."""
+    """20 of 24 pictures have a label."""
     monkeypatch.setattr(network_files, "onnx_packages_missing", lambda: ("onnx",))  # its export takes seconds
     labelled = [*QUICK, "--data-root", str(many), "--labels", str(tmp_path / "kinds.csv"), "--max-round", "1"]
     cluster = ["--protocol", "cluster", "--num-clusters", "2"]
@@ -363,7 +363,7 @@ def test_a_resumed_run_remembers_the_neighbours_of_the_round_before(many, tmp_pa
 
 
 def test_a_run_resumes_with_its_session_among_the_pictures(many, tmp_path, capsys):
-    """TensorBoard's files hold pictures; they are none of the user's."""
+    """TensorBoard's pictures in the session do not count as the user's."""
     arguments = [*QUICK, "--log-tfb", "--data-root", str(many), "--sess-dir", str(many / "sessions")]
     assert main.main([*arguments, "--max-round", "1"]) == 0
     assert "24 training" in capsys.readouterr().out

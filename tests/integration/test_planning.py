@@ -46,7 +46,7 @@ def run(folder, *arguments):
 
 
 def test_minutes_are_planned_with_the_threads_that_were_timed(tmp_path, busy, monkeypatch):
-    """Before they are, a step on a busy machine may take fifty times as long."""
+    """With other numbers of threads a step on a busy machine may take fifty times as long."""
     threads = []
 
     def seconds(*given):
@@ -149,7 +149,7 @@ def test_a_run_has_the_epochs_that_fit_and_keeps_them(tmp_path, capsys, monkeypa
 
 
 def test_timing_does_not_change_the_run(tmp_path):
-    """The run is the one that --max-epoch starts, to the bit."""
+    """A run with --minutes equals the run with --max-epoch, to the bit."""
     assert main.main([*WITHOUT_EPOCHS, "--minutes", "1e-9", "--sess-dir", str(tmp_path), "--session", "timed"]) == 0
     assert main.main([*WITHOUT_EPOCHS, "--max-epoch", "1", "--sess-dir", str(tmp_path), "--session", "plain"]) == 0
     timed, plain = (checkpoint.load(tmp_path / name / "checkpoint" / "0001-00010.ckpt") for name in ("timed", "plain"))

@@ -39,7 +39,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def resnet(trained, tmp_path_factory):
-    """The same of a ResNet18, the network of the authors' files; untrained, and the bank holds its features."""
+    """A checkpoint of an untrained ResNet18, the network of the authors' files, whose bank holds its features."""
     torch.manual_seed(6)
     network = models.build("resnet18", DIM, "small", SIZE)
     features_of_digits(network.train())  # statistics of batch norm that are not those of the start
@@ -237,7 +237,7 @@ def log_of(capsys, *arguments):
 
 
 def test_a_new_run_loads_network_and_bank(trained, tmp_path, capsys):
-    """Round 0 of the new run: with a learning rate of nearly nothing its network and bank stay what they were."""
+    """Round 0 of the new run with a tiny learning rate, so that its network and bank do not change."""
     saved, path = trained
     still = ["--base-lr", "1e-30", "--weight-decay", "0", "--npc-momentum", "0.9999999", "--sess-dir", tmp_path]
     out = log_of(capsys, *RUN, *still, "--session", "ours", "--pretrained", path)
@@ -315,7 +315,7 @@ def test_test_only_evaluates_a_pretrained_network_without_a_session(resnet, tmp_
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_resume_evaluates_a_checkpoint_of_the_authors_code(resnet, tmp_path, capsys, zipped, prefix):
-    """As their README calls it. The accuracies are those of our own checkpoint with the same weights."""
+    """With the call of their README. The accuracies equal those of our checkpoint with the same weights."""
     saved, path = resnet
     expected = log_of(capsys, "--resume", path, "--test-only").split(": ", 2)[2]
     theirs = tmp_path / "a.ckpt"
@@ -351,7 +351,7 @@ def test_resume_with_a_weights_file_suggests_pretrained(resnet, tmp_path, capsys
 
 
 def layer_list(net, wrapper, fc):
-    """The state dict of our AlexNet as that of one made of two lists of layers, as others have it."""
+    """The state dict of our AlexNet with the names of an AlexNet made of two lists of layers."""
     places = {1: 0, 2: 4, 3: 8, 4: 11, 5: 14}  # of the convolutions; ReLUs, poolings and dropouts count too
     renamed = {}
     for name, value in net.items():

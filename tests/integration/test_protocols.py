@@ -100,7 +100,7 @@ def test_two_processes_find_what_one_finds(run, tmp_path):
 
 
 def test_evaluations_missed_by_a_kill_are_made_on_resume(run, tmp_path):
-    """Killed when the epoch is on disk and its slower protocols have not answered."""
+    """The run is killed after the epoch is saved and before its slower protocols finish."""
     session = tmp_path / "s"
     process = start(*TINY, *ALL, "--num-clusters", "6", "--sess-dir", tmp_path, "--session", "s")
     wait_for(lambda: (session / "metrics.jsonl").exists() and len(metrics_of(session)) == 2, process)

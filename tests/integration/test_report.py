@@ -251,7 +251,7 @@ def test_report_only_writes_it_again_and_nothing_else(session, text, tmp_path, c
 
 
 def test_a_session_of_an_older_version_is_measured_by_its_checkpoints(session, tmp_path):
-    """Its metrics.jsonl has nothing that needs no labels."""
+    """Its metrics.jsonl lacks the label-free figures."""
     copy = tmp_path / "run"
     shutil.copytree(session, copy)
     dropped = ("entropy", "anchor_entropy", "neighbours_kept", "neighbour_cosine", "clusters")
@@ -352,7 +352,7 @@ def test_later_rounds_do_not_open_earlier_checkpoints_again(session, tmp_path, m
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
-    """A folder whose classes and files are named to do harm, and its session."""
+    """A folder with malicious names of classes and files, and its session."""
     root = tmp_path_factory.mktemp("hostile")
     rng = np.random.default_rng(0)
     names = ["<img src=x onerror=alert(1)>", "';--&amp;\"$x^2$"]

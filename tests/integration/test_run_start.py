@@ -98,7 +98,7 @@ def test_a_run_without_round_0_says_so(without_round_0):
 
 @pytest.mark.parametrize("options", [("--first-round", "1"), ("--bank-init", "features")])
 def test_it_resumes_within_its_first_epoch(tmp_path, monkeypatch, options):
-    """SIGTERM after two steps: the bank that was saved is gone on with, not filled anew."""
+    """After SIGTERM at step two the run resumes with the saved bank instead of a new one."""
     arguments = [*RUN, *options, "--max-round", "2", "--sess-dir", tmp_path]
     run(*arguments, "--session", "whole")
     between_steps = StopAndSavePolicy.between_steps
@@ -120,7 +120,7 @@ def test_it_resumes_within_its_first_epoch(tmp_path, monkeypatch, options):
 
 
 def test_an_old_session_resumes_with_its_own_defaults(tmp_path, capsys):
-    """Its checkpoint has a sigma and a select rate, and says nothing of what came later."""
+    """Its checkpoint has a sigma and a select rate, but none of the later options."""
     run(*RUN, "--max-round", "1", "--npc-temperature", "0.07", "--knn-sigma", "0.1", "--sess-dir", tmp_path,
         "--session", "old")  # fmt: skip
     path = tmp_path / "old" / "checkpoint" / "0000-00000.ckpt"

@@ -23,7 +23,7 @@ from lib.errors import RunError, UserError
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """A cache folder of the user that is not the real one."""
+    """A temporary folder in place of the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 
@@ -143,7 +143,7 @@ def test_another_pillow_release_checks_all_files_again(folder, opened, monkeypat
 
 @pytest.fixture
 def read_only(folder):
-    """The folder as one where nothing can be written; root may write anywhere, so the cache's place is taken."""
+    """The folder, in which no cache can be written; since root may write anywhere, a file takes the cache's place."""
     if os.geteuid() == 0:
         (folder / CACHE).write_bytes(b"")
     else:

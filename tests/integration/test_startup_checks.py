@@ -28,7 +28,7 @@ def pixels(count, value=0, **more):
 
 
 def loads(world, local_ranks, wanted=(True, True)):
-    """When and how each process loads, where loading takes a while."""
+    """Times and download flags with which each process loads a slow data set."""
     noted = []
 
     def load(name, root, download, labels):
@@ -63,7 +63,7 @@ def test_a_machine_that_fetches_nothing_waits_for_one_that_does(tmp_path):
 
 
 def compared(world):
-    """What is said about each kind of difference."""
+    """The error for each kind of difference."""
     train, other, test = pixels(4), pixels(4, 1), pixels(2)
     labelled = [pixels(4, labels=np.array([0, 1, 1, last]), classes=("a", "b")) for last in (0, 1)]
     pairs = {
@@ -111,7 +111,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def checks(world, folder):
-    """What is opened, kept, left out and said by each process."""
+    """The files that each process opens, keeps and leaves out, and its warnings."""
     opened, said, read = [], [], bad_images.read_rgb
     bad_images.read_rgb = lambda path: (opened.append(os.path.relpath(path, folder)), read(path))[1]
     bad_images.log.warning = lambda text, *values: said.append(text % values)

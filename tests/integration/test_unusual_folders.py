@@ -24,8 +24,8 @@ FEW = ["--num-clusters", "2", "--neighbours", "3"]
 
 
 @pytest.fixture(autouse=True)
-def apart(tmp_path, monkeypatch):
-    """Neither the user's cache nor ONNX, which takes long."""
+def without_cache_and_onnx(tmp_path, monkeypatch):
+    """Without the user's cache, and without ONNX, which is slow."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(network_files, "onnx_packages_missing", lambda: ("onnx",))
 
@@ -186,7 +186,7 @@ def test_export_and_embed_shrink_pictures_as_in_training(tmp_path, capsys, caplo
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_whitened_features_of_a_picture_are_the_same_everywhere(kept, tmp_path, capsys):
-    """Whitening multiplies what differs: the run, --export, --embed and Python must see the same pixels."""
+    """Whitening magnifies differences, so the run, --export, --embed and Python must see the same pixels."""
     pictures(tmp_path / "p", 12, side=200)
     space = ["--features", "backbone", "--whiten", "--precision", "fp32", "--gpus", "cpu", "--workers-num", "0"]
     run = [*RUN, *space, "--shrink", "24", "--data-root", tmp_path / "p", "--sess-dir", tmp_path / "s", "--no-report"]

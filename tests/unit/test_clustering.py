@@ -15,7 +15,7 @@ from tests.helpers.rows import unit_rows
 
 
 def blobs(sizes, noise=0.08, dim=48, seed=0):
-    """Unit rows around random directions, shuffled, and their blobs."""
+    """Unit rows around random directions, shuffled, and the number of the direction of each."""
     source = torch.Generator().manual_seed(seed)
     centres = F.normalize(torch.randn(len(sizes), dim, generator=source), dim=1)
     labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))

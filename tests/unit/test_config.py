@@ -38,7 +38,7 @@ def options_of(*argv):
 
 
 def refusal(argv, saved=None):
-    """The message about a wrong call, None if it is right."""
+    """The error message of a call, None if the call is correct."""
     try:
         collect(argv, saved)
     except UserError as error:
@@ -47,7 +47,7 @@ def refusal(argv, saved=None):
 
 
 def mistake(*argv, saved=None):
-    """The message about a wrong call, which must be a single line."""
+    """The error message of a wrong call, which must be a single line."""
     with pytest.raises(UserError) as caught:
         collect(list(argv), saved)
     message = str(caught.value)
@@ -742,7 +742,7 @@ def test_shipped_configs_are_read_and_open_with_their_command(path):
 
 
 def test_base_is_the_default_recipe():
-    """With the select rate as released, which for its number of rounds is what `auto` comes to."""
+    """base.yaml states the released select rate, which equals `auto` for its number of rounds."""
     base, defaults = shipped("base"), options_of()
     assert base.ANs_select_rate == base.select_rate == defaults.select_rate == 0.25
     assert {**base.as_dict(), "ANs_select_rate": "auto"} == defaults.as_dict()
@@ -764,7 +764,7 @@ def test_auto_select_rate_makes_all_images_anchors_in_the_last_round(rounds, rat
 
 
 def test_defaults_of_an_older_version():
-    """As its checkpoints have it, and what they do not say yet. AlexNet had PyTorch's defaults before."""
+    """Options of older checkpoints, and defaults for those they lack. AlexNet already had PyTorch's initialisation."""
     assert of_older_version({"network": "resnet18"})["init"] == of_older_version({})["init"] == "torchvision"
     assert of_older_version({"network": "AlexNet"})["init"] == "released"
     options = collect([], of_older_version({"npc_temperature": 0.07, "max_round": 9})).options

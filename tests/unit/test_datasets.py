@@ -681,7 +681,7 @@ def test_augmentation_depends_on_seed_salt_and_row_alone():
 
 
 class Constant:
-    """A transform that shows nothing but its random numbers."""
+    """A transform that returns random numbers instead of the image."""
 
     def __call__(self, image):
         return torch.tensor([torch.rand(()).item(), random.random()]).view(2, 1, 1).expand(2, 3, 3)

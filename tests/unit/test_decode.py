@@ -35,7 +35,7 @@ def png(width, bits, colours, row, *others):
 
 
 def pixels(content):
-    """As a file, as an image opened but not decoded; they must agree."""
+    """The pixels decoded from a file, which must equal those from an image that is opened but not decoded."""
     image = Image.open(io.BytesIO(content))
     opened = np.asarray(read_rgb(image))
     assert np.array_equal(np.asarray(read_rgb(image)), opened)  # asked a second time
@@ -119,7 +119,7 @@ def model():
 
 
 def odd_pictures(folder):
-    """A picture a line that `convert("RGB")` does not show as a viewer does."""
+    """One picture on each line that `convert("RGB")` shows otherwise than a viewer."""
     random = np.random.RandomState(0)
     colours = Image.fromarray(random.randint(0, 256, (20, 12, 3)).astype(np.uint8))
     turned = Image.Exif()
@@ -182,7 +182,7 @@ def test_an_argument_that_is_no_picture_is_named(model):
 
 @pytest.mark.parametrize("size", [(60, 90), (900, 700)])
 def test_a_model_shrinks_files_and_images_as_in_training(tmp_path, size):
-    """Of large JPEG files less is decoded; a file and an image that was opened but not decoded are treated alike."""
+    """Large JPEG files are decoded at a smaller size, in the same way from a path and from an opened image."""
     pixels = np.random.RandomState(0).randint(0, 256, (size[1] // 10, size[0] // 10, 3)).astype(np.uint8)
     Image.fromarray(pixels).resize(size, Image.BILINEAR).save(tmp_path / "x.jpg", quality=90)
     path = str(tmp_path / "x.jpg")
@@ -219,7 +219,7 @@ def test_pictures_are_what_pillow_can_decode():
     ],
 )
 def test_a_picture_has_the_same_pixels_in_a_run_and_by_preprocessing(side, changes, tmp_path):
-    """Bit for bit, also grey ones and rotated ones; --export reads pictures as a run does, --embed by preprocessing."""
+    """Bit for bit, grey and rotated pictures included; --export reads as a run does, --embed by `Preprocessing`."""
     rng = np.random.default_rng(0)
     for number in range(9):
         picture = Image.fromarray(rng.integers(0, 256, (side[1], side[0], 3), dtype=np.uint8))

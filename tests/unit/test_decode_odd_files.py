@@ -83,7 +83,7 @@ def test_lab_is_read_where_pillow_can_and_named_where_it_cannot(tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_turned_photograph_is_upright(tmp_path, orientation):
-    """The file holds what a camera held at that angle saw; read, it is the scene again."""
+    """The file stores the scene as a rotated camera saw it; decoded, it is upright."""
     turn_back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # PIL's transpositions that make the stored pixels
     scene = two_halves(size=(16, 8))
     scene.paste((0, 255, 0), (0, 0, 4, 4))

@@ -93,7 +93,7 @@ def test_a_class_folder_without_pictures_is_an_error(classes, name, part):
 
 
 def test_a_folder_of_annotations_is_no_class(tmp_path):
-    """As YOLO has them; labels of one class judge nothing."""
+    """A layout of YOLO; with one class there are no labels to evaluate by."""
     for number in range(3):
         picture(tmp_path / "train" / "images" / f"{number}.jpg")
         text(tmp_path / "train" / "labels" / f"{number}.txt")
@@ -140,7 +140,7 @@ def test_without_train_the_message_names_what_is_there(tmp_path):
 
 @pytest.fixture
 def forbidden(monkeypatch):
-    """Whoever runs tests as root may enter everything; here folders called `private` are forbidden all the same."""
+    """Makes folders called `private` inaccessible even for root, who may enter every folder."""
     scandir = os.scandir
 
     def scan(path):

@@ -55,7 +55,7 @@ def test_many_weak_votes_beat_one_strong_one():
 
 @pytest.mark.parametrize("sigma", [1e-4, 1e-6, 1e-300])
 def test_a_tiny_sigma_neither_overflows_nor_loses_a_vote(sigma):
-    """At 1e-4 exp() of 0.1 less is 0: five classes are ranked by their nearest neighbour all the same."""
+    """At sigma 1e-4, exp() of a similarity lower by 0.1 is 0; classes still rank by their nearest neighbours."""
     similarities = torch.tensor([[1.0, 0.9, 0.8, 0.7, 0.6, 0.6]], dtype=torch.float64)
     neighbours = torch.tensor([[5, 0, 4, 1, 3, 3]])
     votes = log_votes(similarities, neighbours, 7, sigma)

@@ -103,7 +103,7 @@ def test_the_heading_is_the_first_line_that_is_not_empty(folder, head):
 
 
 def test_a_pipe_that_was_read_before_is_named(folder):
-    """As when a run is resumed whose labels came from a shell's <(...)."""
+    """For instance when a run resumes whose labels came from a shell's <(...)."""
     root = folder("a.png", "b.png")
     reading, writing = os.pipe()
     os.close(writing)

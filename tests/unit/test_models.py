@@ -33,7 +33,7 @@ def parameters(network):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Threads that wait for each other cost more than these small sums on a machine that is shared."""
+    """One thread: on a shared machine synchronising threads takes longer than these small sums."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

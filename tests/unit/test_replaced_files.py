@@ -20,7 +20,7 @@ def home(tmp_path, monkeypatch):
 
 
 def bitmaps(folder, count, first=0, side=70):
-    """BMP files of one colour each: all of one size, whatever they show."""
+    """BMP files of one colour each, all of the same number of bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         Image.new("RGB", (side, side), (first + number, 0, 0)).save(folder / f"{number:03d}.bmp")

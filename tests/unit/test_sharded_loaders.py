@@ -72,7 +72,7 @@ def test_training_batches_are_those_of_one_process(place, count, processes):
 
 @pytest.mark.parametrize("place", ["device", "workers"])
 def test_every_order_of_colours_and_size_is_the_same_in_shares(place):
-    """Batches large enough for shares of one image, of which vector code might think otherwise."""
+    """Batches of which a share is one image, which vectorised code may compute otherwise."""
     split = split_of(33, 2, shape=(32, 32, 3))
     options = options_of(place, size=32, batch_size=33)
     order = Pipeline(split, options, CPU).epoch_order(0, 0)

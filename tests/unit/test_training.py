@@ -83,7 +83,7 @@ def test_a_schedule_resumed_midway_continues_unchanged(policy):
 
 
 def test_cosine_falls_over_the_whole_run():
-    """Three rounds of four epochs, by the formula and by hand at the middle; a start at round 1 has two of them."""
+    """Three rounds of four epochs, by the formula, and by hand in the middle; a run from round 1 has two rounds."""
     options = replace(Options(), lr_policy="cosine", base_lr=0.2, max_round=3, max_epoch=4)
     found = [rate for number in range(3) for rate in rates(options, 4, 0, number)]
     assert found == pytest.approx([0.1 * (1 + math.cos(math.pi * epoch / 12)) for epoch in range(12)])

@@ -68,7 +68,7 @@ def test_feature_maps_and_trained_parameters():
 
 
 def test_a_run_fits_the_stem_to_its_images_and_does_not_train_it(tmp_path):
-    """To all of them, as the network sees test images; resumed it stays to the bit."""
+    """The stem is fitted to all images with the test transform, and a resumed run keeps it to the bit."""
     import datasets
     import main
     from datasets.image_set import limit

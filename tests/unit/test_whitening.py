@@ -22,7 +22,7 @@ def by_singular_values(train, rows):
 
 @pytest.mark.parametrize("count", [200, 24, 9, 2])
 def test_rows_are_whitened_as_by_singular_values(count):
-    """Of more rows than dimensions, as many, and fewer."""
+    """For more rows than dimensions, as many, and fewer."""
     scales = torch.logspace(-2, 1, 24)
     train, others = torch.randn(count, 24, generator=torch.Generator().manual_seed(1)) * scales + 3, unit_rows(7, 24, 2)
     whiten = Whitening.fit(train, World.alone())
@@ -31,7 +31,7 @@ def test_rows_are_whitened_as_by_singular_values(count):
 
 
 def test_directions_without_training_variance_are_left_out():
-    """Of rows in a plane of 40 dimensions; new ones leave it a little, as pictures read in another way do."""
+    """Training rows lie in a plane of 40 dimensions; new rows leave it a little, as pictures decoded otherwise do."""
     generator = torch.Generator().manual_seed(0)
     train = torch.zeros(30, 40)
     train[:, :2] = torch.randn(30, 2, generator=generator)
@@ -42,7 +42,7 @@ def test_directions_without_training_variance_are_left_out():
 
 
 def test_whitening_equalises_large_directions():
-    """One direction has a hundred times the spread of the others; afterwards shrinking alone tells them apart."""
+    """One direction has a hundred times the spread of the others; whitened, they differ only by the shrinkage."""
     train = torch.randn(4000, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([100.0, 1, 1, 1, 1])
     whiten = Whitening.fit(train, World.alone())
     spread = ((train - whiten.mean) @ whiten.matrix).std(dim=0)
