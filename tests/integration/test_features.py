@@ -282,7 +282,7 @@ def test_network_onnx_gives_the_features_of_the_level(base, tmp_path):
     if not (folder / "network.onnx").exists():
         pytest.skip("onnx is not installed")
     told = json.loads((folder / "network.json").read_text())
-    assert "what the network's last layer fc takes" in told["files"]["network.onnx"]
+    assert "the input of the network's last layer fc" in told["files"]["network.onnx"]
     session = onnxruntime.InferenceSession(str(folder / "network.onnx"), providers=["CPUExecutionProvider"])
     images = torch.rand(2, 3, 8, 8)
     (found,) = session.run(["features"], {"images": images.numpy()})
