@@ -38,7 +38,7 @@ def with_labels(split: Split, root: Path, labels: str) -> Split:
 
     Raises:
         UserError: the images are not files, there are fewer than two classes, or the table cannot be read, names a
-            path that is no image of the data set, or contradicts itself.
+            path that is not an image of the data set, or contradicts itself.
     """
     paths = split.train.paths
     if paths is None:
@@ -70,7 +70,7 @@ def _from_table(paths: Sequence[str], root: Path, table: str) -> list[str]:
         if not rows:
             encoding = f" (its name holds bytes that are no UTF-8; {_SAVE})" if _not_utf_8(path) else ""
             raise UserError(
-                f"{where}: {path.strip()} is no picture below {root}; paths start from there, or are absolute{encoding}"
+                f"{where}: {path.strip()} is not a picture below {root}; paths start there, or are absolute{encoding}"
             )
         if len(rows) > 1:
             raise UserError(f"{where}: {path.strip()} may be either of {len(rows)} pictures, whose names look alike")

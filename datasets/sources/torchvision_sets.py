@@ -143,7 +143,7 @@ def _read_idx(name: str, path: Path, dimensions: int) -> np.ndarray:
     The header is 0, 0, 8 (for uint8), the number of dimensions, and four bytes for each dimension.
 
     Raises:
-        UserError: the file cannot be read or is no idx file of this many dimensions.
+        UserError: the file cannot be read or is not an idx file of this many dimensions.
     """
     try:
         content = path.read_bytes()

@@ -210,7 +210,7 @@ class KNN(Protocol):
 
 
 class LeaveOneOutKNN(KNN):
-    """As `KNN`, for training images of which some or all have labels and that have no test images beside them.
+    """As `KNN`, leave-one-out: for data sets without test images, whose training images all or partly have labels.
 
     Training uses no labels, so the network has not seen the answers. It was trained on these images, however, and a
     near-duplicate may be among the neighbours. Images without a label are neither queries nor neighbours.

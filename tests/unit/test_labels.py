@@ -72,7 +72,7 @@ def test_folder_labels_in_other_unicode_forms_are_one_label(folder):
 def test_separators_quotation_marks_and_spaces(folder, table, expected):
     root = folder("a,b.png", "c.png", " d.png", "e/f.png")
     if expected is None:
-        with pytest.raises(UserError, match="line 2: 'c.png is no picture below"):
+        with pytest.raises(UserError, match="line 2: 'c.png is not a picture below"):
             labels(root, table)
     else:
         assert labels(root, table) == expected
@@ -98,7 +98,7 @@ def test_names_of_files_that_are_no_utf_8_are_found_by_their_bytes(folder):
 def test_the_heading_is_the_first_line_that_is_not_empty(folder, head):
     root, rows = folder("a,b.png", "c.png"), f"{head}a,b.png;cat\nc.png;dog\n"
     assert labels(root, rows) == {"a,b.png": "cat", "c.png": "dog"}
-    with pytest.raises(UserError, match=f"line {rows.count(chr(10)) + 1}: kind is no picture below"):
+    with pytest.raises(UserError, match=f"line {rows.count(chr(10)) + 1}: kind is not a picture below"):
         labels(root, f"{rows}kind;x\n")
 
 
