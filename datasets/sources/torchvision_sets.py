@@ -132,7 +132,9 @@ def _idx_sets(root: Path, name: str, kind: Any, classes: tuple[str, ...], downlo
         if len(grey) != len(numbers):
             raise UserError(f"--dataset {name}: {found[labels]} has {len(numbers)} labels for {len(grey)} images")
         if len(numbers) and numbers.max() >= len(classes):
-            raise UserError(f"--dataset {name}: {found[labels]} has a label {numbers.max()}, of {len(classes)} classes")
+            raise UserError(
+                f"--dataset {name}: {found[labels]} has label {numbers.max()}; {len(classes)} classes are known"
+            )
         parts.append(ImageSet(np.repeat(grey[..., None], 3, axis=3), numbers.astype(np.int64), classes))
     return parts[0], parts[1]
 
