@@ -38,11 +38,11 @@ def with_labels(split: Split, root: Path, labels: str) -> Split:
 
     Raises:
         UserError: the images are not files, there are fewer than two classes, or the table cannot be read, names a
-            path that is no image of the data set, or contradicts itself.
+            path that is not an image of the data set, or contradicts itself.
     """
     paths = split.train.paths
     if paths is None:
-        raise UserError(f"--labels {labels}: the images of {split.name} are not files; leave it out")
+        raise UserError(f"--labels {labels}: the images of {split.name} are not files; leave out --labels")
     names = _from_folders(paths, root) if labels == FOLDERS else _from_table(paths, root, labels)
     classes = tuple(sorted(set(filter(None, names))))
     if len(classes) < 2:
@@ -68,18 +68,19 @@ def _from_table(paths: Sequence[str], root: Path, table: str) -> list[str]:
         where = f"--labels {table}, line {line}"
         rows = pictures.called(path)
         if not rows:
-            encoding = f" (its name holds bytes that are no UTF-8; {_SAVE})" if _not_utf_8(path) else ""
+            encoding = f" (its name holds bytes that are not UTF-8; {_SAVE})" if _not_utf_8(path) else ""
             raise UserError(
-                f"{where}: {path.strip()} is no picture below {root}; paths start from there, or are absolute{encoding}"
+                f"{where}: {path.strip()} is not a picture below {root}; paths start there, or are absolute{encoding}"
             )
         if len(rows) > 1:
-            raise UserError(f"{where}: {path.strip()} may be either of {len(rows)} pictures, whose names look alike")
+            raise UserError(f"{where}: {path.strip()} matches {len(rows)} pictures whose names look alike; rename one")
         if _not_utf_8(label):
             raise UserError(f"{where}: the label {label.strip()} is not UTF-8 text; {_SAVE}")
         row, label = rows[0], canonical_name(label.strip())
         if row in line_of and names[row] != label:
             raise UserError(
-                f"{where}: {path.strip()} is {label or 'unlabelled'!r} here and {names[row]!r} in line {line_of[row]}"
+                f"{where}: {path.strip()} is {label or 'unlabelled'!r} here and {names[row]!r} in line {line_of[row]}; "
+                "remove one of the two lines"
             )
         names[row], line_of[row] = label, line
     return names
@@ -130,7 +131,7 @@ def _entries(table: str, pictures: _Pictures) -> Iterator[tuple[int, str, str]]:
     """Yields (line, path, label) of each line that has an entry."""
     try:
         # utf-8-sig: spreadsheets write a byte-order mark in front
-        # surrogateescape: names of files may hold bytes that are no UTF-8, and --export writes them so
+        # surrogateescape: names of files may hold bytes that are not UTF-8, and --export writes them so
         with open(os.path.expanduser(table), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             text = file.read()
     except OSError as error:
@@ -216,7 +217,9 @@ def select_classes(split: Split, wanted: Sequence[str]) -> Split:
     if not wanted:
         return split
     if split.train.labels is None:
-        raise UserError(f"--classes: the training images of {split.name} have no labels to choose by; leave it out")
+        raise UserError(
+            f"--classes: the training images of {split.name} have no labels to choose by; leave out --classes"
+        )
     numbers, note = _numbers(wanted, split.train.classes, split.name)
     kept = sorted(set(numbers))
     test = split.test

@@ -56,7 +56,7 @@ def own_address(config: type) -> dict[str, Any]:
 
 
 def keep_process_group() -> None:
-    """Keep a reference to torch.distributed's default group for ever, where its destructor can hang.
+    """Keep a reference to torch.distributed's default group until the process ends, where its destructor can hang.
 
     Before PyTorch 2 (seen in 1.10) the destructor of Gloo's group waits for its threads while it holds the interpreter
     lock, and such a thread may be waiting for that lock to release a tensor. The threads end with the process.

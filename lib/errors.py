@@ -93,7 +93,7 @@ def error_text(error: Exception) -> str:
     if package in ("datasets", "models", "lib"):
         module = sys.modules.get(package)
         ours = Path(__file__).resolve().parents[1] / package
-        # a folder without __init__.py has no file, and a file that is no package has no path
+        # a folder without __init__.py has no file, and a module that is not a package has no path
         found = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
         if found is not None and ours not in (Path(found), Path(found).parent):
             return (

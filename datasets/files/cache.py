@@ -30,7 +30,7 @@ def write(file: Path, content: Callable[[BinaryIO], object]) -> bool:
         content: writes the content into the opened file.
 
     Returns:
-        Whether it could be written: a read-only or full disk is no error.
+        Whether it could be written: a read-only or full disk is not an error.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

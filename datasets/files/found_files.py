@@ -73,7 +73,7 @@ class Found:
         return [f"skipped{where}: {line}" for line in lines]
 
     def holdings(self) -> str:
-        """The end of a message: what a folder without pictures holds; empty if it holds nothing."""
+        """The contents of a folder without pictures, as the end of a message; empty if it holds nothing."""
         parts = [counted(Counter(map(_ending, self.others)))] if self.others else []
         parts += [f"{len(paths):,} {name}" for name, paths in (("session folders", self.sessions),) if paths]
         parts += [f"{one_line(path)}, which may not be entered" for path in self.closed[:_NAMED]]

@@ -143,7 +143,7 @@ def _reason(error: OSError) -> str:
     if error.errno == errno.ENOMEM:
         return f"memory is short ({said}); lower --workers-num"
     return (
-        f"their semaphores cannot be made in /dev/shm ({said}); it must be there and writable (docker run "
+        f"their semaphores cannot be made in /dev/shm ({said}); it must exist and be writable (docker run "
         "--tmpfs /dev/shm), or choose --workers-num 0"
     )
 

@@ -132,7 +132,9 @@ def _idx_sets(root: Path, name: str, kind: Any, classes: tuple[str, ...], downlo
         if len(grey) != len(numbers):
             raise UserError(f"--dataset {name}: {found[labels]} has {len(numbers)} labels for {len(grey)} images")
         if len(numbers) and numbers.max() >= len(classes):
-            raise UserError(f"--dataset {name}: {found[labels]} has a label {numbers.max()}, of {len(classes)} classes")
+            raise UserError(
+                f"--dataset {name}: {found[labels]} has label {numbers.max()}; {len(classes)} classes are known"
+            )
         parts.append(ImageSet(np.repeat(grey[..., None], 3, axis=3), numbers.astype(np.int64), classes))
     return parts[0], parts[1]
 
@@ -143,7 +145,7 @@ def _read_idx(name: str, path: Path, dimensions: int) -> np.ndarray:
     The header is 0, 0, 8 (for uint8), the number of dimensions, and four bytes for each dimension.
 
     Raises:
-        UserError: the file cannot be read or is no idx file of this many dimensions.
+        UserError: the file cannot be read or is not an idx file of this many dimensions.
     """
     try:
         content = path.read_bytes()

@@ -112,7 +112,7 @@ def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
     Raises:
-        UserError: the file is empty, cut short or changed, of a newer layout, or no checkpoint of this project.
+        UserError: the file is empty, cut short or changed, of a newer layout, or not a checkpoint of this project.
     """
     checksum = _checked_checksum(path)
     state = read_data(path)
@@ -160,7 +160,7 @@ def read_data(path: Path, old_releases: bool = False) -> Any:
         return load_data_only(str(path), old_releases)
     except Exception as error:  # torch, zipfile and pickle have many exceptions for bytes they cannot take
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"checkpoint {path} cannot be read ({reason}); it is damaged or no checkpoint") from error
+        raise UserError(f"checkpoint {path} cannot be read ({reason}); it is damaged or not a checkpoint") from error
 
 
 def load_data_only(path: str, old_releases: bool = False) -> Any:
@@ -173,7 +173,7 @@ def load_data_only(path: str, old_releases: bool = False) -> Any:
 
     Raises:
         pickle.UnpicklingError: the file asks for something other than data.
-        Exception: whatever torch raises for a file that is damaged or is no checkpoint.
+        Exception: whatever torch raises for a file that is damaged or is not a checkpoint.
     """
     if not (old_releases and is_of_old_release(path)):
         check_archive(path)
@@ -200,12 +200,12 @@ def check_archive(path: str) -> None:
     compressed archives, which may unpack to any size.
 
     Raises:
-        pickle.UnpicklingError: the file is no such archive, or contains other entries.
+        pickle.UnpicklingError: the file is not such an archive, or contains other entries.
         zipfile.BadZipFile, OSError: the file is damaged or cannot be read.
     """
     with open(path, "rb") as file:
         if file.read(4) != b"PK\x03\x04":
-            raise pickle.UnpicklingError("the file is no zip archive, which torch.save writes")
+            raise pickle.UnpicklingError("the file is not a zip archive, which torch.save writes")
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     names = [entry.filename for entry in entries]
@@ -236,12 +236,12 @@ def _checked_checksum(path: Path) -> Optional[_Checksum]:
     """The verified checksum of a file; None for a zip archive without one.
 
     Raises:
-        UserError: the file is no archive, is damaged, or is of a newer layout.
+        UserError: the file is not an archive, is damaged, or is of a newer layout.
     """
     try:
         checksum = _read_checksum(path)
     except ValueError as error:
-        raise UserError(f"checkpoint {path} cannot be read ({error}); it is damaged or no checkpoint") from error
+        raise UserError(f"checkpoint {path} cannot be read ({error}); it is damaged or not a checkpoint") from error
     except OSError as error:
         raise UserError(f"checkpoint {path} cannot be read: {error.strerror}") from None
     if checksum is not None:
@@ -260,7 +260,7 @@ def _read_checksum(path: Path) -> Optional[_Checksum]:
     """The checksum in a file's comment, compared with the content; None for a zip archive without one.
 
     Raises:
-        ValueError: the file is empty, cut short, no zip archive at all, or no file but a pipe or the like; the message
+        ValueError: the file is empty, cut short, not a zip archive, or not a regular file; the message
             says which.
         OSError: the file cannot be read.
     """
@@ -274,7 +274,7 @@ def _read_checksum(path: Path) -> Optional[_Checksum]:
         if head != _START:
             if not head.strip(b"\0"):
                 raise ValueError("it begins with zeros: its content never reached the disk")
-            raise ValueError("it is no file of torch.save's")
+            raise ValueError("it was not written by torch.save")
         file.seek(max(0, size - _END_BYTES - _LONGEST_COMMENT))
         tail = file.read()
         found = tail.rfind(_END)
@@ -336,7 +336,7 @@ class _ChecksumWriter:
 
         Raises:
             OSError: this or an earlier write failed.
-            ValueError: what was written is no zip archive.
+            ValueError: what was written is not a zip archive.
         """
         if self._tail[:4] != _END or self._tail[-2:] != b"\0\0":
             raise self._error or ValueError("torch.save did not write a zip archive")
@@ -371,13 +371,13 @@ def check_layout(state: Any) -> None:
     for name in _COUNTS:
         value = state.get(name, 0)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _LIMIT:
-            raise ValueError(f"is not one of this project: its {name} is no count")
+            raise ValueError(f"is not one of this project: its {name} is not a count")
     for name in _MAPPINGS:
         if not isinstance(state.get(name, {}), Mapping):
-            raise ValueError(f"is not one of this project: its {name} is no mapping")
+            raise ValueError(f"is not one of this project: its {name} is not a mapping")
     contents = state.get("dataset", {}).get("contents", [])
     if not isinstance(contents, list) or not all(type(each) is int for each in contents):
-        raise ValueError("is not one of this project: its contents are no whole numbers")
+        raise ValueError("is not one of this project: its contents are not whole numbers")
     memory = state["npc"].get("memory")
     if not isinstance(memory, torch.Tensor) or memory.dim() != 2 or memory.dtype != torch.float32:
         raise ValueError("is not one of this project: its npc has no memory of N x D numbers")

@@ -98,7 +98,7 @@ class CheckpointSaver:
         """End the run."""
 
     def _remove_oldest(self) -> None:
-        """Remove the oldest checkpoint among those that were once the last."""
+        """Remove the oldest of the checkpoints that newer ones have replaced as the last."""
         earlier = []
         for path in self._folder.glob("*.ckpt"):
             match = CHECKPOINT_NAME.fullmatch(path.name)

@@ -51,7 +51,7 @@ def spherical_kmeans(
     """
     rows = as_array(features)
     if not 1 <= clusters <= len(rows):
-        raise ValueError(f"K = {clusters} clusters asked for where there are {len(rows)} rows")
+        raise ValueError(f"K = {clusters} clusters exceed the {len(rows)} rows")
     found = [
         _run(rows, clusters, derive(seed, "k-means", clusters, restart) % 2**31, iterations)
         for restart in range(restarts)

@@ -100,8 +100,8 @@ def _known_features(call: Call, file: WeightsFile, embedder: Embedder) -> tuple[
     try:
         if not is_of(file, pipeline, if_not_known=True):
             raise UserError(
-                f"{wanted} are not available: these are other images ({pipeline.name}, {len(pipeline.train)}); use the "
-                "--dataset, --data-root, --limit-train and --seed it was made with"
+                f"{wanted} are not available: the images here are others ({pipeline.name}, {len(pipeline.train)}); use "
+                "the --dataset, --data-root, --limit-train and --seed it was made with"
             )
         log.info("features   %s, computed from %s training images", space, f"{len(pipeline.train):,}")
         features = Features(embedder, pipeline, world, space.dim(embedder.network, options.low_dim), space=space)

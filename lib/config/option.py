@@ -19,7 +19,7 @@ _MANY = {INT: "whole numbers", FLOAT: "numbers", TEXT: "names", PATH: "paths"}
 
 @dataclass(frozen=True)
 class Bounds:
-    """An interval. A limit of None is no limit; an open limit is itself excluded."""
+    """An interval. None stands for no limit; an open limit excludes the limit itself."""
 
     low: Optional[float] = None
     high: Optional[float] = None

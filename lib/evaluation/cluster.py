@@ -180,7 +180,7 @@ def _matched_class(agreement: Agreement, cluster: int, classes: Sequence[str]) -
 
 def _write_table(path: Path, clustering: Clustering, agreement: Optional[Agreement], classes: Sequence[str]) -> Path:
     """A line a cluster: its size, and with labels the class it is matched with and how many images of each class."""
-    # names of classes may be names of folders that are no UTF-8: they are written byte for byte
+    # names of classes may be names of folders that are not UTF-8: they are written byte for byte
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(["cluster", "size", *(["matched_with", *classes] if agreement is not None else [])])

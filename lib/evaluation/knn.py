@@ -210,7 +210,7 @@ class KNN(Protocol):
 
 
 class LeaveOneOutKNN(KNN):
-    """`KNN` for data sets without test images, on the labelled training images.
+    """As `KNN`, leave-one-out: for data sets without test images, whose training images all or partly have labels.
 
     Training uses no labels, so the network has not seen the answers. It was trained on these images, however, and a
     near-duplicate may be among the neighbours. Images without a label are neither queries nor neighbours.

@@ -60,7 +60,7 @@ class StageResult:
 
 
 def pooled_side(channels: int, height: int, width: int, most: int) -> tuple[int, int]:
-    """The largest map of equal sides, or the map itself, whose values times the channels are at most `most`."""
+    """Height and width after pooling: the map's own, but at most sqrt(most / channels) each, and at least 1."""
     side = max(1, math.isqrt(most // channels))
     return min(side, height), min(side, width)
 
@@ -293,7 +293,7 @@ class Linear(Protocol):
         rows = self.world.rows(len(getattr(pipeline, images)))
         size = 4 * (rows.stop - rows.start) * sum(widths[stage] for stage in stages)
         _check_memory(size, stages, images)
-        return stage_rows(outputs, batches, rows, widths, stages, MOST_VALUES, _place(size, self.world.device))
+        return stage_rows(outputs, batches, rows, widths, stages, MOST_VALUES, _device_for(size, self.world.device))
 
     def _evaluate_stage(self, stage: str, train: Tensor, test: Tensor, seconds: float) -> StageResult:
         started = time.perf_counter()
@@ -327,8 +327,8 @@ class Linear(Protocol):
         return not_none(best)
 
 
-def _place(size: int, device: torch.device) -> torch.device:
-    """The device for `size` bytes: a GPU with twice as many free, else the CPU."""
+def _device_for(size: int, device: torch.device) -> torch.device:
+    """The device for activations of this many bytes: the GPU if twice as many are free, else the CPU."""
     if device.type == "cuda" and 2 * size > torch.cuda.mem_get_info(device)[0]:
         return torch.device("cpu")
     return device

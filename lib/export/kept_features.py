@@ -60,7 +60,7 @@ class KeptFeatures:
         """Read the file that `write` wrote.
 
         Raises:
-            UserError: it is damaged or no such file.
+            UserError: it is damaged or not such a file.
         """
         arrays = read_arrays(path)
         try:
@@ -103,7 +103,7 @@ def space_of(level: str, arrays: Mapping[str, np.ndarray]) -> FeatureSpace:
     """The feature space of a level and the arrays of its whitening, if it has one.
 
     Raises:
-        KeyError, ValueError: the arrays are no whitening.
+        KeyError, ValueError: the arrays do not describe a whitening.
     """
     if level not in (EMBEDDING, BACKBONE):
         raise ValueError(f"its level is {level!r}")
@@ -127,4 +127,4 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, AttributeError, BadZipFile, zlib.error, NotImplementedError) as error:
-        raise UserError(f"{path} cannot be read ({error}); it is damaged, or no file of arrays: remove it") from None
+        raise UserError(f"{path} cannot be read ({error}); it is damaged or not a file of arrays; remove it") from None

@@ -153,7 +153,7 @@ class Model:
         for each in pictures:
             if not isinstance(each, (Image.Image, str, os.PathLike)):
                 kind = type(each).__name__
-                raise UserError(f"a {kind} is no picture; give paths, PIL images, or a batch (B, 3, S, S)")
+                raise UserError(f"a {kind} is not a picture; give paths, PIL images, or a batch (B, 3, S, S)")
         found = []
         for start in range(0, len(pictures), self._batch_size):
             batch = [self.preprocessing(each) for each in pictures[start : start + self._batch_size]]
@@ -311,7 +311,7 @@ def _chosen(wanted: FeatureSpace, known: Known, path: Path) -> tuple[FeatureSpac
     if wanted.whitened:
         raise UserError(
             f"{path} keeps no whitening of its {wanted.level} features: a run with {wanted.flags} keeps it at its "
-            f"end, also where --resume takes up a finished one; or load(..., whiten=False)"
+            f"end, also if --resume continues a finished run; or load(..., whiten=False)"
         )
     return wanted, None
 

@@ -62,7 +62,7 @@ def prepare_streams() -> None:
         try:
             _TQDM_NUMBERS[name](os.environ[name])
         except ValueError:
-            print_error(f"warning: {name} in the environment is no number and is ignored")
+            print_error(f"warning: {name} in the environment is not a number and is ignored")
             del os.environ[name]
 
 
@@ -167,7 +167,7 @@ def _fitted(text: str) -> str:
 
 
 def progress_bar(total: int, quiet: bool, **settings: Any) -> Any:
-    """A bar of tqdm; None if `quiet`, where standard error is no terminal, or without the package.
+    """A bar of tqdm; None if `quiet`, where standard error is not a terminal, or without the package.
 
     Args:
         settings: as of `tqdm.tqdm`.

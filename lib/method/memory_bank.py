@@ -88,7 +88,7 @@ class MemoryBank(nn.Module):
         """
         expected = (self.size, self.memory.shape[1])
         if tuple(memory.shape) != expected:
-            raise ValueError(f"a memory bank of shape {tuple(memory.shape)} where it should be {expected}")
+            raise ValueError(f"the memory bank has shape {tuple(memory.shape)}, expected {expected}")
         self.memory.copy_(memory[self.shard.start : self.shard.stop])
 
 

@@ -37,7 +37,7 @@ def without_synchronisation(network: nn.Module) -> nn.Module:
 
 
 class _SyncBatchNorm(nn.SyncBatchNorm):
-    """nn.SyncBatchNorm that sends float32 statistics from a process without images too, as the others do."""
+    """nn.SyncBatchNorm in which a process without images also sends float32 statistics, as the others do."""
 
     plain_kind: type[nn.Module]
 

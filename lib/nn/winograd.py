@@ -1,4 +1,4 @@
-"""3x3 convolutions of stride 1 by minimal filtering: 36 multiplications where the sum as written has 144.
+"""3x3 convolutions of stride 1 by minimal filtering: 36 multiplications where direct convolution has 144.
 
 For a tile of 4 x 4 outputs, with the 6 x 6 inputs d that they see and the 3 x 3 weights g, Lavin and Gray (2016,
 "Fast Algorithms for Convolutional Neural Networks") write Winograd's F(4x4, 3x3) as

@@ -96,7 +96,7 @@ def _reason_against(bank: MemoryBank, file: WeightsFile, embedder: Embedder, pip
         return f"npc.memory is {_shape(file.memory.shape)} in the file, {_shape(expected)} here"
     if file.fingerprint is not None:
         same = pipeline.are_those_of(file.fingerprint, file.contents)
-        return None if same else "the file's belongs to other training images"
+        return None if same else "the file's bank belongs to other training images"
     share = _recognition(embedder, pipeline, file.memory, bank.shard.world)
     if share < RECOGNISED:
         return (

@@ -24,7 +24,7 @@ class Fit:
         loaded: the number of tensors that were loaded.
         misfits: a line for each tensor that does not fit.
         missing: names of the network's tensors that were not loaded.
-        foreign: names in the file that begin like a stage of the network but are no tensors of it.
+        foreign: names in the file that begin like a stage of the network but are not tensors of it.
     """
 
     loaded: int
@@ -97,7 +97,7 @@ def load_matching(network: nn.Module, file: WeightsFile) -> Fit:
 
 
 def check_complete(found: Fit, file: WeightsFile, network: str) -> None:
-    """Refuse a network with random layers besides the last one, if it is not trained further.
+    """Raise UserError if more than the last layer of a network that is not trained further is random.
 
     Args:
         network: its name.

@@ -85,7 +85,7 @@ def read(path: Path) -> WeightsFile:
         raise UserError(f"--pretrained {path}: there is no such file; it takes a checkpoint or a file of weights")
     content = checkpoint.read_foreign(path)
     if not isinstance(content, Mapping):
-        raise UserError(f"--pretrained {path}: it holds a {type(content).__name__}, no weights by name")
+        raise UserError(f"--pretrained {path}: it holds a {type(content).__name__}, not weights by name")
     if _is_ours(content):
         try:
             check_layout(content)

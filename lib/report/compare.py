@@ -257,7 +257,7 @@ def compare(sessions: Sequence[str], page: Optional[str], folder: str) -> None:
         folder: the folder of sessions.
 
     Raises:
-        UserError: one of them is no session, or the page's path is taken or cannot be written.
+        UserError: one of them is not a session, or the page's path is taken or cannot be written.
     """
     comparison = Comparison([SessionRecord.read(Path(session), "--compare") for session in sessions])
     path, instead = _page_path(comparison, page, folder)

@@ -86,7 +86,7 @@ def link(path: Path, other: Path) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """`replace_file` with a text, in UTF-8. Bytes of file names that are no UTF-8 are written as they are.
+    """`replace_file` with a text, in UTF-8. Bytes of file names that are not UTF-8 are written as they are.
 
     Raises:
         RunError: writing fails; what was at `path` is unchanged.

@@ -25,11 +25,11 @@ def choose_device(gpus: str, local_rank: int = 0, local_size: int = 1) -> torch.
     wanted = list(range(min(local_size, count))) if gpus == "auto" else _gpu_indices(gpus)
     missing = [index for index in wanted if index >= count]
     if missing:
-        raise UserError(f"--gpus {gpus}: there is no such device; here there are: {', '.join(_present(count))}")
+        raise UserError(f"--gpus {gpus}: no such device; this machine has: {', '.join(_present(count))}")
     if len(wanted) != local_size:
         raise UserError(
             f"--gpus {gpus}: {local_size} process(es) on this machine need as many GPUs, one for each; "
-            f"here there are: {', '.join(_present(count))}"
+            f"this machine has: {', '.join(_present(count))}"
         )
     return torch.device("cuda", wanted[local_rank])
 

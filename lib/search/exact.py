@@ -104,7 +104,7 @@ def check_k(k: int, count: int, own: Optional[Tensor]) -> None:
     """Raises ValueError if `count` rows, without a query's own, are fewer than k."""
     available = count - (own is not None)
     if not 1 <= k <= available:
-        raise ValueError(f"k = {k} neighbours asked for where there are {available}")
+        raise ValueError(f"k = {k} neighbours exceed the {available} rows to choose from")
 
 
 def as_array(rows: Tensor) -> np.ndarray:

@@ -67,7 +67,7 @@ class SessionLock:
                     return
 
     def _is_current(self, file: IO[bytes]) -> bool:
-        """Whether the path still leads to this file: its owner may have deleted it in the meantime."""
+        """Whether the path still leads to this file: its owner may have deleted the file in the meantime."""
         try:
             return os.path.samestat(os.fstat(file.fileno()), os.stat(self._path))
         except FileNotFoundError:

@@ -53,7 +53,7 @@ class Metrics:
         replace_text(self.path, "".join(line + "\n" for line in lines))
 
     def rewind(self, round_number: int, epoch: int) -> None:
-        """Discard the lines after (round, epoch), and lines that are no records of epochs.
+        """Discard the lines after (round, epoch), and lines that are not records of epochs.
 
         Raises:
             RunError: writing fails.

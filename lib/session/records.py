@@ -129,7 +129,7 @@ class SessionRecord:
             asked_by: the option that named it, for messages.
 
         Raises:
-            UserError: it is no session, or one of its files is damaged.
+            UserError: it is not a session, or one of its files is damaged.
         """
         folder = SessionFolder(path)
         if not folder.config.is_file():
@@ -158,7 +158,7 @@ class SessionRecord:
 
     def value(self, name: str) -> Any:
         """The value of an option. One that config.yaml lacks has the value in effect in the version that wrote
-        it, else the default; None for a name that is no option."""
+        it, else the default; None for a name that is not an option."""
         older = of_older_version(self.options)
         return self.options.get(name, older.get(name, getattr(_DEFAULTS, name, None)))
 

@@ -175,7 +175,7 @@ class TrainingState:
         self.history.rounds = [Round(**entry) for entry in saved.get("history", [])]
         rounds = [entry.round for entry in self.history.rounds]
         if not rounds or rounds != list(range(min(rounds[0], 1), self.round + 1)):
-            raise ValueError(f"its history is of rounds {rounds}, and it is of round {self.round}")
+            raise ValueError(f"its history covers rounds {rounds}, but it was saved in round {self.round}")
         self.nearest = dict(saved.get("nearest", {}))
         self.clusters = dict(saved.get("clusters", {}))
         self.baselines = {str(name): float(top1) for name, top1 in saved.get("baselines", {}).items()}
@@ -314,4 +314,4 @@ def _check_neighbourhoods(found: Mapping[str, Any], images: int) -> None:
             raise ValueError(f"its {name} lie outside {low} to {high - 1}")
     consistency = found.get("consistency")
     if consistency is not None and not isinstance(consistency, float):
-        raise ValueError("its consistency is no number")
+        raise ValueError("its consistency is not a number")

@@ -83,7 +83,7 @@ def test_a_missing_gpu_is_an_error_that_lists_what_there_is(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"Card {index}")
     assert choose_device("auto") == torch.device("cuda", 0)
     assert choose_device("1") == torch.device("cuda", 1)
-    with pytest.raises(UserError, match=r"--gpus 2: .*here there are: cpu, 0 \(Card 0\), 1 \(Card 1\)"):
+    with pytest.raises(UserError, match=r"--gpus 2: .*this machine has: cpu, 0 \(Card 0\), 1 \(Card 1\)"):
         choose_device("2")
 
 

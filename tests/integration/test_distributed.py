@@ -128,7 +128,7 @@ def test_the_bank_draws_one_stream_of_random_numbers(monkeypatch):
 
 
 def test_a_bank_of_another_size_is_refused():
-    with pytest.raises(ValueError, match=r"\(4, 3\) where it should be \(5, 3\)"):
+    with pytest.raises(ValueError, match=r"\(4, 3\), expected \(5, 3\)"):
         MemoryBank(5, 3, 0.5).load_whole(torch.zeros(4, 3))
 
 

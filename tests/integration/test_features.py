@@ -327,7 +327,7 @@ def test_stored_features_of_another_epoch_are_not_used(base, pictures, tmp_path,
 
 def test_mistakes_are_one_line(base, pictures, tmp_path, capsys):
     assert embedded(base / "plain", pictures, tmp_path / "new", *WANTED, "--limit-train", 30) == 2
-    assert "these are other images (digits, 30); use the --dataset" in error_line(capsys.readouterr().err)
+    assert "the images here are others (digits, 30); use the --dataset" in error_line(capsys.readouterr().err)
     session = shutil.copytree(base / "asked", tmp_path / "s")
     file = session / "features.npz"
     whole, arrays = file.read_bytes(), dict(np.load(file))

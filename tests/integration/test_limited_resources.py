@@ -71,7 +71,7 @@ def test_train_embed_and_the_python_interface_work(tmp_path, pictures, machine):
     else:
         assert said == [
             "workers   none: this process loads the images, which is slower, since their semaphores cannot be made in "
-            "/dev/shm (Read-only file system); it must be there and writable (docker run --tmpfs /dev/shm), or choose "
+            "/dev/shm (Read-only file system); it must exist and be writable (docker run --tmpfs /dev/shm), or choose "
             "--workers-num 0"
         ]
     here, there = (line.split()[2:] for line in done.stdout.splitlines() if line.startswith("features "))

@@ -390,7 +390,7 @@ def test_mistakes_are_one_line_with_status_2(whole, tmp_path, capsys):
     cases = [
         (["--dataset", "cifar10", "--data-root", tmp_path / "none"], "--download"),
         (["--dataset", "imagefolder", "--data-root", tmp_path / "none"], "none"),
-        (["--gpus", "7", "--dataset", "digits"], "there is no such device; here there are: cpu"),
+        (["--gpus", "7", "--dataset", "digits"], "no such device; this machine has: cpu"),
         (["--resume", tmp_path / "no.ckpt"], "there is no such file or session folder"),
         (["--resume", checkpoint_file, "--low-dim", "64"], "holds another network than --network, --low-dim"),
         (["--resume", checkpoint_file, "--network", "resnet18"], "holds another network"),

@@ -115,7 +115,7 @@ def test_labels_from_tables(folder, tmp_path, text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,label\na/1.jpg,cat\nnone.jpg,dog\n", ", line 3: none.jpg is no picture below"),
+        ("path,label\na/1.jpg,cat\nnone.jpg,dog\n", ", line 3: none.jpg is not a picture below"),
         ("a/1.jpg,cat\na/3.png,dog\na/1.jpg,dog\n", ", line 3: a/1.jpg is 'dog' here and 'cat' in line 1"),
         ("a/1.jpg,cat,x\n", ", line 1: 3 columns instead of 2"),
         ("a/1.jpg,cat\nb/4.jpeg,cat\n", ": at least two different labels are needed, there is only 'cat'"),

@@ -176,7 +176,7 @@ def test_files_that_hold_no_weights_are_named(tmp_path):
     with pytest.raises(UserError, match="there is no such file"):
         weights_file.read(path)
     for content, message in (
-        ([1, 2], "it holds a list, no weights by name"),
+        ([1, 2], "it holds a list, not weights by name"),
         ({"epoch": 3, "acc": 1.0}, r"it holds no weights of a network \(but epoch, acc\)"),
         ({"net": {}}, "it holds no weights"),
         ({}, r"\(but nothing\)"),
@@ -186,7 +186,7 @@ def test_files_that_hold_no_weights_are_named(tmp_path):
             weights_file.read(path)
     for junk in (b"", b"hello\n", b"\x89PNG\r\n" + bytes(range(256))):
         path.write_bytes(junk)
-        with pytest.raises(UserError, match=r"cannot be read \(.+\); it is damaged or no checkpoint"):
+        with pytest.raises(UserError, match=r"cannot be read \(.+\); it is damaged or not a checkpoint"):
             weights_file.read(path)
     torch.save({"conv1.weight": torch.zeros(1)}, path)
     with pytest.raises(UserError, match=r"none of its 1 tensors \(conv1.weight, ...\) fits the network"):
@@ -347,7 +347,7 @@ def test_resume_with_a_weights_file_suggests_pretrained(resnet, tmp_path, capsys
         assert expected in err
     path.write_bytes(b"hello")
     assert main.main([*RUN, "--resume", str(path), "--test-only"]) == 2
-    assert "damaged or no checkpoint" in capsys.readouterr().err
+    assert "damaged or not a checkpoint" in capsys.readouterr().err
 
 
 def layer_list(net, wrapper, fc):

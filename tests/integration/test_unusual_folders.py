@@ -98,7 +98,7 @@ def test_a_session_does_not_resume_with_other_pictures_of_the_same_names(trained
     assert "belongs to 20 other training images" in call(capsys, "--resume", trained, "--report-only", status=2)
     out = call(capsys, *RUN[:-1], "new", "--data-root", tmp_path / "p", "--sess-dir", tmp_path / "s", "--pretrained",
                next((trained / "checkpoint").glob("0001-*.ckpt")), "--no-report")  # fmt: skip
-    assert "the file's belongs to other training images" in out
+    assert "the file's bank belongs to other training images" in out
     out = call(capsys, *resume, "--restart", "--session", "z", "--sess-dir", tmp_path / "s")
     assert "training images have changed since the checkpoint was made: 20 of 20 files compared" in out
     shutil.rmtree(tmp_path / "p")

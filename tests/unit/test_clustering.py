@@ -62,7 +62,7 @@ def test_as_many_clusters_as_rows_and_more_than_distinct_rows():
     assert spherical_kmeans(rows, 1).sizes.tolist() == [7]
     assert spherical_kmeans(rows[:2].repeat(5, 1), 4).sizes.tolist() == [5, 5, 0, 0]
     for clusters in (0, 8):
-        with pytest.raises(ValueError, match="clusters asked for where there are 7 rows"):
+        with pytest.raises(ValueError, match="clusters exceed the 7 rows"):
             spherical_kmeans(rows, clusters)
 
 

@@ -57,7 +57,7 @@ def test_any_length_is_noticed(file):
         (b"", "the file is empty"),
         (b"\0" * 5000, "begins with zeros: its content never reached the disk"),
         (b"PK\3\4 and then nothing", "cut short or its end is damaged, after 21 bytes"),
-        (b"hello", "no file of torch.save's"),
+        (b"hello", "not written by torch.save"),
     ],
 )
 def test_the_error_names_what_is_wrong(file, content, reason):
@@ -273,7 +273,7 @@ def test_archives_of_another_kind_are_not_opened(tmp_path, monkeypatch, way):
                 entry = tarfile.TarInfo(member)
                 entry.type, entry.size = kind, len(inner) if kind == tarfile.REGTYPE else 0
                 tar.addfile(entry, io.BytesIO(inner))
-        with pytest.raises(UserError, match="no file of torch.save's"):
+        with pytest.raises(UserError, match="not written by torch.save"):
             load(path, way, monkeypatch)
     assert not trap.exists()
 
@@ -300,7 +300,7 @@ def test_values_of_a_checkpoint_cannot_lead_out_of_the_session(tmp_path):
     for changes in ({"round": "../../x"}, {"round": -1}, {"epoch": True}, {"step": 10**12}, {"round": 1.5}):
         path = tmp_path / "x.ckpt"
         checkpoint.save(complete(**changes), path)
-        with pytest.raises(UserError, match="is no count"):
+        with pytest.raises(UserError, match="is not a count"):
             checkpoint.load(path)
 
 
@@ -323,5 +323,5 @@ def test_a_tar_file_that_begins_like_an_old_checkpoint_is_not_opened(tmp_path):
             entry.type = tarfile.FIFOTYPE
             tar.addfile(entry)
     assert path.read_bytes().startswith(_OLD_START)
-    with pytest.raises(UserError, match="no file of torch.save's|no zip archive"):
+    with pytest.raises(UserError, match="not written by torch.save|not a zip archive"):
         checkpoint.read_data(path, old_releases=True)

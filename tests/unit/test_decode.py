@@ -174,7 +174,7 @@ def test_an_argument_that_is_no_picture_is_named(model):
     file = io.BytesIO(b"a\nb")
     for given in (np.zeros((8, 8, 3)), [b"a.png"], b"a.png", None, [None], 7, file, [file]):
         kind = "(ndarray|bytes|NoneType|int|BytesIO)"
-        with pytest.raises(UserError, match=f"^a {kind} is no picture; give paths, PIL images, or a batch") as error:
+        with pytest.raises(UserError, match=f"^a {kind} is not a picture; give paths, PIL images, or a batch") as error:
             model.features(given)
         if not isinstance(given, (list, np.ndarray)):
             assert str(error.value).startswith(f"a {type(given).__name__} is")

@@ -124,7 +124,7 @@ def test_all_duplicates_come_in_the_order_of_their_index(backend):
 
 @pytest.mark.parametrize(("k", "own"), [(0, None), (6, None), (5, torch.tensor([0]))])
 def test_too_many_neighbours_are_refused(k, own):
-    with pytest.raises(ValueError, match="neighbours asked for"):
+    with pytest.raises(ValueError, match="neighbours exceed the"):
         nearest(torch.ones(1, 2), torch.ones(5, 2), k, own)
 
 

@@ -147,7 +147,7 @@ def test_a_file_that_cannot_be_read_is_no_difference(tmp_path):
 def test_contents_of_a_checkpoint_are_whole_numbers(contents):
     state = {name: {} for name in ("net", "optimizer", "ANs_discovery", "options")}
     state.update(npc={"memory": torch.zeros(2, 2)}, epoch=0, round=0, dataset={"contents": contents})
-    with pytest.raises(ValueError, match="its contents are no whole numbers"):
+    with pytest.raises(ValueError, match="its contents are not whole numbers"):
         check_layout(state)
     check_layout({**state, "dataset": {"contents": [1, 2]}})
     check_layout({**state, "dataset": {}})

@@ -133,7 +133,9 @@ def test_a_checkpoint_cut_short_is_named(tmp_path, keep):
     path = tmp_path / "x.ckpt"
     checkpoint.save(complete(), path)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(UserError, match=r"checkpoint .*x\.ckpt cannot be read \(.+\); it is damaged or no checkpoint"):
+    with pytest.raises(
+        UserError, match=r"checkpoint .*x\.ckpt cannot be read \(.+\); it is damaged or not a checkpoint"
+    ):
         checkpoint.load(path)
 
 

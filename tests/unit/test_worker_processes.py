@@ -123,7 +123,7 @@ def test_the_thread_that_pins_takes_a_batch_by_its_own_method(monkeypatch):
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (errno.EROFS, "/dev/shm (Read-only file system); it must be there and writable"),
+        (errno.EROFS, "/dev/shm (Read-only file system); it must exist and be writable"),
         (errno.ENOSPC, "/dev/shm (No space left on device)"),
         (errno.ENOENT, "/dev/shm (No such file or directory)"),
         (errno.EMFILE, "too few files may be open (Too many open files); raise the limit (ulimit -n)"),
