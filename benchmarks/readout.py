@@ -75,7 +75,7 @@ class Images:
     def _knn(self, train: Tensor, test: Tensor) -> dict[str, float]:
         labels, of_test = self.labels
         classes = len(self.pipeline.train.classes)
-        similarities, indices = nearest(test, train, max(self.ks), backend="torch")  # one search, ordered by similarity
+        similarities, indices = nearest(test, train, max(self.ks))  # one search, ordered by similarity
         found = {}
         for k in self.ks:
             votes = log_votes(similarities[:, :k], labels[indices[:, :k]], classes, SIGMA)

@@ -105,7 +105,7 @@ def anchors_with_neighbours(
     for name, places in _thirds(len(ordered)):
         rows = ordered[places]
         if neighbours is None:
-            shown_neighbours = nearest(features[rows], features, 1, rows, backend="torch")[1]
+            shown_neighbours = nearest(features[rows], features, 1, rows)[1]
         else:
             shown_neighbours = neighbours[places, :NEIGHBOURS_SHOWN]
         shown = zip(rows.tolist(), certainty.of(rows).tolist(), shown_neighbours.tolist())

@@ -114,7 +114,7 @@ def _attention_maps(
     steps = test_transform(size, options["resize"] or size, data["means"], data["stds"]).transforms
     squares = [transforms.Compose(steps[:2])(images.read(index)) for index in watched]
     rows = torch.tensor(watched)
-    _, neighbours = nearest(memory[rows], memory, 1, rows, backend="torch")
+    _, neighbours = nearest(memory[rows], memory, 1, rows)
     batch = torch.stack([transforms.Compose(steps[2:])(square) for square in squares])
     seen = attention(network, batch, memory[neighbours[:, 0]])
     return seen.stage, tuple(
