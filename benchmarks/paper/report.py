@@ -37,15 +37,19 @@ def assess(results: Results, statement: Statement) -> tuple[Optional[Mean], str]
 
 
 def as_json(plan: Plan, results: Results, machine: str, date: str) -> dict[str, Any]:
-    """The report as plain values: accuracies by seed and differences of statements, as fractions of 1."""
+    """The report as plain values: accuracies by seed and differences of statements, as fractions of 1.
+
+    An item is in it once a statement of it can be tested; before that its only runs may be those of other items.
+    """
     items = {}
     for name, item in plan.items.items():
         variants = {each.name: each for each in plan.variants_of(name) if results.get(each.name)}
-        if not variants:
+        statements = [_statement_as_json(statement, *assess(results, statement)) for statement in item.statements]
+        if not variants or (statements and not any(each["n"] for each in statements)):
             continue
         items[name] = {
             "variants": {each: _variant_as_json(plan, results[each], each) for each in variants},
-            "statements": [_statement_as_json(statement, *assess(results, statement)) for statement in item.statements],
+            "statements": statements,
         }
     return {"commit": _codes(results), "machine": machine, "date": date, "items": items}
 
@@ -179,7 +183,7 @@ def _values(results: Results, measure: Measure) -> list[float]:
 
 
 def _count(found: Mapping[str, Any]) -> int:
-    return sum(len(item["statements"]) for item in found["items"].values())
+    return sum(each["n"] > 0 for item in found["items"].values() for each in item["statements"])
 
 
 def _codes(results: Results) -> str:
