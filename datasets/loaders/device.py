@@ -13,6 +13,10 @@ from lib.seeding import generator
 
 _BLOCK = 16  # images: 16 float32 numbers fill a cache line of 64 bytes
 
+GPU_PIXELS = 2**20
+"""Pixels that are prepared together on a GPU: 8 batches of 128 images of 32 x 32. The augmentation is some 200 small
+kernels, which take the host longer to launch for each batch than the GPU takes for a training step."""
+
 
 def to_device(pixels: np.ndarray, device: torch.device) -> Tensor:
     """(N, H, W, 3) uint8 -> (N, 3, H, W) uint8 on the device."""
@@ -56,31 +60,49 @@ class DeviceLoader:
                 augmented as in the whole batch.
             start: the first batch to serve, counted from 0; earlier ones are skipped.
         """
-        side_stream = SideStream(self.device)
-        for step, rows in enumerate(order[start:], start=start):
-            yield side_stream.run(self._serve, rows, share.span(len(rows)), (*context, step))
+        side_stream, together = SideStream(self.device), self._together(order)
+        for group in range(start - start % together, len(order), together):
+            steps = range(max(group, start), min(group + together, len(order)))
+            spans = [share.span(len(order[step])) for step in steps]
+            parts = [_in_blocks(span, len(order[step])) for step, span in zip(steps, spans)]
+            images, indices = side_stream.run(
+                self._make, [order[step] for step in steps], parts, [(*context, step) for step in steps]
+            )
+            first = 0
+            for span, part in zip(spans, parts):
+                served = slice(first + span.start - part.start, first + span.stop - part.start)
+                yield images[served], indices[served]
+                first += part.stop - part.start
 
     def close(self) -> None:
         """Does nothing: there are no workers."""
 
-    def _serve(self, rows: Tensor, part: slice, context: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        made = _in_blocks(part, len(rows))
-        indices = rows[made].to(self.device, non_blocking=True)
-        served = slice(part.start - made.start, part.stop - made.start)
-        return self._make(indices, made, len(rows), context)[served], indices[served]
+    def _together(self, order: Sequence[Tensor]) -> int:
+        """How many batches are prepared at a time."""
+        if self.device.type != "cuda" or len(order) == 0:
+            return 1  # a batch fits the caches of a CPU, several do not
+        return max(1, GPU_PIXELS // (len(order[0]) * self.size**2))
 
-    def _make(self, indices: Tensor, part: slice, count: int, context: tuple[int, ...]) -> Tensor:
-        """The images of these indices, which are one part of a batch of `count`."""
+    def _make(
+        self, batches: Sequence[Tensor], parts: Sequence[slice], contexts: Sequence[tuple[int, ...]]
+    ) -> tuple[Tensor, Tensor]:
+        """The images and indices of these parts of the batches, one batch after the other."""
+        indices = _joined([rows[part] for rows, part in zip(batches, parts)]).to(self.device, non_blocking=True)
         if not len(indices):
-            return torch.empty(0, 3, self.size, self.size, device=self.device)
+            return torch.empty(0, 3, self.size, self.size, device=self.device), indices
         images = self.images[indices].float().div_(255.0)
         if self.recipe is not None:
-            images = augment(images, self._draw(self.recipe, count, context).of(part).to(self.device), self.size)
-        return images.sub_(self._means).div_(self._stds)
+            height, width = self.images.shape[2:]
+            drawn = [
+                draw(len(rows), height, width, self.recipe, generator(self.seed, "augment", *context)).of(part)
+                for rows, part, context in zip(batches, parts, contexts)
+            ]
+            images = augment(images, Parameters.joined(drawn).to(self.device), self.size)
+        return images.sub_(self._means).div_(self._stds), indices
 
-    def _draw(self, recipe: Recipe, count: int, context: tuple[int, ...]) -> Parameters:
-        height, width = self.images.shape[2:]
-        return draw(count, height, width, recipe, generator(self.seed, "augment", *context))
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _in_blocks(part: slice, count: int) -> slice:

@@ -7,6 +7,7 @@ Images are float32 (B, 3, H, W) in [0, 1] throughout.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Callable
 
@@ -55,8 +56,19 @@ class Parameters:
         """The part of the draw that is for these rows of the batch."""
         return self._each(lambda value: value[rows])
 
+    @classmethod
+    def joined(cls, draws: Sequence["Parameters"]) -> "Parameters":
+        """The draws of several batches as that of one."""
+        if len(draws) == 1:
+            return draws[0]
+        return cls(*(torch.cat(values) for values in zip(*(each._values for each in draws))))
+
+    @property
+    def _values(self) -> tuple[Tensor, ...]:
+        return self.boxes, self.flips, self.order, self.factors, self.greys
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Parameters":
-        return Parameters(*map(change, (self.boxes, self.flips, self.order, self.factors, self.greys)))
+        return Parameters(*map(change, self._values))
 
 
 def draw(count: int, height: int, width: int, recipe: Recipe, generator: Generator) -> Parameters:

@@ -71,7 +71,7 @@ def trained(optimizer, captured, dtype=None, steps=12, rates=(0.03, 0.003)):
             losses.append(step(images[rows], rows[:, None], size))
     if captured:
         assert not step._failed
-        assert step._recordings
+        assert step._graphs
     return torch.stack(losses).cpu(), bank.memory.cpu(), [value.cpu() for value in network.state_dict().values()]
 
 

@@ -12,6 +12,7 @@ from torchvision.transforms import functional as TF
 from datasets.loaders.device import DeviceLoader, to_device
 from datasets.transforms import batch as augment_batch
 from datasets.transforms.batch import BRIGHTNESS, CONTRAST, HUE, SATURATION, Parameters, Recipe
+from lib.distributed.world import Share
 from lib.seeding import generator
 
 RECIPE = Recipe((0.2, 1.0), (3 / 4, 4 / 3), (0.4, 0.4, 0.4, 0.4), 0.2, 0.5)
@@ -234,3 +235,18 @@ def test_hue_of_all_images_or_of_those_due_is_the_same():
     every = augment_batch._turn_hue_of_all(images, due, shift)
     torch.testing.assert_close(some, every, atol=1e-6, rtol=0)
     assert not torch.equal(some, images)
+
+
+@pytest.mark.parametrize("share", [Share(0, 1), Share(1, 3)])
+@pytest.mark.parametrize("start", [0, 5])
+def test_batches_prepared_together_are_those_prepared_one_by_one(share, start, monkeypatch):
+    """As on a GPU; the last group and the last batch are smaller."""
+    loader, order = device_loader(pictures(90, 16, 16), RECIPE, 16), torch.randperm(90).split(20)
+    order = (*order[:3], *order)
+    one_by_one = list(loader.batches(order, (1, 2), share, start))
+    monkeypatch.setattr(loader, "_together", lambda order: 3)
+    together = list(loader.batches(order, (1, 2), share, start))
+    assert len(together) == len(one_by_one) == len(order) - start
+    for (images, indices), (expected, expected_indices) in zip(together, one_by_one):
+        assert torch.equal(indices, expected_indices)
+        torch.testing.assert_close(images, expected, atol=1e-6, rtol=0)
