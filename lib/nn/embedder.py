@@ -23,7 +23,8 @@ class Embedder:
         network: images (B, 3, S, S) to unit features (B, D), float32 whatever the precision.
         device: of the network.
         dtype: of autocast, or None for float32.
-        compile: whether torch.compile compiles the network.
+        compile: whether torch.compile compiles the network, for batches of the largest size. Smaller ones run as they
+            are: the last one of an epoch is not worth another compilation.
         world: the data-parallel processes, or None for one. Each has a replica of the network, and backward averages
             their gradients.
     """
@@ -42,21 +43,28 @@ class Embedder:
         self._format = torch.channels_last if usual else torch.contiguous_format
         self.network = network.to(device).to(memory_format=self._format)
         self.device, self.dtype = device, dtype
-        self._forward: nn.Module = compiled(self.network) if compile else self.network
+        self._forward: nn.Module = self.network
+        self._compiled = compiled(self.network) if compile else None
+        self._largest = 0  # batch so far
         self._world = world
         self._folded: Optional[FoldedNetwork] = None
         self._eval_copy: Optional[Embedder] = None
         self._backbone: Optional[Embedder] = None
         if several:
             # batch norm's statistics are synchronised in each step, or after the epoch by sync_buffers()
-            self._forward = data_parallel(self._forward)
+            self._forward = data_parallel(self._forward if self._compiled is None else self._compiled)
+            self._compiled = None
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, D)."""
         if images.dim() == 4:
             images = images.contiguous(memory_format=self._format)
+        forward = self._forward
+        if self._compiled is not None:
+            self._largest = max(self._largest, len(images))
+            forward = self._compiled if len(images) == self._largest else forward
         with _autocast(self.device, self.dtype):
-            return self._forward(images)
+            return forward(images)
 
     def no_sync(self) -> AbstractContextManager:
         """DistributedDataParallel.no_sync: within it gradients accumulate in each process without being averaged.

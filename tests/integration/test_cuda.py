@@ -153,7 +153,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_cpu():
     members = torch.randint(3000, (32, 3), generator=torch.Generator().manual_seed(0))
     found = {}
     for device in (CPU, GPU):
-        x = features.to(device).requires_grad_()
+        x = features.clone().to(device).requires_grad_()
         loss = and_loss(x, memory.to(device), members.to(device), 0.1)
         loss.backward()
         found[device] = loss.detach().cpu(), x.grad.cpu()
@@ -247,5 +247,5 @@ def test_linear_probes_whose_training_rows_do_not_fit(exact, monkeypatch):
 
     plain = accuracies(CPU)
     places = itertools.cycle([CPU, GPU])
-    monkeypatch.setattr(linear, "_place", lambda size, device: next(places))
+    monkeypatch.setattr(linear, "_device_for", lambda size, device: next(places))
     assert accuracies(GPU) == pytest.approx(plain, abs=0.04)

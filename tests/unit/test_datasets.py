@@ -752,6 +752,7 @@ def test_workers_end_when_the_consumer_stops_early():
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_pinned_batches_are_the_same_and_leave_no_workers():
+    assert no_workers_within(5)
     images, device = random_images(40), torch.device("cuda", 0)
     loader = WorkerLoader(images, augmentation(), 4, 2, 5, device)
     wanted = loader_of(images).batches(range(40), (0,))

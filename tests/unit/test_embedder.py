@@ -156,6 +156,23 @@ def test_a_compiled_network_computes_the_same_and_keeps_its_state_dict(monkeypat
 
 
 @pytest.mark.skipif(TORCH_RELEASE < (2, 0), reason="needs torch.compile")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_only_batches_of_the_largest_size_are_compiled(monkeypatch):
+    sizes = []
+
+    def counting(graph, inputs):
+        sizes.append(next(len(each) for each in inputs if each.dim() == 2))
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counting))
+    plain, compiled = Scaled(), Embedder(Scaled(), CPU, compile=True)
+    for size in (5, 5, 3, 5, 2, 8, 5):
+        data = torch.randn(size, 4)
+        torch.testing.assert_close(compiled(data), plain(data))
+    assert sizes == [5, 8]
+
+
+@pytest.mark.skipif(TORCH_RELEASE < (2, 0), reason="needs torch.compile")
 def test_compile_without_a_compiler_is_a_clear_error(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CXX", raising=False)
