@@ -85,6 +85,16 @@ def kill_workers(loader: DataLoader) -> None:
             process.join()
 
 
+def end_workers(loader: DataLoader) -> None:
+    """End the workers of a loader that has persistent ones, as torch does once nothing refers to its iterator any more.
+
+    On a GPU something still does after the consumer has stopped (seen with PyTorch 2.11, not found).
+    """
+    iterator = getattr(loader, "_iterator", None)
+    if iterator is not None:
+        iterator._shutdown_workers()
+
+
 def allowed_workers(wanted: int) -> int:
     """How many of the wanted workers the limit of open files allows; the soft limit is raised if possible."""
     if wanted == 0:

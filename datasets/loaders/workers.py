@@ -16,6 +16,7 @@ from datasets.loaders.worker_processes import (
     SharedBatches,
     WorkerBatch,
     allowed_workers,
+    end_workers,
     fork_context,
     ignore_signals,
     kill_workers,
@@ -94,14 +95,16 @@ class WorkerLoader:
         loader, self._idle = self._idle or self._new_loader(max(map(len, parts), default=0)), None
         loader.batch_sampler.plan([rows for rows in parts if len(rows)], context)
         batches = load_batches(loader)
-        for rows in parts:
-            batch = self._next(loader, batches) if len(rows) else (torch.empty(0, 3, self._size, self._size), rows)
-            if isinstance(batch, (UserError, RunError)):
-                batches.close()
-                del loader, batches  # ends the workers now, not when the traceback is freed
-                raise batch
-            images, indices = batch
-            yield images.to(self._device, non_blocking=True), indices.to(self._device, non_blocking=True)
+        try:
+            for rows in parts:
+                batch = self._next(loader, batches) if len(rows) else (torch.empty(0, 3, self._size, self._size), rows)
+                if isinstance(batch, (UserError, RunError)):
+                    raise batch
+                images, indices = batch
+                yield images.to(self._device, non_blocking=True), indices.to(self._device, non_blocking=True)
+        except (GeneratorExit, UserError, RunError):
+            end_workers(loader)  # now, not when the traceback is freed
+            raise
         if loader.collate_fn.shared is not None:
             loader.collate_fn.shared.clear()
         self._idle = loader
