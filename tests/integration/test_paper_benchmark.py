@@ -70,7 +70,7 @@ def test_the_ladder_evaluates_its_networks(scale, tmp_path):
     status, _, err = call(*arguments(scale, tmp_path, "ladder", seeds=1), program=PROGRAM, timeout=300)
     assert (status, err) == (0, "")
     ladder = json.loads((tmp_path / "r" / "paper-tiny.json").read_text())["items"]["ladder"]
-    assert len(ladder["variants"]) == 6
+    assert len(ladder["variants"]) == 8
     for name, found in ladder["variants"].items():
         session = tmp_path / "s" / "tiny" / f"{name}-s0"
         readouts = json.loads((session / "readouts.json").read_text())

@@ -159,6 +159,8 @@ def test_the_ladder_goes_from_the_papers_recipe_to_the_quick_one_at_equal_views(
     assert differing == {
         "ladder-faithful": set(), "ladder-features": {"bank_init"}, "ladder-optimiser": optimiser,
         "ladder-augmentation": jitter, "ladder-features-optimiser": {"bank_init"} | optimiser,
+        "ladder-features-augmentation": {"bank_init"} | jitter,
+        "ladder-features-augmentation-cosine": {"bank_init", "lr_policy", "lr_warmup"} | jitter,
         "ladder-quick": {"bank_init"} | optimiser | jitter,
     }  # fmt: skip
 
