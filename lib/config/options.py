@@ -158,7 +158,8 @@ class Options:
     network: str = _network(
         "resnet18",
         "the network that turns an image into a feature. convnet is small, for small images and tests; whitenet is "
-        "small and begins with filters that whiten patches of the training images, for runs of minutes",
+        "small and begins with filters that whiten patches of the training images, for runs of minutes; whitenet-wide "
+        "has twice the channels, for half an hour and more",
         choices=tuple(NETWORKS),
     )
     low_dim: int = _network(128, "length of a feature (D)", bounds=_at_least(1))

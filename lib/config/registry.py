@@ -44,6 +44,7 @@ NETWORKS = {
     "alexnet": "models.alexnet:AlexNet",
     "convnet": "models.convnet:ConvNet",
     "whitenet": "models.whitenet:WhiteNet",
+    "whitenet-wide": "models.whitenet:WhiteNetWide",
 }
 """Functions from (low_dim: int, small_stem: bool) to a network as `models.build` describes it."""
 

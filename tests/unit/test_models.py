@@ -12,7 +12,17 @@ from torch import nn
 import models
 from lib.errors import UserError
 
-NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "alexnet", "convnet", "whitenet")
+NETWORKS = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "alexnet",
+    "convnet",
+    "whitenet",
+    "whitenet-wide",
+)
 
 
 def images(count, size):
@@ -198,7 +208,7 @@ def test_large_alexnet_takes_the_smallest_size_in_its_error():
 
 
 # one of each kind of block
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "alexnet", "convnet", "whitenet"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "alexnet", "convnet", "whitenet", "whitenet-wide"])
 def test_features_have_unit_length_and_gradients_reach_every_weight(name):
     network = models.build(name, 16, "small", 32)
     features = network(images(2, 8))
@@ -207,7 +217,7 @@ def test_features_have_unit_length_and_gradients_reach_every_weight(name):
     assert torch.allclose(features.norm(dim=1), torch.ones(2), atol=1e-6)
     features[0, 0].backward()
     without = [key for key, weight in network.named_parameters() if weight.grad is None]
-    assert without == (["stem.0.weight"] if name == "whitenet" else [])
+    assert without == (["stem.0.weight"] if name.startswith("whitenet") else [])
     first = next(weight for weight in network.parameters() if weight.requires_grad)
     assert first.grad.abs().sum() > 0  # of the first convolution that is trained
 
