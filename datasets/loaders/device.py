@@ -15,7 +15,7 @@ _BLOCK = 16  # images: 16 float32 numbers fill a cache line of 64 bytes
 
 GPU_PIXELS = 2**20
 """Pixels that are prepared together on a GPU: 8 batches of 128 images of 32 x 32. The augmentation is some 200 small
-kernels, which take the host longer to launch for each batch than the GPU takes for a training step."""
+kernels: launched once for all of them, they leave the host time to launch training steps."""
 
 
 def to_device(pixels: np.ndarray, device: torch.device) -> Tensor:

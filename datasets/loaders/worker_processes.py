@@ -88,7 +88,8 @@ def kill_workers(loader: DataLoader) -> None:
 def end_workers(loader: DataLoader) -> None:
     """End the workers of a loader that has persistent ones, as torch does once nothing refers to its iterator any more.
 
-    On a GPU something still does after the consumer has stopped (seen with PyTorch 2.11, not found).
+    Where batches were pinned for a GPU, workers outlived a consumer that had stopped (PyTorch 2.11); the cause was not
+    found.
     """
     iterator = getattr(loader, "_iterator", None)
     if iterator is not None:
