@@ -145,7 +145,7 @@ def test_the_ladder_goes_from_the_papers_recipe_to_the_quick_one_at_equal_views(
     )
     names = ["optimizer", "base_lr", "momentum", "weight_decay", "lr_policy", "lr_warmup", "bank_init"]
     names += ["scale", "colorjitter", "random_grayscale", "random_horizontal_flip"]
-    for variant, recipe in (("ladder-faithful", published), ("ladder-quick", quick)):
+    for variant, recipe in (("ladder-faithful", published), ("ladder-features-augmentation-cosine", quick)):
         assert [getattr(variants[variant], name) for name in names] == [getattr(recipe, name) for name in names]
     assert (variants["ladder-faithful"].lr_decay_offset, variants["ladder-faithful"].lr_decay_step) == (4, 2)
     differing = {
@@ -161,7 +161,7 @@ def test_the_ladder_goes_from_the_papers_recipe_to_the_quick_one_at_equal_views(
         "ladder-augmentation": jitter, "ladder-features-optimiser": {"bank_init"} | optimiser,
         "ladder-features-augmentation": {"bank_init"} | jitter,
         "ladder-features-augmentation-cosine": {"bank_init", "lr_policy", "lr_warmup"} | jitter,
-        "ladder-quick": {"bank_init"} | optimiser | jitter,
+        "ladder-adamw": {"bank_init"} | optimiser | jitter,
     }  # fmt: skip
 
 
@@ -306,7 +306,7 @@ def test_states_and_results_of_a_run(tmp_path):
 
 
 def test_a_run_is_finished_once_its_readouts_exist(tmp_path):
-    run = base_run(tmp_path, variant="ladder-quick")
+    run = base_run(tmp_path, variant="ladder-adamw")
     session(run)
     assert run.state == BEGUN
     (run.folder / "readouts.json").write_text(json.dumps({"backbone, whitened": 0.9}))
