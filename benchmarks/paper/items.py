@@ -22,7 +22,7 @@ _STEPS = {
 }
 """The options of each step of `ladder`."""
 _ADAMW = {"optimizer": "adamw", "base_lr": 0.002}
-"""The optimiser of configs/quick.yaml until the ladder showed that SGD is better."""
+"""The optimiser of configs/quick.yaml before SGD, which was level or better."""
 _PUBLISHED, _QUICK = (
     collect(["--cfgs", *(str(ROOT / "configs" / f"{name}.yaml") for name in names)]).options
     for names in (("base",), ("base", "quick"))
@@ -353,11 +353,13 @@ class Plan:
         if self.scale.name == FULL:
             return Item("ladder", title, (), ())
 
+        sources = {"features": _QUICK, "cosine": _QUICK, "augmentation": self.scale.base}
+
         def variant(name: str, *taken: str, **changes: Any) -> str:
             changes = {"optimizer": _PUBLISHED.optimizer, "base_lr": _PUBLISHED.base_lr, **changes}
             changes.update(features="embedding", whiten=False)
             for step, options in _STEPS.items():
-                source = _PUBLISHED if step not in taken else self.scale.base if step == "augmentation" else _QUICK
+                source = sources[step] if step in taken else _PUBLISHED
                 changes.update({option: getattr(source, option) for option in options})
             return self._variant(f"ladder-{name}", is_read_out=True, **changes)
 

@@ -87,7 +87,7 @@ class DeviceLoader:
         self, batches: Sequence[Tensor], parts: Sequence[slice], contexts: Sequence[tuple[int, ...]]
     ) -> tuple[Tensor, Tensor]:
         """The images and indices of these parts of the batches, one batch after the other."""
-        indices = _joined([rows[part] for rows, part in zip(batches, parts)]).to(self.device, non_blocking=True)
+        indices = torch.cat([rows[part] for rows, part in zip(batches, parts)]).to(self.device, non_blocking=True)
         if not len(indices):
             return torch.empty(0, 3, self.size, self.size, device=self.device), indices
         images = self.images[indices].float().div_(255.0)
@@ -99,10 +99,6 @@ class DeviceLoader:
             ]
             images = augment(images, Parameters.joined(drawn).to(self.device), self.size)
         return images.sub_(self._means).div_(self._stds), indices
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _in_blocks(part: slice, count: int) -> slice:

@@ -59,8 +59,6 @@ class Parameters:
     @classmethod
     def joined(cls, draws: Sequence["Parameters"]) -> "Parameters":
         """The draws of several batches as that of one."""
-        if len(draws) == 1:
-            return draws[0]
         return cls(*(torch.cat(values) for values in zip(*(each._values for each in draws))))
 
     @property
