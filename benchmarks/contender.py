@@ -8,6 +8,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -36,17 +37,21 @@ class _Stamps(logging.Filter):
         self.lines: list[tuple[str, float]] = []
 
     def filter(self, record: logging.LogRecord) -> bool:
-        self.lines.append((str(record.msg), time.process_time()))
+        self.lines.append((record.getMessage(), time.process_time()))
         return True
 
     @property
     def epochs(self) -> list[float]:
-        """Processor seconds of training after each epoch, counted from the last line before the first epoch."""
+        """Processor seconds of training after each epoch, counted from the last line before the first epoch.
+
+        Lines within an epoch, `round 0/4 epoch 1/5 ...`, and at its end, `round 0 epoch 1/5 ...`, begin alike.
+        """
         starts = [number for number, (text, _) in enumerate(self.lines) if text.startswith("round ")]
-        if not starts or starts[0] == 0:
+        ends = [at for text, at in self.lines if re.match(r"round \d+ epoch", text)]
+        if not ends or starts[0] == 0:
             raise RuntimeError("main.py has logged no epoch")
         begin = self.lines[starts[0] - 1][1]
-        return [at - begin for text, at in self.lines if text.startswith("round %d epoch")]
+        return [at - begin for at in ends]
 
 
 def arguments_of(data: str, recipe: str, data_root: Optional[str], seed: int, threads: int) -> list[str]:

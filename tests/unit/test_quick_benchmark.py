@@ -132,10 +132,11 @@ def test_the_papers_schedule_keeps_its_proportions():
 
 def test_training_seconds_start_at_the_line_before_the_first_epoch():
     stamps = contender._Stamps()
-    stamps.lines = [("data", 1.0), ("baselines %s", 4.0), ("round %d epoch %d", 6.0), ("anchors", 7.0),
-                    ("round %d epoch %d", 9.5), ("round %d done", 9.75)]  # fmt: skip
+    stamps.lines = [("data", 1.0), ("baselines kNN", 4.0), ("round 0/1 epoch 1/1  loss 9", 5.0),
+                    ("round 0 epoch 1/1  loss 8", 6.0), ("round 1: 2 anchors", 7.0),
+                    ("round 1/1 epoch 1/1  loss 7", 8.0), ("round 1 epoch 1/1  loss 6", 9.5)]  # fmt: skip
     assert stamps.epochs == [2.0, 5.5]
-    assert stamps.filter(logging.makeLogRecord({"msg": "round %d epoch"})) is True
+    assert stamps.filter(logging.makeLogRecord({"msg": "round %d epoch %d/%d", "args": (1, 2, 3)})) is True
     assert len(stamps.epochs) == 3
     stamps.lines = [("data", 1.0)]
     with pytest.raises(RuntimeError):
