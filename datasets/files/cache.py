@@ -12,10 +12,12 @@ import numpy as np
 import PIL
 
 from datasets.files.decode import decoder
-from lib.runtime.atomic import replace_file
+from lib.runtime.atomic import lock_within, replace_file
 
 CACHE = ".and-cache"
 """Name of the hidden folder beside the folder of the images."""
+PATIENCE = 10
+"""Seconds to wait for another process that changes a file, which takes it milliseconds."""
 
 
 def common_folder(paths: Iterable[str]) -> Path:
@@ -44,14 +46,15 @@ def write(file: Path, content: Callable[[BinaryIO], object]) -> bool:
 def locked(file: Path) -> Iterator[None]:
     """Locks a file against other processes that change it, where its folder can be locked.
 
-    Some network disks have no locks: of two simultaneous writes the last one stays.
+    Some network disks have no locks, and the holder may have been suspended for longer than `PATIENCE`: of two
+    simultaneous writes the last one stays.
     """
     with contextlib.ExitStack() as at_end:
         with contextlib.suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
             folder = os.open(file.parent, os.O_RDONLY)
             at_end.callback(os.close, folder)  # which releases the lock
-            fcntl.flock(folder, fcntl.LOCK_EX)
+            lock_within(PATIENCE, fcntl.flock, folder)
         yield
 
 

@@ -1,9 +1,12 @@
-"""Atomic replacement of files: a reader finds the old file or the new one, never a part of it."""
+"""Atomic replacement of files, in which a reader finds the old file or the new one, and locks on files."""
 
 import contextlib
+import errno
+import fcntl
 import os
 import platform
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,6 +134,33 @@ def not_written(what: str, path: Path, error: Exception, unchanged: str) -> RunE
         return RunError(f"{what} could not be written: the folder {path.parent} is gone")
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())
     return RunError(f"{what} could not be written: {reason}; {unchanged}")
+
+
+def lock_within(seconds: float, lock: Callable[[int, int], object], file: int) -> bool:
+    """Lock an open file against other processes; a holder that is suspended does not suspend this process too.
+
+    Args:
+        seconds: how long to wait for another holder.
+        lock: fcntl.flock or fcntl.lockf.
+        file: its descriptor.
+
+    Returns:
+        Whether it was locked in time.
+
+    Raises:
+        OSError: the file system has no locks.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):  # what POSIX has for "another holds it"
+                raise
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.01)
 
 
 def free_name(path: Path) -> Path:

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import IO, Any, Optional
 
 from lib.errors import UserError, shown
-from lib.runtime.atomic import writing
+from lib.runtime.atomic import lock_within, writing
 
 NAME = "session.lock"
 ENDED = "ended"
+PATIENCE = 10
+"""Seconds to wait for another process that is just acquiring the lock, which takes it milliseconds."""
 
 
 class SessionLock:
@@ -38,7 +40,7 @@ class SessionLock:
         """Acquire the lock.
 
         Raises:
-            UserError: another run has it; the message says which.
+            UserError: another run has it, and the message says which, or is acquiring it and has been suspended.
             RunError: it cannot be written.
         """
         with writing(self._path), self._opened() as file:
@@ -59,8 +61,14 @@ class SessionLock:
         """The file, created if missing, and locked against other processes of this host until the block ends."""
         while True:
             with open(self._path, "a+b") as file:
+                free = True
                 with contextlib.suppress(OSError):  # a file system without locks: two may start in the same millisecond
-                    fcntl.lockf(file, fcntl.LOCK_EX)
+                    free = lock_within(PATIENCE, fcntl.lockf, file.fileno())
+                if not free:
+                    raise UserError(
+                        f"session {self._path.parent} is in use by a process that has started a run there and has been "
+                        f"suspended; continue or stop that process (fuser {self._path} names it)"
+                    )
                 if self._is_current(file):
                     file.seek(0)
                     yield file

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -183,6 +184,21 @@ def test_a_lock_of_a_zombie_process_is_taken_over(tmp_path):
     SessionLock(tmp_path).acquire()
     process.wait()
     process.stdout.close()
+
+
+def test_a_process_suspended_while_it_acquires_the_lock_blocks_nobody(tmp_path, monkeypatch):
+    """It holds the kernel's lock of session.lock and has written nothing yet."""
+    code = "import fcntl, sys\nfile = open(sys.argv[1], 'a+b')\nfcntl.lockf(file, fcntl.LOCK_EX)\nprint(1)\ninput()\n"
+    lock = tmp_path / "session.lock"
+    process = start(lock, program=("-uc", code), fresh=True, stdin=subprocess.PIPE)
+    assert process.stdout.readline() == "1\n"
+    monkeypatch.setattr("lib.session.lock.PATIENCE", 0.2)
+    with pytest.raises(UserError, match="has been suspended; continue or stop that process"):
+        SessionLock(tmp_path).acquire()
+    monkeypatch.setattr("lib.session.lock.PATIENCE", 60)
+    threading.Timer(0.2, process.communicate, ["\n"]).start()
+    SessionLock(tmp_path).acquire()
+    assert json.loads(lock.read_text())["pid"] == os.getpid()
 
 
 @pytest.mark.parametrize("pid", [0, -1, True, 1.5, None])

@@ -130,7 +130,7 @@ def test_a_run_of_another_process_is_left_alone(made, scale, tmp_path):
                     tmp_path / "s" / "tiny", "--session", "and-s0", "--gpus", "cpu", "--display-freq", 1)  # fmt: skip
     lock = tmp_path / "s" / "tiny" / "and-s0" / "session.lock"
     until = time.monotonic() + 120
-    while not lock.exists() and time.monotonic() < until:
+    while not (lock.exists() and lock.stat().st_size) and time.monotonic() < until:
         time.sleep(0.01)
     process.send_signal(signal.SIGSTOP)
     try:

@@ -1,5 +1,6 @@
 """Files replaced under the same names: caches and sessions notice."""
 
+import fcntl
 import os
 
 import numpy as np
@@ -75,6 +76,17 @@ def test_good_files_replaced_by_bad_ones_of_the_same_size_and_time_are_noticed(t
     overwrite(path, b"x" * os.path.getsize(path))
     os.utime(path, ns=kept)
     assert readable_images(images, "training", 0, False)[1] == (path,)
+
+
+def test_a_process_suspended_while_it_writes_the_record_blocks_nobody(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.files.cache.PATIENCE", 0.1)
+    images = bitmaps(tmp_path / "p", 3)
+    (tmp_path / ".and-cache").mkdir()
+    other = os.open(tmp_path / ".and-cache", os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)  # flock excludes another descriptor even of the same process
+    assert readable_images(images, "training", 0, False)[1] == ()
+    os.close(other)
+    assert len(np.load(tmp_path / ".and-cache" / "checked-p.npy")) == 3
 
 
 @pytest.mark.parametrize("side", [8, 70])
