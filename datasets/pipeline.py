@@ -142,6 +142,10 @@ class Pipeline:
         """
         return self._train_loader.batches(order, context, self._share, start)
 
+    def prepared_together(self, order: Sequence[Tensor]) -> int:
+        """How many training batches are prepared at a time: by workers, one each, or at once on a GPU."""
+        return self._train_loader.together(order)
+
     def files_of(self, rows: Sequence[int]) -> Optional[list[str]]:
         """The paths of training images, by their row numbers; None where images are not files."""
         return None if self._files is None else [self._files[row] for row in rows]

@@ -60,7 +60,7 @@ class DeviceLoader:
                 augmented as in the whole batch.
             start: the first batch to serve, counted from 0; earlier ones are skipped.
         """
-        side_stream, together = SideStream(self.device), self._together(order)
+        side_stream, together = SideStream(self.device), self.together(order)
         for group in range(start - start % together, len(order), together):
             steps = range(max(group, start), min(group + together, len(order)))
             spans = [share.span(len(order[step])) for step in steps]
@@ -77,7 +77,7 @@ class DeviceLoader:
     def close(self) -> None:
         """Does nothing: there are no workers."""
 
-    def _together(self, order: Sequence[Tensor]) -> int:
+    def together(self, order: Sequence[Tensor]) -> int:
         """How many batches are prepared at a time."""
         if self.device.type != "cuda" or len(order) == 0:
             return 1  # a batch fits the caches of a CPU, several do not

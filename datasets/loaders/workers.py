@@ -109,6 +109,10 @@ class WorkerLoader:
             loader.collate_fn.shared.clear()
         self._idle = loader
 
+    def together(self, order: Sequence[Tensor]) -> int:
+        """How many batches are prepared at a time."""
+        return max(1, self.workers_num)
+
     def close(self) -> None:
         """End idle workers; a later call of `batches` starts new ones."""
         self._idle = None

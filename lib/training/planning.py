@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ PREPARATION = 1.0
 TIMED_IMAGES = 128
 """The most images in a timed step."""
 RATE_STEPS = 8
-"""Timed steps of --minutes, after one that is not timed."""
+"""Timed steps of --minutes at least, after those whose batches were prepared in advance."""
 STEPS_SHARE = 0.85
 """Share of the time for steps and evaluations; discovery, reports and checkpoints need the rest."""
 EVALUATION_COST = 0.4
@@ -243,17 +244,30 @@ def within_minutes(settings: Settings, state: TrainingState, pipeline: Pipeline,
 
 
 def _image_seconds(settings: Settings, state: TrainingState, pipeline: Pipeline, world: World) -> float:
-    """Seconds of a training image: the median over steps, the largest over processes."""
-    order = pipeline.epoch_order(state.round, state.epoch)[: 1 + RATE_STEPS]
+    """Seconds of a training image, the largest over processes: the median over waves, which are the batches that are
+    prepared together.
+
+    Batches of a wave arrive together, so that single intervals say little. The first waves are not timed, since they
+    are prepared in advance. An epoch that is too short for a timed wave is timed whole.
+    """
+    order = pipeline.epoch_order(state.round, state.epoch)
+    wave = pipeline.prepared_together(order)
+    untimed = wave if wave == 1 else wave * (1 + settings.options.prefetch)
+    if len(order) < untimed + wave:
+        untimed, wave = 0, len(order)
+    order = order[: untimed + wave * max(2, math.ceil(RATE_STEPS / wave))]
     step = Step(state.embedder, state.bank, state.optimizer, settings.options.npc_temperature)
-    spent, started = [], time.perf_counter()
+    ends, images_done = [time.perf_counter()], [0]
     state.embedder.train()
     with restoring_state(state, torch.cat(order)):
-        for rows, (images, indices) in zip(order, pipeline.train_batches(order, state.round, state.epoch)):
+        # in this order, so that zip exhausts the batches and their workers stay for the run
+        for (images, indices), rows in zip(pipeline.train_batches(order, state.round, state.epoch), order):
             step(images, state.neighbourhoods.members(indices), len(rows)).item()
-            now = time.perf_counter()
-            spent.append((now - started) / len(rows))
-            started = now
-    timed = sorted(spent[1:] or spent)
-    seconds = torch.tensor([timed[len(timed) // 2]], dtype=torch.float64, device=world.device)
+            ends.append(time.perf_counter())
+            images_done.append(images_done[-1] + len(rows))
+    timed = [
+        (ends[at + wave] - ends[at]) / (images_done[at + wave] - images_done[at])
+        for at in range(untimed, len(order) - wave + 1, wave)
+    ]
+    seconds = torch.tensor([statistics.median(timed)], dtype=torch.float64, device=world.device)
     return world.all_reduce_max(seconds).item()

@@ -2,12 +2,15 @@
 
 import json
 import math
+import time
 
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import main
+from datasets.files.decode import read_rgb
 from lib.checkpoint import io as checkpoint
 from lib.checkpoint.manager import find_checkpoint
 from lib.logger import console
@@ -146,6 +149,34 @@ def test_a_run_has_the_epochs_that_fit_and_keeps_them(tmp_path, capsys, monkeypa
     monkeypatch.setattr(planning, "_image_seconds", lambda *given: 1e9)
     assert main.main(["--resume", str(tmp_path / "s"), "--max-round", "3"]) == 0
     assert len((tmp_path / "s" / "metrics.jsonl").read_text().splitlines()) == 6
+
+
+def slow_pixels(path, *given, read=read_rgb, **options):
+    time.sleep(0.05)
+    return read(path, *given, **options)
+
+
+def test_the_time_of_an_image_is_that_of_a_long_epoch(tmp_path, monkeypatch):
+    """Pictures whose loading takes longer than the step: batches of several workers arrive together."""
+    for number in range(48):
+        path = tmp_path / "photos" / f"{number:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(path)
+    monkeypatch.setattr("datasets.image_set.read_rgb", slow_pixels)
+    found = []
+
+    def measure(*given, measure=planning._image_seconds):
+        found.append(measure(*given))
+        return found[-1]
+
+    monkeypatch.setattr(planning, "_image_seconds", measure)
+    given = [*WITHOUT_EPOCHS, "--dataset", "photos", "--data-root", tmp_path / "photos", "--size", "8", "--augment-on",
+             "workers", "--workers-num", "4", "--batch-size", "2", "--limit-train", "48", "--minutes", "1e-9",
+             "--sess-dir", tmp_path, "--session", "s", "--threads", "1"]  # fmt: skip
+    assert main.main([*map(str, given)]) == 0
+    lines = (tmp_path / "s" / "metrics.jsonl").read_text().splitlines()
+    took = [json.loads(line)["images_per_second"] for line in lines]
+    assert 0.6 < found[0] * max(took) < 1.7
 
 
 def test_timing_does_not_change_the_run(tmp_path):

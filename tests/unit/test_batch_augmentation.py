@@ -244,7 +244,7 @@ def test_batches_prepared_together_are_those_prepared_one_by_one(share, start, m
     loader, order = device_loader(pictures(90, 16, 16), RECIPE, 16), torch.randperm(90).split(20)
     order = (*order[:3], *order)
     one_by_one = list(loader.batches(order, (1, 2), share, start))
-    monkeypatch.setattr(loader, "_together", lambda order: 3)
+    monkeypatch.setattr(loader, "together", lambda order: 3)
     together = list(loader.batches(order, (1, 2), share, start))
     assert len(together) == len(one_by_one) == len(order) - start
     for (images, indices), (expected, expected_indices) in zip(together, one_by_one):
