@@ -99,15 +99,29 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line and flush it to the disk.
+    """Add a line and flush it to the disk. A last line without its end, cut off by a full disk or a kill, is removed.
 
     Raises:
         RunError: writing fails.
     """
-    with writing(path), open(path, "a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    with writing(path), open(path, "a+b") as file:
+        file.truncate(_end_of_lines(file))
+        file.write(line.encode("utf-8", "surrogateescape") + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _end_of_lines(file: BinaryIO) -> int:
+    """The number of bytes up to the end of the last complete line."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - 4096)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
 
 
 @contextmanager

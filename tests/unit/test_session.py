@@ -17,9 +17,10 @@ from lib.checkpoint.manager import checkpoint_file, find_checkpoint, newest_chec
 from lib.errors import RunError, UserError
 from lib.logger import console as journal
 from lib.logger.console import _fitted, duration
+from lib.runtime.atomic import append_line
 from lib.session import folder
 from lib.session.folder import SessionFolder
-from lib.session.metrics import History, Metrics, sizes
+from lib.session.metrics import History, Metrics, read_lines, sizes
 from tests.helpers.checkpoints import Planted, complete, restricted_load
 
 
@@ -157,6 +158,16 @@ def test_files_that_are_no_checkpoints_are_named(tmp_path):
     torch.save(complete(format=99), path)
     with pytest.raises(UserError, match="layout 99; this version reads up to 2"):
         checkpoint.load(path)
+
+
+@pytest.mark.parametrize("cut", ["", '{"command": "cut', "x" * 10_000])
+@pytest.mark.parametrize("before", ["", '{"a": 1}\n', json.dumps({"long": "y" * 9_000}) + "\n"])
+def test_a_line_cut_off_by_a_full_disk_does_not_spoil_the_next(tmp_path, before, cut):
+    file = tmp_path / "starts.jsonl"
+    file.write_text(before + cut)
+    append_line(file, '{"b": 2}')
+    assert file.read_text() == before + '{"b": 2}\n'
+    assert read_lines(file)[-1] == {"b": 2}
 
 
 def test_metrics_rewind_and_keep_the_superseded_lines(tmp_path):
