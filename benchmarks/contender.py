@@ -81,9 +81,11 @@ def rounds_within(seconds: float, epoch_seconds: float, rounds: int) -> tuple[in
 
 
 def paper_schedule(epochs: int) -> list[str]:
-    """The paper's decays, at 120 and 160 of a round's 200 epochs, scaled to a round of `epochs`."""
-    step = max(1, round(epochs / 5))
-    return ["--lr-decay-offset", str(max(0, round(3 * epochs / 5) - step)), "--lr-decay-step", str(step)]
+    """The paper's decays, at 120 and 160 of a round's 200 epochs, scaled to a round of `epochs`; there is no third."""
+    first, step = round(3 * epochs / 5), max(1, round(epochs / 5))
+    if first + 2 * step < epochs:
+        step += 1
+    return ["--lr-decay-offset", str(max(0, first - step)), "--lr-decay-step", str(step)]
 
 
 def train_ours(cell: Cell, data_root: Optional[str], threads: int) -> dict[str, Any]:

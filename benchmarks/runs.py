@@ -19,6 +19,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Optional
 
+from datasets.files.cache import locked
+from lib.runtime.atomic import replace_text
+
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / "benchmarks" / "reports"
 BESIDE = 60
@@ -69,25 +72,28 @@ class Cell:
 
 
 class Store:
-    """The results in a JSON file, by cell. The file is written whole after every run."""
+    """The results in a JSON file, by cell. The file is written whole after every run, with what other processes have
+    added to it in the meantime."""
 
     def __init__(self, path: Path):
         self.path = path
-        self.results: dict[Cell, dict[str, Any]] = {}
-        if path.is_file():
-            try:
-                for record in json.loads(path.read_text(encoding="utf-8"))["runs"]:
-                    self.results[_cell_of(record)] = record
-            except (ValueError, KeyError, TypeError) as error:
-                raise SystemExit(f"{path}: not what a benchmark keeps there ({error}); move it away") from None
+        self.results = self._read()
+
+    def _read(self) -> dict[Cell, dict[str, Any]]:
+        if not self.path.is_file():
+            return {}
+        try:
+            records = json.loads(self.path.read_text(encoding="utf-8"))["runs"]
+            return {_cell_of(record): record for record in records}
+        except (ValueError, KeyError, TypeError) as error:
+            raise SystemExit(f"{self.path}: not what a benchmark keeps there ({error}); move it away") from None
 
     def add(self, record: dict[str, Any]) -> None:
-        self.results[_cell_of(record)] = record
-        temporary = self.path.with_name(f"{self.path.name}.tmp")
-        # one line for each run, so that versions can be compared
-        lines = ",\n".join(json.dumps(each) for each in self.results.values())
-        temporary.write_text(f'{{"runs": [\n{lines}\n]}}\n', encoding="utf-8")
-        os.replace(temporary, self.path)
+        with locked(self.path):
+            self.results = {**self._read(), _cell_of(record): record}
+            # one line for each run, so that versions can be compared
+            lines = ",\n".join(json.dumps(each) for each in self.results.values())
+            replace_text(self.path, f'{{"runs": [\n{lines}\n]}}\n')
 
 
 def _cell_of(record: dict[str, Any]) -> Cell:

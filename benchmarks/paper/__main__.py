@@ -18,7 +18,7 @@ from typing import Optional
 
 from benchmarks.paper import scales
 from benchmarks.paper.items import NAMES, Plan
-from benchmarks.paper.runs import BEGUN, FINISHED, MISSING, NO_DATA, Call, Maker, Run, results_of
+from benchmarks.paper.runs import BEGUN, FINISHED, MISSING, NO_DATA, Call, Maker, Result, Run
 from benchmarks.paper.scales import ROOT, Scale
 from lib.errors import UserError, one_line
 
@@ -72,11 +72,20 @@ class Queue:
         return None
 
     def results(self) -> dict:
-        """Results of all finished runs of the scale by variant and seed, not only of the requested items and seeds."""
-        found = {}
+        """Results of all finished runs of the scale by variant and seed, not only of the requested items and seeds.
+
+        A session of another recipe or with a damaged file is left out, and a line says so.
+        """
+        found: dict[str, dict[int, Result]] = {}
         for variant in self.plan.variants.values():
-            seeds = self._seeds(variant.name)
-            found[variant.name] = results_of([Run(self.plan.scale, variant, seed, self.call) for seed in seeds])
+            found[variant.name] = {}
+            for seed in self._seeds(variant.name):
+                run = Run(self.plan.scale, variant, seed, self.call)
+                try:
+                    if run.state == FINISHED:
+                        found[variant.name][seed] = run.result()
+                except (UserError, ValueError) as error:
+                    print(f"left out: {one_line(error)}")
         return found
 
     def _seeds(self, variant: str) -> list[int]:

@@ -37,6 +37,9 @@ _FREE = {"data_root", "labels", "workers_num", "prefetch", "augment_on", "num_cl
 _RECIPE = {option.name for option in OPTIONS if option.kept and option.group in _GROUPS} - _FREE | {"seed", "precision"}
 """Options that a finished run must share with a variant to count as its run."""
 
+_OF_COMMAND = {"print_args", "debug", "session", "resume", "pretrained", "compare"}
+"""Options with which main.py would not make the run in its session; the others of this kind need one of them."""
+
 READOUTS, PROCESSOR = "readouts.json", "processor.jsonl"
 """Files of a run's session: its `Result.readouts`, and the processor seconds of each start."""
 
@@ -59,13 +62,16 @@ class Call:
         """Check the extra arguments.
 
         Raises:
-            UserError: main.py does not know one, or it belongs to the recipe.
+            UserError: main.py does not know one, or it belongs to the recipe, or it makes no run in a session.
         """
         sources = collect(self.extra).sources
         of_recipe = sorted(name for name in _RECIPE | {"cfgs"} if sources[name] != "default")
         if of_recipe:
             flag = "--" + of_recipe[0].replace("_", "-")
             raise UserError(f"{flag} belongs to the recipe; write it into a YAML file and name that with --scale")
+        of_command = sorted(name for name in _OF_COMMAND if sources[name] != "default")
+        if of_command:
+            raise UserError(f"--{of_command[0].replace('_', '-')} is not for this command, which names the sessions")
 
 
 @dataclass(frozen=True)
@@ -359,11 +365,6 @@ def _train(run: Run, output: str) -> None:
     if status == 0 and run.variant.is_read_out:
         run.read_out()
     sys.exit(status)
-
-
-def results_of(runs: list[Run]) -> dict[int, Result]:
-    """By seed, of the finished ones."""
-    return {run.seed: run.result() for run in runs if run.state == FINISHED}
 
 
 def config_as_json(options: Options) -> dict[str, Any]:

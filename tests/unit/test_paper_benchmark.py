@@ -321,6 +321,21 @@ def test_a_run_is_finished_once_its_readouts_exist(tmp_path):
     ]
 
 
+def test_a_session_of_another_recipe_does_not_stop_the_report(tmp_path, capsys):
+    good, other = base_run(tmp_path), base_run(tmp_path, seed=7)
+    session(good)
+    session(other, base_lr=0.5)
+    results = command.Queue(DIGITS, ["table6"], 1, Call(tmp_path)).results()
+    assert list(results[BASE]) == [0]
+    assert "left out: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--print-args"], ["--debug"], ["--session", "x"], ["--compare", "x", "y"]])
+def test_options_that_make_no_run_are_refused(tmp_path, arguments):
+    with pytest.raises(UserError, match=f"{arguments[0]} is not for this command"):
+        Call(tmp_path, extra=tuple(arguments)).check()
+
+
 def test_a_session_of_another_recipe_is_refused(tmp_path):
     run = base_run(tmp_path)
     session(run, base_lr=0.5)

@@ -37,6 +37,15 @@ def test_results_are_read_back_and_a_new_one_replaces_the_old(tmp_path):
     assert runs.best(again.results[one]) == 60.0
 
 
+def test_two_calls_that_add_to_one_file_keep_each_others_runs(tmp_path):
+    cells = [Cell("digits", "quick", 120, None, seed) for seed in (0, 1)]
+    stores = [Store(tmp_path / "r.json") for _ in cells]
+    for store, cell in zip(stores, cells):
+        store.add(record(cell))
+    assert list(stores[1].results) == list(Store(tmp_path / "r.json").results) == cells
+    assert list(tmp_path.iterdir()) == [tmp_path / "r.json"]
+
+
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "r.json").write_text('{"runs": [{"data": 1}]}')
     with pytest.raises(SystemExit, match="r.json: not what a benchmark keeps there"):
@@ -127,6 +136,10 @@ def test_the_papers_schedule_keeps_its_proportions():
     # of 200 epochs: offset 80 and steps of 40, so that the rate falls at 120 and 160
     assert contender.paper_schedule(200) == ["--lr-decay-offset", "80", "--lr-decay-step", "40"]
     assert contender.paper_schedule(10) == ["--lr-decay-offset", "4", "--lr-decay-step", "2"]
+    for epochs in range(1, 300):  # a third fall would come at 200 of 200, and never comes
+        offset, step = (int(value) for value in contender.paper_schedule(epochs)[1::2])
+        assert [offset + step, offset + 2 * step] == pytest.approx([0.6 * epochs, 0.8 * epochs], abs=1.41)
+        assert offset + 3 * step >= epochs
     assert contender.paper_schedule(1) == ["--lr-decay-offset", "0", "--lr-decay-step", "1"]
 
 
