@@ -20,6 +20,7 @@ from datasets.files.cache import CACHE
 from datasets.files.decode import read_rgb
 from datasets.files.parallel import ReadingProgress, map_in_workers
 from datasets.image_set import ImageSet
+from lib.distributed.process_info import ProcessInfo
 from lib.errors import UnreadableImage, UserError, one_line
 from lib.logger.console import LOGGER
 from lib.runtime.memory import physical_memory
@@ -109,7 +110,7 @@ def shrink(images: ImageSet, side: int, workers_num: int, kind: str = "training"
     Args:
         side: in pixels.
         workers_num: DataLoader workers that read; with 0 this process does.
-        kind: of the images, for messages.
+        kind: of the images, for messages and the name of the cache: training and test files may share a folder.
         report: whether to log the progress.
 
     Raises:
@@ -119,7 +120,7 @@ def shrink(images: ImageSet, side: int, workers_num: int, kind: str = "training"
     if isinstance(images.source, np.ndarray) or len(images) == 0:
         return images
     _check_memory(len(images), side)
-    cached = _Cache(images.source, side)
+    cached = _Cache(images.source, side, kind)
     pixels, done = cached.read()
     missing = np.flatnonzero(~done).tolist()
     if missing:
@@ -154,20 +155,22 @@ def middle_square(image: Image.Image, side: int) -> Image.Image:
 
 
 def _check_memory(count: int, side: int) -> None:
-    needed = count * side * side * 3
+    processes = ProcessInfo.here().local_size
+    needed = processes * count * side * side * 3
     available = physical_memory()
     if needed > available // 2:
+        each = f" in each of {processes} processes" if processes > 1 else ""
         raise UserError(
-            f"--shrink {side}: {count:,} images would take {needed / 2**30:.1f} of {available / 2**30:.1f} GiB of "
-            "memory; choose fewer pixels, or null to read the files in every epoch"
+            f"--shrink {side}: {count:,} images{each} would take {needed / 2**30:.1f} of {available / 2**30:.1f} GiB "
+            "of memory; choose fewer pixels, or null to read the files in every epoch"
         )
 
 
 class _Cache:
     """A cache on disk of scaled squares by the keys of their files. A damaged or foreign file is ignored."""
 
-    def __init__(self, paths: Sequence[str], side: int):
-        self._files = cache.cache_files(cache.common_folder(paths), f"shrunk-{side}", "npz")
+    def __init__(self, paths: Sequence[str], side: int, kind: str):
+        self._files = cache.cache_files(cache.common_folder(paths), f"shrunk-{side}-{kind}", "npz")
         self._keys = cache.file_keys(paths)
         self._shape = (len(paths), side, side, 3)
 

@@ -195,7 +195,7 @@ def test_only_new_and_changed_files_are_read_again(folder, monkeypatch):
 
 def test_a_damaged_cache_is_rebuilt(folder, monkeypatch):
     first = shrink(load(folder).train, 8, 0)
-    cache = folder.parent / ".and-cache" / "shrunk-8-my pictures.npz"
+    cache = folder.parent / ".and-cache" / "shrunk-8-training-my pictures.npz"
     cache.write_bytes(cache.read_bytes()[:200])
     opened = counted(monkeypatch)
     assert np.array_equal(shrink(load(folder).train, 8, 0).pixels, first.pixels)
@@ -220,7 +220,7 @@ def test_more_images_than_memory_are_an_error(folder):
 def test_several_processes_shrink_the_images_of_one(folder, monkeypatch):
     monkeypatch.setattr("datasets.files.parallel._FEW", 2)
     several = shrink(load(folder).train, 8, 2)
-    os.remove(folder.parent / ".and-cache" / "shrunk-8-my pictures.npz")
+    os.remove(folder.parent / ".and-cache" / "shrunk-8-training-my pictures.npz")
     assert np.array_equal(shrink(load(folder).train, 8, 0).pixels, several.pixels)
 
 

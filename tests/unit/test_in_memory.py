@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.files.in_memory import CACHE, decode_small
+from datasets.files import in_memory
+from datasets.files.in_memory import CACHE, decode_small, shrink
 from datasets.image_set import ImageSet
 from lib.errors import UserError
 
@@ -96,6 +97,25 @@ def test_large_images_and_images_of_mixed_sizes_stay_files(files, tmp_path):
     Image.new("RGB", (65, 9)).save(files.source[0])
     assert decode_small(files) is None
     assert cached(files) == []
+
+
+def test_training_and_test_images_of_one_folder_have_caches_of_their_own(files, monkeypatch):
+    """As of CUB-200, whose list tells the test images."""
+    train, test = ImageSet(files.source[::2]), ImageSet(files.source[1::2])
+    first = [shrink(images, 4, 0, kind).pixels for images, kind in ((train, "training"), (test, "test"))]
+    monkeypatch.setattr(in_memory, "read_rgb", lambda *given, **options: pytest.fail("decoded again"))
+    again = [shrink(images, 4, 0, kind).pixels for images, kind in ((train, "training"), (test, "test"))]
+    for one, other in zip(first, again):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_each_process_of_a_machine_holds_the_scaled_images(files, monkeypatch):
+    monkeypatch.setattr(in_memory, "physical_memory", lambda: 2 * 6 * 48)  # half of it holds 6 images of 4 x 4 pixels
+    shrink(files, 4, 0)
+    for name, value in (("RANK", 0), ("WORLD_SIZE", 4), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 2)):
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(UserError, match="6 images in each of 2 processes would take"):
+        shrink(files, 4, 0)
 
 
 def test_a_bad_image_is_named(files):
