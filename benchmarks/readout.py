@@ -16,9 +16,10 @@ from lib.distributed.world import World
 from lib.evaluation.features import BACKBONE, EMBEDDING, Whitening
 from lib.evaluation.knn import log_votes, rank_of_truth
 from lib.nn.embedder import Embedder
-from lib.pretrained.bank import STATISTICS, fit_batch_norm
+from lib.pretrained.bank import fit_batch_norm, images_to_fit
 from lib.runtime.device import choose_precision
 from lib.search.exact import nearest
+from models.whitenet import WhiteNet
 
 KS = (20, 200)
 SIGMA = 0.1
@@ -103,14 +104,15 @@ def of_untrained(images: Images) -> dict[str, dict[str, dict[str, float]]]:
     that layer's maps averaged to 4 x 4 (`first layer`)."""
     options, pipeline = images.options, images.pipeline
     network = models.build(options.network, options.low_dim, options.stem, options.size, options.init, options.seed)
-    if hasattr(network, "fit_stem"):
-        network.fit_stem(pipeline.sample(STATISTICS))
+    sample = images_to_fit(pipeline, options.size)
+    if isinstance(network, WhiteNet):
+        network.fit_stem(sample)
     embedder = Embedder(network, CPU, choose_precision(options.precision, CPU))
-    fit_batch_norm(embedder, pipeline.sample(STATISTICS))
+    fit_batch_norm(embedder, sample)
     found = {
         level: images.accuracies(embedder.eval_copy(backbone=level == BACKBONE)) for level in (EMBEDDING, BACKBONE)
     }
-    if hasattr(network, "fit_stem"):
+    if isinstance(network, WhiteNet):
         found["first layer"] = images.accuracies(lambda batch: F.adaptive_avg_pool2d(network.stem(batch), 4).flatten(1))
     return found
 

@@ -24,7 +24,7 @@ from benchmarks import runs
 from benchmarks.readout import CPU, Images
 from benchmarks.runs import Cell
 from lib.errors import UserError
-from lib.pretrained.bank import STATISTICS
+from lib.pretrained.bank import images_to_fit
 from lib.runtime.device import choose_precision
 from models.whitenet import WhiteNet
 
@@ -224,7 +224,7 @@ def train(
     normalise = {"mean": list(pipeline.means), "std": list(pipeline.stds)}
     flip = 0.5 if options.random_horizontal_flip else 0.0
     kind, _, network = method.partition("-")
-    backbone = WhiteNetBackbone(pipeline.sample(STATISTICS)) if network else resnet18()
+    backbone = WhiteNetBackbone(images_to_fit(pipeline, options.size)) if network else resnet18()
     rival = _CLASSES[kind](lightly, backbone, input_size=options.size, hf_prob=flip, normalize=normalise)
     trained = [weight for weight in rival.parameters() if weight.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=rate, momentum=0.9, weight_decay=5e-4)

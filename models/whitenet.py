@@ -1,5 +1,8 @@
 """A small residual network whose first layer whitens patches of the training images, with a feature of unit length."""
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -47,8 +50,12 @@ class WhiteNet(nn.Module):
         Args:
             images: (n, 3, S, S) float32, some training images as the network sees test images.
         """
-        patches = F.unfold(images, _PATCH).transpose(1, 2).reshape(-1, 3 * _PATCH**2).double()
-        patches = patches[:: max(1, len(patches) // _PATCHES)]
+        windows = images.unfold(2, _PATCH, 1).unfold(3, _PATCH, 1)  # (n, 3, rows, columns, 3, 3), a view
+        places = len(images), *windows.shape[2:4]
+        every = math.prod(places)
+        chosen = np.unravel_index(np.arange(0, every, max(1, every // _PATCHES)), places)
+        image, row, column = (torch.from_numpy(each).to(images.device) for each in chosen)
+        patches = windows[image, :, row, column].reshape(-1, 3 * _PATCH**2).double()
         centred = patches - patches.mean(dim=0)
         variances, directions = torch.linalg.eigh(centred.t() @ centred / len(centred))
         floor = (_SHRINK * variances.mean()).clamp(min=1e-12)

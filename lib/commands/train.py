@@ -23,7 +23,7 @@ from lib.evaluation.baselines import PRETRAINED, UNTRAINED, PixelRows, baselines
 from lib.evaluation.evaluator import Evaluated, Evaluator
 from lib.logger.console import LOGGER, RESULT, close_log, is_terminal, open_log
 from lib.nn.winograd import count_winograd
-from lib.pretrained.bank import start_bank
+from lib.pretrained.bank import images_to_fit, start_bank
 from lib.pretrained.fitting import Fit, fit_lines, load_matching
 from lib.report import Report
 from lib.runtime.device import describe_device, describe_precision, precision_note
@@ -38,9 +38,6 @@ from lib.training.recorder import Recorder, SessionRecorder
 from lib.training.state import TrainingState
 from lib.training.trainer import Trainer, check_curriculum, curriculum_note
 from models.whitenet import WhiteNet
-
-STEM_IMAGES = 1_000
-"""Training images to whose patches whitenet's first filters are fitted."""
 
 log = logging.getLogger(LOGGER)
 
@@ -118,7 +115,7 @@ def _initialise(
         for line in fit_lines(fitted, weights, options.network):
             log.log(logging.WARNING if fitted.misfits else logging.INFO, "weights   %s", line)
     elif isinstance(network, WhiteNet):
-        network.fit_stem(pipeline.sample(STEM_IMAGES).to(call.world.device))
+        network.fit_stem(images_to_fit(pipeline, options.size).to(call.world.device))
     first_rows = start_bank(state.bank, options, weights, state.embedder, pipeline, pixels)
     if first_rows is not None:
         log.info("bank      %s", first_rows)

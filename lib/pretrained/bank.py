@@ -21,8 +21,17 @@ RECOGNITION_IMAGES = 256
 RECOGNISED = 0.75
 """Share of pairs (its own row, another row) in which its own must be nearer to an image. Chance gives 1/2."""
 
-STATISTICS = 1_000
-"""Training images from which the batch norm of an untrained network gets its statistics."""
+FITTED_IMAGES = 1_000
+FITTED_PIXELS = FITTED_IMAGES * 64**2
+"""The most training images, and pixels in them, to which an untrained network is fitted."""
+
+
+def images_to_fit(pipeline: Pipeline, size: int) -> Tensor:
+    """(n, 3, S, S) training images to which whitenet's first filters and batch norm's statistics are fitted.
+
+    They go through the network as one batch, so that large images are fewer. `size` is S.
+    """
+    return pipeline.sample(min(FITTED_IMAGES, max(16, FITTED_PIXELS // size**2)))
 
 
 @torch.no_grad()
@@ -77,7 +86,7 @@ def start_bank(
     elif options.bank_init == "random" and options.first_round == 0:
         return None
     else:
-        sample = pipeline.sample(STATISTICS)
+        sample = images_to_fit(pipeline, options.size)
         # synchronised batch norm adds up the processes' parts; without it each process needs all images
         fit_batch_norm(embedder, sample[bank.shard.world.rows(len(sample))] if options.sync_bn else sample)
     rows = bank.shard.world.rows(len(bank))

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 import models
+from models import whitenet
 from tests.helpers.runs import TINY
 
 
@@ -35,6 +36,17 @@ def test_filters_whiten_the_patches():
     responses = np.cov((patches @ filters[:27].T).T, bias=True)
     expected = variances / (variances + 0.01 * variances.mean())
     np.testing.assert_allclose(responses, np.diag(expected), atol=2e-3)
+
+
+def test_of_many_patches_an_even_sample_is_used(monkeypatch):
+    monkeypatch.setattr(whitenet, "_PATCHES", 700)  # of 60 images with 36 patches, so that every third is taken
+    network = models.build("whitenet", 16, "small", 8)
+    network.fit_stem(images())
+    found = network.stem[0].weight.double()[:27].reshape(27, 27).numpy()
+    by_image = patches_of(images()).reshape(36, 60, 27).transpose(1, 0, 2).reshape(-1, 27)[::3]
+    variances, directions = np.linalg.eigh(np.cov(by_image.T, bias=True))
+    expected = (directions / np.sqrt(variances + 0.01 * variances.mean())).T
+    np.testing.assert_allclose(np.abs((found @ expected.T) / (expected**2).sum(axis=1)), np.eye(27), atol=1e-3)
 
 
 def test_equal_images_leave_finite_filters():
