@@ -61,7 +61,7 @@ class StopAndSavePolicy:
 
     def saved_at(self, step: int) -> None:
         """Register that the run was saved after `step` batches of an epoch."""
-        self._step, self._time = step, self._clock()
+        self._step, self._time, self._asked = step, self._clock(), False
 
     def between_steps(self, step: int, progress: Callable[[], EpochProgress]) -> None:
         """Save, or save and stop, if it is time after `step` batches of an epoch; `progress()` waits for the device."""
@@ -81,7 +81,10 @@ class StopAndSavePolicy:
     def _save_request(self) -> int:
         limit = self._every.seconds
         is_late = self._is_first and limit is not None and self._clock() - self._time >= limit
-        return _SAVE if is_late else 0
+        if not is_late or self._asked:  # the request of one step is followed at the next, when it is still late
+            return 0
+        self._asked = True
+        return _SAVE
 
 
 def _signal(request: int) -> Optional[int]:

@@ -16,10 +16,13 @@ from lib.errors import RunError
 from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.nn.embedder import Embedder
+from lib.runtime.stop_signals import StopSignals
 from lib.session.metrics import History, Round
+from lib.training import stopping
 from lib.training.epoch import train_epoch, with_seeded_dropout
 from lib.training.optim import build_optimizer, start_schedule
 from lib.training.step import Step
+from lib.training.stopping import SaveEvery, StopAndSavePolicy
 from lib.training.trainer import curriculum_note
 from models.shared_dropout import SharedDropout
 from tests.helpers import oracles
@@ -320,3 +323,29 @@ def test_shared_dropout_is_dropout_otherwise():
     result.sum().backward()
     assert result.dtype == torch.bfloat16
     assert torch.equal(leaf.grad, result)
+
+
+class OneStepLater:
+    """A consensus of several processes: a request of one step is known at the next."""
+
+    def __init__(self, world):
+        self.sent = 0
+
+    def at_step(self, request):
+        agreed, self.sent = self.sent, request
+        return agreed
+
+
+def test_several_processes_save_once_when_it_is_time(monkeypatch):
+    monkeypatch.setattr(stopping, "Consensus", OneStepLater)
+    saves, now = [], [0.0]
+
+    def save(progress, signal_number):
+        saves.append(progress)
+
+    world = World(0, 2, torch.device("cpu"))
+    policy = StopAndSavePolicy(SaveEvery(seconds=10), StopSignals(), world, save, clock=lambda: now[0])
+    for step in range(1, 40):
+        now[0] += 1.0
+        policy.between_steps(step, lambda step=step: step)
+    assert saves == [11, 22, 33]
