@@ -217,7 +217,9 @@ class Options:
 
     # optimisation
     optimizer: str = _optimisation("sgd", "the optimiser", choices=("sgd", "adam", "adamw", "rmsprop"))
-    base_lr: float = _optimisation(0.03, "learning rate at the start of every round", bounds=_POSITIVE)
+    base_lr: float = _optimisation(
+        0.03, "learning rate at the start of every round; with cosine, of the run", bounds=_POSITIVE
+    )
     momentum: float = _optimisation(0.9, "sgd, rmsprop: momentum", bounds=_SHARE_BELOW_1)
     nesterov: bool = _optimisation(True, "sgd: Nesterov momentum")
     dampening: float = _optimisation(0.0, "sgd: dampening of the momentum", bounds=_SHARE)

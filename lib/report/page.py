@@ -201,6 +201,7 @@ def _charts(record: SessionRecord, images: int) -> list[tuple[str, Any, str]]:
         described = f"{caption} over {len(x)} epochs, from {shown(first)} to {shown(last)}"
         return caption, curves(name, described, "epochs completed", up, [line], borders, **keywords), note
 
+    falls = "It falls once over the run." if record.value("lr_policy") == "cosine" else "It restarts in every round."
     found = (
         chart(
             "loss", "Loss", "loss", "mean loss",
@@ -210,6 +211,6 @@ def _charts(record: SessionRecord, images: int) -> list[tuple[str, Any, str]]:
             "accuracy", f"{record.evaluated_by} accuracy", "knn_top1", "top-1", "By the rows of the memory bank.",
             percent=True,
         ),
-        chart("rate", "Learning rate", "lr", "learning rate", "It restarts in every round.", logarithmic=True),
+        chart("rate", "Learning rate", "lr", "learning rate", falls, logarithmic=True),
     )  # fmt: skip
     return [each for each in found if each is not None]

@@ -131,7 +131,7 @@ class Trainer:
         self.recorder.round_started(round_number, found)
 
     def _train_round(self) -> None:
-        """Train the remaining epochs of the round. The learning rate restarts in every round."""
+        """Train the remaining epochs of the round."""
         options, state = self.options, self.state
         if state.epoch >= options.max_epoch:
             return
