@@ -16,9 +16,9 @@ from benchmarks.busy import busy_machine
 from benchmarks.epoch_end import epoch_end
 from benchmarks.memory import peak_beyond
 from benchmarks.processes import shards, split_over_processes
-from benchmarks.rival import Rival
 from benchmarks.setting import Setting
 from benchmarks.textbook import MEANS, STDS
+from benchmarks.textbook_process import TextbookProcess
 from benchmarks.timing import ONCE, Row, seconds
 from datasets.loaders.device import DeviceLoader, to_device
 from datasets.transforms.batch import Recipe
@@ -47,8 +47,8 @@ def head(setting: Setting) -> list[Row]:
         (features @ memory.t()) @ memory
 
     ours = _loss(setting, setting.images, setting.batch)
-    with Rival("head", setting) as rival:
-        times = setting.turns({"ours": ours, "textbook": rival, "limit": products}, 7 * setting.repeats)
+    with TextbookProcess("head", setting) as textbook:
+        times = setting.turns({"ours": ours, "textbook": textbook, "limit": products}, 7 * setting.repeats)
     beyond = peak_beyond(_loss, setting, setting.images, setting.batch, device=setting.device)
     return [Row(f"loss head, N = {setting.images:,}, fp32", **times, memory=beyond)]
 
@@ -66,8 +66,8 @@ def augmentation(setting: Setting) -> list[Row]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with Rival("augmentation", setting) as rival:
-            contenders = {"ours": lambda: list(loader.batches(order, (0, 0))), "textbook": rival}
+        with TextbookProcess("augmentation", setting) as textbook:
+            contenders = {"ours": lambda: list(loader.batches(order, (0, 0))), "textbook": textbook}
             times = setting.turns(contenders, 7 * setting.repeats)
     finally:
         torch.set_num_threads(threads)
@@ -80,11 +80,11 @@ def step(setting: Setting) -> list[Row]:
     Both use Winograd convolutions where a run does; the note gives the time of the bare step without them.
     """
     kinds = ["fp32", "bf16"] if has_bf16(setting.device) else ["fp32"]
-    with Rival("step", setting) as rival:
-        return [_step(setting, kind, rival) for kind in kinds]
+    with TextbookProcess("step", setting) as textbook:
+        return [_step(setting, kind, textbook) for kind in kinds]
 
 
-def _step(setting: Setting, kind: str, rival: Rival) -> Row:
+def _step(setting: Setting, kind: str, textbook: TextbookProcess) -> Row:
     dtype = choose_precision(kind, setting.device)
     order = torch.arange(setting.steps * setting.batch).split(setting.batch)
     bank = MemoryBank(setting.images, setting.dim, 0.5).to(setting.device)
@@ -123,7 +123,7 @@ def _step(setting: Setting, kind: str, rival: Rival) -> Row:
     for _ in range(math.ceil((EAGER_STEPS + 1) / setting.steps) if captured else 0):  # both are captured after these
         ours()
         alone(bare_step)()
-    contenders = {"ours": ours, "textbook": rival, "limit": alone(bare_step), "augmentation": augmentation_alone}
+    contenders = {"ours": ours, "textbook": textbook, "limit": alone(bare_step), "augmentation": augmentation_alone}
     if count_winograd(bare.network):
         plain, plain_optimizer = _network(setting, dtype, winograd=False)
         plain.train()
@@ -144,8 +144,8 @@ def discovery(setting: Setting) -> list[Row]:
         for block in memory.split(1024):
             block @ memory.t()
 
-    with Rival("discovery", setting) as rival:
-        ours = {"ours": lambda: discover(memory, 4, 0.25, 1, 0.1), "textbook": rival, "limit": product}
+    with TextbookProcess("discovery", setting) as textbook:
+        ours = {"ours": lambda: discover(memory, 4, 0.25, 1, 0.1), "textbook": textbook, "limit": product}
         times = setting.turns(ours)
     other = setting.turns({"faiss": lambda: discover(memory, 4, 0.25, 1, 0.1, "faiss")}, 1)["faiss"]
     return [Row(f"discovery, N = {setting.images:,}", **times, note=f"with faiss {other:.2f} s ({ONCE})")]
@@ -175,7 +175,7 @@ def evaluation(setting: Setting) -> list[Row]:
         for images in ready:
             folded(images)
 
-    with Rival("forwards", setting) as plain_forwards, Rival("knn", setting) as plain_vote:
+    with TextbookProcess("forwards", setting) as plain_forwards, TextbookProcess("knn", setting) as plain_vote:
         times = setting.turns(
             {
                 "folding": embedder.eval_copy,

@@ -1,13 +1,13 @@
 """The table on the terminal and the dated report in benchmarks/reports/."""
 
 import datetime
-import platform
 import sys
 from pathlib import Path
 
 import torch
 from prettytable import PrettyTable
 
+from benchmarks.runs import processor
 from benchmarks.timing import ONCE, Row
 from lib.runtime.device import describe_device
 from lib.session import provenance
@@ -80,13 +80,3 @@ def write(rows: list[Row], device: torch.device, repeats: int) -> Path:
     ]
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
-
-
-def processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":")[1].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or "unknown"

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any, Optional
 
 from datasets.files.cache import locked
@@ -100,14 +100,14 @@ def _cell_of(record: dict[str, Any]) -> Cell:
     return Cell(**{field.name: record[field.name] for field in dataclasses.fields(Cell)})
 
 
-def machine() -> str:
-    """The processor's name and the number of cores."""
+def processor() -> str:
+    """The processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     except OSError:
         names = []  # not Linux
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def top1(record: dict[str, Any], level: str, kind: str, k: int) -> Optional[float]:
@@ -188,7 +188,11 @@ def _run(cell: Cell, given: argparse.Namespace) -> Optional[dict[str, Any]]:
         if status or not result.is_file():
             return None
         today = datetime.date.today().isoformat()
-        return {**json.loads(result.read_text(encoding="utf-8")), "date": today, "machine": machine()}
+        return {
+            **json.loads(result.read_text(encoding="utf-8")),
+            "date": today,
+            "machine": f"{processor()}, {os.cpu_count()} cores",
+        }
 
 
 def exit_with(main: Callable[[], int]) -> None:
@@ -299,8 +303,7 @@ def _cell(runs: list[dict[str, Any]], level: str, kind: str) -> str:
 
 def half_width(values: list[float]) -> str:
     """` ± ` the half width of the 95 % interval of the mean; empty for one value."""
-    if len(values) < 2:
-        return ""
-    from scipy.stats import t
+    from benchmarks.paper.statistics import mean_of  # loads SciPy
 
-    return f" ± {t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5:.1f}"
+    found = mean_of(values)
+    return "" if found is None or found.interval is None else f" ± {found.interval[1] - found.mean:.1f}"

@@ -10,7 +10,7 @@ from benchmarks.paper.items import Column, Item, Measure, Plan, Statement
 from benchmarks.paper.plot import plot
 from benchmarks.paper.runs import Result, config_as_json
 from benchmarks.paper.statistics import Mean, mean_of, paired, verdict
-from benchmarks.report import processor
+from benchmarks.runs import processor
 from lib.runtime.atomic import replace_text
 from lib.session.provenance import git_revision
 

@@ -109,12 +109,6 @@ def write_table(path: Path, columns: Mapping[str, Sequence]) -> None:
         writer.writerows(zip(*columns.values()))
 
 
-def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a table that `write_table` wrote, all values as text."""
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def cosine_distances(similarities: Tensor) -> Tensor:
     """1 - cosine, from 0 to 2; rounding can make a cosine slightly larger than 1."""
     return (1 - similarities).clamp_(min=0)

@@ -1,5 +1,6 @@
-"""Session folders made by hand, without training."""
+"""Session folders made by hand, without training, and the tables that a run writes."""
 
+import csv
 import json
 
 
@@ -29,3 +30,9 @@ def make(folder, rounds=2, epochs=2, done=None, accuracies=True, starts=True, fi
         record = {"round": last["round"], "epoch": last["epoch"], "top1": final, "top5": 1.0}
         (folder / "final.json").write_text(json.dumps(record))
     return folder
+
+
+def read_table(path):
+    """The rows of a CSV file, all values as text."""
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return list(csv.DictReader(file))

@@ -10,9 +10,9 @@ import torch
 
 import main
 from lib.checkpoint import io as checkpoint
-from lib.export.result_folder import read_table
 from tests.helpers.processes import run
 from tests.helpers.runs import checkpoints
+from tests.helpers.sessions import read_table
 
 RUN = ["--cfgs", "configs/base.yaml", "configs/digits.yaml", "--gpus", "cpu", "--limit-train", "800", "--limit-test",
        "50", "--max-round", "2", "--tfb-projector", "800", "--knn-k", "5"]  # fmt: skip

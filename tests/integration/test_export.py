@@ -18,10 +18,11 @@ from lib.commands import evaluate
 from lib.commands.embed import default_output
 from lib.errors import RunError
 from lib.export import network_files
-from lib.export.result_folder import read_table, result_folder, write_table
+from lib.export.result_folder import result_folder, write_table
 from tests.helpers.authors_files import authors_checkpoint
 from tests.helpers.runs import ROOT
 from tests.helpers.runs import call as process_of
+from tests.helpers.sessions import read_table
 
 SIDE, DIM = 16, 16
 STRANGE = (b"caf\xe9.png", b'say "a, b".png', b"two\nlines\r.png", "日本.png".encode(), b"=1+1.png")

@@ -19,11 +19,11 @@ from lib.errors import UserError
 from lib.evaluation.features import SHRINK
 from lib.export import network_files
 from lib.export.kept_features import KeptFeatures
-from lib.export.result_folder import read_table
 from lib.report import page
 from main import main
 from tests.helpers.processes import run as run_processes
 from tests.helpers.runs import TINY, error_line
+from tests.helpers.sessions import read_table
 
 WANTED = ["--features", "backbone", "--whiten"]
 LINE = "features: backbone, whitened: "

@@ -7,8 +7,8 @@ from benchmarks import textbook
 from benchmarks.setting import Setting
 
 
-class Rival:
-    """A contender in another process: a call runs it there once and waits for it.
+class TextbookProcess:
+    """The textbook version in another process: a call runs it there once and waits for it.
 
     Args:
         name: of a function in `benchmarks.textbook` that takes a Setting and returns what is to be timed.
@@ -31,7 +31,7 @@ class Rival:
         except (EOFError, ConnectionError):
             raise RuntimeError("the textbook version failed; see above") from None
 
-    def __enter__(self) -> "Rival":
+    def __enter__(self) -> "TextbookProcess":
         return self
 
     def __exit__(self, *reason: object) -> None:
