@@ -23,8 +23,8 @@ class Embedder:
         network: images (B, 3, S, S) to unit features (B, D), float32 whatever the precision.
         device: of the network.
         dtype: of autocast, or None for float32.
-        compile: whether torch.compile compiles the network, for training on batches of the largest size. Smaller ones
-            run as they are: the last one of an epoch is not worth another compilation.
+        compiled_batch: images in the batches for which torch.compile compiles the network, in training; 0: none.
+            Others run as they are: the last one of an epoch is not worth another compilation.
         world: the data-parallel processes, or None for one. Each has a replica of the network, and backward averages
             their gradients.
     """
@@ -34,7 +34,7 @@ class Embedder:
         network: nn.Module,
         device: torch.device,
         dtype: Optional[torch.dtype] = None,
-        compile: bool = False,
+        compiled_batch: int = 0,
         world: Optional[World] = None,
     ):
         several = world is not None and world.size > 1  # a small batch may leave a process without images
@@ -44,8 +44,7 @@ class Embedder:
         self.network = network.to(device).to(memory_format=self._format)
         self.device, self.dtype = device, dtype
         self._forward: nn.Module = self.network
-        self._compiled = compiled(self.network) if compile else None
-        self._largest = 0  # batch trained on so far
+        self._compiled, self._compiled_batch = compiled(self.network) if compiled_batch else None, compiled_batch
         self._world = world
         self._folded: Optional[FoldedNetwork] = None
         self._eval_copy: Optional[Embedder] = None
@@ -60,9 +59,8 @@ class Embedder:
         if images.dim() == 4:
             images = images.contiguous(memory_format=self._format)
         forward = self._forward
-        if self._compiled is not None and torch.is_grad_enabled():
-            self._largest = max(self._largest, len(images))
-            forward = self._compiled if len(images) == self._largest else forward
+        if self._compiled is not None and torch.is_grad_enabled() and len(images) == self._compiled_batch:
+            forward = self._compiled
         with _autocast(self.device, self.dtype):
             return forward(images)
 

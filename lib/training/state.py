@@ -36,7 +36,7 @@ def build_embedder(options: Options, world: World, dtype: Optional[torch.dtype])
         network = synchronise(network, world)
     if options.winograd and not options.compile:
         use_winograd(network, world.device, dtype)
-    return Embedder(network, world.device, dtype, options.compile, world)
+    return Embedder(network, world.device, dtype, options.batch_size if options.compile else 0, world)
 
 
 class TrainingState:
