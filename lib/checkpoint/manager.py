@@ -265,9 +265,14 @@ def supersede_after(session: SessionFolder, position: Position) -> None:
         if match is None or int(match[1]) < position.round:
             continue
         if int(match[1]) > position.round or is_later(path):
-            aside = session.checkpoints / "superseded"
-            aside.mkdir(exist_ok=True)
-            path.replace(free_name(aside / path.name))
+            move_aside(session, path)
+
+
+def move_aside(session: SessionFolder, path: Path) -> None:
+    """Move a file of a session to checkpoint/superseded/, under a new name if there is one of its name."""
+    aside = session.checkpoints / "superseded"
+    aside.mkdir(exist_ok=True)
+    path.replace(free_name(aside / path.name))
 
 
 def statistics(saved: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import datetime
 import hashlib
+import json
 import logging
 import shutil
 import sys
@@ -14,13 +15,14 @@ import torch
 
 from datasets.pipeline import Pipeline
 from lib.checkpoint import io as checkpoint
-from lib.checkpoint.manager import Position, supersede_after
+from lib.checkpoint.manager import Position, move_aside, supersede_after
 from lib.commands.call import Call, open_images
 from lib.commands.start import Fresh, FromWeights, Resumed, resumed_path
 from lib.config import Options, Settings, to_yaml
 from lib.errors import UserError, one_line
 from lib.evaluation.baselines import PRETRAINED, UNTRAINED, PixelRows, baselines, below_pixels, measurable
 from lib.evaluation.evaluator import Evaluated, Evaluator
+from lib.export.kept_features import read_arrays
 from lib.logger.console import LOGGER, RESULT, close_log, is_terminal, open_log
 from lib.nn.winograd import count_winograd
 from lib.pretrained.bank import images_to_fit, start_bank
@@ -196,6 +198,7 @@ def _open_session(call: Call, at_end: ExitStack) -> Optional[SessionFolder]:
             raise UserError(f"session {session.path} was resumed elsewhere while this run started; start it again")
         Metrics(session.metrics).rewind(saved["round"], saved["epoch"])
         supersede_after(session, Position.of(saved))
+        _supersede_results_after(session, Position.of(saved))
         session.write_config(to_yaml(call.settings))
         return session
     session = SessionFolder.create(options.sess_dir, options.session)
@@ -205,6 +208,24 @@ def _open_session(call: Call, at_end: ExitStack) -> Optional[SessionFolder]:
         origin = f"# Restarted from {one_line(start.path)}; without it these options start a fresh run.\n"
     session.write_config(origin + to_yaml(call.settings))
     return session
+
+
+def _supersede_results_after(session: SessionFolder, position: Position) -> None:
+    """Move final.json and features.npz of a later network than the resumed one to checkpoint/superseded/.
+
+    They would be taken for those of the new network that comes to the same round and epoch.
+    """
+    for path, read in (
+        (session.final, lambda path: json.loads(path.read_text(encoding="utf-8"))),
+        (session.features, read_arrays),
+    ):
+        try:
+            found = read(path) if path.is_file() else {}
+            is_later = bool(found) and (int(found["round"]), int(found["epoch"])) > position[:2]
+        except (UserError, ValueError, KeyError, TypeError):
+            is_later = True  # damaged
+        if is_later:
+            move_aside(session, path)
 
 
 def _lock(session: SessionFolder, at_end: ExitStack) -> None:

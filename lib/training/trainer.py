@@ -126,6 +126,7 @@ class Trainer:
             found = self._discover(state.bank.memory, round_number)
             self.recorder.discovered(round_number, found, started)
         state.neighbourhoods, state.round, state.epoch = found, round_number, 0
+        state.progress = EpochProgress()  # resumed within an epoch that a lower --max-epoch leaves out
         seconds = time.perf_counter() - started
         state.history.start_round(round_number, len(found.anchor_indexes), found.consistency, seconds)
         self.recorder.round_started(round_number, found)

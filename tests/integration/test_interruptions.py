@@ -61,6 +61,16 @@ def test_a_run_killed_within_an_epoch_resumes_to_the_same_result(whole, tmp_path
     assert len(checkpoints(session)) == 5
 
 
+def test_a_round_begins_with_its_first_step_after_a_resumption_with_fewer_epochs(tmp_path, capsys):
+    """From a checkpoint within the second epoch, which is then left out."""
+    every = ["--save-every", "1", "--keep", "99", "--sess-dir", str(tmp_path)]
+    assert main([*TINY, *every, "--session", "s"]) == 0
+    source = next((tmp_path / "s" / "checkpoint").glob("0000-*-e0001-s000003.ckpt"))
+    assert main(["--resume", str(source), "--restart", "--max-epoch", "1", *every, "--session", "t"]) == 0
+    steps = [path.name[-12:-5] for path in (tmp_path / "t" / "checkpoint").glob("0001-*-e0000-*.ckpt")]
+    assert sorted(steps) == ["s000001", "s000002", "s000003", "s000004"]
+
+
 @pytest.mark.parametrize(
     ("number", "way"),
     [(signal.SIGINT, "plain"), pytest.param(signal.SIGTERM, "workers", marks=pytest.mark.slow)],

@@ -259,6 +259,8 @@ def test_resuming_an_earlier_checkpoint_moves_later_rounds_to_superseded(whole, 
     assert names in (["0000-00000-best.ckpt", "0000-00000.ckpt"], ["0000-00000-best.ckpt"])
     aside = {path.name for path in (session / "checkpoint" / "superseded").iterdir()}
     assert {"0001-00012.ckpt", "0001-00012-best.ckpt", "0002-00025.ckpt", "0002-00025-best.ckpt"} <= aside
+    assert "final.json" in aside  # of round 2; it would be taken for that of another network that comes there
+    assert json.loads((session / "final.json").read_text())["round"] == 0
     assert "0000" in str(find_checkpoint(str(session), "")).rsplit("/", 1)[1]
     assert all(record["round"] == 0 for record in metrics_of(session))
     superseded = (session / "metrics.superseded.jsonl").read_text().splitlines()
