@@ -212,7 +212,7 @@ def select_classes(split: Split, wanted: Sequence[str]) -> Split:
             both, a note says how they were read.
 
     Raises:
-        UserError: there are no labels, or no such class.
+        UserError: there are no labels, no such class, or no training image of it.
     """
     if not wanted:
         return split
@@ -222,10 +222,15 @@ def select_classes(split: Split, wanted: Sequence[str]) -> Split:
         )
     numbers, note = _numbers(wanted, split.train.classes, split.name)
     kept = sorted(set(numbers))
-    test = split.test
+    train, test = _only(split.train, kept), split.test
+    if len(train) == 0:
+        raise UserError(f"--classes {' '.join(wanted)}: {split.name} has no training image of these classes")
     if test is not None and test.labels is not None:
         test = _only(test, kept)
-    return replace(split, train=_only(split.train, kept), test=test, notes=(*split.notes, *note))
+        if len(test) == 0:
+            note = [*note, f"--classes {' '.join(wanted)}: no test image is of these classes; there is no test set"]
+            test = None
+    return replace(split, train=train, test=test, notes=(*split.notes, *note))
 
 
 def _numbers(wanted: Sequence[str], classes: Sequence[str], data_set: str) -> tuple[list[int], list[str]]:
@@ -265,7 +270,8 @@ def _all_or_none(rows: Sequence[Optional[int]]) -> Optional[list[int]]:
 
 
 def evaluable(train: ImageSet, test: Optional[ImageSet]) -> tuple[ImageSet, Optional[ImageSet], tuple[str, ...]]:
-    """Both sets with labels that can be evaluated: labels of a single class are removed (every accuracy is 100 %).
+    """Both sets with labels that can be evaluated: labels of a single class are removed (every accuracy is 100 %), and
+    so are those of no class, where no image is labelled.
 
     Returns:
         training images, test images (without labels, `classes` keeps the name of the single class), and lines about
@@ -281,6 +287,9 @@ def evaluable(train: ImageSet, test: Optional[ImageSet]) -> tuple[ImageSet, Opti
     else:
         counts = np.bincount(test.labels[test.labels >= 0], minlength=len(train.classes))
     classes = np.flatnonzero(train_counts + counts)
+    if len(classes) == 0:
+        line = "none of the images has a label, so no accuracy is computed"
+        return _without_labels(train), test and _without_labels(test), (line,)
     if len(classes) == 1:
         name = train.classes[classes[0]]
         line = f"one class only ({one_line(name)}): every accuracy would be 100 %, so none is computed"
@@ -298,8 +307,8 @@ def evaluable(train: ImageSet, test: Optional[ImageSet]) -> tuple[ImageSet, Opti
     return train, test, (line,)
 
 
-def _without_labels(images: ImageSet, name: str) -> ImageSet:
-    return replace(images, labels=None, classes=(name,))
+def _without_labels(images: ImageSet, *classes: str) -> ImageSet:
+    return replace(images, labels=None, classes=classes)
 
 
 def _only(images: ImageSet, kept: Sequence[int]) -> ImageSet:

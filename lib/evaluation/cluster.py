@@ -118,6 +118,8 @@ class Cluster(Protocol):
         if labels is None:
             return None
         labelled = labels != UNLABELLED
+        if not labelled.any():
+            return None
         labels, assignments = labels[labelled], clustering.assignments.numpy()[labelled]
         table = contingency(assignments, labels, len(clustering.sizes), len(self.pipeline.train.classes))
         accuracy, class_of = matched(table)

@@ -2,10 +2,13 @@
 
 import os
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import datasets
+from datasets.image_set import ImageSet, Split
+from datasets.labels import evaluable, select_classes
 from lib.errors import UserError
 
 COMPOSED, APART = "caf\u00e9", "cafe\u0301"
@@ -119,3 +122,22 @@ def test_a_pipe_that_was_read_before_is_named(folder):
 def test_images_that_are_not_files_take_no_labels():
     with pytest.raises(UserError, match="--labels folders: the images of digits are not files; leave out --labels"):
         datasets.load("digits", None, False, "folders")
+
+
+def numbered(*labels):
+    """Images of the classes a, b and c."""
+    return ImageSet(np.zeros((len(labels), 8, 8, 3), np.uint8), np.array(labels, dtype=np.int64), ("a", "b", "c"))
+
+
+def test_chosen_classes_without_test_images_leave_no_test_set():
+    split = select_classes(Split("s", numbered(0, 1, 2, 2), numbered(0, 0)), ["b", "c"])
+    assert (split.train.labels.tolist(), split.test) == ([0, 1, 1], None)
+    assert split.notes == ("--classes b c: no test image is of these classes; there is no test set",)
+    with pytest.raises(UserError, match="s has no training image of these classes"):
+        select_classes(Split("s", numbered(0, 1), numbered(2)), ["c"])
+
+
+def test_images_of_which_none_is_labelled_have_no_labels():
+    train, test, lines = evaluable(numbered(-1, -1), numbered(-1))
+    assert (train.labels, test.labels, train.classes) == (None, None, ())
+    assert lines == ("none of the images has a label, so no accuracy is computed",)
