@@ -221,7 +221,7 @@ def epochs_within(seconds: float, image_seconds: float, train: int, test: int, r
 def within_minutes(settings: Settings, state: TrainingState, pipeline: Pipeline, world: World) -> tuple[Settings, str]:
     """The settings with --max-epoch chosen for --minutes, and a line for the log. All processes must call it.
 
-    State and random numbers are restored afterwards.
+    State and random numbers are restored afterwards. A config file with both is that of a run, which has chosen before.
 
     Raises:
         UserError: --max-epoch was given on the command line as well.
@@ -229,6 +229,8 @@ def within_minutes(settings: Settings, state: TrainingState, pipeline: Pipeline,
     options = settings.options
     if settings.sources["max_epoch"] == "command line":
         raise UserError("--minutes chooses --max-epoch by the speed of this machine; give one of them")
+    if settings.sources["max_epoch"] == settings.sources["minutes"]:
+        return settings, f"{options.max_epoch} epochs a round, as {settings.sources['minutes']} has them (--minutes)"
     minutes = not_none(options.minutes)
     image_seconds = _image_seconds(settings, state, pipeline, world)
     test = 0 if pipeline.test is None else len(pipeline.test)
@@ -248,7 +250,8 @@ def _image_seconds(settings: Settings, state: TrainingState, pipeline: Pipeline,
     prepared together.
 
     Batches of a wave arrive together, so that single intervals say little. The first waves are not timed, since they
-    are prepared in advance. An epoch that is too short for a timed wave is timed whole.
+    are prepared in advance. An epoch that is too short for a timed wave is timed whole,
+    after one step.
     """
     order = pipeline.epoch_order(state.round, state.epoch)
     wave = pipeline.prepared_together(order)
@@ -260,6 +263,10 @@ def _image_seconds(settings: Settings, state: TrainingState, pipeline: Pipeline,
     ends, images_done = [time.perf_counter()], [0]
     state.embedder.train()
     with restoring_state(state, torch.cat(order)):
+        if untimed == 0:
+            for images, indices in pipeline.train_batches(order[:1], state.round, state.epoch):
+                step(images, state.neighbourhoods.members(indices), len(order[0])).item()
+            ends = [time.perf_counter()]
         # in this order, so that zip exhausts the batches and their workers stay for the run
         for (images, indices), rows in zip(pipeline.train_batches(order, state.round, state.epoch), order):
             step(images, state.neighbourhoods.members(indices), len(rows)).item()

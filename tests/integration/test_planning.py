@@ -11,6 +11,7 @@ from PIL import Image
 
 import main
 from datasets.files.decode import read_rgb
+from datasets.pipeline import Pipeline
 from lib.checkpoint import io as checkpoint
 from lib.checkpoint.manager import find_checkpoint
 from lib.logger import console
@@ -186,6 +187,44 @@ def test_timing_does_not_change_the_run(tmp_path):
     timed, plain = (checkpoint.load(tmp_path / name / "checkpoint" / "0001-00010.ckpt") for name in ("timed", "plain"))
     assert torch.equal(timed["npc"]["memory"], plain["npc"]["memory"])
     assert all(torch.equal(value, plain["net"][name]) for name, value in timed["net"].items())
+
+
+def test_the_config_of_a_planned_run_gives_the_same_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(planning, "_image_seconds", lambda *given: 0.01)
+    assert main.main([*WITHOUT_EPOCHS, "--minutes", "0.05", "--sess-dir", str(tmp_path), "--session", "s"]) == 0
+    monkeypatch.setattr(planning, "_image_seconds", lambda *given: 1e-9)
+    config = str(tmp_path / "s" / "config.yaml")
+    assert main.main(["--cfgs", config, "--sess-dir", str(tmp_path), "--session", "t", "--no-brief"]) == 0
+    assert f"epochs    2 epochs a round, as {config} has them (--minutes)" in (tmp_path / "t" / "log.txt").read_text()
+    assert len((tmp_path / "t" / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_minutes_are_for_new_runs(tmp_path, capsys):
+    assert main.main([*TINY, "--sess-dir", str(tmp_path), "--session", "s"]) == 0
+    assert main.main(["--resume", str(tmp_path / "s"), "--minutes", "5"]) == 2
+    assert "for a resumed one give --max-epoch or --max-round" in error_line(capsys.readouterr().err)
+
+
+def test_a_short_epoch_of_batches_prepared_together_is_timed_after_a_step(monkeypatch, tmp_path):
+    """As on a GPU, whose first step takes seconds."""
+    monkeypatch.setattr(Pipeline, "prepared_together", lambda self, order: 8)
+    steps, found = [], []
+
+    class Slow(planning.Step):
+        def __call__(self, *given):
+            steps.append(1)
+            time.sleep(2.0 if len(steps) == 1 else 0)
+            return super().__call__(*given)
+
+    def measure(*given, measure=planning._image_seconds):
+        found.append(measure(*given))
+        return found[-1]
+
+    monkeypatch.setattr(planning, "Step", Slow)
+    monkeypatch.setattr(planning, "_image_seconds", measure)
+    assert main.main([*WITHOUT_EPOCHS, "--minutes", "1e-9", "--sess-dir", str(tmp_path), "--session", "s"]) == 0
+    assert len(steps) == 1 + 5
+    assert 40 * found[0] < 1.5
 
 
 def test_minutes_with_max_epoch_is_an_error(tmp_path, capsys):
