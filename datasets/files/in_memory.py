@@ -98,6 +98,7 @@ def _read_cache(file: Path, shape: tuple[int, ...]) -> Optional[np.ndarray]:
 
 
 OVERSIZE = 2  # an image is scaled down from at least this many times the side
+_BLOCK = 1024  # images copied at a time
 _WORTH_LOGGING = 64  # images; fewer are read within a moment
 
 
@@ -185,7 +186,11 @@ class _Cache:
             row_of = {key: row for row, key in enumerate(keys.tolist()) if key != cache.NOT_THERE}
             rows = np.array([row_of.get(key, -1) for key in self._keys.tolist()])
             found = (rows >= 0) & ~done
-            pixels[found], done = squares[rows[found]], done | found
+            chosen = np.flatnonzero(found)
+            for first in range(0, len(chosen), _BLOCK):  # a copy of all would be a third array of this size
+                part = chosen[first : first + _BLOCK]
+                pixels[part] = squares[rows[part]]
+            done |= found
         return pixels, done
 
     def write(self, pixels: np.ndarray, done: np.ndarray) -> None:

@@ -21,6 +21,10 @@ RANK = 1e-6
 """Share of the largest singular value below which another one counts as 0, being the rounding of float32 features."""
 
 
+_PART = 1 << 14
+"""Rows converted to float64 at a time."""
+
+
 @dataclass(frozen=True, eq=False)
 class Whitening:
     """x -> unit((x - mean) W), with W = U diag(1 / (s + SHRINK max s)) U^T of the centred rows' singular values s > 0.
@@ -45,11 +49,16 @@ class Whitening:
         Args:
             rows: (n, D), those of this process.
         """
-        rows = rows.double()
         count = world.all_reduce_sum(torch.tensor([float(len(rows))], dtype=torch.float64, device=rows.device))
-        mean = world.all_reduce_sum(rows.sum(dim=0)) / count
-        centred = rows - mean
-        variances, directions = torch.linalg.eigh(world.all_reduce_sum(centred.t() @ centred) / count)
+        total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+        for part in rows.split(_PART):  # a float64 copy of all rows may not fit
+            total += part.double().sum(dim=0)
+        mean = world.all_reduce_sum(total) / count
+        products = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=rows.device)
+        for part in rows.split(_PART):
+            centred = part.double() - mean
+            products.addmm_(centred.t(), centred)
+        variances, directions = torch.linalg.eigh(world.all_reduce_sum(products) / count)
         deviations = variances.clamp_(min=0).sqrt_()
         largest = deviations.max()
         if largest == 0:

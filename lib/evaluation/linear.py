@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from datasets.pipeline import Pipeline
 from lib.config import Options
+from lib.distributed.process_info import ProcessInfo
 from lib.distributed.world import World
 from lib.errors import RunError, not_none
 from lib.evaluation.evaluator import Protocol, Results
@@ -335,11 +336,12 @@ def _device_for(size: int, device: torch.device) -> torch.device:
 
 
 def _check_memory(size: int, stages: list[str], images: str) -> None:
-    available = physical_memory()
+    """Refuse activations that take `size` bytes in each process of a machine, if they do not fit."""
+    size, available = size * ProcessInfo.here().local_size, physical_memory()
     if size > 0.8 * available:
         raise RunError(
             f"--protocol linear: {', '.join(stages)} of the {images} images would take {size / 2**30:.0f} of "
-            f"{available / 2**30:.0f} GiB of memory; use fewer images (--limit-train) or more processes"
+            f"{available / 2**30:.0f} GiB of memory; use fewer images (--limit-train) or more machines"
         )
 
 

@@ -3,15 +3,23 @@
 import ctypes
 import os
 import sys
+from pathlib import Path
+
+from lib.runtime.threads import control_groups, read_system_file
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # from glibc's malloc.h
 KEEP = 1 << 30
 TOP_PAD = 64 << 20
 
 
-def physical_memory() -> int:
-    """Bytes of main memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def physical_memory(root: Path = Path("/")) -> int:
+    """Bytes of main memory that the machine has and this process's cgroups allow. `root`: folder of /proc and /sys."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for group, version in control_groups(root, "memory"):
+        limit = read_system_file(group / ("memory.limit_in_bytes" if version == 1 else "memory.max"))
+        if limit is not None and limit.isdigit():  # "max": no limit
+            limits.append(int(limit))
+    return min(limits)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

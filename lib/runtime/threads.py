@@ -24,7 +24,7 @@ def cores(root: Path = Path("/"), mask: Optional[set[int]] = None) -> int:
     """
     siblings = set()
     for number in _mask() if mask is None else mask:
-        topology = _read(root / f"sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
+        topology = read_system_file(root / f"sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
         siblings.add(topology or str(number))
     return max(1, int(min([len(siblings), *_quotas(root)])))
 
@@ -35,27 +35,34 @@ def _mask() -> set[int]:
     return set(range(os.cpu_count() or 1))
 
 
-def _quotas(root: Path) -> Iterator[float]:
-    """The limits, in cores, of the process's cgroups (version 1 and 2) and of the groups above them."""
-    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
+def control_groups(root: Path, controller: str) -> Iterator[tuple[Path, int]]:
+    """The folders of the process's cgroups with a controller, such as `cpu`, and of the groups above them; and their
+    version, 1 or 2."""
+    for line in (read_system_file(root / "proc/self/cgroup") or "").splitlines():
         _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
         mount = root / "sys/fs/cgroup" / controllers.split(",")[0] if controllers else root / "sys/fs/cgroup"
         if controllers and (mount.parent / controllers).is_dir():
             mount = mount.parent / controllers
         parts = Path(path).parts[1:]
         for depth in range(len(parts) + 1):  # in a container the path may be the host's
-            group = mount.joinpath(*parts[:depth])
-            if controllers:
-                quota, period = _read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")
-            else:
-                quota, _, period = (_read(group / "cpu.max") or "").partition(" ")
-            if quota and period and quota.isdigit():  # "max" and -1: no limit
-                yield int(quota) / int(period)
+            yield mount.joinpath(*parts[:depth]), 1 if controllers else 2
 
 
-def _read(path: Path) -> Optional[str]:
+def _quotas(root: Path) -> Iterator[float]:
+    """The limits, in cores, of the process's cgroups."""
+    for group, version in control_groups(root, "cpu"):
+        if version == 1:
+            quota = read_system_file(group / "cpu.cfs_quota_us")
+            period = read_system_file(group / "cpu.cfs_period_us")
+        else:
+            quota, _, period = (read_system_file(group / "cpu.max") or "").partition(" ")
+        if quota and period and quota.isdigit():  # "max" and -1: no limit
+            yield int(quota) / int(period)
+
+
+def read_system_file(path: Path) -> Optional[str]:
     """The text of a system file, or None if it cannot be read."""
     try:
         return path.read_text().strip()
@@ -102,7 +109,7 @@ def _own_seconds() -> float:
 
 def _seconds_of_all(root: Path = Path("/")) -> Optional[float]:
     """Processor time since boot on this process's processors, including time stolen by a hypervisor."""
-    lines = (_read(root / "proc/stat") or "").splitlines()
+    lines = (read_system_file(root / "proc/stat") or "").splitlines()
     ours = {f"cpu{number}" for number in _mask()}
     ticks = [list(map(int, line.split()[1:])) for line in lines if line.split()[:1] and line.split()[0] in ours]
     if not ticks:

@@ -1,6 +1,7 @@
 """Small images decoded into memory, and their cache."""
 
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -139,3 +140,19 @@ def test_a_folder_of_small_images_is_augmented_on_the_device(files, tmp_path):
     assert (auto.on_device, workers.on_device) == (True, False)
     (one, _), (other, _) = next(auto.train_batches_plain()), next(workers.train_batches_plain())
     assert torch.equal(one, other)
+
+
+def test_reading_the_cache_takes_the_memory_of_two_arrays(tmp_path, monkeypatch):
+    monkeypatch.setattr(in_memory.cache, "file_keys", lambda paths: np.arange(1, len(paths) + 1, dtype=np.uint64))
+    monkeypatch.setattr(in_memory, "_BLOCK", 16)
+    paths = [str(tmp_path / "p" / f"{number}.png") for number in range(600)]
+    cached = in_memory._Cache(paths, 64, "training")
+    pixels = np.random.default_rng(0).integers(0, 256, (600, 64, 64, 3), dtype=np.uint8)
+    cached.write(pixels, np.ones(600, dtype=bool))
+    tracemalloc.start()
+    found, done = cached.read()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(found, pixels)
+    assert done.all()
+    assert peak < 2.3 * pixels.nbytes

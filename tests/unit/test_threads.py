@@ -16,6 +16,7 @@ from lib.method.memory_bank import MemoryBank
 from lib.method.neighbourhoods import Neighbourhoods
 from lib.nn.embedder import Embedder
 from lib.runtime import threads
+from lib.runtime.memory import physical_memory
 from lib.training import planning
 from lib.training.optim import build_optimizer
 from lib.training.state import TrainingState
@@ -227,3 +228,14 @@ def test_a_rate_below_a_third_is_reported_once():
     assert train(400, 6) is None  # too short to tell
     assert train(200, 6) == (50.0, 300.0)
     assert train(10, 10) is None
+
+
+@pytest.mark.parametrize(("cgroup", "limits", "expected"), [
+    (V2, {"a/memory.max": "4096", "a/b/memory.max": "max"}, 4096),
+    (V1, {"memory/m/memory.limit_in_bytes": "8192"}, 8192),
+    (V2, {"memory.max": str(2**62)}, None),
+])  # fmt: skip
+def test_main_memory_is_that_of_the_machine_within_every_limit(tmp_path, cgroup, limits, expected):
+    whole = physical_memory(tmp_path)
+    write(tmp_path, cgroup, limits)
+    assert physical_memory(tmp_path) == (expected or whole)

@@ -21,8 +21,9 @@ def by_singular_values(train, rows):
 
 
 @pytest.mark.parametrize("count", [200, 24, 9, 2])
-def test_rows_are_whitened_as_by_singular_values(count):
+def test_rows_are_whitened_as_by_singular_values(count, monkeypatch):
     """For more rows than dimensions, as many, and fewer."""
+    monkeypatch.setattr("lib.evaluation.features._PART", 50)
     scales = torch.logspace(-2, 1, 24)
     train, others = torch.randn(count, 24, generator=torch.Generator().manual_seed(1)) * scales + 3, unit_rows(7, 24, 2)
     whiten = Whitening.fit(train, World.alone())
