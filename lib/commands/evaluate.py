@@ -8,6 +8,7 @@ from lib.commands.start import Resumed, resumed_path
 from lib.errors import one_line
 from lib.evaluation.evaluator import Evaluated, Evaluator
 from lib.nn.embedder import Embedder
+from lib.runtime.atomic import writing
 from lib.session.folder import SessionFolder, check_own_files
 from lib.training.state import build_embedder
 
@@ -47,7 +48,6 @@ def print_results(call: Call, pipeline: Pipeline, evaluator: Evaluator, embedder
     evaluated, _ = evaluator.evaluate_finished(embedder)
     if not call.world.is_first:
         return
-    written = [] if session is None else write_files(evaluated, session.path)
     for line in (*pipeline.notes, *pipeline.cautions):
         print(f"{pipeline.name}: {one_line(line)}")
     name = f"{source}: round {saved['round']}, epoch {saved['epoch']}" if saved else call.options.pretrained
@@ -55,8 +55,10 @@ def print_results(call: Call, pipeline: Pipeline, evaluator: Evaluator, embedder
         print(f"{name}: {protocol.name} {results.summary} (training features recomputed)")
         if results.table:
             print(results.table)
-    for path in written:
-        print(f"written: {path}")
+    if session is not None:
+        with writing(session.path):  # last, so that results are shown even if it fails
+            for path in write_files(evaluated, session.path):
+                print(f"written: {path}")
 
 
 def write_files(evaluated: Evaluated, folder: Path) -> list[Path]:

@@ -188,31 +188,31 @@ class Evaluator:
 
     def evaluate(self, protocols: Sequence[Protocol], embedder: Embedder) -> Evaluated:
         """The results of some of the other protocols. Every feature is recomputed, once for all of them."""
-        return _evaluate(protocols, self._features(embedder, self.space))
+        return self._evaluate(protocols, self._features(embedder, self.space))
 
     def evaluate_finished(self, embedder: Embedder) -> tuple[Evaluated, Features]:
         """All results for a finished network, and its features of `space`. Every feature is recomputed."""
         features = self._features(embedder, PLAIN)
-        results = _evaluate(self.knn, features)
+        results = self._evaluate(self.knn, features)
         if not self.space.is_plain:
             features = self._features(embedder, self.space)
-        return results + _evaluate([*self.feature_knn, *self.others], features), features
+        return results + self._evaluate([*self.feature_knn, *self.others], features), features
+
+    def _evaluate(self, protocols: Sequence[Protocol], features: Features) -> Evaluated:
+        evaluated = []
+        for protocol in protocols:
+            results = protocol.evaluate(features)
+            self._world.long_barrier()  # the first process alone may cluster for hours
+            if results is None:
+                continue
+            if not features.space.is_plain and protocol.name != "linear":  # which takes activations, not features
+                results = replace(results, summary=f"features: {features.space}: {results.summary}")
+            evaluated.append((protocol, results))
+        return evaluated
 
     def _features(self, embedder: Embedder, space: FeatureSpace, memory: Optional[Tensor] = None) -> Features:
         dim = space.dim(embedder.network, self._low_dim)
         return Features(embedder, self._pipeline, self._world, dim, memory, space)
-
-
-def _evaluate(protocols: Sequence[Protocol], features: Features) -> Evaluated:
-    evaluated = []
-    for protocol in protocols:
-        results = protocol.evaluate(features)
-        if results is None:
-            continue
-        if not features.space.is_plain and protocol.name != "linear":  # which takes activations, not features
-            results = replace(results, summary=f"features: {features.space}: {results.summary}")
-        evaluated.append((protocol, results))
-    return evaluated
 
 
 def _first(protocols: "Sequence[KNN]", evaluated: Evaluated) -> Optional[tuple[float, Optional[float]]]:

@@ -4,6 +4,7 @@ What each protocol computes is tested beside its own oracle: test_linear, test_c
 """
 
 import csv
+import errno
 import json
 import re
 import shutil
@@ -129,3 +130,14 @@ def test_cluster_scores_ignore_images_without_a_label():
     assert chosen.train.labels.tolist() == [0, 1, 1]
     assert chosen.train.numbers.tolist() == [0, 3, 5]
     assert (chosen.train.classes, chosen.notes) == (("a", "c"), ("a note",))
+
+
+def test_results_are_shown_even_if_their_files_cannot_be_written(run, capsys, monkeypatch):
+    def full(*given):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lib.commands.evaluate.write_files", full)
+    assert main(["--resume", str(run[0]), "--test-only", "--protocol", "knn"]) == 1
+    shown = capsys.readouterr()
+    assert "knn" in shown.out
+    assert "could not be written: No space left on device" in shown.err
