@@ -361,7 +361,8 @@ def training_paths(
     if fingerprint is None:
         return None, "named by their rows: the file does not say which images they are"
     try:
-        split = datasets.load(options.dataset, options.data_root, False)
+        labels = options.labels if options.classes else None  # which choose among the images
+        split = datasets.load(options.dataset, options.data_root, False, labels)
         # only names are needed: nothing is decoded and no batch is loaded
         pipeline = Pipeline(split, replace(options, augment_on="workers", shrink=None), torch.device("cpu"))
     except UserError as error:

@@ -31,6 +31,12 @@ def check_free(option: str, path: Path, overwrite: bool) -> None:
     Raises:
         UserError: it may not.
     """
+    final = Path(os.path.realpath(path))  # the folder that a link leads to
+    above = next(folder for folder in final.parents if folder.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        raise UserError(f"{option} {path}: nothing can be written into {above}; choose another folder")
+    if os.path.ismount(final):
+        raise UserError(f"{option} {path}: a mounted folder cannot be replaced; name a new folder in it")
     if not os.path.lexists(path):
         return
     if not path.is_dir():

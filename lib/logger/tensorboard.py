@@ -279,7 +279,7 @@ class Projector:
         self._folder = folder
         self._files = folder / "projector"
         self._files.mkdir(parents=True, exist_ok=True)
-        _sheet(squares).save(self._files / "thumbnails.png")
+        _sheet(squares).save(self._files / f"thumbnails-{len(squares)}.png")
 
     def add(self, name: str, features: np.ndarray, about: Mapping[str, Sequence[str]]) -> None:
         """Write features; they replace those of the same name.
@@ -310,8 +310,11 @@ class Projector:
             entry.tensor_name = f"{number:03d}-{name}"
             entry.tensor_path = f"projector/{name}.tsv"
             entry.metadata_path = f"projector/{path.name}"
-            entry.sprite.image_path = "projector/thumbnails.png"
-            entry.sprite.single_image_dim.extend([SPRITE_SIDE, SPRITE_SIDE])
+            with open(self._files / f"{name}.tsv", encoding="utf-8") as file:
+                sheet = f"thumbnails-{sum(1 for _ in file)}.png"  # images are drawn by their number alone
+            if (self._files / sheet).exists():
+                entry.sprite.image_path = f"projector/{sheet}"
+                entry.sprite.single_image_dim.extend([SPRITE_SIDE, SPRITE_SIDE])
         (self._folder / "projector_config.pbtxt").write_text(text_format.MessageToString(config), encoding="utf-8")
 
 

@@ -77,7 +77,7 @@ def map_section(rows: np.ndarray, features: Tensor, pictures: Pictures, groups: 
         named = names[number] == NO_LABEL or coloured_by == "cluster"
         text = f"{pictures.name(row)}, {names[number] if named else f'class {names[number]}'}"
         points.append([round(position[0], 4), round(1 - position[1], 4), text])
-    tile = min(TILE, *(pictures.thumbnail(row).size[0] for row in rows.tolist()))
+    tile = min(TILE, max(pictures.thumbnail(row).size[0] for row in rows.tolist()))
     present = sorted(set(numbers))
     legend = [LegendEntry(CSS_NAMES.get(colours[number], colours[number]), names[number]) for number in present]
     return MapSection(

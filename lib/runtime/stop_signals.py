@@ -6,9 +6,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any, Optional
+from typing import Any, Callable, Optional  # collections.abc.Callable in Optional fails in Python 3.9.0 and 3.9.1
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 BATCH_TIMEOUT = 10.0

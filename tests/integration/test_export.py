@@ -11,14 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
+import datasets
 import main
 import models
+from datasets.pipeline import Pipeline
 from lib.checkpoint import io as checkpoint
 from lib.commands import evaluate
 from lib.commands.embed import default_output
-from lib.errors import RunError
+from lib.config import Options
+from lib.errors import RunError, UserError
 from lib.export import network_files
-from lib.export.result_folder import result_folder, write_table
+from lib.export.model import training_paths
+from lib.export.result_folder import check_free, result_folder, write_table
 from tests.helpers.authors_files import authors_checkpoint
 from tests.helpers.runs import ROOT
 from tests.helpers.runs import call as process_of
@@ -574,3 +578,27 @@ torch.save((paths, features, similarities, rows), "found.pt")
     expected = (features.double() @ memory.double().t()).topk(2)
     assert torch.allclose(similarities.double(), expected.values, atol=1e-6)
     assert torch.equal(rows, expected.indices)
+
+
+def test_folders_that_cannot_be_replaced_are_refused_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "volume").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "volume")
+    with pytest.raises(UserError, match="a mounted folder cannot be replaced; name a new folder in it"):
+        check_free("--export", tmp_path / "volume", False)
+    check_free("--export", tmp_path / "volume" / "new" / "one", False)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # as on a read-only disk
+    with pytest.raises(UserError, match=f"nothing can be written into {tmp_path}; choose another folder"):
+        check_free("--export", tmp_path / "a" / "b", False)
+
+
+def test_training_images_chosen_by_a_table_of_labels_keep_their_names(data, tmp_path):
+    pictures = sorted((data / "train").rglob("*.png"))[:4]
+    table = tmp_path / "t.csv"
+    table.write_text("".join(f"{path.relative_to(data)},{'ab'[row % 2]}\n" for row, path in enumerate(pictures)))
+    options = Options(
+        dataset="photos", data_root=str(data), labels=str(table), classes=("a", "b"), augment_on="workers"
+    )
+    split = datasets.load("photos", str(data), False, str(table))
+    pipeline = Pipeline(split, options, torch.device("cpu"))
+    paths, line = training_paths(options, pipeline.fingerprint, pipeline.contents)
+    assert sorted(paths) == [str(path) for path in pictures], line

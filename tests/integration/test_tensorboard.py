@@ -8,6 +8,7 @@ from PIL import Image
 
 import main
 from lib.checkpoint import io as checkpoint
+from lib.logger.tensorboard import SPRITE_SIDE, Projector
 from tests.helpers.runs import TINY
 
 
@@ -71,3 +72,19 @@ def test_pictures_can_be_switched_off(tmp_path):
     run = tmp_path / "x" / "tfboard" / "run"
     assert EventAccumulator(str(run)).Reload().Tags()["images"] == []
     assert not list(run.glob("projector*"))
+
+
+def test_a_projector_with_another_number_of_images_keeps_the_earlier_thumbnails(tmp_path):
+    """After a resumption with another --tfb-projector."""
+    from google.protobuf import text_format
+    from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
+
+    for name, count in (("one", 9), ("two", 4)):
+        board = Projector(tmp_path, np.zeros((count, SPRITE_SIDE, SPRITE_SIDE, 3), np.uint8))
+        board.add(name, np.zeros((count, 2)), {"image": ["x"] * count, "label": ["y"] * count})
+    config = text_format.Parse((tmp_path / "projector_config.pbtxt").read_text(), ProjectorConfig())
+    sheets = {entry.metadata_path: entry.sprite.image_path for entry in config.embeddings}
+    assert sheets == {
+        "projector/one-about.tsv": "projector/thumbnails-9.png", "projector/two-about.tsv": "projector/thumbnails-4.png"
+    }  # fmt: skip
+    assert all((tmp_path / sheet).is_file() for sheet in sheets.values())
