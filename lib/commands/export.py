@@ -50,7 +50,8 @@ def export(call: Call) -> None:
         UserError, RunError: as `check_export` and `write_export`.
     """
     options, world = call.options, call.world
-    check_free("--export", Path(not_none(options.export)), options.overwrite)  # before a large data set is read
+    if world.is_first:  # which writes; and before a large data set is read
+        check_free("--export", Path(not_none(options.export)), options.overwrite)
     pipeline = open_images(options, world, call.process)
     embedder = build_embedder(options, world, call.dtype)
     open_log(None, options.brief, silent=not world.is_first)

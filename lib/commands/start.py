@@ -103,7 +103,7 @@ def _with_options_of(saved: dict[str, Any], settings: Settings, arguments: Seque
     """The settings of a run that is resumed or evaluated.
 
     Raises:
-        UserError: --pretrained or --minutes is given as well.
+        UserError: --pretrained is given as well.
     """
     from lib.checkpoint.manager import statistics
 
@@ -116,8 +116,6 @@ def _with_options_of(saved: dict[str, Any], settings: Settings, arguments: Seque
         settings = collect(arguments, {**stored, **statistics(saved)}, settings.files)
     if settings.sources["pretrained"] == "command line":
         raise UserError(_ONE_OF_THEM)
-    if settings.sources["minutes"] == "command line" and settings.options.minutes is not None:
-        raise UserError("--minutes chooses the epochs of a new run; for a resumed one give --max-epoch or --max-round")
     return settings
 
 

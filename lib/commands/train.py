@@ -22,7 +22,7 @@ from lib.config import Options, Settings, to_yaml
 from lib.errors import UserError, one_line
 from lib.evaluation.baselines import PRETRAINED, UNTRAINED, PixelRows, baselines, below_pixels, measurable
 from lib.evaluation.evaluator import Evaluated, Evaluator
-from lib.export.kept_features import read_arrays
+from lib.export.kept_features import position_of
 from lib.logger.console import LOGGER, RESULT, close_log, is_terminal, open_log
 from lib.nn.winograd import count_winograd
 from lib.pretrained.bank import images_to_fit, start_bank
@@ -48,14 +48,17 @@ def train(call: Call) -> None:
     """Train from the start of the call to the end of the last round, and evaluate the finished network.
 
     Raises:
-        UserError: too few images for the options, or a checkpoint that does not fit them.
+        UserError: too few images for the options, or a checkpoint that does not fit them; --minutes for a resumed run.
         RunError: a loss is not finite, or the session cannot be written.
         Interrupted: a signal asked to stop.
     """
     start, world = call.start, call.world
     pipeline = open_images(call.options, world, call.process)
     state = TrainingState.fresh(call.options, pipeline, world, call.dtype)
-    is_planned = call.options.minutes is not None and not isinstance(start, Resumed)
+    has_minutes = call.options.minutes is not None
+    if has_minutes and isinstance(start, Resumed) and call.settings.sources["minutes"] == "command line":
+        raise UserError("--minutes chooses the epochs of a new run; for a resumed one give --max-epoch or --max-round")
+    is_planned = has_minutes and not isinstance(start, Resumed)
     plan = None
     if is_planned:
         pipeline.check_batches()
@@ -217,12 +220,12 @@ def _supersede_results_after(session: SessionFolder, position: Position) -> None
     """
     for path, read in (
         (session.final, lambda path: json.loads(path.read_text(encoding="utf-8"))),
-        (session.features, read_arrays),
+        (session.features, position_of),
     ):
         try:
             found = read(path) if path.is_file() else {}
             is_later = bool(found) and (int(found["round"]), int(found["epoch"])) > position[:2]
-        except (UserError, ValueError, KeyError, TypeError):
+        except (UserError, OSError, ValueError, KeyError, TypeError):
             is_later = True  # damaged
         if is_later:
             move_aside(session, path)

@@ -5,7 +5,7 @@ bank cannot replace them: its rows are of the network's output, not whitened, an
 """
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -117,14 +117,23 @@ def space_of(level: str, arrays: Mapping[str, np.ndarray]) -> FeatureSpace:
     return FeatureSpace(level, True, Whitening(mean, matrix))
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a .npz file; nothing in it is executed.
+def position_of(path: Path) -> dict[str, np.ndarray]:
+    """`round` and `epoch` in features.npz.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return read_arrays(path, ("round", "epoch"))
+
+
+def read_arrays(path: Path, names: Optional[Sequence[str]] = None) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file, all or those of these names; nothing in it is executed.
 
     Raises:
         UserError: it cannot be read.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            return {name: file[name] for name in (file.files if names is None else names)}
     except (OSError, ValueError, EOFError, AttributeError, BadZipFile, zlib.error, NotImplementedError) as error:
         raise UserError(f"{path} cannot be read ({error}); it is damaged or not a file of arrays; remove it") from None

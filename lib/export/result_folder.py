@@ -32,7 +32,7 @@ def check_free(option: str, path: Path, overwrite: bool) -> None:
         UserError: it may not.
     """
     final = Path(os.path.realpath(path))  # the folder that a link leads to
-    above = next(folder for folder in final.parents if folder.exists())
+    above = next((folder for folder in final.parents if os.path.exists(folder)), final)
     if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
         raise UserError(f"{option} {path}: nothing can be written into {above}; choose another folder")
     if os.path.ismount(final):

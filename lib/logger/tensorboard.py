@@ -310,8 +310,9 @@ class Projector:
             entry.tensor_name = f"{number:03d}-{name}"
             entry.tensor_path = f"projector/{name}.tsv"
             entry.metadata_path = f"projector/{path.name}"
-            with open(self._files / f"{name}.tsv", encoding="utf-8") as file:
-                sheet = f"thumbnails-{sum(1 for _ in file)}.png"  # images are drawn by their number alone
+            lines = path.read_text(encoding="utf-8").splitlines()
+            images = len(lines) - ("\t" in lines[0])  # without the heading, which a single column lacks
+            sheet = f"thumbnails-{images}.png"  # images are drawn by their number alone
             if (self._files / sheet).exists():
                 entry.sprite.image_path = f"projector/{sheet}"
                 entry.sprite.single_image_dim.extend([SPRITE_SIDE, SPRITE_SIDE])

@@ -24,7 +24,8 @@ class Embedder:
         device: of the network.
         dtype: of autocast, or None for float32.
         compiled_batch: images in the batches for which torch.compile compiles the network, in training; 0: none.
-            Others run as they are: the last one of an epoch is not worth another compilation.
+            Others run as they are: the last one of an epoch is not worth another compilation. With several processes
+            every batch is compiled.
         world: the data-parallel processes, or None for one. Each has a replica of the network, and backward averages
             their gradients.
     """

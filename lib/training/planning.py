@@ -221,7 +221,8 @@ def epochs_within(seconds: float, image_seconds: float, train: int, test: int, r
 def within_minutes(settings: Settings, state: TrainingState, pipeline: Pipeline, world: World) -> tuple[Settings, str]:
     """The settings with --max-epoch chosen for --minutes, and a line for the log. All processes must call it.
 
-    State and random numbers are restored afterwards. A config file with both is that of a run, which has chosen before.
+    State and random numbers are restored afterwards. Nothing is chosen where both come from the config.yaml of a run,
+    which has chosen before.
 
     Raises:
         UserError: --max-epoch was given on the command line as well.
@@ -229,13 +230,16 @@ def within_minutes(settings: Settings, state: TrainingState, pipeline: Pipeline,
     options = settings.options
     if settings.sources["max_epoch"] == "command line":
         raise UserError("--minutes chooses --max-epoch by the speed of this machine; give one of them")
-    if settings.sources["max_epoch"] == settings.sources["minutes"]:
-        return settings, f"{options.max_epoch} epochs a round, as {settings.sources['minutes']} has them (--minutes)"
-    minutes = not_none(options.minutes)
+    source = settings.sources["minutes"]
+    if source == settings.sources["max_epoch"] and set(options.as_dict()) <= set(settings.files.get(source, ())):
+        return settings, f"{options.max_epoch} epochs a round, as {source} has them (--minutes)"
+    minutes, started = not_none(options.minutes), time.perf_counter()
     image_seconds = _image_seconds(settings, state, pipeline, world)
+    spent = torch.tensor([time.perf_counter() - started], dtype=torch.float64, device=world.device)
+    left = max(0.0, 60 * minutes - world.all_reduce_max(spent).item())
     test = 0 if pipeline.test is None else len(pipeline.test)
     rounds = options.max_round - options.first_round
-    epochs = epochs_within(60 * minutes, image_seconds, len(pipeline.train), test, rounds)
+    epochs = epochs_within(left, image_seconds, len(pipeline.train), test, rounds)
     options = dataclasses.replace(options, max_epoch=epochs)
     sources = {**settings.sources, "max_epoch": "--minutes"}
     planned = epochs * rounds * image_seconds * (len(pipeline.train) + EVALUATION_COST * test) / 60
@@ -250,12 +254,12 @@ def _image_seconds(settings: Settings, state: TrainingState, pipeline: Pipeline,
     prepared together.
 
     Batches of a wave arrive together, so that single intervals say little. The first waves are not timed, since they
-    are prepared in advance. An epoch that is too short for a timed wave is timed whole,
-    after one step.
+    are prepared in advance. An epoch that is too short for a timed wave is timed whole, after one step.
     """
     order = pipeline.epoch_order(state.round, state.epoch)
     wave = pipeline.prepared_together(order)
     untimed = wave if wave == 1 else wave * (1 + settings.options.prefetch)
+    wave, untimed = map(max, zip(*world.all_gather_ints([wave, untimed])))  # machines may differ in workers
     if len(order) < untimed + wave:
         untimed, wave = 0, len(order)
     order = order[: untimed + wave * max(2, math.ceil(RATE_STEPS / wave))]

@@ -197,6 +197,12 @@ def test_the_config_of_a_planned_run_gives_the_same_run(tmp_path, monkeypatch):
     assert main.main(["--cfgs", config, "--sess-dir", str(tmp_path), "--session", "t", "--no-brief"]) == 0
     assert f"epochs    2 epochs a round, as {config} has them (--minutes)" in (tmp_path / "t" / "log.txt").read_text()
     assert len((tmp_path / "t" / "metrics.jsonl").read_text().splitlines()) == 4
+    own = tmp_path / "own.yaml"  # a recipe in one file chooses as one in two files does
+    own.write_text("max_epoch: 200\nminutes: 0.05\n")
+    monkeypatch.setattr(planning, "_image_seconds", lambda *given: 0.01)
+    given = [*WITHOUT_EPOCHS[:3], str(own), *WITHOUT_EPOCHS[3:], "--sess-dir", str(tmp_path), "--session", "u"]
+    assert main.main(given) == 0
+    assert len((tmp_path / "u" / "metrics.jsonl").read_text().splitlines()) == 4
 
 
 def test_minutes_are_for_new_runs(tmp_path, capsys):

@@ -11,10 +11,15 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from datasets.image_set import UNLABELLED, ImageSet, Split
 from datasets.labels import select_classes
 from lib.checkpoint import io as checkpoint
+from lib.config import Options
+from lib.distributed.world import World
+from lib.evaluation.baselines import PixelNeighbours
+from lib.evaluation.evaluator import Evaluator
 from main import main
 from tests.helpers.processes import run as run_processes
 from tests.helpers.runs import TINY, call, error_line, start, wait_for
@@ -141,3 +146,22 @@ def test_results_are_shown_even_if_their_files_cannot_be_written(run, capsys, mo
     shown = capsys.readouterr()
     assert "knn" in shown.out
     assert "could not be written: No space left on device" in shown.err
+
+
+def test_the_others_wait_for_hours_while_the_first_process_evaluates(monkeypatch):
+    """Clusters are found by the first process alone."""
+    calls = []
+
+    class Waiting(World):
+        def long_barrier(self):
+            calls.append("wait")
+
+    class Silent:
+
+        def evaluate(self, features):
+            calls.append("evaluate")
+
+    monkeypatch.setattr(PixelNeighbours, "measurable", lambda pipeline: False)
+    evaluator = Evaluator(Options(dataset="digits", protocol=()), None, Waiting(1, 2, torch.device("cpu")))
+    assert evaluator._evaluate([Silent(), Silent()], None) == []
+    assert calls == ["evaluate", "wait", "evaluate", "wait"]

@@ -17,8 +17,9 @@ from lib.checkpoint import io as checkpoint
 from lib.checkpoint.manager import newest_by_round
 from lib.clustering.clusters import choose_number, find_clusters
 from lib.report import Report, pictures
-from lib.report.feature_map import layout
+from lib.report.feature_map import layout, map_section
 from lib.report.galleries import Certainty, contact_sheets
+from lib.report.page import _charts
 from lib.report.pictures import Pictures
 from lib.report.rounds import stability
 from lib.report.template import TEMPLATES
@@ -27,6 +28,7 @@ from lib.session.records import SessionRecord
 from tests.helpers import oracles
 from tests.helpers.html_page import Page, check_rules
 from tests.helpers.runs import TINY
+from tests.helpers.sessions import make
 
 SMALL = [*TINY, "--report", "--limit-train", "60", "--batch-size", "32", "--max-round", "3"]
 PICTURES = ["--dataset", "imagefolder", "--network", "convnet", "--size", "16", "--max-epoch", "1",
@@ -493,6 +495,23 @@ def test_samples_are_bounded_and_ascending(count, wanted):
     assert len(rows) == len(set(rows)) == min(count, wanted)
     assert rows == sorted(rows)
     assert 0 <= rows[0] <= rows[-1] < count
+
+
+@pytest.mark.parametrize(("policy", "words"), [("cosine", "falls once over the run"), ("step", "restarts in every")])
+def test_the_rate_is_explained_as_it_falls(tmp_path, policy, words):
+    make(tmp_path / "s", lr_policy=policy)
+    assert any(words in explained for _, _, explained in _charts(SessionRecord.read(tmp_path / "s", "--compare"), 50))
+
+
+def test_one_tiny_picture_does_not_shrink_the_thumbnails_of_the_map(tmp_path):
+    paths = []
+    for number in range(6):
+        paths.append(str(tmp_path / f"{number}.png"))
+        side = 1 if number == 2 else 200
+        Image.new("RGB", (side, side), (40 * number, 0, 0)).save(paths[-1])
+    rows, features = np.arange(6), torch.nn.functional.normalize(torch.randn(6, 8), dim=1)
+    found = map_section(rows, features, pictures.Pictures(ImageSet(paths)), np.zeros(6, dtype=int))
+    assert min(opened(found.sheet).size) >= 40
 
 
 def test_large_images_become_small_thumbnails():

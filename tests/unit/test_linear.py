@@ -8,6 +8,8 @@ from sklearn.linear_model import LogisticRegression
 
 import models
 from lib.distributed.world import World
+from lib.errors import RunError
+from lib.evaluation import linear
 from lib.evaluation.knn import classes_ahead
 from lib.evaluation.linear import _moments, fit_classifier, pooled, pooled_widths, stage_rows
 from lib.nn.embedder import Embedder
@@ -122,3 +124,12 @@ def test_the_activations_of_every_stage(network, size, widths):
     with torch.no_grad():
         assert torch.allclose(kept[stages[0]], pooled(outputs(images)[stages[0]], 10_000), atol=1e-5)
     assert not embedder.network.training
+
+
+def test_activations_of_every_process_of_a_machine_count(monkeypatch):
+    monkeypatch.setattr(linear, "physical_memory", lambda: 1000)
+    linear._check_memory(300, ["layer1"], "train")
+    for name, value in (("RANK", 0), ("WORLD_SIZE", 8), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 4)):
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(RunError, match="layer1 of the train images would take"):
+        linear._check_memory(300, ["layer1"], "train")
