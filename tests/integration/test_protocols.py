@@ -157,7 +157,6 @@ def test_the_others_wait_for_hours_while_the_first_process_evaluates(monkeypatch
             calls.append("wait")
 
     class Silent:
-
         def evaluate(self, features):
             calls.append("evaluate")
 
