@@ -264,18 +264,22 @@ def _image_seconds(settings: Settings, state: TrainingState, pipeline: Pipeline,
         untimed, wave = 0, len(order)
     order = order[: untimed + wave * max(2, math.ceil(RATE_STEPS / wave))]
     step = Step(state.embedder, state.bank, state.optimizer, settings.options.npc_temperature)
-    ends, images_done = [time.perf_counter()], [0]
+
+    def train(batches: Sequence[Tensor]) -> Iterator[int]:
+        """Trains on each batch and yields its number of images."""
+        # in this order, so that zip exhausts the batches and their workers stay for the run
+        for (images, indices), rows in zip(pipeline.train_batches(batches, state.round, state.epoch), batches):
+            step(images, state.neighbourhoods.members(indices), len(rows)).item()
+            yield len(rows)
+
     state.embedder.train()
     with restoring_state(state, torch.cat(order)):
         if untimed == 0:
-            for images, indices in pipeline.train_batches(order[:1], state.round, state.epoch):
-                step(images, state.neighbourhoods.members(indices), len(order[0])).item()
-            ends = [time.perf_counter()]
-        # in this order, so that zip exhausts the batches and their workers stay for the run
-        for (images, indices), rows in zip(pipeline.train_batches(order, state.round, state.epoch), order):
-            step(images, state.neighbourhoods.members(indices), len(rows)).item()
+            sum(train(order[:1]))
+        ends, images_done = [time.perf_counter()], [0]
+        for count in train(order):
             ends.append(time.perf_counter())
-            images_done.append(images_done[-1] + len(rows))
+            images_done.append(images_done[-1] + count)
     timed = [
         (ends[at + wave] - ends[at]) / (images_done[at + wave] - images_done[at])
         for at in range(untimed, len(order) - wave + 1, wave)

@@ -152,18 +152,9 @@ def test_a_run_has_the_epochs_that_fit_and_keeps_them(tmp_path, capsys, monkeypa
     assert len((tmp_path / "s" / "metrics.jsonl").read_text().splitlines()) == 6
 
 
-def slow_pixels(path, *given, read=read_rgb, **options):
-    time.sleep(0.05)
-    return read(path, *given, **options)
-
-
-def test_the_time_of_an_image_is_that_of_a_long_epoch(tmp_path, monkeypatch):
-    """Pictures whose loading takes longer than the step: batches of several workers arrive together."""
-    for number in range(48):
-        path = tmp_path / "photos" / f"{number:02d}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.new("RGB", (9, 9), (number, 0, 0)).save(path)
-    monkeypatch.setattr("datasets.image_set.read_rgb", slow_pixels)
+@pytest.fixture
+def measured(monkeypatch):
+    """The seconds of an image that --minutes has measured."""
     found = []
 
     def measure(*given, measure=planning._image_seconds):
@@ -171,13 +162,28 @@ def test_the_time_of_an_image_is_that_of_a_long_epoch(tmp_path, monkeypatch):
         return found[-1]
 
     monkeypatch.setattr(planning, "_image_seconds", measure)
+    return found
+
+
+def slow_pixels(path, *given, read=read_rgb, **options):
+    time.sleep(0.05)
+    return read(path, *given, **options)
+
+
+def test_the_time_of_an_image_is_that_of_a_long_epoch(tmp_path, monkeypatch, measured):
+    """Pictures whose loading takes longer than the step: batches of several workers arrive together."""
+    for number in range(48):
+        path = tmp_path / "photos" / f"{number:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(path)
+    monkeypatch.setattr("datasets.image_set.read_rgb", slow_pixels)
     given = [*WITHOUT_EPOCHS, "--dataset", "photos", "--data-root", tmp_path / "photos", "--size", "8", "--augment-on",
              "workers", "--workers-num", "4", "--batch-size", "2", "--limit-train", "48", "--minutes", "1e-9",
              "--sess-dir", tmp_path, "--session", "s", "--threads", "1"]  # fmt: skip
     assert main.main([*map(str, given)]) == 0
     lines = (tmp_path / "s" / "metrics.jsonl").read_text().splitlines()
     took = [json.loads(line)["images_per_second"] for line in lines]
-    assert 0.6 < found[0] * max(took) < 1.7
+    assert 0.6 < measured[0] * max(took) < 1.7
 
 
 def test_timing_does_not_change_the_run(tmp_path):
@@ -211,10 +217,10 @@ def test_minutes_are_for_new_runs(tmp_path, capsys):
     assert "for a resumed one give --max-epoch or --max-round" in error_line(capsys.readouterr().err)
 
 
-def test_a_short_epoch_of_batches_prepared_together_is_timed_after_a_step(monkeypatch, tmp_path):
+def test_a_short_epoch_of_batches_prepared_together_is_timed_after_a_step(monkeypatch, tmp_path, measured):
     """As on a GPU, whose first step takes seconds."""
     monkeypatch.setattr(Pipeline, "prepared_together", lambda self, order: 8)
-    steps, found = [], []
+    steps = []
 
     class Slow(planning.Step):
         def __call__(self, *given):
@@ -222,15 +228,10 @@ def test_a_short_epoch_of_batches_prepared_together_is_timed_after_a_step(monkey
             time.sleep(2.0 if len(steps) == 1 else 0)
             return super().__call__(*given)
 
-    def measure(*given, measure=planning._image_seconds):
-        found.append(measure(*given))
-        return found[-1]
-
     monkeypatch.setattr(planning, "Step", Slow)
-    monkeypatch.setattr(planning, "_image_seconds", measure)
     assert main.main([*WITHOUT_EPOCHS, "--minutes", "1e-9", "--sess-dir", str(tmp_path), "--session", "s"]) == 0
     assert len(steps) == 1 + 5
-    assert 40 * found[0] < 1.5
+    assert 40 * measured[0] < 1.5
 
 
 def test_minutes_with_max_epoch_is_an_error(tmp_path, capsys):
