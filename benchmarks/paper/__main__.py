@@ -180,6 +180,9 @@ def _dry_run(queue: Queue) -> None:
 
 
 def _make(queue: Queue, reports: Path) -> int:
+    from benchmarks.paper.report import earlier
+
+    earlier(queue.plan, reports)  # a damaged file is an error before the runs, not after them
     failures, place, total = [], 0, len(queue.left)
     without = [run.name for run in queue.runs if queue.states[run.name] == NO_DATA]
     if without:
@@ -240,9 +243,14 @@ def _time(seconds: float) -> str:
 
 
 def _report(queue: Queue, reports: Path) -> Path:
-    from benchmarks.paper.report import write  # loads PyTorch
+    from benchmarks.paper.report import earlier, write  # loads PyTorch
 
-    return write(queue.plan, queue.results(), reports)
+    results, changed = earlier(queue.plan, reports)
+    for name in changed:
+        print(f"left out: the report's runs of {name}, which were made with other options")
+    for name, runs in queue.results().items():
+        results[name] = {**results.get(name, {}), **runs}
+    return write(queue.plan, results, reports)
 
 
 if __name__ == "__main__":

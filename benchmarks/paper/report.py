@@ -1,5 +1,6 @@
 """The results of the runs: a report in Markdown, the same as JSON, and a plot for each item."""
 
+import dataclasses
 import datetime
 import json
 from collections.abc import Mapping
@@ -11,11 +12,14 @@ from benchmarks.paper.plot import plot
 from benchmarks.paper.runs import Result, config_as_json
 from benchmarks.paper.statistics import Mean, mean_of, paired, verdict
 from benchmarks.runs import processor
+from lib.errors import UserError, one_line
 from lib.runtime.atomic import replace_text
 from lib.session.provenance import git_revision
 
 Results = Mapping[str, Mapping[int, Result]]
 """Results by the variant's name and the seed."""
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Result))
 
 
 def measured(results: Results, measure: Measure) -> dict[int, float]:
@@ -36,7 +40,7 @@ def assess(results: Results, statement: Statement) -> tuple[Optional[Mean], str]
     return difference, verdict(difference)
 
 
-def as_json(plan: Plan, results: Results, machine: str, date: str) -> dict[str, Any]:
+def as_json(plan: Plan, results: Results, date: str) -> dict[str, Any]:
     """The report as plain values: accuracies by seed and differences of statements, as fractions of 1.
 
     An item is in it once a statement of it can be tested; before that its only runs may be those of other items.
@@ -51,19 +55,55 @@ def as_json(plan: Plan, results: Results, machine: str, date: str) -> dict[str, 
             "variants": {each: _variant_as_json(plan, results[each], each) for each in variants},
             "statements": statements,
         }
-    return {"commit": _codes(results), "machine": machine, "date": date, "items": items}
+    return {"commit": _codes(results), "machine": _machines(results), "date": date, "items": items}
 
 
 def _variant_as_json(plan: Plan, results: Mapping[int, Result], name: str) -> dict[str, Any]:
     found = {
-        "options": config_as_json(plan.scale.options(plan.variants[name])),
-        "knn": {str(seed): result.knn for seed, result in sorted(results.items())},
+        "options": _options(plan, name),
     }
-    for more in ("linear", "consistency", "baselines", "features", "readouts", "rank", "processor"):
+    for more in _FIELDS:
         values = {str(seed): getattr(result, more) for seed, result in sorted(results.items())}
         if any(value is not None and value != {} for value in values.values()):
             found[more] = values
     return found
+
+
+def earlier(plan: Plan, folder: Path) -> tuple[dict[str, dict[int, Result]], list[str]]:
+    """The runs that the folder's report has already, whose sessions may lie on another machine.
+
+    Returns:
+        their results, and the variants that are left out because they had other options.
+
+    Raises:
+        UserError: the file is not what `write` writes.
+    """
+    path = folder / f"paper-{plan.scale.name}.json"
+    found: dict[str, dict[int, Result]] = {}
+    changed = []
+    if not path.is_file():
+        return found, changed
+    try:
+        for item in json.loads(path.read_text(encoding="utf-8"))["items"].values():
+            for name, variant in item["variants"].items():
+                if name not in plan.variants or variant["options"] != _options(plan, name):
+                    changed.append(name)
+                else:
+                    found[name] = {int(seed): _result_of(variant, seed) for seed in variant["knn"]}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a report's file ({one_line(error)}); move it away") from None
+    return found, sorted(set(changed))
+
+
+def _options(plan: Plan, name: str) -> dict[str, Any]:
+    return config_as_json(plan.scale.options(plan.variants[name]))
+
+
+def _result_of(variant: Mapping[str, Any], seed: str) -> Result:
+    """The inverse of `_variant_as_json` for one seed."""
+    values = {name: variant[name][seed] for name in _FIELDS if name in variant}
+    consistency = {int(index): share for index, share in values.get("consistency", {}).items()}
+    return Result(**{**values, "consistency": consistency})
 
 
 def _statement_as_json(statement: Statement, difference: Optional[Mean], said: str) -> dict[str, Any]:
@@ -81,7 +121,7 @@ def write(plan: Plan, results: Results, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"paper-{plan.scale.name}"
     date = datetime.date.today().isoformat()
-    found = as_json(plan, results, processor(), date)
+    found = as_json(plan, results, date)
     replace_text(folder / f"{stem}.json", json.dumps(found, indent=1) + "\n")
     for name in found["items"]:
         plot(plan.items[name], {row: mean_of(_values(results, row.measure)) for row in plan.items[name].rows},
@@ -189,6 +229,11 @@ def _count(found: Mapping[str, Any]) -> int:
 def _codes(results: Results) -> str:
     codes = {result.code for runs in results.values() for result in runs.values()}
     return ", ".join(sorted(codes)) or git_revision()
+
+
+def _machines(results: Results) -> str:
+    machines = {result.machine for runs in results.values() for result in runs.values()}
+    return "; ".join(sorted(machines)) or processor()
 
 
 def _devices(results: Results) -> str:

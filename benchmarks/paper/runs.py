@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from benchmarks.paper.scales import Scale, Variant
+from benchmarks.runs import processor as processor_name
 from datasets import PACKAGED
 from lib.config import OPTIONS, Options, collect
 from lib.errors import UserError
@@ -85,7 +86,8 @@ class Result:
         baselines: by name.
         features: of the features of --features and --whiten, if these are not the plain output.
         seconds: of training, wall-clock.
-        code, device: commit and machine, as the run told them.
+        code, device: commit and kind of device, as the run told them.
+        machine: name of the processor.
         rank: RankMe of the finished network's training features.
         processor: processor seconds of all starts but killed ones, evaluation included; None if they were not recorded.
         views: augmented views of each image.
@@ -100,6 +102,7 @@ class Result:
     seconds: float = 0.0
     code: str = "unknown"
     device: str = "unknown"
+    machine: str = "unknown"
     rank: Optional[float] = None
     processor: Optional[float] = None
     views: int = 0
@@ -227,6 +230,7 @@ class Run:
             sum(line.get("seconds") or 0.0 for line in lines),
             start.get("code", "unknown"),
             start.get("device", "unknown"),
+            processor_name(),
             next((last[name] for name in last if name.startswith("rankme_")), None),
             sum(line["seconds"] for line in processor) if processor else None,
             self.epochs,

@@ -9,11 +9,12 @@ from scipy import stats
 
 from benchmarks.paper import __main__ as command
 from benchmarks.paper.items import BASE, NAMES, Measure, Plan, Statement, stretched
-from benchmarks.paper.report import as_json, assess, markdown, measured, write
+from benchmarks.paper.report import as_json, assess, earlier, markdown, measured, write
 from benchmarks.paper.runs import BEGUN, FINISHED, MISSING, NO_DATA, Call, Result, Run
 from benchmarks.paper.scales import FULL, ROOT, Scale, Variant
 from benchmarks.paper.scales import NAMES as SCALES
 from benchmarks.paper.statistics import HOLDS, OPPOSITE, UNDECIDED, Mean, mean_of, paired, verdict
+from benchmarks.runs import processor
 from lib.config import collect, to_yaml
 from lib.errors import UserError
 
@@ -170,7 +171,13 @@ def test_the_ladder_goes_from_the_papers_recipe_to_the_quick_one_at_equal_views(
 
 def results(**knn):
     """Of each variant with seeds 0, 1 ..., which have these accuracies."""
-    more = {"consistency": {1: 0.9, 2: 0.7}, "baselines": {"pixels": 0.5}, "features": 0.25, "code": "abc"}
+    more = {
+        "consistency": {1: 0.9, 2: 0.7},
+        "baselines": {"pixels": 0.5},
+        "features": 0.25,
+        "code": "abc",
+        "machine": "a processor",
+    }
     return {
         name: {seed: Result(value, {"layer3": value, "fc": 0.1}, **more) for seed, value in enumerate(values)}
         for name, values in knn.items()
@@ -259,9 +266,27 @@ def test_the_ladder_shows_four_readings_and_the_cost(tmp_path):
 
 
 def test_a_report_without_runs_says_so():
-    found = as_json(DIGITS, {}, "machine", "2026-01-01")
+    found = as_json(DIGITS, {}, "2026-01-01")
     assert found["items"] == {}
     assert "| AND | not run | | 0 | 86.3 % |" in markdown(DIGITS, {}, found)
+
+
+def test_a_report_keeps_the_runs_of_the_one_before(tmp_path):
+    readouts, more = {"backbone, whitened": 0.625}, {"rank": 31.4, "processor": 512.4, "views": 50}
+    found = results(**{"and": [0.80, 0.82, 0.84], "k-10": [0.70, 0.71, 0.735]})
+    found["ladder-faithful"] = {seed: Result(0.25, **more, readouts=readouts) for seed in (0, 2)}
+    write(DIGITS, found, tmp_path)
+    assert earlier(DIGITS, tmp_path) == (found, [])
+    assert earlier(Plan(Scale.of("fashion")), tmp_path) == ({}, [])
+
+
+def test_runs_of_the_report_before_with_other_options_are_left_out(tmp_path):
+    found = results(**{"and": [0.80, 0.82, 0.84], "k-10": [0.70, 0.71, 0.735]})
+    path = write(DIGITS, found, tmp_path).with_suffix(".json")
+    content = json.loads(path.read_text())
+    content["items"]["figure4"]["variants"]["k-10"]["options"]["base_lr"] = 0.5
+    path.write_text(json.dumps(content))
+    assert earlier(DIGITS, tmp_path) == ({"and": found["and"]}, ["k-10"])
 
 
 # Runs
@@ -301,7 +326,16 @@ def test_states_and_results_of_a_run(tmp_path):
     (run.folder / "final.json").write_text(json.dumps({"round": 4, "epoch": 8, "top1": 0.875, "top5": 1.0}))
     assert run.state == FINISHED
     assert run.result() == Result(
-        0.875, {"layer3": 0.75}, {1: 0.8, 2: 0.7, 3: pytest.approx(0.6), 4: 0.5}, {}, None, 10.0, "abc", "CPU", views=40
+        0.875,
+        {"layer3": 0.75},
+        {1: 0.8, 2: 0.7, 3: pytest.approx(0.6), 4: 0.5},
+        {},
+        None,
+        10.0,
+        "abc",
+        "CPU",
+        processor(),
+        views=40,
     )
 
 
@@ -411,6 +445,23 @@ def test_report_option_starts_no_run(tmp_path, capsys):
     assert found["items"]["figure6"]["variants"]["and"]["consistency"] == {
         "0": {"1": 0.8, "2": 0.7, "3": pytest.approx(0.6), "4": 0.5}
     }
+
+
+def test_a_report_adds_its_sessions_to_the_runs_of_another_machine(tmp_path, capsys):
+    session(base_run(tmp_path))
+    there = results(**{"and": [0.80, 0.82], "k-10": [0.70, 0.71]})
+    write(DIGITS, there, tmp_path / "r")
+    arguments = ["table6", "--sess-dir", str(tmp_path), "--reports", str(tmp_path / "r"), "--report"]
+    assert command.main(arguments) == 0
+    found = json.loads((tmp_path / "r" / "paper-digits.json").read_text())
+    assert found["items"]["figure4"]["variants"]["and"]["knn"] == {"0": 0.875, "1": 0.82}  # a session comes first
+    assert found["items"]["figure4"]["variants"]["k-10"]["knn"] == {"0": 0.70, "1": 0.71}
+    assert found["machine"] == "; ".join(sorted(["a processor", processor()]))
+
+    (tmp_path / "r" / "paper-digits.json").write_text('{"items": ')
+    for how in ([], ["--report"]):
+        assert command.main([*arguments[:-1], *how]) == 2
+        assert "paper-digits.json is not a report's file (Expecting value" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
