@@ -36,15 +36,17 @@ class Images:
         pipeline: serves the images.
         labels: (N,) and (Q,) int64, of training and test images.
         ks: numbers of neighbours; accuracies are given for each.
+        sigma: of the vote.
     """
 
     options: Options
     pipeline: Pipeline
     labels: tuple[Tensor, Tensor]
     ks: tuple[int, ...] = KS
+    sigma: float = SIGMA
 
     @classmethod
-    def of(cls, arguments: Sequence[str], ks: tuple[int, ...] = KS) -> "Images":
+    def of(cls, arguments: Sequence[str], ks: tuple[int, ...] = KS, sigma: float = SIGMA) -> "Images":
         """The images that main.py would load with these arguments.
 
         Raises:
@@ -52,9 +54,8 @@ class Images:
         """
         options = collect(arguments).options
         pipeline = Pipeline(datasets.load(options.dataset, options.data_root, options.download), options, CPU)
-        return cls(
-            options, pipeline, tuple(torch.from_numpy(each.labels) for each in (pipeline.train, pipeline.test)), ks
-        )
+        labels = tuple(torch.from_numpy(each.labels) for each in (pipeline.train, pipeline.test))
+        return cls(options, pipeline, labels, ks, sigma)
 
     def accuracies(self, extract: Extract) -> dict[str, dict[str, float]]:
         """kNN top-1 in % by kind (`plain` or `whitened`) and K, on all test images.
@@ -79,7 +80,7 @@ class Images:
         similarities, indices = nearest(test, train, max(self.ks))  # one search, ordered by similarity
         found = {}
         for k in self.ks:
-            votes = log_votes(similarities[:, :k], labels[indices[:, :k]], classes, SIGMA)
+            votes = log_votes(similarities[:, :k], labels[indices[:, :k]], classes, self.sigma)
             found[str(k)] = round(100 * (rank_of_truth(votes, of_test) == 0).double().mean().item(), 2)
         return found
 

@@ -6,7 +6,7 @@
 
 A run is one of main.py, in SESS_DIR/SCALE/VARIANT-sSEED. Finished runs are used again, interrupted ones resumed; a
 variant that two items need is run once. Ctrl-C saves and stops; the same command continues. After each item, and at
-the end, a report of all finished runs is written.
+the end, the finished runs are added to the report.
 """
 
 import argparse
@@ -243,14 +243,12 @@ def _time(seconds: float) -> str:
 
 
 def _report(queue: Queue, reports: Path) -> Path:
-    from benchmarks.paper.report import earlier, write  # loads PyTorch
+    from benchmarks.paper.report import update  # loads PyTorch
 
-    results, changed = earlier(queue.plan, reports)
+    path, changed = update(queue.plan, queue.results(), reports)
     for name in changed:
         print(f"left out: the report's runs of {name}, which were made with other options")
-    for name, runs in queue.results().items():
-        results[name] = {**results.get(name, {}), **runs}
-    return write(queue.plan, results, reports)
+    return path
 
 
 if __name__ == "__main__":

@@ -146,14 +146,14 @@ class Plan:
         instance = self._instance_variant()
         rows = [
             Row("AND", Measure(BASE), 86.3),
-            Row("instance learning, one course of the rate", Measure(instance), 80.8),
+            Row("instance learning, one schedule of the rate over all epochs", Measure(instance), 80.8),
         ]
         statements = [Statement("AND over instance learning for as many epochs", Measure(BASE), Measure(instance))]
         if self.scale.name != FULL:
-            # 1 anchor in round 1, 2 in round 2 ...: the course of the rate is AND's, and there is next to nothing else
+            # 1 anchor in round 1, 2 in round 2 ...: AND's learning-rate schedule and next to nothing else of it
             few = self._variant("instance-restarts", ANs_select_rate=f"{1.001 / self.scale.images:.10f}")
             rows.append(Row("instance learning, the rate restarts as AND's does", Measure(few)))
-            text = "AND over instance learning with AND's course of the learning rate"
+            text = "AND over instance learning with AND's learning-rate schedule"
             statements.append(Statement(text, Measure(BASE), Measure(few)))
         for name in (_PIXELS, _WHITENED, _UNTRAINED):
             rows.append(Row(name, Measure(BASE, name)))
@@ -168,7 +168,7 @@ class Plan:
             ]
         note = (
             "Ours. As many epochs in all. The rate of instance learning falls once over all of them, in the same "
-            "proportions; with restarts it has AND's course, and round r has r anchors of all images. The published "
+            "proportions; with restarts it has AND's schedule, and round r has r anchors of all images. The published "
             "80.8 % is in neither of the authors' papers, probably from Super-AND (Han et al., arXiv 2002.12158)."
         )
         return Item("instance", "AND against instance learning", tuple(rows), tuple(statements), note)
@@ -331,8 +331,8 @@ class Plan:
             Statement(f"more epochs are better: {more.label} over {fewer.label}", more.measure, fewer.measure)
             for fewer, more in zip(rows, rows[1:])
         )
-        note = "A quarter, a half and all of the scale's epochs, as 50, 100 and 200 in the paper; the rate's course in "
-        note += "proportion."
+        note = "A quarter, a half and all of the scale's epochs, as 50, 100 and 200 in the paper; the learning-rate "
+        note += "schedule in proportion."
         return Item("epochs", "Epochs a round", tuple(rows), statements, note)
 
     def _precision(self) -> Item:
@@ -401,8 +401,8 @@ class Plan:
         statements.append(Statement(text, Measure(quick, WHITENED_BACKBONE), Measure(faithful)))
         note = (
             "Ours. Faithful: the bank, optimiser and augmentation of configs/base.yaml with the scale's network and "
-            "epochs, the course of the rate in proportion. Cosine: as in configs/quick.yaml. AdamW: at 0.002, in place "
-            "of the SGD of configs/base.yaml. All have as many views of an image; processor seconds, evaluation "
+            "epochs, the learning-rate schedule in proportion. Cosine: as in configs/quick.yaml. AdamW at 0.002 "
+            "takes the place of SGD. All have as many views of an image; processor seconds, evaluation "
             "included, stand beside them."
         )
         return Item("ladder", title, tuple(rows), tuple(statements), note, _READINGS)

@@ -3,15 +3,20 @@
 import dataclasses
 import datetime
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any, Optional
 
 from benchmarks.paper.items import Column, Item, Measure, Plan, Statement
 from benchmarks.paper.plot import plot
 from benchmarks.paper.runs import Result, config_as_json
+from benchmarks.paper.scales import NAMES as SCALES
+from benchmarks.paper.scales import ROOT, Scale
 from benchmarks.paper.statistics import Mean, mean_of, paired, verdict
 from benchmarks.runs import processor
+from datasets.files.cache import locked
+from lib.config import Options
 from lib.errors import UserError, one_line
 from lib.runtime.atomic import replace_text
 from lib.session.provenance import git_revision
@@ -47,21 +52,21 @@ def as_json(plan: Plan, results: Results, date: str) -> dict[str, Any]:
     """
     items = {}
     for name, item in plan.items.items():
-        variants = {each.name: each for each in plan.variants_of(name) if results.get(each.name)}
+        variants = [each.name for each in plan.variants_of(name) if results.get(each.name)]
         statements = [_statement_as_json(statement, *assess(results, statement)) for statement in item.statements]
-        if not variants or (statements and not any(each["n"] for each in statements)):
-            continue
-        items[name] = {
-            "variants": {each: _variant_as_json(plan, results[each], each) for each in variants},
-            "statements": statements,
-        }
-    return {"commit": _codes(results), "machine": _machines(results), "date": date, "items": items}
+        if variants and (not statements or any(each["n"] for each in statements)):
+            items[name] = {"variants": variants, "statements": statements}
+    return {
+        "commit": ", ".join(sorted(set(", ".join(_told(results, "code")).split(", ")))) or git_revision(),
+        "machine": "; ".join(_told(results, "machine")) or processor(),
+        "date": date,
+        "variants": {name: _variant_as_json(plan, results[name], name) for name in plan.variants if results.get(name)},
+        "items": items,
+    }
 
 
 def _variant_as_json(plan: Plan, results: Mapping[int, Result], name: str) -> dict[str, Any]:
-    found = {
-        "options": _options(plan, name),
-    }
+    found = {"options": _options(plan, name)}
     for more in _FIELDS:
         values = {str(seed): getattr(result, more) for seed, result in sorted(results.items())}
         if any(value is not None and value != {} for value in values.values()):
@@ -69,30 +74,46 @@ def _variant_as_json(plan: Plan, results: Mapping[int, Result], name: str) -> di
     return found
 
 
+def update(plan: Plan, results: Results, folder: Path) -> tuple[Path, list[str]]:
+    """Write the report of these runs and of those that the folder's report has already (see `write`).
+
+    Returns:
+        the report's path, and the names of variants whose earlier runs are left out (see `earlier`).
+
+    Raises:
+        UserError: as `earlier`.
+    """
+    with locked(folder / f"paper-{plan.scale.name}.json"):
+        merged, changed = earlier(plan, folder)
+        for name, runs in results.items():
+            merged[name] = {**merged.get(name, {}), **runs}
+        return write(plan, merged, folder), changed
+
+
 def earlier(plan: Plan, folder: Path) -> tuple[dict[str, dict[int, Result]], list[str]]:
     """The runs that the folder's report has already, whose sessions may lie on another machine.
 
     Returns:
-        their results, and the variants that are left out because they had other options.
+        their results, and the names of variants that are left out because they had other options.
 
     Raises:
         UserError: the file is not what `write` writes.
     """
     path = folder / f"paper-{plan.scale.name}.json"
     found: dict[str, dict[int, Result]] = {}
-    changed = []
+    changed: list[str] = []
     if not path.is_file():
         return found, changed
+    defaults = config_as_json(Options())  # of options that are younger than the file
     try:
-        for item in json.loads(path.read_text(encoding="utf-8"))["items"].values():
-            for name, variant in item["variants"].items():
-                if name not in plan.variants or variant["options"] != _options(plan, name):
-                    changed.append(name)
-                else:
-                    found[name] = {int(seed): _result_of(variant, seed) for seed in variant["knn"]}
+        for name, variant in json.loads(path.read_text(encoding="utf-8"))["variants"].items():
+            if name in plan.variants and {**defaults, **variant["options"]} == _options(plan, name):
+                found[name] = {int(seed): _result_of(variant, seed) for seed in variant["knn"]}
+            else:
+                changed.append(name)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a report's file ({one_line(error)}); move it away") from None
-    return found, sorted(set(changed))
+        raise UserError(f"{path} is not a report's file ({one_line(repr(error))}); move it away") from None
+    return found, changed
 
 
 def _options(plan: Plan, name: str) -> dict[str, Any]:
@@ -144,10 +165,10 @@ def markdown(plan: Plan, results: Results, found: Mapping[str, Any], notes: str 
     lines = [
         f"# The paper's tables and figures at scale {scale}",
         "",
-        f"- command: `python3 -m benchmarks.paper ITEM ... --scale {scale} --seeds N`; recipe: "
-        f"[benchmarks/scales/{scale}.yaml](../scales/{scale}.yaml) over configs/base.yaml",
-        f"- {count} finished runs, {found['date']}, {found['machine']}, {_devices(results)}; commits of the runs: "
-        f"{found['commit']}",
+        f"- command: `python3 -m benchmarks.paper ITEM ... --scale {_argument(plan.scale)} --seeds N`; recipe: "
+        f"{_recipe(plan.scale)} over configs/base.yaml",
+        f"- {count} finished runs, {found['date']}, {_numbered(found['machine'])}, "
+        f"{'; '.join(_told(results, 'device')) or 'no device'}; commits of the runs: {found['commit']}",
         "- accuracies: of the last network, kNN with training features recomputed; mean over the seeds with its 95 % t "
         "interval, which tells of the seeds alone: the test images are the same",
         "- differences: paired by seed, in points, with their 95 % t interval; *holds* and *opposite*: it lies on one "
@@ -190,7 +211,10 @@ def _columns(item: Item, results: Results) -> list[str]:
     ]
     for row in item.rows:
         means = [mean_of(_values(results, Measure(row.measure.variant, column.what))) for column in item.columns]
-        cells = [_cell(column, mean) for column, mean in zip(item.columns, means)]
+        cells = [
+            _cell(column, mean) if column.what != "processor" else _seconds(results, row.measure.variant)
+            for column, mean in zip(item.columns, means)
+        ]
         lines.append(f"| {row.label} | {' | '.join(cells)} | {0 if means[0] is None else means[0].n} |")
     return lines
 
@@ -202,6 +226,43 @@ def _cell(column: Column, mean: Optional[Mean]) -> str:
         return f"{mean.mean:.4g}"
     half = "" if mean.interval is None else f" ± {100 * (mean.interval[1] - mean.mean):.2f}"
     return f"{100 * mean.mean:.2f}{half} %"
+
+
+def _seconds(results: Results, variant: str) -> str:
+    """Mean processor seconds of a variant's runs; if the report is of several machines, on each of them."""
+    machines = _told(results, "machine")
+    cells = []
+    for number, machine in enumerate(machines, 1):
+        runs = results.get(variant, {}).values()
+        seconds = [each.processor for each in runs if each.machine == machine and each.processor is not None]
+        if seconds:
+            cells.append(f"{mean(seconds):.4g}{_mark(number, machines)}")
+    return ", ".join(cells) or "not run"
+
+
+def _mark(number: int, machines: Sequence[str]) -> str:
+    return f" [{number}]" if len(machines) > 1 else ""
+
+
+def _numbered(machines: str) -> str:
+    """The machines' names with the marks of `_seconds`."""
+    names = machines.split("; ")
+    return "; ".join(name + _mark(number, names) for number, name in enumerate(names, 1))
+
+
+def _argument(scale: Scale) -> str:
+    return scale.name if scale.name in SCALES else scale.file.name
+
+
+def _recipe(scale: Scale) -> str:
+    """The scale's files, as links where they are the project's."""
+    names = []
+    for path in scale.files[1:]:
+        folder = path.parent
+        is_ours = folder.parent == ROOT / "benchmarks"
+        link = f"[benchmarks/{folder.name}/{path.name}](../{folder.name}/{path.name})"
+        names.append(link if is_ours else f"`{path.name}`")
+    return " and ".join(names)
 
 
 def _statement_line(item: str, each: Mapping[str, Any]) -> str:
@@ -226,15 +287,6 @@ def _count(found: Mapping[str, Any]) -> int:
     return sum(each["n"] > 0 for item in found["items"].values() for each in item["statements"])
 
 
-def _codes(results: Results) -> str:
-    codes = {result.code for runs in results.values() for result in runs.values()}
-    return ", ".join(sorted(codes)) or git_revision()
-
-
-def _machines(results: Results) -> str:
-    machines = {result.machine for runs in results.values() for result in runs.values()}
-    return "; ".join(sorted(machines)) or processor()
-
-
-def _devices(results: Results) -> str:
-    return "; ".join(sorted({result.device for runs in results.values() for result in runs.values()})) or "no device"
+def _told(results: Results, what: str) -> list[str]:
+    """What the runs told of themselves, each once: a field of `Result`."""
+    return sorted({getattr(result, what) for runs in results.values() for result in runs.values()})

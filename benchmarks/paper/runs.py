@@ -42,7 +42,7 @@ _OF_COMMAND = {"print_args", "debug", "session", "resume", "pretrained", "compar
 """Options with which main.py would not make the run in its session; the others of this kind need one of them."""
 
 READOUTS, PROCESSOR = "readouts.json", "processor.jsonl"
-"""Files of a run's session: its `Result.readouts`, and the processor seconds of each start."""
+"""Files of a run's session: its `Result.readouts`, and the processor and its seconds of each start."""
 
 _WITHOUT_FILES = ("digits",)
 
@@ -85,9 +85,9 @@ class Result:
         consistency: by round, from round 1.
         baselines: by name.
         features: of the features of --features and --whiten, if these are not the plain output.
-        seconds: of training, wall-clock.
+        seconds: of training, wall-clock; None if they were not recorded.
         code, device: commit and kind of device, as the run told them.
-        machine: name of the processor.
+        machine: name of the processor of the last start.
         rank: RankMe of the finished network's training features.
         processor: processor seconds of all starts but killed ones, evaluation included; None if they were not recorded.
         views: augmented views of each image.
@@ -99,7 +99,7 @@ class Result:
     consistency: dict[int, float] = field(default_factory=dict)
     baselines: dict[str, float] = field(default_factory=dict)
     features: Optional[float] = None
-    seconds: float = 0.0
+    seconds: Optional[float] = None
     code: str = "unknown"
     device: str = "unknown"
     machine: str = "unknown"
@@ -171,8 +171,8 @@ class Run:
         """Evaluate the finished network's features, and store the accuracies in the session."""
         from benchmarks.readout import Images, of_session
 
-        k = self.options.knn_k
-        levels = of_session(Images.of([*self._recipe, *self._data_arguments()], (k,)), str(self.folder))
+        k, arguments = self.options.knn_k, [*self._recipe, *self._data_arguments()]
+        levels = of_session(Images.of(arguments, (k,), self.options.sigma), str(self.folder))
         found = {
             f"{level}, {kind}": of_k[str(k)] / 100 for level, kinds in levels.items() for kind, of_k in kinds.items()
         }
@@ -230,7 +230,7 @@ class Run:
             sum(line.get("seconds") or 0.0 for line in lines),
             start.get("code", "unknown"),
             start.get("device", "unknown"),
-            processor_name(),
+            processor[-1].get("machine", "unknown") if processor else "unknown",
             next((last[name] for name in last if name.startswith("rankme_")), None),
             sum(line["seconds"] for line in processor) if processor else None,
             self.epochs,
@@ -365,7 +365,7 @@ def _train(run: Run, output: str) -> None:
     sys.argv = ["main.py", *arguments]
     status = main.main(arguments)
     if run.folder.is_dir():
-        append_line(run.folder / PROCESSOR, json.dumps({"seconds": time.process_time()}))
+        append_line(run.folder / PROCESSOR, json.dumps({"seconds": time.process_time(), "machine": processor_name()}))
     if status == 0 and run.variant.is_read_out:
         run.read_out()
     sys.exit(status)

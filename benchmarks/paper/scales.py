@@ -44,12 +44,15 @@ class Scale:
         """One of `NAMES`, or the scale of a YAML file, which is named after it.
 
         Raises:
-            UserError: it is neither.
+            UserError: it is neither, or the file has the name of a scale of `NAMES`, whose report it would replace.
         """
         if name in NAMES:
             return cls(ROOT / "benchmarks" / "scales" / f"{name}.yaml")
         if name.endswith(".yaml"):
-            return cls(Path(name).absolute())
+            scale = cls(Path(name).absolute())
+            if scale.name in NAMES:
+                raise UserError(f"--scale {name}: {scale.name} is the name of a scale of the project; rename the file")
+            return scale
         raise UserError(f"--scale {name}: expected one of {', '.join(NAMES)}, or the path of a YAML file")
 
     @property
@@ -77,11 +80,15 @@ class Scale:
             raise UserError(f"scale {self.name}: dataset {self.base.dataset} needs a limit_train in {self.file}")
         return min(all_images, self.base.limit_train or all_images)
 
+    @property
+    def files(self) -> list[Path]:
+        """Its files of options, of which later ones override earlier ones."""
+        images = ROOT / "benchmarks" / "images" / f"{self.name}.yaml"
+        return [ROOT / "configs" / "base.yaml", *([images] if images.is_file() else []), self.file]
+
     def arguments(self, variant: Variant) -> list[str]:
         """Arguments of main.py that train the variant, without the seed and the session."""
-        images = ROOT / "benchmarks" / "images" / f"{self.name}.yaml"
-        files = [ROOT / "configs" / "base.yaml", *([images] if images.is_file() else []), self.file]
-        files += [ROOT / "configs" / f"{name}.yaml" for name in variant.configs]
+        files = [*self.files, *(ROOT / "configs" / f"{name}.yaml" for name in variant.configs)]
         words = ["--cfgs", *map(str, files)]
         for name, value in variant.changes.items():
             words += _words(name, value)

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from benchmarks.runs import processor
 from benchmarks.same_run import differences
 from tests.helpers.runs import call, start
 
@@ -24,7 +25,8 @@ max_epoch: 1
 max_round: 3
 ANs_select_rate: auto
 optimizer: adam
-knn_k: 5
+knn_k: 9
+knn_sigma: 0.01
 """
 PROGRAM = ("-m", "benchmarks.paper")
 
@@ -57,11 +59,12 @@ def test_an_item_from_one_command(made):
     assert sorted(path.name for path in (folder / "s" / "tiny").iterdir()) == ["and-s0", "and-s1"]
     assert [path.name for path in (folder / "s" / "tiny" / "and-s0" / "checkpoint").iterdir()] == ["0002-00096.ckpt"]
     found = json.loads((folder / "r" / "paper-tiny.json").read_text())
-    figure = found["items"]["figure6"]
+    figure, run = found["items"]["figure6"], found["variants"]["and"]
     for seed in ("0", "1"):
         final = json.loads((folder / "s" / "tiny" / f"and-s{seed}" / "final.json").read_text())
-        assert figure["variants"]["and"]["knn"][seed] == final["top1"]
-        assert sorted(figure["variants"]["and"]["linear"][seed]) == ["fc", "layer1", "layer2", "layer3", "stem"]
+        assert run["knn"][seed] == final["top1"]
+        assert sorted(run["linear"][seed]) == ["fc", "layer1", "layer2", "layer3", "stem"]
+        assert run["machine"][seed] == processor()
     assert [statement["n"] for statement in figure["statements"]] == [2, 2, 2]
     assert (folder / "r" / "paper-tiny-figure6.svg").is_file()
 
@@ -69,9 +72,11 @@ def test_an_item_from_one_command(made):
 def test_the_ladder_evaluates_its_networks(scale, tmp_path):
     status, _, err = call(*arguments(scale, tmp_path, "ladder", seeds=1), program=PROGRAM, timeout=300)
     assert (status, err) == (0, "")
-    ladder = json.loads((tmp_path / "r" / "paper-tiny.json").read_text())["items"]["ladder"]
-    assert len(ladder["variants"]) == 8
-    for name, found in ladder["variants"].items():
+    report = json.loads((tmp_path / "r" / "paper-tiny.json").read_text())
+    ladder = report["items"]["ladder"]["variants"]
+    assert len(ladder) == 8
+    for name in ladder:
+        found = report["variants"][name]
         session = tmp_path / "s" / "tiny" / f"{name}-s0"
         readouts = json.loads((session / "readouts.json").read_text())
         assert list(readouts) == ["embedding, plain", "embedding, whitened", "backbone, plain", "backbone, whitened"]
