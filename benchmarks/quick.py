@@ -1,4 +1,4 @@
-"""Accuracy of AND's quick recipe within minutes, beside pixels, the paper's recipe, SimCLR and BYOL at equal seconds.
+"""Accuracy of AND's quick recipe within minutes, beside pixels, the paper's recipe, SimCLR and BYOL.
 
     python3 -m benchmarks.quick --data-root CIFAR                       # everything, some days of one core
     python3 -m benchmarks.quick --minutes 2 --data digits --variants quick pixels
@@ -52,7 +52,7 @@ def main() -> int:
     parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA))
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--rates", nargs="+", type=float, default=[0.03, 0.06, 0.12], help="of the rivals")
-    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--first-seed", type=int, default=0, help="the others follow it (default: 0)")
     runs.add_arguments(parser, "quick")
     given = parser.parse_args()
     if {"cifar", "cifar-small"} & set(given.data) and given.data_root is None and not given.dry_run:

@@ -122,7 +122,7 @@ def best(record: dict[str, Any]) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     """Add the arguments that all benchmarks at a budget share. `name` is that of the report."""
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N - 1 (default: 1)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="how many seeds (default: 1)")
     parser.add_argument("--data-root", help="CIFAR-10 as folders train/ and test/ with a folder a class")
     parser.add_argument("--threads", type=int, default=1, help="threads of each run (default: 1)")
     parser.add_argument("--report", type=Path, default=REPORTS / f"{name}.json", help="results; the table beside it")
@@ -238,10 +238,12 @@ def _about(results: list[dict[str, Any]]) -> list[str]:
     return [
         "kNN top-1 in % on all test images, K = 20 / K = 200, sigma 0.1, training features recomputed; with several "
         "seeds their mean, and ± the half width of the 95 % interval of the mean (Student's t). `embedding`: the "
-        "network's output; `backbone`: what its last layer takes, or for the rivals what their heads take; whitened as "
-        "by --whiten. A budget is processor seconds of training, with augmentation, discovery and checkpoints, without "
-        "the start and the last evaluation. Rivals: the best of the rates that were tried, by the best figure of the "
-        "first seed; a budget for which one rate stands took the best of the shortest one.",
+        "network's output; `backbone`: the input of its last layer, for the rivals that of their heads; whitened as by "
+        "--whiten. Views: how many augmented versions of each training image were seen. A budget is processor seconds "
+        "of training, with augmentation, discovery and checkpoints. It does not include the start, to which the fit of "
+        "the first layer belongs and, for AND, the pass that fills the bank; nor the last evaluation. The rivals have "
+        "the augmentation of lightly's examples. Their learning rate is that of the best figure on the test images for "
+        "the first seed; where a row names one rate, it was chosen in the shortest budget.",
         "",
         f"- machine: {each('machine')}; threads: {each('threads')}; load average {min(loads):.1f} to {max(loads):.1f}",
         f"- dates: {each('date')}; commits: {each('commit')}; PyTorch {each('torch')}",

@@ -95,7 +95,6 @@ def test_averaged_weights_and_the_loss_of_fastsiam_by_hand():
         torch.testing.assert_close(new, 0.99 * old + 0.01 * (old + 1))
 
     siam, views = rivals.FastSiam(lightly, rivals.resnet18(), input_size=8), [torch.randn(4, 3, 8, 8) for _ in range(4)]
-    siam.dtype = None
     z = [siam.heads[0](siam.backbone(view)) for view in views]
     p = [siam.heads[1](each) for each in z]
     expected = 0.0
