@@ -110,6 +110,12 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def marks(machines: Iterable[str]) -> dict[str, str]:
+    """What stands behind the name of each machine and behind its seconds: a number, or nothing if there is but one."""
+    names = sorted(set(machines))
+    return {name: f" [{number}]" if len(names) > 1 else "" for number, name in enumerate(names, 1)}
+
+
 def top1(record: dict[str, Any], level: str, kind: str, k: int) -> Optional[float]:
     """kNN top-1 in %, if it was measured."""
     return record["accuracies"].get(level, {}).get(kind, {}).get(str(k))
@@ -215,7 +221,8 @@ def exit_with(main: Callable[[], int]) -> None:
 def report(store: Store, title: str) -> str:
     """The tables in Markdown, one for each data set and budget."""
     results = list(store.results.values())
-    lines = [f"# {title}", "", *_about(results), ""]
+    marked = marks(each["machine"] for each in results)
+    lines = [f"# {title}", "", *_about(results, marked), ""]
     for data in dict.fromkeys(each["data"] for each in results):
         of_data = [each for each in results if each["data"] == data]
         still = [each for each in of_data if each["seconds"] == 0]
@@ -224,13 +231,13 @@ def report(store: Store, title: str) -> str:
         for seconds, views in sorted(budgets, key=lambda pair: (pair[1] is not None, pair[0] or pair[1])):
             budget = f"{seconds / 60:g} minutes" if views is None else f"{views:g} views an image"
             here = [each for each in of_data if (each["seconds"], each["views"]) == (seconds, views)]
-            lines += [f"### {budget}", "", *_table(here), ""]
+            lines += [f"### {budget}", "", *_table(here, marked), ""]
         if still:
-            lines += ["### without training", "", *_table(still), ""]
+            lines += ["### without training", "", *_table(still, marked), ""]
     return "\n".join(lines)
 
 
-def _about(results: list[dict[str, Any]]) -> list[str]:
+def _about(results: list[dict[str, Any]], marked: dict[str, str]) -> list[str]:
     def each(name: str) -> str:
         return ", ".join(sorted({str(result[name]) for result in results}))
 
@@ -245,12 +252,13 @@ def _about(results: list[dict[str, Any]]) -> list[str]:
         "the augmentation of lightly's examples. Their learning rate is that of the best figure on the test images for "
         "the first seed; where a row names one rate, it was chosen in the shortest budget.",
         "",
-        f"- machine: {each('machine')}; threads: {each('threads')}; load average {min(loads):.1f} to {max(loads):.1f}",
+        f"- machine: {'; '.join(name + mark for name, mark in marked.items())}; threads: {each('threads')}; "
+        f"load average {min(loads):.1f} to {max(loads):.1f}",
         f"- dates: {each('date')}; commits: {each('commit')}; PyTorch {each('torch')}",
     ]
 
 
-def _table(results: list[dict[str, Any]]) -> list[str]:
+def _table(results: list[dict[str, Any]], marked: dict[str, str]) -> list[str]:
     """The table of one data set and budget."""
     heads = ["what", "n", "seconds", "views", "embedding", "whitened", "backbone", "whitened"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
@@ -261,13 +269,13 @@ def _table(results: list[dict[str, Any]]) -> list[str]:
         chosen, note = _best_rate(runs)
         if variant == "pixels":
             cells = ["", "", _cell(chosen, "pixels", "plain"), _cell(chosen, "pixels", "whitened")]
-            lines.append(_row("pixels, centred; whitened", chosen, cells))
+            lines.append(_row("pixels, centred; whitened", chosen, cells, marked))
             continue
-        lines.append(_row(name + note, chosen, [_cell(chosen, *kind) for kind in KINDS]))
+        lines.append(_row(name + note, chosen, [_cell(chosen, *kind) for kind in KINDS], marked))
         for level, told in LEVELS.items():
             if any(level in each["accuracies"] for each in chosen):
                 cells = ["", "", _cell(chosen, level, "plain"), _cell(chosen, level, "whitened")]
-                lines.append(_row(told, chosen, cells))
+                lines.append(_row(told, chosen, cells, marked))
     return lines
 
 
@@ -288,9 +296,10 @@ def _best_rate(runs: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
     return [each for each in runs if each["rate"] == chosen], note
 
 
-def _row(name: str, runs: list[dict[str, Any]], cells: list[str]) -> str:
+def _row(name: str, runs: list[dict[str, Any]], cells: list[str], marked: dict[str, str]) -> str:
     seconds, views = (mean(each[key] for each in runs) for key in ("train_seconds", "views_done"))
-    return "| " + " | ".join([name, str(len(runs)), f"{seconds:.0f}", f"{views:.1f}", *cells]) + " |"
+    where = "".join(sorted({marked[each["machine"]] for each in runs}))
+    return "| " + " | ".join([name, str(len(runs)), f"{seconds:.0f}{where}", f"{views:.1f}", *cells]) + " |"
 
 
 def _cell(runs: list[dict[str, Any]], level: str, kind: str) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any, Optional
@@ -14,7 +14,7 @@ from benchmarks.paper.runs import Result, config_as_json
 from benchmarks.paper.scales import NAMES as SCALES
 from benchmarks.paper.scales import ROOT, Scale
 from benchmarks.paper.statistics import Mean, mean_of, paired, verdict
-from benchmarks.runs import processor
+from benchmarks.runs import marks, processor
 from datasets.files.cache import locked
 from lib.config import Options
 from lib.errors import UserError, one_line
@@ -58,7 +58,7 @@ def as_json(plan: Plan, results: Results, date: str) -> dict[str, Any]:
             items[name] = {"variants": variants, "statements": statements}
     return {
         "commit": ", ".join(sorted(set(", ".join(_told(results, "code")).split(", ")))) or git_revision(),
-        "machine": "; ".join(_told(results, "machine")) or processor(),
+        "machine": _machines(results),
         "date": date,
         "variants": {name: _variant_as_json(plan, results[name], name) for name in plan.variants if results.get(name)},
         "items": items,
@@ -167,7 +167,7 @@ def markdown(plan: Plan, results: Results, found: Mapping[str, Any], notes: str 
         "",
         f"- command: `python3 -m benchmarks.paper ITEM ... --scale {_argument(plan.scale)} --seeds N`; recipe: "
         f"{_recipe(plan.scale)} over configs/base.yaml",
-        f"- {count} finished runs, {found['date']}, {_numbered(found['machine'])}, "
+        f"- {count} finished runs, {found['date']}, {_machines(results)}, "
         f"{'; '.join(_told(results, 'device')) or 'no device'}; commits of the runs: {found['commit']}",
         "- accuracies: of the last network, kNN with training features recomputed; mean over the seeds with its 95 % t "
         "interval, which tells of the seeds alone: the test images are the same",
@@ -230,24 +230,13 @@ def _cell(column: Column, mean: Optional[Mean]) -> str:
 
 def _seconds(results: Results, variant: str) -> str:
     """Mean processor seconds of a variant's runs; if the report is of several machines, on each of them."""
-    machines = _told(results, "machine")
     cells = []
-    for number, machine in enumerate(machines, 1):
+    for machine, mark in marks(_told(results, "machine")).items():
         runs = results.get(variant, {}).values()
         seconds = [each.processor for each in runs if each.machine == machine and each.processor is not None]
         if seconds:
-            cells.append(f"{mean(seconds):.4g}{_mark(number, machines)}")
+            cells.append(f"{mean(seconds):.4g}{mark}")
     return ", ".join(cells) or "not run"
-
-
-def _mark(number: int, machines: Sequence[str]) -> str:
-    return f" [{number}]" if len(machines) > 1 else ""
-
-
-def _numbered(machines: str) -> str:
-    """The machines' names with the marks of `_seconds`."""
-    names = machines.split("; ")
-    return "; ".join(name + _mark(number, names) for number, name in enumerate(names, 1))
 
 
 def _argument(scale: Scale) -> str:
@@ -285,6 +274,10 @@ def _values(results: Results, measure: Measure) -> list[float]:
 
 def _count(found: Mapping[str, Any]) -> int:
     return sum(each["n"] > 0 for item in found["items"].values() for each in item["statements"])
+
+
+def _machines(results: Results) -> str:
+    return "; ".join(name + mark for name, mark in marks(_told(results, "machine")).items()) or processor()
 
 
 def _told(results: Results, what: str) -> list[str]:

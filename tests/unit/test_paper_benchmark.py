@@ -467,7 +467,7 @@ def test_a_report_adds_its_sessions_to_the_runs_of_another_machine(tmp_path, cap
     found = json.loads((tmp_path / "r" / "paper-digits.json").read_text())
     assert found["variants"]["and"]["knn"] == {"0": 0.875, "1": 0.82}  # a session comes first
     assert found["variants"]["k-10"]["knn"] == {"0": 0.70, "1": 0.71}
-    assert found["machine"] == "a processor; another processor"
+    assert found["machine"] == "a processor [1]; another processor [2]"
 
     (tmp_path / "r" / "paper-digits.json").write_text('{"items": ')
     for how in ([], ["--report"]):

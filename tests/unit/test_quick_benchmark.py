@@ -77,6 +77,16 @@ def test_the_table_shows_means_and_the_best_rate(tmp_path):
     assert any(line.startswith("| pixels, centred; whitened") and "9.0 / 8.0" in line for line in lines)
 
 
+def test_seconds_are_marked_by_machine(tmp_path):
+    store = Store(tmp_path / "r.json")
+    for seed, machine in enumerate(("B", "A")):
+        store.add({**record(Cell("digits", "instance" if seed else "quick", 120, None, seed)), "machine": machine})
+    lines = runs.report(store, "Title").splitlines()
+    assert any(line.startswith("- machine: A [1]; B [2]; threads") for line in lines)
+    assert any(line.startswith("| AND, configs/quick.yaml | 1 | 120 [2] |") for line in lines)
+    assert any(line.startswith("| AND, configs/quick.yaml, round 0 alone | 1 | 120 [1] |") for line in lines)
+
+
 def test_rates_are_tried_in_short_runs_and_the_best_is_used(tmp_path):
     given, store = asked(tmp_path, variants=["simclr", "pixels"], seeds=2), Store(tmp_path / "quick.json")
     trials = [Cell("digits", "simclr", 120, None, 0, rate) for rate in (0.1, 0.2)]
