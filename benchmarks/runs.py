@@ -116,6 +116,20 @@ def marks(machines: Iterable[str]) -> dict[str, str]:
     return {name: f" [{number}]" if len(names) > 1 else "" for number, name in enumerate(names, 1)}
 
 
+def seconds_by_machine(seconds: Iterable[tuple[str, float]], marked: dict[str, str], form: str) -> str:
+    """Mean seconds on each machine, since those of several cannot be compared.
+
+    Args:
+        seconds: machine and seconds of each run.
+        marked: from `marks`.
+        form: format of a number, such as `.0f`.
+    """
+    found: dict[str, list[float]] = {}
+    for machine, value in seconds:
+        found.setdefault(machine, []).append(value)
+    return ", ".join(f"{mean(found[machine]):{form}}{mark}" for machine, mark in marked.items() if machine in found)
+
+
 def top1(record: dict[str, Any], level: str, kind: str, k: int) -> Optional[float]:
     """kNN top-1 in %, if it was measured."""
     return record["accuracies"].get(level, {}).get(kind, {}).get(str(k))
@@ -297,9 +311,9 @@ def _best_rate(runs: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
 
 
 def _row(name: str, runs: list[dict[str, Any]], cells: list[str], marked: dict[str, str]) -> str:
-    seconds, views = (mean(each[key] for each in runs) for key in ("train_seconds", "views_done"))
-    where = "".join(sorted({marked[each["machine"]] for each in runs}))
-    return "| " + " | ".join([name, str(len(runs)), f"{seconds:.0f}{where}", f"{views:.1f}", *cells]) + " |"
+    seconds = seconds_by_machine(((each["machine"], each["train_seconds"]) for each in runs), marked, ".0f")
+    views = mean(each["views_done"] for each in runs)
+    return "| " + " | ".join([name, str(len(runs)), seconds, f"{views:.1f}", *cells]) + " |"
 
 
 def _cell(runs: list[dict[str, Any]], level: str, kind: str) -> str:

@@ -5,7 +5,6 @@ import datetime
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import mean
 from typing import Any, Optional
 
 from benchmarks.paper.items import Column, Item, Measure, Plan, Statement
@@ -14,7 +13,7 @@ from benchmarks.paper.runs import Result, config_as_json
 from benchmarks.paper.scales import NAMES as SCALES
 from benchmarks.paper.scales import ROOT, Scale
 from benchmarks.paper.statistics import Mean, mean_of, paired, verdict
-from benchmarks.runs import marks, processor
+from benchmarks.runs import marks, processor, seconds_by_machine
 from datasets.files.cache import locked
 from lib.config import Options
 from lib.errors import UserError, one_line
@@ -56,8 +55,9 @@ def as_json(plan: Plan, results: Results, date: str) -> dict[str, Any]:
         statements = [_statement_as_json(statement, *assess(results, statement)) for statement in item.statements]
         if variants and (not statements or any(each["n"] for each in statements)):
             items[name] = {"variants": variants, "statements": statements}
+    codes = {code for codes in _told(results, "code") for code in codes.split(", ")}  # old runs have their report's
     return {
-        "commit": ", ".join(sorted(set(", ".join(_told(results, "code")).split(", ")))) or git_revision(),
+        "commit": ", ".join(sorted(codes)) or git_revision(),
         "machine": _machines(results),
         "date": date,
         "variants": {name: _variant_as_json(plan, results[name], name) for name in plan.variants if results.get(name)},
@@ -83,7 +83,7 @@ def update(plan: Plan, results: Results, folder: Path) -> tuple[Path, list[str]]
     Raises:
         UserError: as `earlier`.
     """
-    with locked(folder / f"paper-{plan.scale.name}.json"):
+    with locked(_data_file(plan, folder)):
         merged, changed = earlier(plan, folder)
         for name, runs in results.items():
             merged[name] = {**merged.get(name, {}), **runs}
@@ -99,7 +99,7 @@ def earlier(plan: Plan, folder: Path) -> tuple[dict[str, dict[int, Result]], lis
     Raises:
         UserError: the file is not what `write` writes.
     """
-    path = folder / f"paper-{plan.scale.name}.json"
+    path = _data_file(plan, folder)
     found: dict[str, dict[int, Result]] = {}
     changed: list[str] = []
     if not path.is_file():
@@ -114,6 +114,10 @@ def earlier(plan: Plan, folder: Path) -> tuple[dict[str, dict[int, Result]], lis
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a report's file ({one_line(repr(error))}); move it away") from None
     return found, changed
+
+
+def _data_file(plan: Plan, folder: Path) -> Path:
+    return folder / f"paper-{plan.scale.name}.json"
 
 
 def _options(plan: Plan, name: str) -> dict[str, Any]:
@@ -143,7 +147,7 @@ def write(plan: Plan, results: Results, folder: Path) -> Path:
     stem = f"paper-{plan.scale.name}"
     date = datetime.date.today().isoformat()
     found = as_json(plan, results, date)
-    replace_text(folder / f"{stem}.json", json.dumps(found, indent=1) + "\n")
+    replace_text(_data_file(plan, folder), json.dumps(found, indent=1) + "\n")
     for name in found["items"]:
         plot(plan.items[name], {row: mean_of(_values(results, row.measure)) for row in plan.items[name].rows},
              folder / f"{stem}-{name}.svg")  # fmt: skip
@@ -229,14 +233,9 @@ def _cell(column: Column, mean: Optional[Mean]) -> str:
 
 
 def _seconds(results: Results, variant: str) -> str:
-    """Mean processor seconds of a variant's runs; if the report is of several machines, on each of them."""
-    cells = []
-    for machine, mark in marks(_told(results, "machine")).items():
-        runs = results.get(variant, {}).values()
-        seconds = [each.processor for each in runs if each.machine == machine and each.processor is not None]
-        if seconds:
-            cells.append(f"{mean(seconds):.4g}{mark}")
-    return ", ".join(cells) or "not run"
+    runs = results.get(variant, {}).values()
+    seconds = [(each.machine, each.processor) for each in runs if each.processor is not None]
+    return seconds_by_machine(seconds, marks(_told(results, "machine")), ".4g") or "not run"
 
 
 def _argument(scale: Scale) -> str:

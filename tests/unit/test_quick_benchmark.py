@@ -81,9 +81,11 @@ def test_seconds_are_marked_by_machine(tmp_path):
     store = Store(tmp_path / "r.json")
     for seed, machine in enumerate(("B", "A")):
         store.add({**record(Cell("digits", "instance" if seed else "quick", 120, None, seed)), "machine": machine})
+    other = Cell("digits", "quick", 120, None, 1)
+    store.add({**record(other), "machine": "A", "train_seconds": 300.0})
     lines = runs.report(store, "Title").splitlines()
     assert any(line.startswith("- machine: A [1]; B [2]; threads") for line in lines)
-    assert any(line.startswith("| AND, configs/quick.yaml | 1 | 120 [2] |") for line in lines)
+    assert any(line.startswith("| AND, configs/quick.yaml | 2 | 300 [1], 120 [2] |") for line in lines)
     assert any(line.startswith("| AND, configs/quick.yaml, round 0 alone | 1 | 120 [1] |") for line in lines)
 
 
